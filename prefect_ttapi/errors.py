@@ -1,0 +1,188 @@
+"""Every error this package raises.
+
+TTAPIError                    the API, or the way to it; has status_code, request_id, message, outcome
+├── InvalidRequestError       400, 404, 413, 422: the same request would fail again
+│   └── ModerationError       400: the prompt was refused
+├── AuthenticationError       401, 403: every other call would fail too
+├── InsufficientBalanceError  402: every other call would fail too
+├── RateLimitError            429
+├── QueueFullError            499: the account's queue for this product is full
+├── ServerError               500, 502, 503
+├── APIConnectionError        the request never reached the server
+├── UnknownOutcomeError       504, 520-524, read timeout, connection lost after sending: perhaps paid
+├── InvalidResponseError      a 200 that is no usable answer: perhaps paid
+└── DownloadError             paid, but an image URL could not be fetched
+StoreError                    the image store: unreachable, unwritable, refused
+└── ImageMissingError         an object that a record names is gone or has another size
+BudgetExceeded                the batch's budget does not allow another request
+BatchError                    a batch ended with failed rows
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What became of a request that did not give its images.
+
+    The values are stored in ledger and manifest; they decide whether a request may be sent again.
+    """
+
+    NEVER_DELIVERED = "never delivered"  # no byte of it reached the server: not paid
+    REJECTED = "rejected before work"  # 429, 499: not paid, welcome later
+    SERVER_FAULT = "server fault"  # 500, 502, 503: unlikely to be paid
+    UNKNOWN = "unknown"  # may have been worked on, and paid
+    UNUSABLE = "answered but unusable"  # perhaps paid
+    REFUSED = "refused for good"  # not paid; the same request would be refused again
+
+
+class TTAPIError(Exception):
+    """The API, or the way to it, did not give the images.
+
+    Attributes:
+        message: the vendor's own words where there are any, else ours.
+        status_code: the HTTP status, or None where no answer came.
+        request_id: the API's id of the call, where it sent one.
+        outcome: what became of the request, hence whether it may have been paid for.
+        attempts: how often the request was sent or tried to be sent.
+        elapsed: seconds from the first attempt to this error.
+        retry_after: seconds the API asked to wait, where it did.
+    """
+
+    outcome: Outcome = Outcome.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        request_id: str | None = None,
+        outcome: Outcome | None = None,
+        attempts: int = 1,
+        elapsed: float = 0.0,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = status_code
+        self.request_id = request_id
+        self.outcome = outcome or type(self).outcome
+        self.attempts = attempts
+        self.elapsed = elapsed
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        status = f"HTTP {self.status_code}" if self.status_code else ""
+        tries = f"{self.attempts} attempts in {self.elapsed:.1f} s" if self.attempts > 1 else ""
+        request_id = f"request id {self.request_id}" if self.request_id else ""
+        facts = ", ".join(fact for fact in (status, tries, f"outcome: {self.outcome}", request_id) if fact)
+        return f"{self.message} ({facts})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception.__reduce__ would lose the keyword arguments between processes
+        return _rebuild, (
+            type(self),
+            self.message,
+            {k: v for k, v in self.__dict__.items() if k != "message"},
+        )
+
+
+def _rebuild(cls: type[TTAPIError], message: str, facts: dict[str, object]) -> TTAPIError:
+    error = cls(message)
+    error.__dict__.update(facts)
+    return error
+
+
+class InvalidRequestError(TTAPIError):
+    """400, 404, 413, 422: the same request would be refused again. Not paid."""
+
+    outcome = Outcome.REFUSED
+
+
+class ModerationError(InvalidRequestError):
+    """400 because of the prompt's content. Not paid; another prompt may pass."""
+
+
+class AuthenticationError(TTAPIError):
+    """401, 403: wrong key or blocked account; every other call would fail too. Not paid."""
+
+    outcome = Outcome.REFUSED
+
+
+class InsufficientBalanceError(TTAPIError):
+    """402: the prepaid balance is used up; every other call would fail too. Not paid."""
+
+    outcome = Outcome.REFUSED
+
+
+class RateLimitError(TTAPIError):
+    """429: too many requests. Not paid."""
+
+    outcome = Outcome.REJECTED
+
+
+class QueueFullError(TTAPIError):
+    """499: the account's queue for this product is full. Not paid."""
+
+    outcome = Outcome.REJECTED
+
+
+class ServerError(TTAPIError):
+    """500, 502, 503: the server failed. Unlikely to be paid."""
+
+    outcome = Outcome.SERVER_FAULT
+
+
+class APIConnectionError(TTAPIError):
+    """The request never reached the server: refused connection, DNS, TLS, connect timeout. Not paid."""
+
+    outcome = Outcome.NEVER_DELIVERED
+
+
+class UnknownOutcomeError(TTAPIError):
+    """504, 520-524, read timeout, connection lost after sending: it may have been worked on, and paid."""
+
+    outcome = Outcome.UNKNOWN
+
+
+class InvalidResponseError(TTAPIError):
+    """A 200 that is no usable answer, a stream that ends early, bytes that are no image. Perhaps paid."""
+
+    outcome = Outcome.UNUSABLE
+
+
+class DownloadError(TTAPIError):
+    """The API answered and was paid, but the image behind its URL could not be fetched.
+
+    The message never contains the URL: its query may be signed.
+    """
+
+    outcome = Outcome.UNUSABLE
+
+
+#: Every later call with the same account would fail in the same way: a batch stops.
+ACCOUNT_ERRORS = (AuthenticationError, InsufficientBalanceError)
+
+
+class StoreError(Exception):
+    """The image store can't be reached, read or written; the message says which and what to do."""
+
+
+class ImageMissingError(StoreError):
+    """An object that a record names is gone, or has another size than recorded."""
+
+
+class BudgetExceeded(Exception):  # noqa: N818 - the public name
+    """The batch's budget does not allow another request; nothing was sent for this one."""
+
+
+class BatchError(Exception):
+    """A batch ended with failed rows; the message counts them by kind and gives examples.
+
+    The report is in `report`: everything that did not fail is generated, delivered and recorded.
+    """
+
+    def __init__(self, message: str, report: object = None) -> None:
+        super().__init__(message)
+        self.report = report

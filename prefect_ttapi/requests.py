@@ -1,0 +1,181 @@
+"""What may be asked of the API, and the name under which an answer is remembered."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+
+from prefect_ttapi.rules import MODELS, NEEDS, RULES, AnyText, Model
+
+#: What shapes the image, hence the fields of `request_hash`; `variant` is ours and applies to every model.
+SHAPING: Final[tuple[str, ...]] = (
+    "model", "prompt", "n", "size", "quality", "background", "moderation", "output_format",
+    "output_compression", "style", "variant",
+)  # fmt: skip
+
+
+class ImageRequest(BaseModel):
+    """One request for one or more images, legal for its model, with the vendor's field names.
+
+    Every error of a request is in one `pydantic.ValidationError`, each naming field, model and legal values.
+    `variant` is ours and never sent: the same request with another variant is another sample.
+
+    >>> request = ImageRequest(prompt="a lighthouse", model="gpt-image-2", size="1536x1024")
+    >>> request.body()
+    {'model': 'gpt-image-2', 'prompt': 'a lighthouse', 'size': '1536x1024'}
+    >>> request.request_hash[:12]
+    '725f7723f7ec'
+    """
+
+    # our messages show what was wrong; pydantic's echo of the input would repeat whole prompts
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: Model = Field("dall-e-2", description="The model that makes the image")
+    prompt: str = Field(description="What the image shows")
+    n: int = Field(1, description="How many images")
+    size: str = Field("auto", description="WIDTHxHEIGHT in pixels, or auto")
+    quality: str = Field("auto", description="auto lets the model choose")
+    output_format: str = Field("png", description="GPT Image models: png, jpeg or webp")
+    background: str = Field("auto", description="GPT Image models: transparent needs png or webp")
+    moderation: str = Field("auto", description="GPT Image models: low is less restrictive")
+    output_compression: int = Field(100, description="GPT Image models: 0 to 100, with jpeg or webp")
+    response_format: str | None = Field(None, description="DALL-E models: url or b64_json")
+    stream: bool = Field(False, description="GPT Image models: read the answer as a stream")
+    partial_images: int = Field(0, description="GPT Image models: 0 to 3 previews, with stream")
+    style: str | None = Field(None, description="dall-e-3: vivid or natural")
+    user: str | None = Field(None, description="Your end user, for the vendor's abuse detection; not hashed")
+    variant: str | None = Field(
+        None, min_length=1, description="Another sample of the same request; not sent"
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_unknown_fields(cls, data: Any, handler: Any) -> Any:
+        """Report unknown fields with the nearest legal name, together with all other errors."""
+        if not isinstance(data, Mapping):
+            return handler(data)
+        unknown = [name for name in data if name not in cls.model_fields]
+        try:
+            made = handler({name: value for name, value in data.items() if name in cls.model_fields})
+        except ValidationError as error:
+            if not unknown:
+                raise
+            others = [_again(details) for details in error.errors(include_url=False)]
+        else:
+            if not unknown:
+                return made
+            others = []
+        strangers = [
+            InitErrorDetails(type=_unknown_field(name), loc=(str(name),), input=data[name])
+            for name in unknown
+        ]
+        raise ValidationError.from_exception_data(cls.__name__, strangers + others)
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _know_the_model(cls, value: Any) -> Any:
+        if value not in MODELS:
+            raise PydanticCustomError(
+                "unknown_model",
+                "is {shown}; legal: {legal}",
+                {"shown": _shown(value), "legal": ", ".join(MODELS)},
+            )
+        return value
+
+    @field_validator("n", "output_compression", "partial_images", mode="before")
+    @classmethod
+    def _refuse_booleans(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise PydanticCustomError(
+                "not_a_number", "is {shown}; legal: a whole number", {"shown": _shown(value)}
+            )
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _follow_the_table(cls, value: Any, info: ValidationInfo) -> Any:
+        model, name = info.data.get("model"), info.field_name
+        if model is None or name is None or name == "model" or value is None:
+            return value  # an illegal model is reported by itself
+        if isinstance(value, str) and not _is_unicode(value):
+            raise _illegal(value, model, "it holds a lone surrogate, which is no character and can't be sent")
+        rule = AnyText() if name == "variant" else RULES[model].get(name)
+        if rule is None:
+            if value == cls.model_fields[name].default:
+                return value
+            able = [other for other in MODELS if name in RULES[other]]
+            raise _illegal(value, model, "it does not apply to this model, only to " + ", ".join(able))
+        if not rule.allows(value):
+            raise _illegal(value, model, f"legal: {rule.legal}")
+        needs = NEEDS.get(name)
+        needed = needs and needs.violated_by(value, info.data)
+        if needed:
+            raise _illegal(value, model, needed)
+        return value
+
+    @cached_property
+    def request_hash(self) -> str:
+        """Hex SHA-256 over the RFC 8785 JSON of what shapes the image, defaults filled in.
+
+        Fields that do not apply to the model and fields without a value are left out; `user`, `stream`,
+        `partial_images` and `response_format` do not shape the image. Text is hashed as given: no Unicode
+        normalisation.
+        """
+        applies = RULES[self.model].keys() | {"model", "variant"}
+        shape = {name: getattr(self, name) for name in SHAPING if name in applies}
+        present = {name: value for name, value in shape.items() if value is not None}
+        return hashlib.sha256(rfc8785.dumps(present)).hexdigest()
+
+    def body(self, *, stream: bool = False) -> dict[str, Any]:
+        """The JSON to send: model, prompt, and what differs from the vendor's defaults.
+
+        Args:
+            stream: ask for a stream of events, whatever the request says. `partial_images` is sent only then.
+        """
+        skipped = {"model", "prompt", "variant", "stream", "partial_images"}
+        changed = {
+            name: value
+            for name, field in type(self).model_fields.items()
+            if name not in skipped and (value := getattr(self, name)) != field.default
+        }
+        streaming = {"stream": True} | (
+            {"partial_images": self.partial_images} if self.partial_images else {}
+        )
+        return {"model": self.model, "prompt": self.prompt} | changed | (streaming if stream else {})
+
+
+def _shown(value: object) -> str:
+    return f"{len(value):,} characters long" if isinstance(value, str) and len(value) > 60 else ascii(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _illegal(value: Any, model: str, why: str) -> PydanticCustomError:
+    # the message is a template: facts go in as context, so that braces in them stay text
+    facts = {"shown": _shown(value), "model": model, "why": why}
+    return PydanticCustomError("illegal_for_model", "is {shown} for {model}; {why}", facts)
+
+
+def _unknown_field(name: object) -> PydanticCustomError:
+    near = difflib.get_close_matches(str(name), ImageRequest.model_fields, n=1, cutoff=0.5)
+    legal = f"did you mean {near[0]}?" if near else "legal: " + ", ".join(ImageRequest.model_fields)
+    return PydanticCustomError("unknown_field", "is no field of an image request; {legal}", {"legal": legal})
+
+
+def _again(details: Any) -> InitErrorDetails:
+    """An error of an inner validation, to be raised again with others."""
+    again = PydanticCustomError(details["type"], "{message}", {"message": details["msg"]})
+    return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])

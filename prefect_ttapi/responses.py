@@ -1,0 +1,189 @@
+"""What comes back: references that pass between tasks, and images fresh from the wire.
+
+`Generation`, `StoredImage` and `DeliveredImage` are small, JSON-able and hold no image bytes. `GeneratedImages`
+and the events of a stream hold bytes in temporary files and stay in the process that asked for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, BinaryIO, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.spool import Spool
+
+
+class Usage(BaseModel):
+    """Tokens as the API counted them; unknown fields are kept.
+
+    >>> Usage.model_validate({"input_tokens": 9, "output_tokens": 4160, "total_tokens": 4169}).total_tokens
+    4169
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: dict[str, Any] | None = None
+    output_tokens_details: dict[str, Any] | None = None
+
+
+class StoredImage(BaseModel):
+    """One image in the store, named by its content.
+
+    Attributes:
+        uri: `file:///...` or `s3://bucket/prefix/images/<sha256>.<ext>`.
+        sha256: hex digest of the bytes.
+        size_bytes: length of the object.
+        media_type: `image/png`, `image/jpeg` or `image/webp`, read from the bytes.
+        width, height: pixels, read from the bytes.
+        index: position in the answer, from 0.
+        revised_prompt: the prompt as the model rewrote it, where it says so.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    sha256: str
+    size_bytes: int
+    media_type: str
+    width: int
+    height: int
+    index: int
+    revised_prompt: str | None = None
+
+
+class Generation(BaseModel):
+    """One request's answer: where its images are and what they cost.
+
+    Attributes:
+        request: what was asked.
+        request_hash: the request's name for ever.
+        api_origin: who answered, e.g. `https://api.ttapi.io`.
+        created_at: when the answer was recorded, UTC.
+        images: in the order of the answer.
+        usage: tokens, where the API counted them.
+        api_calls: how often the request was sent for this answer.
+        seconds: from the first attempt to the recorded answer.
+        flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
+        request_id: the API's id of the call, where it sent one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    request: ImageRequest
+    request_hash: str
+    api_origin: str
+    created_at: datetime
+    images: tuple[StoredImage, ...]
+    usage: Usage | None = None
+    api_calls: int = 1
+    seconds: float = 0.0
+    flow_run_id: str | None = None
+    task_run_id: str | None = None
+    request_id: str | None = None
+
+
+class Presigns(Protocol):
+    """A store that can sign an object's address."""
+
+    def presign(self, uri: str, seconds: int) -> str: ...
+
+
+class DeliveredImage(BaseModel):
+    """One image under the name its consumers know.
+
+    Attributes:
+        uri: `file:///...` or `s3://bucket/key`.
+        url: public address, where the store has a `public_base_url`.
+        sha256: hex digest of the bytes.
+        source_uri: the stored image it is a copy of.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    url: str | None = None
+    sha256: str
+    source_uri: str
+
+    def presign(self, store: Presigns, seconds: int = 3600) -> str:
+        """A signed address that works for `seconds`; never kept in results, manifest or ledger.
+
+        Raises:
+            StoreError: the store can't sign (a local folder), or the object is not in it.
+        """
+        return store.presign(self.uri, seconds)
+
+
+@dataclass(frozen=True)
+class _HasBytes:
+    spool: Spool = field(repr=False)
+    media_type: str
+
+    def open(self) -> BinaryIO:
+        """A new reader over the image's bytes."""
+        return self.spool.open()
+
+    def read_bytes(self) -> bytes:
+        """The image's bytes, all in memory."""
+        return self.spool.read_bytes()
+
+
+@dataclass(frozen=True)
+class GeneratedImage(_HasBytes):
+    """One image fresh from the wire; type and size are read from its bytes (pixels, bytes)."""
+
+    width: int
+    height: int
+    index: int
+    revised_prompt: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the bytes."""
+        return self.spool.sha256
+
+    @property
+    def size_bytes(self) -> int:
+        """Length in bytes."""
+        return self.spool.size_bytes
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """The answer to one request; its images outlive the client.
+
+    Attributes:
+        images: in the order of the answer; there may be fewer than `n`.
+        usage: tokens, where the API counted them.
+        created: the API's own time stamp, Unix seconds, where it sent one.
+        attempts: how often the request was sent.
+        seconds: from the first attempt to the complete answer.
+        request_id: the API's id of the call, where it sent one.
+    """
+
+    images: tuple[GeneratedImage, ...]
+    usage: Usage | None = None
+    created: int | None = None
+    attempts: int = 1
+    seconds: float = 0.0
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class PartialImage(_HasBytes):
+    """A preview from a stream; `index` counts previews from 0. Events never tell of which of n images."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class CompletedImage(GeneratedImage):
+    """A finished image from a stream, with the tokens it took where the API says so."""
+
+    usage: Usage | None = None

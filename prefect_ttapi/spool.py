@@ -1,0 +1,102 @@
+"""Bytes of one image, kept in an anonymous temporary file instead of memory.
+
+A file that has no name needs no cleaning up: it is gone with its last handle, also after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from typing import BinaryIO
+
+#: Bytes up to which an image stays in memory: a file would cost more than they do.
+IN_MEMORY = 64 * 1024
+
+
+class Spool:
+    """Write once, in one thread; then read as often as wanted, in any thread.
+
+    >>> spool = Spool()
+    >>> spool.write(b"image")
+    >>> spool.size_bytes, spool.read_bytes(), spool.open().read(2)
+    (5, b'image', b'im')
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append `data`, hashing it on the way."""
+        self._digest.update(data)
+        self.size_bytes += len(data)
+        if self._file is None and self.size_bytes <= IN_MEMORY:
+            self._memory += data
+            return
+        if self._file is None:
+            # unbuffered, so that readers, who go by position, see every byte
+            self._file = tempfile.TemporaryFile(prefix="ttapi-", buffering=0)  # noqa: SIM115
+            self._write_out(self._memory)
+            self._memory = bytearray()
+        self._write_out(data)
+
+    def _write_out(self, data: bytes | bytearray | memoryview) -> None:
+        assert self._file is not None  # noqa: S101
+        rest = memoryview(data)
+        while rest:  # an unbuffered file may take less than it is given
+            rest = rest[self._file.write(rest) :]
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of what was written so far."""
+        return self._digest.hexdigest()
+
+    def open(self) -> BinaryIO:
+        """A new reader with a position of its own; it stays good after the spool itself is forgotten."""
+        if self._file is None:
+            return io.BytesIO(self._memory)
+        return io.BufferedReader(_Reader(self._file, self.size_bytes), 256 * 1024)
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        return (
+            bytes(self._memory) if self._file is None else os.pread(self._file.fileno(), self.size_bytes, 0)
+        )
+
+    def head(self, size: int) -> bytes:
+        """The first `size` bytes, or all where there are fewer."""
+        return bytes(self._memory[:size]) if self._file is None else os.pread(self._file.fileno(), size, 0)
+
+    def tail(self, size: int) -> bytes:
+        """The last `size` bytes, or all where there are fewer."""
+        if self._file is None:
+            return bytes(self._memory[-size:])
+        start = max(0, self.size_bytes - size)
+        return os.pread(self._file.fileno(), self.size_bytes - start, start)
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = os.preadv(self._file.fileno(), [buffer], self._position)
+        self._position += data
+        return data
