@@ -1,7 +1,7 @@
 """What comes back: references that pass between tasks, and images fresh from the wire.
 
-`Generation`, `StoredImage` and `DeliveredImage` are small, JSON-able and hold no image bytes. `GeneratedImages`
-and the events of a stream hold bytes in temporary files and stay in the process that asked for them.
+`Generation`, `StoredImage` and `DeliveredImage` are small, JSON-able and hold no image bytes.
+`GeneratedImages` and the events of a stream hold bytes in temporary files and stay in their process.
 """
 
 from __future__ import annotations
