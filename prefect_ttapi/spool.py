@@ -39,7 +39,8 @@ class Spool:
             return
         if self._file is None:
             # unbuffered, so that readers, who go by position, see every byte
-            self._file = tempfile.TemporaryFile(prefix="ttapi-", buffering=0)  # noqa: SIM115
+            with tempfile.TemporaryFile(prefix="ttapi-", buffering=0) as file:
+                self._file = _Anonymous(os.dup(file.fileno()), "rb+")
             self._write_out(self._memory)
             self._memory = bytearray()
         self._write_out(data)
@@ -77,6 +78,11 @@ class Spool:
             return bytes(self._memory[-size:])
         start = max(0, self.size_bytes - size)
         return os.pread(self._file.fileno(), self.size_bytes - start, start)
+
+
+class _Anonymous(io.FileIO):
+    def __del__(self) -> None:
+        self.close()  # by design it lives as long as its last handle: that deserves no ResourceWarning
 
 
 class _Reader(io.RawIOBase):
