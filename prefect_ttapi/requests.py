@@ -5,11 +5,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping
-from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, LiteralString, Self
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from prefect_ttapi.rules import MODELS, NEEDS, RULES, AnyText, Model
@@ -19,6 +26,8 @@ SHAPING: Final[tuple[str, ...]] = (
     "model", "prompt", "n", "size", "quality", "background", "moderation", "output_format",
     "output_compression", "style", "variant",
 )  # fmt: skip
+
+_VARIANT: Final = AnyText("any text of at least one character")
 
 
 class ImageRequest(BaseModel):
@@ -82,36 +91,37 @@ class ImageRequest(BaseModel):
     @classmethod
     def _know_the_model(cls, value: Any) -> Any:
         if value not in MODELS:
-            raise PydanticCustomError(
-                "unknown_model",
-                "is {shown}; legal: {legal}",
-                {"shown": _shown(value), "legal": ", ".join(MODELS)},
-            )
+            raise _problem("unknown_model", f"is {_shown(value)}; legal: {', '.join(MODELS)}")
         return value
 
     @field_validator("n", "output_compression", "partial_images", mode="before")
     @classmethod
-    def _refuse_booleans(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise PydanticCustomError(
-                "not_a_number", "is {shown}; legal: a whole number", {"shown": _shown(value)}
-            )
+    def _refuse_what_only_python_counts_as_numbers(cls, value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+            raise _problem("not_a_number", "is no whole number")
         return value
 
-    @field_validator("*", mode="after")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _follow_the_table(cls, value: Any, info: ValidationInfo) -> Any:
-        model, name = info.data.get("model"), info.field_name
-        if model is None or name is None or name == "model" or value is None:
-            return value  # an illegal model is reported by itself
+    def _follow_the_table(
+        cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        model, name = info.data.get("model"), str(info.field_name)
+        if model is None:
+            return handler(given)  # the model itself, or an illegal one, which is reported by itself
+        rule = _VARIANT if name == "variant" else RULES[model].get(name)
+        try:
+            value = handler(given)
+        except ValidationError:
+            raise _illegal(given, model, f"legal: {rule.legal}" if rule else _only_for(name)) from None
+        if value is None:
+            return value
         if isinstance(value, str) and not _is_unicode(value):
             raise _illegal(value, model, "it holds a lone surrogate, which is no character and can't be sent")
-        rule = AnyText() if name == "variant" else RULES[model].get(name)
         if rule is None:
             if value == cls.model_fields[name].default:
                 return value
-            able = [other for other in MODELS if name in RULES[other]]
-            raise _illegal(value, model, "it does not apply to this model, only to " + ", ".join(able))
+            raise _illegal(value, model, _only_for(name))
         if not rule.allows(value):
             raise _illegal(value, model, f"legal: {rule.legal}")
         needs = NEEDS.get(name)
@@ -120,7 +130,12 @@ class ImageRequest(BaseModel):
             raise _illegal(value, model, needed)
         return value
 
-    @cached_property
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """A copy with other values, validated like any request."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate(given | dict(update or {}))
+
+    @property
     def request_hash(self) -> str:
         """Hex SHA-256 over the RFC 8785 JSON of what shapes the image, defaults filled in.
 
@@ -152,7 +167,10 @@ class ImageRequest(BaseModel):
 
 
 def _shown(value: object) -> str:
-    return f"{len(value):,} characters long" if isinstance(value, str) and len(value) > 60 else ascii(value)
+    if isinstance(value, str) and len(value) > 60:
+        return f"{len(value):,} characters long"
+    text = ascii(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _is_unicode(text: str) -> bool:
@@ -164,18 +182,26 @@ def _is_unicode(text: str) -> bool:
 
 
 def _illegal(value: Any, model: str, why: str) -> PydanticCustomError:
-    # the message is a template: facts go in as context, so that braces in them stay text
-    facts = {"shown": _shown(value), "model": model, "why": why}
-    return PydanticCustomError("illegal_for_model", "is {shown} for {model}; {why}", facts)
+    return _problem("illegal_for_model", f"is {_shown(value)} for {model}; {why}")
+
+
+def _only_for(name: str) -> str:
+    able = [model for model in MODELS if name in RULES[model]]
+    return "it does not apply to this model, only to " + ", ".join(able)
 
 
 def _unknown_field(name: object) -> PydanticCustomError:
     near = difflib.get_close_matches(str(name), ImageRequest.model_fields, n=1, cutoff=0.5)
     legal = f"did you mean {near[0]}?" if near else "legal: " + ", ".join(ImageRequest.model_fields)
-    return PydanticCustomError("unknown_field", "is no field of an image request; {legal}", {"legal": legal})
+    return _problem("unknown_field", f"is no field of an image request; {legal}")
 
 
 def _again(details: Any) -> InitErrorDetails:
     """An error of an inner validation, to be raised again with others."""
-    again = PydanticCustomError(details["type"], "{message}", {"message": details["msg"]})
+    again = _problem(details["type"], details["msg"])
     return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
+
+
+def _problem(kind: LiteralString, message: str) -> PydanticCustomError:
+    # pydantic's message is a template: ours goes in as one fact, so that braces in it stay text
+    return PydanticCustomError(kind, "{message}", {"message": message})
