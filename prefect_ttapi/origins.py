@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -10,6 +11,11 @@ DEFAULT_BASE_URL: Final = "https://api.ttapi.io"
 
 #: Hosts of one vendor with one bill: an answer from either is an answer from both.
 _SAME: Final = {"https://api.ttapi.org": "https://api.ttapi.io"}
+
+#: Host, port and path, without anything that two programs could read in two ways.
+_PLAIN_URL: Final = re.compile(
+    r"https?://([a-z0-9][a-z0-9._-]*|\[[0-9a-f:.]+\])(:[0-9]+)?(/[a-z0-9/._~%!$&'()*+,;=:@-]*)?", re.I | re.A
+)
 
 #: The path under which the sandbox answers. Its port changes with each start, its answers don't.
 SANDBOX_PATH: Final = "/sandbox"
@@ -34,22 +40,29 @@ def checked_base_url(base_url: str) -> str:
     """`base_url` without a trailing slash.
 
     Raises:
-        ValueError: it is no https URL (http only for loopback hosts), or has credentials, query or fragment.
+        ValueError: it is no https URL (http only for loopback hosts), or holds more than host, port and path.
+            The message never shows what was given: it could be the key, put in the wrong place.
     """
-    try:
-        parts = urlsplit(base_url.strip())
-        host, _port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"base_url {base_url!r} is no URL: {error}") from None
-    if not host or parts.scheme not in ("https", "http"):
-        raise ValueError(f"base_url must look like {DEFAULT_BASE_URL}, not {base_url!r}")
-    if parts.scheme == "http" and not is_loopback(host):
+    url = base_url.strip().rstrip("/")
+    if not _PLAIN_URL.fullmatch(url) or not _is_possible(url):
         raise ValueError(
-            f"base_url must be https: the API key would cross the network in the clear to {host}"
+            f"base_url must look like {DEFAULT_BASE_URL}: https, a host in ASCII, perhaps a port and a path, "
+            "and no user, password, query or fragment"
         )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("base_url takes no user, password, query or fragment")
-    return base_url.strip().rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ValueError(
+            "base_url must be https: the API key would cross the network in the clear to "
+            f"{parts.hostname} (http is for this machine's own addresses only)"
+        )
+    return url
+
+
+def _is_possible(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:  # a port or an IPv6 address that can't be
+        return False
 
 
 def origin_of(base_url: str) -> str:

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.spool import Spool
@@ -19,17 +27,27 @@ from prefect_ttapi.spool import Spool
 class Usage(BaseModel):
     """Tokens as the API counted them; unknown fields are kept.
 
+    A count that can't be read is taken for not given: it must not cost the images that it came with.
+
     >>> Usage.model_validate({"input_tokens": 9, "output_tokens": 4160, "total_tokens": 4169}).total_tokens
     4169
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
+    input_tokens: int = Field(0, ge=0)
+    output_tokens: int = Field(0, ge=0)
+    total_tokens: int = Field(0, ge=0)
     input_tokens_details: dict[str, Any] | None = None
     output_tokens_details: dict[str, Any] | None = None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _forgive(cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return handler(given)
+        except ValidationError:
+            return cls.model_fields[str(info.field_name)].default
 
 
 class StoredImage(BaseModel):

@@ -75,7 +75,7 @@ class Spool:
     def tail(self, size: int) -> bytes:
         """The last `size` bytes, or all where there are fewer."""
         if self._file is None:
-            return bytes(self._memory[-size:])
+            return bytes(self._memory[max(0, self.size_bytes - size) :])
         start = max(0, self.size_bytes - size)
         return os.pread(self._file.fileno(), self.size_bytes - start, start)
 
