@@ -1,0 +1,323 @@
+"""Streaming JSON: the answer of json.loads and b64decode, at every chunk boundary, in bounded memory."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import tracemalloc
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.wire import decoding
+from prefect_ttapi.wire.decoding import IMAGE_PATHS, DecodingError, StreamingJSON
+
+
+def decode(chunks: Iterable[bytes], **options: Any) -> Any:
+    decoder = StreamingJSON(**options)
+    for chunk in chunks:
+        decoder.feed(chunk)
+    return decoder.finish()
+
+
+def in_memory(document: Any) -> Any:
+    """The document with bytes in the place of spools."""
+    match document:
+        case Spool():
+            return document.read_bytes()
+        case dict():
+            return {key: in_memory(value) for key, value in document.items()}
+        case list():
+            return [in_memory(value) for value in document]
+        case _:
+            return document
+
+
+class Pairs(list[tuple[str, Any]]):
+    """An object as json.loads saw it, with its duplicates."""
+
+
+def strict_base64(text: str) -> bytes:
+    data = base64.b64decode(text, validate=True)
+    if len(text) % 4:  # some versions of Python accept "AAAA="
+        raise ValueError("incorrect padding")
+    return data
+
+
+def with_bytes(value: Any, path: tuple[str | None, ...] = ()) -> Any:
+    match value:
+        case str() if path in IMAGE_PATHS:
+            return strict_base64(value)
+        case Pairs():
+            return {key: with_bytes(item, (*path, key)) for key, item in value}
+        case list():
+            return [with_bytes(item, (*path, None)) for item in value]
+        case _:
+            return value
+
+
+def refuse(word: str) -> None:
+    raise ValueError(word)
+
+
+def plainly(body: bytes) -> str | None:
+    """What json.loads and b64decode make of it, as text that tells 1 from True and 1.0; None if refused."""
+    try:
+        text = body.decode("utf-8-sig")
+        return repr(with_bytes(json.loads(text, object_pairs_hook=Pairs, parse_constant=refuse)))
+    except ValueError:
+        return None
+
+
+def streaming(chunks: Iterable[bytes]) -> str | None:
+    """What we make of the body."""
+    try:
+        return repr(in_memory(decode(chunks)))
+    except DecodingError:
+        return None
+
+
+def cut(body: bytes, places: Sequence[int]) -> list[bytes]:
+    return [body[start:end] for start, end in pairwise([0, *sorted(places), len(body)])]
+
+
+KEYS = st.sampled_from(["data", "b64_json", "usage", "url", "créé", "b64", "", 'a"b\\', "𝄞"]) | st.text(
+    max_size=4
+)
+TEXT = st.text(max_size=12) | st.sampled_from(
+    ['"b64_json": "QUJD"', "\\", '"', "NaN", "{[", "QUJD", "\ud800"]
+)
+BASE64 = st.binary(max_size=40).map(lambda data: base64.b64encode(data).decode())
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(st.tuples(KEYS.filter("b64_json".__ne__), inner), max_size=4).map(Pairs)
+    ),
+    max_leaves=12,
+)
+FIELDS = st.tuples(KEYS.filter(lambda key: key not in ("data", "b64_json")), VALUES)
+IMAGE = st.tuples(st.just("b64_json"), BASE64 | st.none() | st.integers() | st.lists(BASE64, max_size=2))
+ITEM = st.lists(FIELDS | IMAGE, max_size=4).map(Pairs)
+DATA = st.tuples(st.just("data"), st.lists(ITEM, max_size=3))
+ANSWER = st.lists(FIELDS | DATA | IMAGE, max_size=5).map(Pairs)
+WRAPPED = st.lists(FIELDS | st.tuples(st.just("data"), ANSWER), max_size=3).map(Pairs)
+# an image's key where no image belongs
+ELSEWHERE = st.lists(st.tuples(KEYS, ANSWER | ITEM) | FIELDS, max_size=3).map(Pairs) | st.lists(ITEM | VALUES)
+DOCUMENTS = ANSWER | WRAPPED | ELSEWHERE | VALUES
+
+
+def write_string(text: str, draw: st.DrawFn) -> str:
+    escaped = draw(st.sampled_from(["as needed", "all", "slashes"]))
+    if escaped == "all":
+        units = text.encode("utf-16-be", "surrogatepass").hex()
+        return '"' + "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)) + '"'
+    written = json.dumps(text, ensure_ascii=any("\ud800" <= character <= "\udfff" for character in text))
+    return written.replace("/", "\\/") if escaped == "slashes" else written
+
+
+def write(value: Any, draw: st.DrawFn) -> str:
+    """JSON with white space and escapes where they may be."""
+    space = draw(st.sampled_from(["", "", " ", "\n", "\t \r\n"]))
+    match value:
+        case Pairs():
+            pairs = [f"{write(key, draw)}:{write(item, draw)}" for key, item in value]
+            return f"{space}{{{space}{','.join(pairs)}}}{space}"
+        case list():
+            return f"{space}[{space}{','.join(write(item, draw) for item in value)}]{space}"
+        case str():
+            return space + write_string(value, draw) + space
+        case _:
+            return space + json.dumps(value) + space
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    mark = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))
+    return mark + write(draw(DOCUMENTS), draw).encode()
+
+
+@st.composite
+def chunked(draw: st.DrawFn, of: st.SearchStrategy[bytes]) -> list[bytes]:
+    body = draw(of)
+    return cut(body, draw(st.lists(st.integers(0, len(body)), max_size=6)))
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    body = draw(bodies())
+    for _ in range(draw(st.integers(1, 3))):
+        start, length = draw(st.integers(0, len(body))), draw(st.integers(0, 3))
+        body = body[:start] + draw(st.binary(max_size=3) | TOKENS) + body[start + length :]
+    return body
+
+
+TOKENS = st.sampled_from(
+    rb"""{ } [ ] , : " \ / N NaN Infinity -Infinity - 1 1e999 null true "b64_json" "data" "b64\u005fjson"
+    {"data":[{"b64_json": {"b64_json": "QUJD" "QQ==" "QQ= "\u0051Q==" "\/\/8=" \u005 = "=" "A" """.split()
+) | st.sampled_from([b" ", b"\xff", b"\xef\xbb\xbf", b"\x00"])
+SOUP = st.lists(TOKENS, max_size=14).map(b"".join)
+
+
+@settings(deadline=None)
+@given(chunked(bodies()))
+def test_same_as_json_loads_on_anything_valid(chunks: list[bytes]) -> None:
+    """Valid JSON with valid base64 gives what json.loads and b64decode give, however it is cut."""
+    expected = plainly(b"".join(chunks))
+    assert expected is not None
+    assert streaming(chunks) == expected
+
+
+@settings(deadline=None)
+@given(chunked(damaged() | SOUP | st.binary(max_size=30)))
+def test_same_as_json_loads_on_anything_else(chunks: list[bytes]) -> None:
+    """Damaged bodies, tokens in any order and random bytes are refused where the plain way refuses them."""
+    assert streaming(chunks) == plainly(b"".join(chunks))
+
+
+SMALL = [
+    b'{"created":1,"data":[{"b64_json":"QUJDRA==","revised":"x"},{"b64_json":"\\u0051UI="}],"usage":{"a":[{}]}}',
+    b' { "data" : [ { "r" : "say \\"b64_json\\": \\\\" , "b64_json" : "\\/\\/\\/\\/" } , { "u" : 1 } ] }\n',
+    b'{"status":"SUCCESS","message":"\xc3\xa9\\ud834\\udd1e","data":{"data":[{"b64_json":"QQ=="}],"created":-1.5e3}}',
+    b'\xef\xbb\xbf{"b64_json":"QUJD","type":"image_generation.completed","b64\\u005fjson":"QUI="}',
+    b'{"data":[{"b64_json":null},{"b64_json":""},{"b64_json":["QUJD"]},[{"b64_json":"QUJD"}]],"data ":{}}',
+    b'[{"b64_json":"not base64"},"b64_json",{"data":{"b64_json":"-"}}]',
+]
+
+
+@pytest.mark.parametrize("body", SMALL)
+def test_every_chunk_boundary(body: bytes) -> None:
+    """Two cuts at every pair of places, and a cut at every place at once, change nothing."""
+    expected = plainly(body)
+    assert expected is not None
+    assert streaming([body[i : i + 1] for i in range(len(body))]) == expected
+    for first in range(len(body)):
+        for second in range(first, len(body)):
+            assert streaming(cut(body, (first, second))) == expected
+
+
+@pytest.mark.parametrize("body", [body for body in SMALL if body.endswith((b"}", b"]"))])
+def test_every_truncation_is_refused(body: bytes) -> None:
+    """A body cut anywhere is refused at the end, if not before."""
+    for end in range(len(body)):
+        with pytest.raises(DecodingError):
+            decode([body[:end]])
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 48 * 1024 - 1, 48 * 1024, 48 * 1024 + 1, 200_001])
+@pytest.mark.parametrize("chunk", [1000, 65536, 1_000_000])
+def test_large_images(size: int, chunk: int) -> None:
+    """Images around the size of a slice, and over it, arrive whole and hashed, next to each other."""
+    images = [os.urandom(size), os.urandom(size + 1)]
+    body = json.dumps({"data": [{"b64_json": base64.b64encode(image).decode()} for image in images]}).encode()
+    body = body.replace(b"/", b"\\/", 50)
+    document = decode(body[i : i + chunk] for i in range(0, len(body), chunk))
+    assert [item["b64_json"].read_bytes() for item in document["data"]] == images
+
+
+LONG = base64.b64encode(bytes(100_000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(LONG[:-1], id="padding is missing"),
+        pytest.param(LONG + b"AAAA", id="more after the padding"),
+        pytest.param(LONG[:65535] + b"=" + LONG[65536:], id="padding inside, at the end of a slice"),
+        pytest.param(LONG[:400] + b"==" + LONG[402:], id="padding inside"),
+        pytest.param(LONG[:400] + b"\\n" + LONG[400:], id="an escaped line break"),
+        pytest.param(LONG[:400] + b"\n" + LONG[400:], id="a line break"),
+        pytest.param(LONG[:400] + b" " + LONG[400:], id="a space"),
+        pytest.param(LONG[:400] + b"-_" + LONG[402:], id="the URL-safe alphabet"),
+        pytest.param(LONG[:400] + b"\\u00e9" + LONG[401:], id="a letter beyond ASCII, escaped"),
+        pytest.param(LONG[:400] + "é".encode() + LONG[401:], id="a letter beyond ASCII"),
+        pytest.param(LONG[:400] + b"\\u00zz" + LONG[401:], id="an escape that is none"),
+        pytest.param(LONG[:400] + b"\\", id="an escaped quote"),
+        pytest.param(b"data:image/png;base64," + LONG, id="a data URL"),
+    ],
+)
+def test_bad_base64_is_refused(text: bytes) -> None:
+    """Base64 is strict, in short and in long images: alphabet, padding, nothing in between."""
+    body = b'{"data":[{"b64_json":"' + text + b'"}]}'
+    with pytest.raises(DecodingError):
+        decode([body])
+
+
+def test_bodies_are_bounded() -> None:
+    """A body over the limit is refused as soon as it is over it."""
+    decoder = StreamingJSON(max_bytes=20)
+    decoder.feed(b'{"data": "0123456789')
+    with pytest.raises(DecodingError, match="longer than 20 bytes"):
+        decoder.feed(b'"')
+    assert decode([b'{"a":1}'], max_bytes=7) == {"a": 1}
+
+
+BOUNDED = {
+    "text": (b'{"a": "' + b"x" * decoding.MAX_KEPT, "beside its images"),
+    "space": (b" " * (decoding.MAX_KEPT + 1), "beside its images"),
+    "key": (b'{"' + b"x" * decoding.MAX_KEPT, "beside its images"),
+    "depth": (b"[" * 100_000, "levels deep"),
+    "mixed depth": (b'{"a":[' * 100_000, "levels deep"),
+    "parts": (b"[" + b"[]," * 100_000, "parts"),
+    "images": (b'{"data":[' + b'{"b64_json":"QUJD"},' * (decoding.MAX_IMAGES + 1), "images"),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_what_is_kept_is_bounded(name: str) -> None:
+    """Text, nesting, parts and images are bounded: such a body is refused while it arrives."""
+    body, message = BOUNDED[name]
+    with pytest.raises(DecodingError, match=message):
+        StreamingJSON().feed(body)
+
+
+def test_nesting_within_the_bound() -> None:
+    """Nesting up to the bound is read."""
+    body = b"[" * decoding.MAX_DEPTH + b"]" * decoding.MAX_DEPTH
+    assert decode([body]) == json.loads(body)
+
+
+def test_other_paths_can_be_diverted() -> None:
+    """What is an image is the caller's to say."""
+    document = decode([b'{"b64_json": "QUJD", "a": [["QUJD"]]}'], divert={("a", None, None)})
+    assert in_memory(document) == {"b64_json": "QUJD", "a": [[b"ABC"]]}
+
+
+def test_memory_does_not_grow_with_images() -> None:
+    """Decoding 32 MB of images takes less than 1 MB of memory, also when all of it comes at once."""
+    body = (
+        b'{"data":[' + b",".join([b'{"b64_json":"' + base64.b64encode(bytes(8_000_000)) + b'"}'] * 4) + b"]}"
+    )
+    for size in (65536, len(body)):
+        chunks = cut(body, range(size, len(body), size)) if size < len(body) else [body]
+        tracemalloc.start()
+        document = decode(chunks)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert [item["b64_json"].size_bytes for item in document["data"]] == [8_000_000] * 4
+        assert peak < 1_000_000
+
+
+def test_failures_leave_no_files_open() -> None:
+    """The spool files of a bad or abandoned body are closed with its decoder, not at some later time."""
+    body = b'{"data":[{"b64_json":"' + LONG
+    handles = Path("/proc/self/fd")
+    gc.disable()
+    try:
+        before = len(list(handles.iterdir()))
+        for _ in range(20):
+            with pytest.raises(DecodingError):
+                decode([body])
+            StreamingJSON().feed(body)
+        assert len(list(handles.iterdir())) <= before
+    finally:
+        gc.enable()
