@@ -1,0 +1,215 @@
+"""Placeholder pictures: a landscape in colours of its own for each image, the word SANDBOX, and the prompt.
+
+Nobody should take one for a paid image, and everybody should see which request it belongs to. Equal pictures
+are equal bytes. Colours are flat or change by row only: that is what makes a PNG quick to compress.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import math
+import random
+import struct
+import unicodedata
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+#: Longest part of a prompt that is shown, in characters.
+SHOWN: Final = 320
+
+_SMALLEST_WITH_PROMPT: Final = 128  # pixels on the short side; below that letters are smudges
+_HILL_STEPS: Final = 48
+_CHUNK_FRAME: Final = 12  # bytes of a PNG chunk without content: length, name, checksum
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture shows, and how it is written.
+
+    Attributes:
+        prompt: shown wrapped, cut after `SHOWN` characters.
+        model: shown.
+        width, height: pixels.
+        key: picks colours and shapes: another key is another picture.
+        index, count: which of how many images of the answer, from 0.
+        output_format: `png`, `jpeg` or `webp`.
+        compression: 0 to 100, the quality of JPEG and WebP.
+        transparent: leave out the sky; not for JPEG.
+        blocks: pixels per side of the blocks of an unfinished picture; 1 is a finished one.
+    """
+
+    prompt: str
+    model: str
+    width: int
+    height: int
+    key: str
+    index: int = 0
+    count: int = 1
+    output_format: str = "png"
+    compression: int = 100
+    transparent: bool = False
+    blocks: int = 1
+
+
+def draw(picture: Picture) -> bytes:
+    """The encoded picture.
+
+    >>> draw(Picture("a lighthouse", "dall-e-2", 256, 256, key="1"))[:4]
+    b'\\x89PNG'
+    """
+    image = _landscape(picture)
+    if picture.blocks > 1:
+        coarse = (max(1, picture.width // picture.blocks), max(1, picture.height // picture.blocks))
+        image = image.resize(coarse, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(image)
+    _write_sandbox(pen, picture)
+    if picture.blocks == 1 and min(picture.width, picture.height) >= _SMALLEST_WITH_PROMPT:
+        _write_caption(pen, picture)
+    return _encoded(image, picture)
+
+
+def _landscape(picture: Picture) -> Image.Image:
+    """Sky, sun and four hills; the nearest hill is dark, so that the caption can stand on it."""
+    width, height = picture.width, picture.height
+    chance = random.Random(f"{picture.key}/{picture.index}")  # noqa: S311 - colours, no secrets
+    hue = chance.random()
+    warm = (hue + chance.uniform(0.35, 0.65)) % 1
+    if picture.transparent:
+        image = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+    else:
+        sky = Image.new("RGB", (1, 3))
+        sky.putpixel((0, 0), _colour(hue, 0.72, 0.55))
+        sky.putpixel((0, 1), _colour(hue + 0.04, 0.5, 0.85))
+        sky.putpixel((0, 2), _colour(warm, 0.35, 0.98))
+        column = sky.resize((1, max(1, height * 2 // 3)), Image.Resampling.BICUBIC)
+        column = column.crop((0, 0, 1, height))
+        image = column.resize((width, height), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(image)
+    radius = min(width, height) * chance.uniform(0.1, 0.17)
+    sun = (width * chance.uniform(0.2, 0.8), height * chance.uniform(0.36, 0.46))
+    pen.circle(sun, radius, fill=_colour(warm, 0.25, 1.0))
+    for nearness in range(4):
+        colour = _colour(hue + 0.03 * nearness, 0.45 + 0.1 * nearness, (0.72, 0.55, 0.4, 0.2)[nearness])
+        top = height * (0.46 + 0.055 * nearness)
+        pen.polygon(_hill(width, height, top, chance), fill=colour)
+    return image
+
+
+def _hill(width: int, height: int, top: float, chance: random.Random) -> list[tuple[float, float]]:
+    waves = [(chance.uniform(0.5, 3.0), chance.uniform(0, math.tau)) for _ in range(2)]
+    swing = height * 0.025
+    ridge = [
+        (
+            width * step / _HILL_STEPS,
+            top
+            + sum(swing * math.sin(times * math.tau * step / _HILL_STEPS + shift) for times, shift in waves),
+        )
+        for step in range(_HILL_STEPS + 1)
+    ]
+    return [*ridge, (width, height), (0, height)]
+
+
+def _write_sandbox(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
+    """As wide as the picture allows: it must be legible on a thumbnail."""
+    size = max(8, round(min(picture.width * 0.165, picture.height * 0.3)))
+    font = _font(size)
+    bold = size // 22
+    middle = (picture.width / 2, picture.height * 0.2)
+    shadow = (middle[0] + size / 40, middle[1] + size / 40)
+    outline = bold + math.ceil(size / 40)  # all around: behind a transparent picture may be white
+    pen.text(shadow, "SANDBOX", fill=(20, 20, 30), font=font, anchor="mm", stroke_width=outline)
+    pen.text(middle, "SANDBOX", fill=(255, 255, 255), font=font, anchor="mm", stroke_width=bold)
+
+
+def _write_caption(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
+    """Prompt, as large as fits on the nearest hill, and a line of facts under it."""
+    unit = min(math.sqrt(picture.width * picture.height), 1.5 * min(picture.width, picture.height))
+    margin = round(unit * 0.06)
+    width = picture.width - 2 * margin
+    top, bottom = picture.height * 0.7, picture.height - margin
+    small = _font(max(8, round(unit * 0.026)))
+    facts = (
+        f"{picture.model}   {picture.width}x{picture.height}   image {picture.index + 1} of {picture.count}"
+    )
+    pen.text((margin, bottom), facts, fill=(190, 200, 210), font=small, anchor="ls")
+    room = bottom - small.size * 1.8 - top
+    for share in (0.062, 0.05, 0.04, 0.032):
+        font = _font(max(9, round(unit * share)))
+        lines = wrapped(picture.prompt, font, width)
+        fitting = int(room // (font.size * 1.25))
+        if len(lines) <= fitting:
+            break
+    if len(lines) > fitting:
+        lines = [*lines[: fitting - 1], lines[fitting - 1] + " ..."]
+    for number, line in enumerate(lines):
+        pen.text((margin, top + number * font.size * 1.25), line, fill=(255, 255, 255), font=font)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """`text`, cut after `SHOWN` characters, in lines of at most `width` pixels; long words are broken."""
+    shown = text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    # the font has few accented letters and no accents to put on others
+    letters = [char for char in unicodedata.normalize("NFKD", shown) if not unicodedata.combining(char)]
+    words = "".join(char if char.isprintable() else " " for char in letters).split()
+    lines = [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for char in word:  # as a whole where it fits: then this never breaks it
+            if font.getlength(lines[-1] + char) > width:
+                lines.append("")
+            lines[-1] += char
+    return lines
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    # a face of its own for each use: they may not be shared between threads, and loading takes 0.1 ms
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # noqa: S101 - with a size it is
+    return font
+
+
+def _encoded(image: Image.Image, picture: Picture) -> bytes:
+    file = io.BytesIO()
+    quality = max(1, picture.compression)
+    options = {
+        "png": {"compress_level": 1},
+        "jpeg": {"quality": quality},
+        "webp": {"quality": quality, "method": 0},
+    }
+    image.save(file, picture.output_format, **options[picture.output_format])
+    return file.getvalue()
+
+
+def _colour(hue: float, saturation: float, value: float) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def padded(png: bytes, noise: bytes) -> bytes:
+    """`png` made as long as `noise` by a chunk of it before the end, which viewers skip.
+
+    >>> png = draw(Picture("", "dall-e-2", 16, 16, key="1"))
+    >>> len(padded(png, bytes(5000))), padded(png, b"") == png
+    (5000, True)
+    """
+    room = len(noise) - len(png) - _CHUNK_FRAME
+    if room < 0:
+        return png
+    # lower case where the format says: may be skipped, is private, may be copied
+    chunk = b"saNd" + noise[:room]
+    return b"".join((png[:-_CHUNK_FRAME], struct.pack(">I", room), chunk, _crc(chunk), png[-_CHUNK_FRAME:]))
+
+
+def _crc(chunk: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(chunk))
