@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefect_ttapi.spool import Spool
@@ -108,7 +108,7 @@ VALUES = st.recursive(
 FIELDS = st.tuples(KEYS.filter(lambda key: key not in ("data", "b64_json")), VALUES)
 IMAGE = st.tuples(st.just("b64_json"), BASE64 | st.none() | st.integers() | st.lists(BASE64, max_size=2))
 ITEM = st.lists(FIELDS | IMAGE, max_size=4).map(Pairs)
-DATA = st.tuples(st.just("data"), st.lists(ITEM, max_size=3))
+DATA = st.tuples(st.just("data"), st.lists(ITEM | VALUES, max_size=3))
 ANSWER = st.lists(FIELDS | DATA | IMAGE, max_size=5).map(Pairs)
 WRAPPED = st.lists(FIELDS | st.tuples(st.just("data"), ANSWER), max_size=3).map(Pairs)
 # an image's key where no image belongs
@@ -178,6 +178,14 @@ def test_same_as_json_loads_on_anything_valid(chunks: list[bytes]) -> None:
 
 
 @settings(deadline=None)
+@example([b'{} "closed, then a string"'])
+@example([b'{"a": 1,} "a comma, closed, then a string"'])
+@example([b'{"b64_json" "QUJD"}'])
+@example([b'{"b64_json": "QUJD" "QUJD"}'])
+@example([b'{"b64_json": -"QUJD"}'])
+@example([b'{"b64_json": "QUJD"NaN}'])
+@example([b'[}"b64_json": "QUJD"'])
+@example([b'{"b64_json": "QUJD", "b64_json": "-"}'])
 @given(chunked(damaged() | SOUP | st.binary(max_size=30)))
 def test_same_as_json_loads_on_anything_else(chunks: list[bytes]) -> None:
     """Damaged bodies, tokens in any order and random bytes are refused where the plain way refuses them."""
@@ -224,32 +232,43 @@ def test_large_images(size: int, chunk: int) -> None:
     assert [item["b64_json"].read_bytes() for item in document["data"]] == images
 
 
-LONG = base64.b64encode(bytes(100_000))
+LONG = base64.b64encode(bytes(99_999))
+BAD = {
+    "padding is missing": b"%sQUI",
+    "one character over": b"%sA",
+    "more after the padding": b"%sQQ==AAAA",
+    "padding inside": b"QQ==%s",
+    "a line break": b"AAAA\nAAA%s",
+    "an escaped line break": b"AAAA\\nAAA%s",
+    "a space": b"AAAA    %s",
+    "the URL-safe alphabet": b"AA-_%s",
+    "a letter beyond ASCII": "AAéA%s".encode(),
+    "a letter beyond ASCII, escaped": b"AA\\u00e9A%s",
+    "half a surrogate pair, escaped": b"AAAA\\ud800%s",
+    "an escape that is none": b"\\u004gAAA%s",
+    "an escaped quote": b'%s\\"',
+    "a data URL": b"data:image/png;base64,%s",
+}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(LONG[:-1], id="padding is missing"),
-        pytest.param(LONG + b"AAAA", id="more after the padding"),
-        pytest.param(LONG[:65535] + b"=" + LONG[65536:], id="padding inside, at the end of a slice"),
-        pytest.param(LONG[:400] + b"==" + LONG[402:], id="padding inside"),
-        pytest.param(LONG[:400] + b"\\n" + LONG[400:], id="an escaped line break"),
-        pytest.param(LONG[:400] + b"\n" + LONG[400:], id="a line break"),
-        pytest.param(LONG[:400] + b" " + LONG[400:], id="a space"),
-        pytest.param(LONG[:400] + b"-_" + LONG[402:], id="the URL-safe alphabet"),
-        pytest.param(LONG[:400] + b"\\u00e9" + LONG[401:], id="a letter beyond ASCII, escaped"),
-        pytest.param(LONG[:400] + "é".encode() + LONG[401:], id="a letter beyond ASCII"),
-        pytest.param(LONG[:400] + b"\\u00zz" + LONG[401:], id="an escape that is none"),
-        pytest.param(LONG[:400] + b"\\", id="an escaped quote"),
-        pytest.param(b"data:image/png;base64," + LONG, id="a data URL"),
-    ],
-)
-def test_bad_base64_is_refused(text: bytes) -> None:
+@pytest.mark.parametrize("image", [b"QUJD", LONG], ids=["short", "long"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_base64_is_refused(name: str, image: bytes) -> None:
     """Base64 is strict, in short and in long images: alphabet, padding, nothing in between."""
-    body = b'{"data":[{"b64_json":"' + text + b'"}]}'
     with pytest.raises(DecodingError):
-        decode([body])
+        decode([b'{"data":[{"b64_json":"' + BAD[name] % image + b'"}]}'])
+
+
+def test_padding_ends_an_image_wherever_slices_end() -> None:
+    """Nothing may follow the padding, also where padding is the last that a slice of a long image has."""
+    for length in range(65536, 65548):
+        for end in range(length - 8, length + 1):
+            text = b"A" * (end - 1) + b"=" + b"A" * 8
+            decoder = StreamingJSON()
+            decoder.feed(b'{"b64_json":"')
+            with pytest.raises(DecodingError):  # noqa: PT012 - at the latest in the last of these
+                decoder.feed(text[:length])
+                decoder.feed(text[length:] + b"A" * (-len(text) % 4) + b'"}')
 
 
 def test_bodies_are_bounded() -> None:
@@ -288,8 +307,11 @@ def test_nesting_within_the_bound() -> None:
 
 def test_other_paths_can_be_diverted() -> None:
     """What is an image is the caller's to say."""
-    document = decode([b'{"b64_json": "QUJD", "a": [["QUJD"]]}'], divert={("a", None, None)})
-    assert in_memory(document) == {"b64_json": "QUJD", "a": [[b"ABC"]]}
+    document = decode([b'{"b64_json": "QUJD", "a": [["QUJD", "QQ=="]]}'], divert={("a", None, None)})
+    assert in_memory(document) == {"b64_json": "QUJD", "a": [[b"ABC", b"A"]]}
+    assert in_memory(decode([b'"QUJD"'], divert={()})) == b"ABC"
+    with pytest.raises(DecodingError, match="inside a string"):
+        decode([b'"QUJD'], divert={()})
 
 
 def test_memory_does_not_grow_with_images() -> None:

@@ -1,0 +1,217 @@
+"""From a decoded body to facts: which images came, what they cost, or what went wrong (sans-IO)."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prefect_ttapi.responses import Usage
+from prefect_ttapi.spool import Spool
+
+LONGEST_MESSAGE: Final = 2_000  # characters
+_LONGEST_LABEL: Final = 100
+_LONGEST_ERROR: Final = 64 * 1024  # bytes of an error's body that are looked at
+
+#: Where errors keep their words: OpenAI's and the vendor's, other relays', web frameworks'.
+_MESSAGE_KEYS: Final = ("message", "msg", "detail", "error")
+
+#: `code` or `type` of a refused prompt, in lower case: two of OpenAI's, two of Azure's, one of relays.
+_MODERATION_CODES: Final = frozenset(
+    {
+        "moderation_blocked",
+        "content_policy_violation",
+        "content_filter",
+        "responsibleaipolicyviolation",
+        "sensitive_words_detected",
+    }
+)
+#: Words of the same, for relays that pass on the message only. A request has a field named "moderation".
+_MODERATION_WORDS: Final = re.compile(
+    "|".join(
+        [
+            *_MODERATION_CODES,
+            "safety system",
+            "safety_violations",
+            "content policy",
+            "content management policy",
+            "(?:by|our|content) moderation",
+            "sensitive words",
+        ]
+    ),
+    re.IGNORECASE,
+)
+
+# each alternative takes its end or all there is, so that no text is gone through twice
+_HIDDEN: Final = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1|\Z)", re.DOTALL | re.IGNORECASE)
+_TAG: Final = re.compile(r"<[^<>]*>")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of an answer: its bytes, or where to fetch them, or both."""
+
+    spool: Spool | None
+    url: str | None
+    revised_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The images of an answer, at least one; the tokens they took; the API's time stamp in Unix seconds."""
+
+    items: tuple[Item, ...]
+    usage: Usage | None = None
+    created: int | None = None
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """What the API says went wrong: one line of printable text, and OpenAI's labels where they came."""
+
+    message: str
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+
+
+class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
+    """A 200 without usable images; its message is the API's own where there is one.
+
+    Attributes:
+        error: what the API says about it, where it does.
+    """
+
+    def __init__(self, message: str, error: ErrorBody | None = None) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+def read_answer(document: object) -> Answer:
+    """The facts of a 200's document, as `StreamingJSON` gives it, with or without the vendor's older wrapper.
+
+    Raises:
+        UnusableAnswer: it reports an error, or has no images, or an item that is none.
+
+    >>> read_answer({"created": 1745818538, "data": [{"url": "https://host/cat.webp"}]}).items
+    (Item(spool=None, url='https://host/cat.webp', revised_prompt=None),)
+    """
+    if not isinstance(document, Mapping):
+        raise UnusableAnswer("the answer is no JSON object")
+    inner = document.get("data")
+    error = find_error(document) or find_error(inner)
+    if error is not None:
+        raise UnusableAnswer(error.message, error)
+    facts = {**document, **inner} if isinstance(inner, Mapping) else document
+    items = facts.get("data")
+    if not isinstance(items, list) or not items:
+        raise UnusableAnswer(f"the answer has no images: {_error_body(document).message}")
+    created = facts.get("created")
+    return Answer(
+        items=tuple(_item(index, item) for index, item in enumerate(items)),
+        usage=read_usage(facts.get("usage")),
+        created=created if type(created) is int else None,
+    )
+
+
+def _item(index: int, item: object) -> Item:
+    if not isinstance(item, Mapping):
+        raise UnusableAnswer(f"item {index} of the answer is no JSON object")
+    spool, url = item.get("b64_json"), item.get("url")
+    # a relay may send both, and one of them empty
+    found = Item(
+        spool=spool if isinstance(spool, Spool) and spool.size_bytes else None,
+        url=url if isinstance(url, str) and url else None,
+        revised_prompt=_storable(item.get("revised_prompt")),
+    )
+    if found.spool is None and found.url is None:
+        raise UnusableAnswer(f"item {index} of the answer has neither b64_json nor url")
+    return found
+
+
+def _storable(text: object) -> str | None:
+    # JSON may hold half a surrogate pair, which no file takes, and NUL, which some databases don't
+    return text.encode(errors="replace").decode().replace("\0", "?") if isinstance(text, str) else None
+
+
+def read_usage(usage: object) -> Usage | None:
+    """The tokens, or None where they can't be read, or written down again: they must not cost the images."""
+    try:
+        read = Usage.model_validate(usage)
+        read.model_dump_json()
+    except ValueError:
+        return None
+    return read
+
+
+def find_error(document: object) -> ErrorBody | None:
+    """The error that a document under HTTP 200, or an event of a stream, reports instead of an image, if any.
+
+    >>> find_error({"status": "FAILED", "message": "queue timeout", "data": None})
+    ErrorBody(message='queue timeout', type=None, code=None, param=None)
+    """
+    if not isinstance(document, Mapping):
+        return None
+    failed = str(document.get("status")).upper() == "FAILED"
+    return _error_body(document) if failed or document.get("error") else None
+
+
+def read_error(body: bytes, content_type: str | None) -> ErrorBody:
+    """What an error's body says, whatever its shape: the vendor's, OpenAI's, a proxy's HTML. Never raises.
+
+    >>> read_error(b'{"error": {"message": "no such size", "code": "invalid_value"}}', "application/json")
+    ErrorBody(message='no such size', type=None, code='invalid_value', param=None)
+    >>> read_error(b"<html><title>504</title><h1>Gateway Time-out</h1></html>", "text/html").message
+    '504 Gateway Time-out'
+    """
+    text = body[:_LONGEST_ERROR].decode("utf-8-sig", errors="replace")
+    try:
+        document = json.loads(text)
+        if isinstance(document, dict):
+            return _error_body(document)
+    except (ValueError, RecursionError):
+        pass
+    if "html" in (content_type or "").lower() or text.lstrip().startswith("<"):
+        text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
+    return ErrorBody(_one_line(text) or "no message")
+
+
+def is_moderation(error: ErrorBody) -> bool:
+    """Whether the prompt, or what was drawn from it, was refused for its content.
+
+    >>> is_moderation(ErrorBody("rejected", code="moderation_blocked"))
+    True
+    >>> is_moderation(ErrorBody("Unknown parameter: 'moderation'.", param="moderation"))
+    False
+    """
+    labels = {(label or "").lower() for label in (error.code, error.type)}
+    return bool(labels & _MODERATION_CODES or _MODERATION_WORDS.search(error.message))
+
+
+def _error_body(document: Mapping[str, Any]) -> ErrorBody:
+    error = document.get("error")
+    facts = error if isinstance(error, Mapping) else document
+    said = (facts.get(key) for key in _MESSAGE_KEYS)
+    message = next((text for text in said if isinstance(text, str) and text.strip()), None)
+    return ErrorBody(
+        _one_line(message or json.dumps(facts, default=str)),
+        type=_label(facts.get("type")),
+        code=_label(facts.get("code")),
+        param=_label(facts.get("param")),
+    )
+
+
+def _label(value: object) -> str | None:
+    return _one_line(str(value))[:_LONGEST_LABEL] if isinstance(value, str | int) else None
+
+
+def _one_line(text: str) -> str:
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    line = " ".join(printable.split())
+    if len(line) <= LONGEST_MESSAGE:
+        return line
+    # cut between words: half a word could be half a key, which nobody would recognise later and take out
+    return line[:LONGEST_MESSAGE].rpartition(" ")[0] + " ..."
