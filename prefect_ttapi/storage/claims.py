@@ -1,0 +1,304 @@
+"""A claim on a request: whoever holds it, and only they, may send it and record the answer."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from prefect_ttapi.errors import Outcome, StoreError
+from prefect_ttapi.responses import Generation
+from prefect_ttapi.storage import leases
+from prefect_ttapi.storage.objects import NoAnswerError
+from prefect_ttapi.storage.records import Answer, Document, Payment, Record, State, packed, payment
+from prefect_ttapi.storage.shelf import Seen, Shelf, Swap
+
+Result = TypeVar("Result")
+
+#: Seconds for which a holder tries to record what was paid for.
+RECORD_PATIENCE: Final = 120.0
+
+_LONGEST_PAUSE: Final = 5.0
+
+
+class ClaimLostError(StoreError):
+    """Somebody else has taken the claim over, or recorded an answer: acquire the request again. Nothing was sent."""
+
+
+class Claim:
+    """The right to send one request, for as long as it is renewed; use it in a `with` block.
+
+    Within the block a background thread renews it. Left without `record`, `release` or `mark_unknown`, it becomes an
+    unknown outcome if `before_sending` was called, and is released otherwise.
+
+    Attributes:
+        request_hash: what may be sent.
+        maybe_paid: earlier sends whose outcome nobody knows.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        request_hash: str,
+        run_id: str,
+        ttl: float,
+        not_before: datetime | None,
+        log: logging.Logger | logging.LoggerAdapter[Any],
+    ) -> None:
+        self.request_hash = request_hash
+        self.token = secrets.token_hex(16)
+        self._shelf = shelf
+        self._run_id = run_id
+        self._ttl = ttl
+        self._not_before = not_before
+        self._log = log
+        self._sequence = 0
+        self._seen: Seen | None = None
+        self._lost = False
+        self._sent = False
+        self._settled = False
+        self._lease_from = 0.0
+        self._lock = threading.Lock()  # one write at a time: the renewing thread's or the holder's
+        self._renewer = leases.renewer()
+
+    @property
+    def maybe_paid(self) -> tuple[Payment, ...]:
+        return self._seen.document.maybe_paid if self._seen else ()
+
+    def take(self, seen: Seen | None, maybe_paid: tuple[Payment, ...], answer: Answer | None) -> Swap:
+        """Write the claim in the place of what was seen; for the ledger."""
+        leases.own(self)
+        before = leases.clock()
+        standing = seen.document if seen else None
+        try:
+            swap = self._swap(
+                seen,
+                state=State.CLAIMED,
+                holder=leases.this_process(self._run_id),
+                ttl=self._ttl,
+                answer=answer,
+                maybe_paid=maybe_paid,
+                also_paid=standing.also_paid if standing else (),
+            )
+        except BaseException:
+            leases.disown(self)
+            raise
+        self._seen, self._lease_from = swap.seen, before
+        if not swap.won:
+            leases.disown(self)
+        return swap
+
+    def bury(self, seen: Seen, maybe_paid: tuple[Payment, ...]) -> Swap:
+        """Write that a dead holder's request has an unknown outcome, instead of claiming it; for the ledger."""
+        return self._swap(seen, **{**resting(seen.document, State.UNKNOWN), "maybe_paid": maybe_paid})
+
+    def __enter__(self) -> Self:
+        self._renewer.add(self, self._lease_from + leases.RENEW_AFTER * self._ttl)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._settled:
+                return
+            if self._sent:
+                self.mark_unknown(f"{kind.__name__}: {error}" if kind else "left without an answer")
+            else:
+                self.release()
+        except StoreError as trouble:
+            if error is None:
+                raise
+            self._log.warning("the claim on request %s stays until it expires: %s", self._name, trouble)
+        finally:
+            self._renewer.remove(self)
+            leases.disown(self)
+
+    def renew(self) -> float:
+        """Renew if nobody is writing; when to come back. For the renewing thread."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._renew()
+            except StoreError as error:
+                self._log.warning("the claim on request %s could not be renewed: %s", self._name, error)
+            finally:
+                self._lock.release()
+        due = self._lease_from + leases.RENEW_AFTER * self._ttl
+        return max(due, leases.clock() + leases.RETRY_AFTER * self._ttl)
+
+    def before_sending(self) -> None:
+        """Prove that the claim still stands: to be called right before the request is sent, each time.
+
+        Raises:
+            ClaimLostError: somebody else holds the claim now, or has recorded an answer.
+            StoreError: it can't be proven. In either case, nothing may be sent.
+        """
+        with self._lock:
+            if leases.clock() - self._lease_from > leases.PROVE_AFTER * self._ttl and not self._lost:
+                self._renew()
+            if self._lost:
+                raise ClaimLostError(f"the claim on request {self._name} was taken over: nothing was sent")
+            if leases.clock() - self._lease_from >= leases.SEND_UNTIL * self._ttl:
+                raise StoreError(
+                    f"the claim on request {self._name} took too long to renew: nothing was sent"
+                )
+            self._sent = True
+
+    def record(
+        self, generation: Generation, *, result_key: str | None = None, patience: float = RECORD_PATIENCE
+    ) -> Record:
+        """Record the answer, whose images are stored; the record that stands.
+
+        That is somebody else's where theirs was first; this payment is then noted in its `also_paid`.
+
+        Args:
+            result_key: an opaque text to keep with the record.
+            patience: seconds to try again while the store gives no answer.
+        """
+        answer = Answer(
+            token=self.token, run_id=self._run_id, generation=packed(generation), result_key=result_key
+        )
+        seen = self._patiently(
+            lambda: self._settle(lambda standing: self._answered(standing, answer)), patience
+        )
+        assert seen is not None  # noqa: S101 - an answer always leaves a document
+        record = self._shelf.record(seen.document)
+        assert record is not None  # noqa: S101 - and holds an answer
+        return record
+
+    def release(self) -> None:
+        """Give the claim back: the request was surely not paid for."""
+        self._patiently(lambda: self._settle(self._released), 0)
+
+    def mark_unknown(self, message: str, outcome: str = Outcome.UNKNOWN) -> None:
+        """The request was sent and may have been paid for: within this run it is not sent again by itself."""
+        note = payment(self.token, self._run_id, datetime.now(UTC), f"{outcome}: {message}")
+        self._patiently(lambda: self._settle(lambda standing: self._unknown(standing, note)), 0)
+
+    @property
+    def _name(self) -> str:
+        return self.request_hash[:12]
+
+    def _renew(self) -> None:
+        if self._lost or self._settled or self._seen is None:
+            return
+        before = leases.clock()
+        seen: Seen | None = self._seen
+        # what stands may be an earlier renewal, whose answer was lost
+        while seen is not None and self._is_mine(seen.document):
+            swap = self._swap(seen, **_rest(seen.document))
+            self._seen = seen = swap.seen
+            if swap.won:
+                self._lease_from = before
+                return
+        self._lost = True
+        self._log.warning("the claim on request %s is no longer held: somebody took it over", self._name)
+
+    def _patiently(self, work: Callable[[], Result], patience: float) -> Result:
+        """Do `work` until the store answers; between attempts the renewing thread has its turn."""
+        started, pause = time.monotonic(), 0.2
+        while True:
+            try:
+                with self._lock:
+                    return work()
+            except NoAnswerError as error:
+                if time.monotonic() + pause > started + patience:
+                    raise
+                self._log.warning("what became of request %s is not recorded yet: %s", self._name, error)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _settle(self, follow: Callable[[Document | None], dict[str, Any] | None]) -> Seen | None:
+        """Write what follows from the standing document (None: nothing), whoever changes it meanwhile; what stands."""
+        won = False
+        while not won and (facts := follow(self._seen.document if self._seen else None)) is not None:
+            swap = self._swap(self._seen, **facts)
+            won, self._seen = swap.won, swap.seen
+        self._settled = True
+        return self._seen
+
+    def _swap(self, seen: Seen | None, **facts: Any) -> Swap:
+        self._sequence += 1
+        document = Document(
+            request_hash=self.request_hash,
+            api_origin=self._shelf.api_origin,
+            token=self.token,
+            sequence=self._sequence,
+            **facts,
+        )
+        return self._shelf.swap(document, seen.tag if seen else None)
+
+    def _is_mine(self, document: Document | None) -> bool:
+        return document is not None and document.state is State.CLAIMED and document.token == self.token
+
+    def _answered(self, standing: Document | None, answer: Answer) -> dict[str, Any] | None:
+        """The own answer, or somebody else's that was first and counts, with this payment noted."""
+        if standing and standing.state is State.GENERATED and standing.answer == answer:
+            return None  # written before, and the store's answer lost
+        maybe = tuple(note for note in (standing.maybe_paid if standing else ()) if note.token != self.token)
+        also = standing.also_paid if standing else ()
+        now = datetime.now(UTC)
+        if standing and standing.state is State.GENERATED and self._stands(standing):
+            mine = payment(self.token, self._run_id, now, "answered too, after another answer was recorded")
+            return {
+                "state": State.GENERATED,
+                "answer": standing.answer,
+                "maybe_paid": maybe,
+                "also_paid": (*(note for note in also if note.token != self.token), mine),
+            }
+        if standing and standing.state is State.CLAIMED and standing.holder and not self._is_mine(standing):
+            what = "held the claim when another answer was recorded"
+            maybe = (*maybe, payment(standing.token, standing.holder.run_id, now, what))
+        return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
+
+    def _stands(self, document: Document) -> bool:
+        record = self._shelf.record(document)
+        return (
+            record is not None
+            and counts(record, self._not_before, self._run_id)
+            and not self._shelf.store.missing(record.generation.images)
+        )
+
+    def _released(self, standing: Document | None) -> dict[str, Any] | None:
+        if standing is None:
+            return None
+        if self._is_mine(standing):
+            return resting(standing, State.RELEASED)
+        maybe = tuple(note for note in standing.maybe_paid if note.token != self.token)
+        if standing.state is State.CLAIMED or maybe == standing.maybe_paid:
+            return None  # somebody else's claim is theirs to write
+        return {**_rest(standing), "maybe_paid": maybe}
+
+    def _unknown(self, standing: Document | None, note: Payment) -> dict[str, Any] | None:
+        if standing is None:
+            return {"state": State.UNKNOWN, "maybe_paid": (note,)}
+        # whoever took the claim over has noted this payment already
+        return resting(standing, State.UNKNOWN, note) if self._is_mine(standing) else None
+
+
+def counts(record: Record, not_before: datetime | None, run_id: str) -> bool:
+    """Whether a record is young enough; what the run itself paid for always is."""
+    return not_before is None or record.run_id == run_id or record.generation.created_at >= not_before
+
+
+def _rest(document: Document) -> dict[str, Any]:
+    """A document's facts, without what names the write."""
+    return {
+        name: getattr(document, name)
+        for name in ("state", "holder", "ttl", "answer", "maybe_paid", "also_paid")
+    }
+
+
+def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]:
+    """A claim given up; the answer that a refresh kept stands again."""
+    return {
+        "state": State.GENERATED if document.answer else state,
+        "answer": document.answer,
+        "maybe_paid": (*document.maybe_paid, *notes),
+        "also_paid": document.also_paid,
+    }

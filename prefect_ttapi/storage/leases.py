@@ -1,0 +1,160 @@
+"""How long a claim is good for: a clock, who this process is, and a thread that renews claims.
+
+No two machines' clocks are ever compared. A holder counts from before its last write; a waiter counts from when it
+first saw that write.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Protocol
+
+from prefect_ttapi.storage.records import Holder
+
+#: Seconds for which an unrenewed claim stands.
+TTL: Final = 60.0
+
+#: Parts of the TTL: after which a claim is renewed, after which one that could not be is tried again, after which
+#: it is renewed before sending, and after which nothing is sent any more.
+RENEW_AFTER: Final = 0.25
+RETRY_AFTER: Final = 0.05
+PROVE_AFTER: Final = 0.5
+SEND_UNTIL: Final = 0.9
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds on a clock that also counts while the machine sleeps, where the system has one."""
+    return time.clock_gettime(_CLOCK)
+
+
+def this_process(run_id: str) -> Holder:
+    """The holder of claims made here and now."""
+    pid = os.getpid()
+    return Holder(
+        run_id=run_id, host=socket.gethostname(), place=_place(pid), pid=pid, started=_started(pid) or 0
+    )
+
+
+def is_gone(holder: Holder, token: str) -> bool:
+    """Whether the holder of claim `token` surely exists no more, as can be told of processes of the same boot."""
+    me = this_process(holder.run_id)
+    if holder.place is None or holder.place != me.place:
+        return False
+    if (holder.pid, holder.started) == (me.pid, me.started):
+        return token not in _live
+    return not _exists(holder.pid, holder.started)
+
+
+@lru_cache(maxsize=8)
+def _place(pid: int) -> str | None:
+    """Host, boot and process namespace: where a process id means the same. None where that can't be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path(f"/proc/{pid}/ns/pid").readlink()
+    except OSError:
+        return None
+    return f"{socket.gethostname()} {boot} {namespace}"
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since boot, as ids are used again; None where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])
+
+
+def _exists(pid: int, started: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's: it exists, and more can't be told
+    now = _started(pid)
+    return now == started
+
+
+class Renewable(Protocol):
+    """A claim, as the renewing thread sees it."""
+
+    token: str
+
+    def renew(self) -> float:
+        """Renew if it can be done now; when to come back, on `clock`."""
+
+
+#: Claims of this process that still have an owner.
+_live: weakref.WeakValueDictionary[str, Renewable] = weakref.WeakValueDictionary()
+
+
+def own(claim: Renewable) -> None:
+    """Make known that the claim is in use in this process: to be called before it is written."""
+    _live[claim.token] = claim
+
+
+def disown(claim: Renewable) -> None:
+    """The claim's owner is done with it."""
+    _live.pop(claim.token, None)
+
+
+class Renewer:
+    """One thread that renews all claims of the process. It ends when there are none, and starts with the next."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, tuple[float, Renewable]] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, claim: Renewable, when: float) -> None:
+        """Renew the claim from `when` on, on `clock`."""
+        with self._changed:
+            self._due[claim.token] = when, claim
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ttapi-renewals", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def remove(self, claim: Renewable) -> None:
+        """Leave the claim alone from now on."""
+        with self._changed:
+            self._due.pop(claim.token, None)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (claim := self._next()) is not None:
+            again = claim.renew()
+            with self._changed:
+                if claim.token in self._due:
+                    self._due[claim.token] = again, claim
+
+    def _next(self) -> Renewable | None:
+        """The next claim, when it is due; None when there are none left."""
+        with self._changed:
+            while self._due:
+                when, claim = min(self._due.values(), key=lambda due: due[0])
+                if (wait := when - clock()) <= 0:
+                    return claim
+                self._changed.wait(wait)
+            self._thread = None
+            return None
+
+
+@lru_cache(maxsize=1)
+def _renewer_of(pid: int) -> Renewer:  # noqa: ARG001 - threads don't survive a fork
+    return Renewer()
+
+
+def renewer() -> Renewer:
+    """The one of this process."""
+    return _renewer_of(os.getpid())

@@ -1,0 +1,232 @@
+"""What was paid for, and who may pay: one document for each request, in the same store as the images.
+
+    absent ──► claimed ──► generated          its holder recorded an answer
+                 │ ▲ ├───► released ──► ...   surely not paid for: anyone may claim it
+                 │ │ └───► unknown ───► ...   perhaps paid for: a new run may claim it
+                 └─┘ renewed; or taken over, once its holder is gone or was silent for a TTL
+
+Payments for a request are at most one, and one more for each holder that died, or could not renew for a TTL, between
+sending and recording: the API takes no token that could fence a late request off. Each of these is named in the record.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from prefect_ttapi.errors import UnknownOutcomeError
+from prefect_ttapi.storage import leases
+from prefect_ttapi.storage.claims import Claim, counts
+from prefect_ttapi.storage.records import Document, Payment, Record, State, payment
+from prefect_ttapi.storage.shelf import Seen, Shelf
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at somebody else's claim: the first pause, and the longest.
+_PAUSES: Final = (0.05, 2.0)
+_SLOWER: Final = 1.5
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Somebody else's claim stands.
+
+    Attributes:
+        claimed: their claim.
+        since: when it was first seen with this tag, on `leases.clock`.
+    """
+
+    claimed: Seen
+    since: float
+
+
+class Ledger:
+    """What is known of one API's answers in one store; as good as the store's conditional writes.
+
+    Args:
+        store: where images and records are.
+        api_origin: who answers; the sandbox's and the real API's records are apart.
+        run_id: the run that asks. Within one run a request is sent once unless opted in.
+        ttl: seconds for which an unrenewed claim stands.
+        on_dead_claim: what to do about the claim of a holder that died, perhaps after sending: "retry" takes it
+            over, "unknown" notes it and raises, so that only a new run sends again.
+        retry_unknown_outcome: send again within the same run, though it may be paid for twice.
+        log: where to say what is waited for, taken over, sent again.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        api_origin: str,
+        run_id: str,
+        *,
+        ttl: float = leases.TTL,
+        on_dead_claim: Literal["retry", "unknown"] = "retry",
+        retry_unknown_outcome: bool = False,
+        log: logging.Logger | logging.LoggerAdapter[Any] = logger,
+    ) -> None:
+        self._store = store
+        self._shelf = Shelf(store, api_origin)
+        self._run_id = run_id
+        self._ttl = ttl
+        self._on_dead_claim = on_dead_claim
+        self._retry_unknown_outcome = retry_unknown_outcome
+        self._log = log
+
+    @property
+    def prefix(self) -> str:
+        """Every record's key is this, the request's hash and `.json`: one listing tells which there are."""
+        return self._shelf.prefix
+
+    def key(self, request_hash: str) -> str:
+        """The key of a request's record in the store."""
+        return self._shelf.key(request_hash)
+
+    def look_up(self, request_hash: str) -> Record | None:
+        """The request's images, if they were paid for and are there with the recorded size.
+
+        Raises:
+            StoreError: the store fails, or holds something that makes no sense under this hash.
+        """
+        seen = self._shelf.read(request_hash)
+        return self._hit(seen, None) if seen else None
+
+    def acquire(
+        self, request_hash: str, not_before: datetime | None = None, *, known_absent: bool = False
+    ) -> Record | Claim:
+        """The request's images, or else the right to send it; waits while somebody else has that right.
+
+        Args:
+            not_before: records older than this (with a time zone) don't count, but for the run's own.
+            known_absent: there was no record a moment ago: don't look before claiming.
+
+        Raises:
+            UnknownOutcomeError: this very run has sent it before, and doesn't know what became of it.
+            StoreError: the store fails. In either case, nothing may be sent.
+        """
+        pause, longest = _PAUSES
+        found = self.try_acquire(request_hash, not_before, known_absent=known_absent)
+        told = False
+        while isinstance(found, Waiting):
+            if not told:
+                self._log.info("%s", _who_holds(found.claimed.document))
+                told = True
+            time.sleep(pause)
+            pause = min(_SLOWER * pause, longest)
+            found = self.try_acquire(request_hash, not_before, found)
+        return found
+
+    def try_acquire(
+        self,
+        request_hash: str,
+        not_before: datetime | None = None,
+        waiting: Waiting | None = None,
+        *,
+        known_absent: bool = False,
+    ) -> Record | Claim | Waiting:
+        """As `acquire`, but gives `Waiting` instead of waiting: hand it back the next time."""
+        if not_before is not None and not_before.tzinfo is None:
+            raise ValueError("not_before needs a time zone: datetime.now(UTC)")
+        self._store.check_once()
+        # before the read: a claim that this read finds unchanged has stood at least until now
+        asked = leases.clock()
+        seen = None if known_absent else self._shelf.read(request_hash)
+        while True:
+            record = self._hit(seen, not_before) if seen else None
+            if record is not None:
+                return record
+            claimed = seen is not None and seen.document.state is State.CLAIMED
+            if seen and claimed and not self._is_dead(seen, waiting, asked):
+                same = waiting is not None and waiting.claimed.tag == seen.tag
+                return waiting if waiting and same else Waiting(seen, leases.clock())
+            notes = self._maybe_paid(seen) if seen else ()
+            own = self._own(notes)
+            if own and not claimed:
+                raise _unknown(request_hash, own)
+            claim = Claim(self._shelf, request_hash, self._run_id, self._ttl, not_before, self._log)
+            swap = (
+                claim.bury(seen, notes)
+                if own and seen
+                else claim.take(seen, notes, self._kept(seen, not_before))
+            )
+            if not swap.won:
+                seen = swap.seen
+                continue
+            if own:
+                raise _unknown(request_hash, own)
+            if notes:
+                self._log.warning("%s", _perhaps_paid(request_hash, notes))
+            return claim
+
+    def _hit(self, seen: Seen, not_before: datetime | None) -> Record | None:
+        """The record, if it counts and its images are there."""
+        record = self._shelf.record(seen.document)
+        if record is None or not counts(record, not_before, self._run_id):
+            return None
+        missing = self._store.missing(record.generation.images)
+        for image in missing:
+            self._log.warning(
+                "request %s was paid for, but %s is gone or cut short: it counts as never generated",
+                seen.document.request_hash[:12],
+                image.uri,
+            )
+        return None if missing else record
+
+    def _kept(self, seen: Seen | None, not_before: datetime | None) -> Any:
+        """The answer to keep while a new one is made: an intact one that is only too old for this run."""
+        record = self._shelf.record(seen.document) if seen else None
+        too_old = record is not None and not counts(record, not_before, self._run_id)
+        return seen.document.answer if seen and too_old else None
+
+    def _is_dead(self, seen: Seen, waiting: Waiting | None, asked: float) -> bool:
+        """Whether a claim's holder is surely gone, or let its TTL pass while this process watched."""
+        document = seen.document
+        assert document.holder is not None  # noqa: S101 - decode refuses a claim without one
+        if leases.is_gone(document.holder, document.token):
+            return True
+        return (
+            waiting is not None and waiting.claimed.tag == seen.tag and asked - waiting.since >= document.ttl
+        )
+
+    def _maybe_paid(self, seen: Seen) -> tuple[Payment, ...]:
+        """The sends of unknown outcome so far; a dead holder's claim is one of them."""
+        document = seen.document
+        if document.state is not State.CLAIMED or document.holder is None:
+            return document.maybe_paid
+        found_by = self._run_id if self._on_dead_claim == "unknown" else None
+        what = "its holder died or was cut off, perhaps after sending"
+        note = payment(document.token, document.holder.run_id, datetime.now(UTC), what, found_by)
+        return (*document.maybe_paid, note)
+
+    def _own(self, notes: tuple[Payment, ...]) -> tuple[Payment, ...]:
+        """Those that keep this run from sending."""
+        if self._retry_unknown_outcome:
+            return ()
+        return tuple(note for note in notes if self._run_id in (note.run_id, note.found_by))
+
+
+def _unknown(request_hash: str, own: tuple[Payment, ...]) -> UnknownOutcomeError:
+    last = own[-1]
+    return UnknownOutcomeError(
+        f"request {request_hash[:12]} was sent before and may have been paid for ({last.what}; run {last.run_id}, "
+        f"noted {last.when:%Y-%m-%d %H:%M:%S} UTC); within one run it is not sent again: start a new run, or set "
+        "retry_unknown_outcome"
+    )
+
+
+def _who_holds(document: Document) -> str:
+    holder = document.holder
+    who = f"run {holder.run_id} on {holder.host}" if holder else "another run"
+    return f"request {document.request_hash[:12]} is being generated by {who}: waiting for its record"
+
+
+def _perhaps_paid(request_hash: str, notes: tuple[Payment, ...]) -> str:
+    last = notes[-1]
+    return (
+        f"request {request_hash[:12]} may already have been paid for by run {last.run_id} ({last.what}); it is sent "
+        "again as a decision of this run"
+    )

@@ -1,0 +1,64 @@
+"""Does a store keep the promises that paying once rests on? Asked before anything is paid for."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from typing import Final
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError, ObjectStore
+
+#: One small object, written over and over: a probe leaves nothing else behind.
+KEY: Final = "ledger/probe.json"
+
+#: More than enough for processes that ask at the same moment, and for an answer lost on the way.
+_ATTEMPTS: Final = 8
+
+
+def probe(objects: ObjectStore) -> None:
+    """Write as a ledger does, then see a second create and a write with a stale tag refused.
+
+    A store that ignores conditions says yes to both, and would let two machines pay for the same request.
+
+    Raises:
+        StoreError: the store can't be read or written, or takes no heed of conditions.
+    """
+    stale = _write_one(objects)
+    for expected, what in ((Condition.NOTHING, "creates an object twice"), (stale, "ignores If-Match")):
+        if not _refuses(objects, expected):
+            raise StoreError(
+                f"{objects.uri(KEY)}: this store {what}, so that two machines could pay for one request; "
+                "use one that honours conditional writes (AWS S3, Cloudflare R2, MinIO, Ceph, a local disk)"
+            )
+
+
+def _write_one(objects: ObjectStore) -> str:
+    """Replace the probe object; a tag that it no longer has."""
+    for _ in range(_ATTEMPTS):
+        found = objects.read(KEY)
+        try:
+            tag = _write(objects, found[1] if found else Condition.NOTHING)
+        except ConflictError:
+            continue  # another process is asking the same
+        return found[1] if found else tag[::-1] + "0"
+    raise StoreError(f"{objects.uri(KEY)}: this store refuses every conditional write; use another store")
+
+
+def _refuses(objects: ObjectStore, expected: Condition | str) -> bool:
+    try:
+        _write(objects, expected)
+    except ConflictError:
+        return True
+    return False
+
+
+def _write(objects: ObjectStore, expected: Condition | str) -> str:
+    """Write something new; its tag. Tried again where no answer came, as it may be written any number of times."""
+    document = b'{"probe": "%s"}' % secrets.token_hex(16).encode()
+    for _ in range(2):
+        try:
+            return objects.write(KEY, lambda: io.BytesIO(document), Facts("application/json"), expected)
+        except NoAnswerError:
+            continue
+    return objects.write(KEY, lambda: io.BytesIO(document), Facts("application/json"), expected)

@@ -1,0 +1,196 @@
+"""The ledger's documents: one for each request and API origin, at once look-up, claim and record.
+
+A document is only ever replaced as it was seen. `token` and `sequence` name the write that made it, so that whoever
+lost an answer recognises their own write when they read it back.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.responses import Generation
+from prefect_ttapi.storage.store import ImageStore
+
+#: Seconds. Nobody waits longer than this for a claim, whatever a document says.
+LONGEST_TTL: Final = 3600.0
+
+#: Characters kept of an error's message.
+_LONGEST_TEXT: Final = 500
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class State(StrEnum):
+    """What became of a request. There is no state for "absent": that is no document."""
+
+    CLAIMED = "claimed"  # somebody is about to send it, or has
+    GENERATED = "generated"  # its images are stored
+    RELEASED = "released"  # claimed once, surely not paid for
+    UNKNOWN = "unknown"  # sent, perhaps paid for, no images
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Payment(_Part):
+    """A payment that may have been made, or was made in vain.
+
+    Attributes:
+        token: the claim it was made under.
+        run_id: the run that sent the request.
+        when: when that was noted, UTC.
+        what: what is known of it, in words.
+        found_by: the run that found its claim dead, where one did.
+    """
+
+    token: str
+    run_id: str
+    when: AwareDatetime
+    what: str
+    found_by: str | None = None
+
+
+class Holder(_Part):
+    """Who holds a claim. `place` names host, boot and process namespace, where the system tells them."""
+
+    run_id: str
+    host: str
+    place: str | None
+    pid: int
+    started: int
+
+
+class Answer(_Part):
+    """Images that were paid for. Their addresses are left out: they follow from the store and their SHA-256."""
+
+    token: str
+    run_id: str
+    generation: dict[str, Any]
+    result_key: str | None = None
+
+
+class Document(_Part):
+    """What stands in the store under a request's hash.
+
+    A claim or an unknown outcome may have an `answer` too: a refresh keeps the old one, and others go on using it.
+    """
+
+    format: Literal[1] = 1
+    request_hash: str
+    api_origin: str
+    state: State
+    token: str
+    sequence: int
+    holder: Holder | None = None
+    ttl: float = Field(LONGEST_TTL, gt=0, le=LONGEST_TTL)
+    answer: Answer | None = None
+    maybe_paid: tuple[Payment, ...] = ()
+    also_paid: tuple[Payment, ...] = ()
+
+
+class Record(_Part):
+    """What the ledger knows of a request whose images are stored.
+
+    Attributes:
+        generation: the images and what they cost.
+        state: `generated`, or `claimed` while somebody refreshes it.
+        run_id: the run that paid.
+        result_key: an opaque text that was recorded with it.
+        maybe_paid: earlier sends whose outcome nobody knows.
+        also_paid: other answers to the same request, paid for and not used.
+    """
+
+    generation: Generation
+    state: State
+    run_id: str
+    result_key: str | None = None
+    maybe_paid: tuple[Payment, ...] = ()
+    also_paid: tuple[Payment, ...] = ()
+
+
+def encode(document: Document) -> bytes:
+    """The document as it is stored: JSON."""
+    return document.model_dump_json(exclude_none=True).encode()
+
+
+def decode(data: bytes, request_hash: str, api_origin: str) -> Document:
+    """A stored document.
+
+    Raises:
+        ValueError: it is no document of this request, or of a format this version does not know.
+    """
+    try:
+        document = Document.model_validate_json(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        if where == "format":
+            raise ValueError("was written by a newer version of this package: upgrade") from None
+        raise ValueError(f"is no ledger record ({where + ': ' if where else ''}{problem['msg']})") from None
+    if (document.request_hash, document.api_origin) != (request_hash, api_origin):
+        raise ValueError("is the record of another request or API")
+    if document.state is State.CLAIMED and document.holder is None:
+        raise ValueError("is a claim without a holder")
+    if document.state is State.GENERATED and document.answer is None:
+        raise ValueError("says generated but names no images")
+    return document
+
+
+def packed(generation: Generation) -> dict[str, Any]:
+    """A generation without what follows from the store it is recorded in."""
+    facts = generation.model_dump(mode="json", exclude_none=True)
+    for image in facts["images"]:
+        del image["uri"]
+    return facts
+
+
+def unpacked(facts: dict[str, Any], request_hash: str, store: ImageStore) -> Generation:
+    """The generation that `packed` gave, with its images where `store` keeps them.
+
+    Raises:
+        ValueError: it is no generation of this request.
+    """
+    try:
+        images = [_placed(image, store) for image in facts["images"]]
+        generation = Generation.model_validate({**facts, "images": images})
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise ValueError(f"holds no generation ({type(error).__name__})") from None
+    named = {generation.request_hash, generation.request.request_hash}
+    if named != {request_hash} or generation.created_at.tzinfo is None:
+        raise ValueError("holds the generation of another request")
+    return generation
+
+
+def _placed(image: dict[str, Any], store: ImageStore) -> dict[str, Any]:
+    sha256, media_type = image["sha256"], image["media_type"]
+    if not _SHA256.fullmatch(sha256) or media_type not in EXTENSIONS:
+        raise ValueError("names an image that can't be")
+    return {**image, "uri": store.uri(store.image_key(sha256, media_type))}
+
+
+def record_of(document: Document, store: ImageStore) -> Record | None:
+    """What `document` says of stored images; None where it has none. ValueError: they make no sense."""
+    if document.answer is None:
+        return None
+    return Record(
+        generation=unpacked(document.answer.generation, document.request_hash, store),
+        state=document.state,
+        run_id=document.answer.run_id,
+        result_key=document.answer.result_key,
+        maybe_paid=document.maybe_paid,
+        also_paid=document.also_paid,
+    )
+
+
+def payment(token: str, run_id: str, when: datetime, what: str, found_by: str | None = None) -> Payment:
+    """A note of a payment, its text on one line and of bounded length."""
+    return Payment(
+        token=token, run_id=run_id, when=when, what=" ".join(what.split())[:_LONGEST_TEXT], found_by=found_by
+    )

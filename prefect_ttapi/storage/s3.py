@@ -1,0 +1,257 @@
+"""Objects in an S3 bucket, through s3fs's client: one request for each operation, judged by its HTTP status."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import aiohttp
+import s3fs
+from botocore.exceptions import BotoCoreError, ClientError
+
+from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.storage.objects import (
+    PATIENCE,
+    Body,
+    Condition,
+    Facts,
+    Listed,
+    NoAnswerError,
+    ObjectStore,
+    checked_key,
+)
+from prefect_ttapi.storage.s3_errors import explain, is_missing
+
+Answer = TypeVar("Answer")
+
+_CHUNK: Final = 256 * 1024
+
+#: Enough for 100 requests in flight, their renewals and look-ups.
+_CONNECTIONS: Final = 128
+
+#: Seconds. Short of a claim's life, so that a renewal can be tried more than once.
+_CONNECT_TIMEOUT: Final = 10
+_READ_TIMEOUT: Final = 20
+
+#: Seconds between attempts: doubled each time, up to the second figure.
+_PAUSES: Final = (0.2, 5.0)
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """Where a bucket is and who asks; None leaves it to the AWS chain."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    @property
+    def account(self) -> tuple[str | None, ...]:
+        """What must be equal for two stores to be able to copy from one another."""
+        return self.endpoint_url, self.access_key_id, self.secret_access_key, self.session_token
+
+
+class S3:
+    """The keys below `prefix` in a bucket; safe from all threads, not across a fork."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self.settings = settings
+        self._base = f"{settings.prefix}/" if settings.prefix else ""
+        self._fs = s3fs.S3FileSystem(
+            key=settings.access_key_id,
+            secret=settings.secret_access_key,
+            token=settings.session_token,
+            endpoint_url=settings.endpoint_url,
+            client_kwargs={"region_name": settings.region} if settings.region else {},
+            config_kwargs={
+                # tries are counted here, in one place: s3fs and botocore would multiply them
+                "retries": {"total_max_attempts": 1},
+                "max_pool_connections": _CONNECTIONS,
+                "connect_timeout": _CONNECT_TIMEOUT,
+                "read_timeout": _READ_TIMEOUT,
+                "signature_version": "s3v4",
+                # trailing checksums are AWS's own; other stores refuse or ignore them
+                "request_checksum_calculation": "when_required",
+                "response_checksum_validation": "when_required",
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,  # fsspec's cache would share the retries set below with other users
+        )
+        self._fs.retries = 1
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.settings.bucket}/{self._name(key)}"
+
+    def key(self, uri: str) -> str:
+        base = f"s3://{self.settings.bucket}/{self._base}"
+        if not uri.startswith(base):
+            raise StoreError(f"{uri} is not in {base}")
+        return checked_key(uri.removeprefix(base))
+
+    def read(self, key: str) -> tuple[bytes, str] | None:
+        async def attempt() -> tuple[bytes, str] | None:
+            answer = await self._call_if_there("get_object", key)
+            if answer is None:
+                return None
+            async with answer["Body"] as body:
+                return await body.read(), _tag(answer)
+
+        return self._run(self._patiently("can't read", key, attempt))
+
+    def fetch(self, key: str) -> Body:
+        async def attempt() -> Spool | None:
+            spool = Spool()
+            answer = await self._call_if_there("get_object", key)
+            if answer is None:
+                return None
+            async with answer["Body"] as body:
+                while chunk := await body.read(_CHUNK):
+                    spool.write(chunk)
+            return spool
+
+        spool = self._run(self._patiently("can't read", key, attempt))
+        if spool is None:
+            raise ImageMissingError(f"there is no {self.uri(key)}")
+        return spool.open
+
+    def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        async def all_facts() -> list[dict[str, Any] | None]:
+            return list(await asyncio.gather(*map(self._head, keys)))
+
+        return [None if facts is None else int(facts["ContentLength"]) for facts in self._run(all_facts())]
+
+    def metadata(self, key: str) -> tuple[int, Mapping[str, str]] | None:
+        facts = self._run(self._head(key))
+        return None if facts is None else (int(facts["ContentLength"]), facts.get("Metadata", {}))
+
+    async def _head(self, key: str) -> dict[str, Any] | None:
+        return await self._patiently("can't look at", key, lambda: self._call_if_there("head_object", key))
+
+    def write(
+        self,
+        key: str,
+        body: Body,
+        facts: Facts,
+        expected: Condition | str = Condition.ANYTHING,
+        patience: float = PATIENCE,
+    ) -> str:
+        arguments = self._at(key) | _described(facts) | _conditions(expected)
+
+        async def attempt() -> str:
+            with body() as stream:
+                return _tag(await self._fs._call_s3("put_object", Body=stream, **arguments))
+
+        once = expected is not Condition.ANYTHING
+        return self._run(self._patiently("can't write", key, attempt, 0 if once else patience))
+
+    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
+        if not isinstance(source, S3) or source.settings.account != self.settings.account:
+            return False
+        arguments = self._at(key) | _described(facts) | _conditions(expected)
+
+        async def attempt() -> bool:
+            try:
+                await self._fs._call_s3(
+                    "copy_object", CopySource=source._at(source_key), MetadataDirective="REPLACE", **arguments
+                )
+            except OSError as error:
+                if is_missing(error):
+                    raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
+                raise
+            return True
+
+        once = expected is not Condition.ANYTHING
+        return self._run(self._patiently("can't copy to", key, attempt, 0 if once else PATIENCE))
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._run(self._patiently("can't list", prefix, partial(self._page, prefix, token)))
+            for found in page.get("Contents", ()):
+                key = found["Key"].removeprefix(self._base)
+                yield Listed(key, int(found["Size"]), found["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _page(self, prefix: str, token: Mapping[str, str]) -> dict[str, Any]:
+        where = {"Bucket": self.settings.bucket, "Prefix": self._base + prefix}
+        page: dict[str, Any] = await self._fs._call_s3("list_objects_v2", **where, **token)
+        return page
+
+    def presign(self, key: str, seconds: int) -> str:
+        async def attempt() -> str:
+            client = await self._fs.set_session()
+            url: str = await client.generate_presigned_url(
+                "get_object", Params=self._at(key), ExpiresIn=seconds
+            )
+            return url
+
+        return self._run(self._patiently("can't sign an address for", key, attempt))
+
+    def _name(self, key: str) -> str:
+        return checked_key(self._base + key)
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.settings.bucket, "Key": self._name(key)}
+
+    def _shown(self, key: str) -> str:
+        """The object and the service, for an error's message."""
+        service = f" at {self.settings.endpoint_url}" if self.settings.endpoint_url else ""
+        return f"s3://{self.settings.bucket}/{self._base}{key}{service}"
+
+    async def _call_if_there(self, method: str, key: str) -> dict[str, Any] | None:
+        try:
+            answer: dict[str, Any] = await self._fs._call_s3(method, **self._at(key))
+        except OSError as error:
+            if is_missing(error):
+                return None
+            raise
+        return answer
+
+    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        return asyncio.run_coroutine_threadsafe(work, self._fs.loop).result()
+
+    async def _patiently(
+        self,
+        doing: str,
+        key: str,
+        attempt: Callable[[], Awaitable[Answer]],
+        patience: float = PATIENCE,
+    ) -> Answer:
+        """What `attempt` gives, tried again for `patience` seconds while no answer settles it."""
+        started, (pause, longest_pause) = time.monotonic(), _PAUSES
+        while True:
+            try:
+                return await attempt()
+            except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+                explained = explain(error, f"{doing} {self._shown(key)}")
+                if not isinstance(explained, NoAnswerError) or time.monotonic() + pause > started + patience:
+                    raise explained from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest_pause)
+
+
+def _tag(answer: Mapping[str, Any]) -> str:
+    # unquoted: Ceph refuses a quoted tag in If-Match
+    return str(answer["ETag"]).strip('"')
+
+
+def _described(facts: Facts) -> dict[str, Any]:
+    described: dict[str, Any] = {"ContentType": facts.media_type, "Metadata": dict(facts.metadata)}
+    return described | ({"CacheControl": facts.cache_control} if facts.cache_control else {})
+
+
+def _conditions(expected: Condition | str) -> dict[str, str]:
+    if isinstance(expected, str):
+        return {"IfMatch": expected}
+    return {"IfNoneMatch": "*"} if expected is Condition.NOTHING else {}

@@ -1,0 +1,85 @@
+"""What an S3 service's refusal or silence means, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
+
+#: Statuses after which it is not known what happened, or that ask to try again.
+_UNSETTLED: Final = frozenset({409, 429, 500, 502, 503, 504})
+
+_NO_PERMISSION = "the credentials don't allow it: they need s3:GetObject, s3:PutObject and s3:ListBucket"
+_OTHER_REGION = "the bucket is in another region: set the store's region"
+_EXPIRED = "the credentials have expired: renew them"
+#: What to do, by the store's error code; by status where an answer has no body.
+_ADVICE: Final[Mapping[str, str]] = {
+    "NoSuchBucket": "the bucket does not exist: create it, or correct the store's url",
+    "InvalidBucketName": "this is no legal bucket name: correct the store's url",
+    "AccessDenied": _NO_PERMISSION,
+    "AllAccessDisabled": _NO_PERMISSION,
+    "403": _NO_PERMISSION,
+    "InvalidAccessKeyId": "the access key ID is unknown there: correct access_key_id, or AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret access key is wrong: correct it, or AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": _EXPIRED,
+    "InvalidToken": _EXPIRED,
+    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "PermanentRedirect": _OTHER_REGION,
+    "TemporaryRedirect": _OTHER_REGION,
+    "AuthorizationHeaderMalformed": _OTHER_REGION,
+    "IllegalLocationConstraintException": _OTHER_REGION,
+    "301": _OTHER_REGION,
+    "QuotaExceeded": "the store is full: make room",
+    "XMinioStorageFull": "the store is full: make room",
+}
+_ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
+    "EndpointConnectionError": "nothing answers there: check the endpoint's address and that it is up",
+    "ConnectTimeoutError": "nothing answers there: check the endpoint's address and that it is up",
+    "SSLError": "its certificate can't be verified: check the endpoint's address and the CA bundle",
+    "NoCredentialsError": "there are no credentials: give access_key_id and secret_access_key, or set up AWS's own",
+    "PartialCredentialsError": "the credentials are incomplete: give access_key_id and secret_access_key",
+}
+
+#: A missing object, with a body that says so and without; a missing bucket is another thing.
+_MISSING: Final = frozenset({(404, "NoSuchKey"), (404, "404")})
+
+#: botocore's errors for connections that failed on the way, rather than for something wrong here.
+_LOST: Final = (HTTPClientError, IncompleteReadError)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether the service says that there is no such object."""
+    return _status_and_code(error) in _MISSING
+
+
+def explain(error: Exception, doing: str) -> StoreError:
+    """One line that says what failed and what to do; its class says whether the write may have happened."""
+    status, code = _status_and_code(error)
+    if status is None:
+        kind = type(error).__name__
+        line = f"{doing}: {_ADVICE_WITHOUT_ANSWER.get(kind) or f'the answer was lost ({kind})'}"
+        settled = isinstance(error, BotoCoreError) and not isinstance(error, _LOST)
+        return StoreError(line) if settled else NoAnswerError(line)
+    if status == 412 or (status, code) in _MISSING:
+        return ConflictError(f"{doing}: it is not as expected (HTTP {status})")
+    advice = _ADVICE.get(code) or _ADVICE.get(str(status)) or _their_words(error)
+    kind_of_error = NoAnswerError if status in _UNSETTLED else StoreError
+    return kind_of_error(f"{doing}: {advice} ({code}, HTTP {status})")
+
+
+def _status_and_code(error: Exception) -> tuple[int | None, str]:
+    """The answer behind an error. s3fs's own classes don't tell: one 412 has two of them, two 404s have one."""
+    cause = error if isinstance(error, ClientError) else error.__cause__
+    if not isinstance(cause, ClientError):
+        return None, ""
+    response: Mapping[str, Any] = cause.response
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status, str(response.get("Error", {}).get("Code", ""))
+
+
+def _their_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,125 @@
+"""Reading and replacing the ledger's documents, whatever becomes of the store's answers."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.origins import SANDBOX_ORIGIN
+from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
+from prefect_ttapi.storage.records import Document, Record, decode, encode, record_of
+from prefect_ttapi.storage.store import ImageStore
+
+#: Seconds between attempts to settle a write whose answer was lost.
+_PAUSES: Final = (0.0, 0.05, 0.2, 0.8, 2.0)
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A document and the tag it had when it was read or written."""
+
+    document: Document
+    tag: str
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What became of a write: `seen` is the own document if it was `won`, else what stands instead."""
+
+    won: bool
+    seen: Seen | None
+
+
+class Shelf:
+    """The documents of one API origin in a store, at `ledger/<origin>/<request hash>.json`."""
+
+    def __init__(self, store: ImageStore, api_origin: str) -> None:
+        self.store = store
+        self.api_origin = api_origin
+        self.prefix = f"ledger/{slug_of(api_origin)}/"
+
+    def key(self, request_hash: str) -> str:
+        """Where the request's document is. StoreError: that is no request hash."""
+        if not _SHA256.fullmatch(request_hash):
+            raise StoreError(f"{request_hash[:80]!a} is no request hash: it must be 64 hexadecimal digits")
+        return f"{self.prefix}{request_hash}.json"
+
+    def read(self, request_hash: str) -> Seen | None:
+        """The document as it stands. StoreError: the store fails, or holds something that makes no sense."""
+        key = self.key(request_hash)
+        found = self.store.read_document(key)
+        if found is None:
+            return None
+        data, tag = found
+        try:
+            return Seen(decode(data, request_hash, self.api_origin), tag)
+        except ValueError as error:
+            raise self._senseless(key, error) from None
+
+    def record(self, document: Document) -> Record | None:
+        """What the document says of stored images, if anything. StoreError: it makes no sense."""
+        try:
+            return record_of(document, self.store)
+        except ValueError as error:
+            raise self._senseless(self.key(document.request_hash), error) from None
+
+    def swap(self, document: Document, tag: str | None) -> Swap:
+        """Put `document` in the place of the one with `tag`, or (None) of none.
+
+        A lost answer is settled by reading back: the own token and sequence mean won, an unchanged tag means that it
+        is to be sent again, anything else means lost.
+
+        Raises:
+            NoAnswerError: the store stays silent; it may hold the document or not.
+            StoreError: the store refuses.
+        """
+        key, data = self.key(document.request_hash), encode(document)
+        trouble: StoreError | None = None
+        for pause in _PAUSES:
+            time.sleep(pause)
+            try:
+                return Swap(True, Seen(document, self.store.compare_and_swap(key, data, tag)))
+            except (ConflictError, NoAnswerError) as error:
+                trouble = error
+            found = self.read(document.request_hash)
+            if found is None:
+                if tag is not None:
+                    return Swap(False, None)
+            elif _write_of(found.document) == _write_of(document):
+                return Swap(True, found)
+            elif found.tag != tag:
+                return Swap(False, found)
+        raise NoAnswerError(f"{self.store.uri(key)}: can't be written ({trouble})") from trouble
+
+    def _senseless(self, key: str, error: ValueError) -> StoreError:
+        return StoreError(
+            f"{self.store.uri(key)} {error}; nothing is sent while it stands: look at it, and delete it to pay anew"
+        )
+
+
+def _write_of(document: Document) -> tuple[str, int]:
+    return document.token, document.sequence
+
+
+def slug_of(api_origin: str) -> str:
+    """A folder's name for an API origin; no two origins share one.
+
+    >>> slug_of("https://api.ttapi.io"), slug_of("sandbox"), slug_of("http://localhost:8080/proxy")
+    ('api.ttapi.io', 'sandbox', 'http_3a_2f_2flocalhost_3a8080_2fproxy')
+    """
+    host = api_origin.removeprefix("https://")
+    # without an escape in it, as every other slug has: so a short name can't be mistaken for a long one
+    if host != api_origin and "." in host and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", host):
+        return host
+    if api_origin == SANDBOX_ORIGIN:
+        return api_origin
+    if "://" not in api_origin:
+        raise ValueError(f"{api_origin!r} is no API origin")
+    return re.sub(
+        r"[^A-Za-z0-9.-]", lambda sign: "".join(f"_{byte:02x}" for byte in sign[0].encode()), api_origin
+    )

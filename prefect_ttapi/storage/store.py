@@ -1,0 +1,360 @@
+"""The block that says where images live, and what the package does there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Final, Self
+from urllib.parse import quote
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
+from prefect_ttapi.storage.addresses import (
+    bucket_and_prefix,
+    checked_web_address,
+    folder_of,
+    is_s3,
+    normalised,
+)
+from prefect_ttapi.storage.folder import Folder
+from prefect_ttapi.storage.metadata import ascii_metadata
+from prefect_ttapi.storage.objects import (
+    Condition,
+    ConflictError,
+    Facts,
+    Listed,
+    NoAnswerError,
+    ObjectStore,
+)
+from prefect_ttapi.storage.probe import probe
+from prefect_ttapi.storage.s3 import S3, S3Settings
+
+#: Seconds for which an upload that was paid for is tried again while the store gives no answer.
+UPLOAD_PATIENCE: Final = 120.0
+
+#: Seconds between attempts to deliver where the store gave no answer.
+_PAUSES: Final = (0.2, 1.0, 3.0)
+
+#: Stores that this process has found to keep their promises.
+_probed: set[str] = set()
+
+
+class ImageStore(Block):
+    """Where images live: a local folder or an S3 bucket, with the ledger of what was paid for beside them.
+
+    Example:
+        Load the block that was saved in the UI or by `save`:
+
+        ```python
+        from prefect_ttapi import ImageStore
+
+        store = ImageStore.load("BLOCK_NAME")
+        ```
+
+    >>> ImageStore(url="s3://pictures/campaigns", endpoint_url="https://minio.example.com").identity
+    's3://pictures/campaigns at https://minio.example.com'
+    """
+
+    _block_type_name = "TTAPI Image Store"
+    _block_type_slug = "ttapi-image-store"
+    _description = (
+        "Keeps generated images in a local folder or an S3 bucket, and remembers what was paid for."
+    )
+    _documentation_url = "https://github.com/prefect-ttapi/prefect-ttapi#readme"  # type: ignore[assignment]
+    # `.map` iterates what it can: a block mapped by mistake is an error, `unmapped(store)` is meant
+    __iter__: ClassVar[Any] = None
+
+    url: str = Field(
+        title="Folder or S3 address",
+        description="A local folder, or s3://bucket/prefix. Images, ledger and manifests are kept below it.",
+    )
+    endpoint_url: str | None = Field(
+        None,
+        title="Endpoint URL",
+        description="Of an S3 service other than AWS: Cloudflare R2, MinIO, Ceph. "
+        "Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS.",
+    )
+    region: str | None = Field(
+        None, title="Region", description="Else AWS_REGION, else as AWS's tools find it."
+    )
+    access_key_id: str | None = Field(
+        None, title="Access key ID", description="Else as AWS's tools find it: environment, profile, role."
+    )
+    secret_access_key: SecretStr | None = Field(
+        None, title="Secret access key", description="Belongs to the access key ID."
+    )
+    session_token: SecretStr | None = Field(
+        None, title="Session token", description="Only with temporary credentials."
+    )
+    public_base_url: str | None = Field(
+        None,
+        title="Public base URL",
+        description="The public address of the folder or prefix above, as of a CDN: delivered images get a link.",
+    )
+    cache_control: str | None = Field(
+        None,
+        title="Cache-Control",
+        description="What browsers and CDNs are told about images on S3, as public, max-age=31536000, immutable.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_place(cls, url: str) -> str:
+        return normalised(url)
+
+    @field_validator("endpoint_url", "public_base_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str | None) -> str | None:
+        return checked_web_address(url) if url else None
+
+    @field_validator("cache_control")
+    @classmethod
+    def _fits_a_header(cls, text: str | None) -> str | None:
+        if text and not (text.isascii() and text.isprintable()):
+            raise ValueError("holds characters that no HTTP header may have")
+        return text or None
+
+    @model_validator(mode="after")
+    def _has_both_keys_or_none(self) -> Self:
+        if bool(self.access_key_id) != bool(self.secret_access_key):
+            raise ValueError("access_key_id and secret_access_key belong together: give both or neither")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Which store this is, without secrets: equal for blocks that see the same objects."""
+        if not is_s3(self.url):
+            return Path(self.url).as_uri()
+        endpoint = self._settings().endpoint_url
+        return f"{self.url} at {endpoint}" if endpoint else self.url
+
+    @property
+    def objects(self) -> ObjectStore:
+        """The place itself, shared by all blocks of this process with the same settings."""
+        # a client does not survive a fork
+        return _place(self._settings() if is_s3(self.url) else folder_of(self.url), os.getpid())
+
+    def check(self) -> None:
+        """Make sure that objects can be written and read, and that of two writers one loses. 4 small requests.
+
+        Raises:
+            StoreError: what is wrong, and what to do, in one line.
+        """
+        probe(self.objects)
+        _probed.add(self.identity)
+
+    def check_once(self) -> None:
+        """`check`, unless this process has found the store in order before."""
+        if self.identity not in _probed:
+            self.check()
+
+    def put_image(
+        self, image: GeneratedImage, metadata: Mapping[str, str], *, patience: float = UPLOAD_PATIENCE
+    ) -> StoredImage:
+        """Keep an image under its own SHA-256; nothing is sent where it is there already.
+
+        Args:
+            metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is cut.
+            patience: seconds to try again while the store gives no answer.
+        """
+        key = self.image_key(image.sha256, image.media_type)
+        objects = self.objects
+        if objects.sizes([key]) != [image.size_bytes]:
+            objects.write(
+                key, image.open, self._facts(image.media_type, image.sha256, metadata), patience=patience
+            )
+        return StoredImage(
+            uri=objects.uri(key),
+            sha256=image.sha256,
+            size_bytes=image.size_bytes,
+            media_type=image.media_type,
+            width=image.width,
+            height=image.height,
+            index=image.index,
+            revised_prompt=image.revised_prompt,
+        )
+
+    def image_key(self, sha256: str, media_type: str) -> str:
+        """Where an image of these bytes is kept: `images/<sha256>.<ext>`."""
+        return f"images/{sha256}.{EXTENSIONS[media_type]}"
+
+    def missing(self, images: Iterable[StoredImage]) -> list[StoredImage]:
+        """Those of `images` that are gone or have another length than recorded; looked at side by side."""
+        expected = list(images)
+        objects = self.objects
+        sizes = objects.sizes([objects.key(image.uri) for image in expected])
+        return [image for image, size in zip(expected, sizes, strict=True) if size != image.size_bytes]
+
+    def open(self, uri: str) -> BinaryIO:
+        """A reader over an object of this store; one from S3 is first fetched into a temporary file.
+
+        Raises:
+            ImageMissingError: there is no such object.
+        """
+        return self.objects.fetch(self.objects.key(uri))()
+
+    def read_bytes(self, uri: str) -> bytes:
+        """All of an object of this store. ImageMissingError: there is no such object."""
+        with self.open(uri) as reader:
+            return reader.read()
+
+    def size(self, uri_or_key: str) -> int | None:
+        """Length in bytes, or None where there is no such object."""
+        objects = self.objects
+        return objects.sizes([objects.key(uri_or_key) if "://" in uri_or_key else uri_or_key])[0]
+
+    def write(self, key: str, data: bytes, media_type: str) -> str:
+        """Write a small document (manifest, page), replacing what is there; its address."""
+        self.objects.write(key, lambda: io.BytesIO(data), Facts(media_type))
+        return self.objects.uri(key)
+
+    def read(self, key: str) -> bytes | None:
+        """A small document, or None where there is none."""
+        found = self.objects.read(key)
+        return found and found[0]
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Key, size and tag of every object whose key starts with `prefix`, in no particular order."""
+        return self.objects.list(prefix)
+
+    def read_document(self, key: str) -> tuple[bytes, str] | None:
+        """A document and its tag, or None where there is none."""
+        return self.objects.read(key)
+
+    def compare_and_swap(self, key: str, data: bytes, tag: str | None) -> str:
+        """Write a JSON document if it still has this tag, or (None) if there is none yet; the new tag.
+
+        Raises:
+            ConflictError: somebody else wrote it, or this very write did and its first answer was lost.
+            NoAnswerError: it may have been written or not: read it back.
+            StoreError: it was not written.
+        """
+        expected = Condition.NOTHING if tag is None else tag
+        return self.objects.write(key, lambda: io.BytesIO(data), Facts("application/json"), expected)
+
+    def deliver(
+        self,
+        image: StoredImage,
+        key: str,
+        source: ImageStore | None = None,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> DeliveredImage:
+        """Copy a stored image to `key` in this store; success where the same image is there already.
+
+        Args:
+            source: the store the image came from, where this store's own settings can't read it.
+            metadata: as in `put_image`; the SHA-256 is always added.
+            overwrite: replace whatever is there.
+
+        Raises:
+            StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
+            ImageMissingError: the image is gone.
+        """
+        origin = (source or self._beside(image.uri)).objects
+        facts = self._facts(image.media_type, image.sha256, metadata or {})
+        uri = self.objects.uri(key)
+        for pause in _PAUSES:
+            if not overwrite and self._holds(key, image):
+                break
+            try:
+                self._copy(image, origin, key, facts, overwrite=overwrite)
+                break
+            except ConflictError:
+                continue  # somebody else was faster: look at what is there now
+            except NoAnswerError:
+                time.sleep(pause)
+        else:
+            raise NoAnswerError(f"can't write {uri}: the store gives no answer; try again")
+        return DeliveredImage(uri=uri, url=self.public_url(uri), sha256=image.sha256, source_uri=image.uri)
+
+    def uri(self, key: str) -> str:
+        """The address of an object of this store: `file:///...` or `s3://bucket/prefix/...`."""
+        return self.objects.uri(key)
+
+    def public_url(self, uri: str) -> str | None:
+        """Where the public finds an object of this store; None without `public_base_url`."""
+        return f"{self.public_base_url}/{quote(self.objects.key(uri))}" if self.public_base_url else None
+
+    def presign(self, uri: str, seconds: int = 3600) -> str:
+        """An address that lets anyone read the object for `seconds` (at most 7 days), signed by this machine.
+
+        Raises:
+            StoreError: a local folder can't sign, the object is not in this store, there are no credentials.
+        """
+        if not 1 <= seconds <= 604_800:
+            raise StoreError(f"a signed address lives from 1 to 604,800 seconds, not {seconds}")
+        return self.objects.presign(self.objects.key(uri), seconds)
+
+    def _holds(self, key: str, image: StoredImage) -> bool:
+        """Whether the image is at `key` already. StoreError: something else is."""
+        found = self.objects.metadata(key)
+        if found is None:
+            return False
+        size, metadata = found
+        if size == image.size_bytes:
+            sha256 = metadata.get("sha256") or _sha256(self.objects.fetch(key)())
+            if sha256 == image.sha256:
+                return True
+        raise StoreError(
+            f"{self.objects.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
+        )
+
+    def _copy(
+        self, image: StoredImage, origin: ObjectStore, key: str, facts: Facts, *, overwrite: bool
+    ) -> None:
+        expected = Condition.ANYTHING if overwrite else Condition.NOTHING
+        source_key = origin.key(image.uri)
+        if self.objects.copy(origin, source_key, key, facts, expected):
+            return
+        body = origin.fetch(source_key)
+        if _sha256(body()) != image.sha256:
+            raise StoreError(f"{image.uri} is damaged: its bytes don't have the recorded SHA-256")
+        self.objects.write(key, body, facts, expected)
+
+    def _beside(self, uri: str) -> ImageStore:
+        """A store with these settings that holds `uri`, which may be below another folder or bucket."""
+        return self.model_copy(update={"url": normalised(uri.rpartition("/images/")[0])})
+
+    def _facts(self, media_type: str, sha256: str, metadata: Mapping[str, str]) -> Facts:
+        return Facts(media_type, self.cache_control, ascii_metadata({**metadata, "sha256": sha256}))
+
+    def _settings(self) -> S3Settings:
+        bucket, prefix = bucket_and_prefix(self.url)
+        environ = os.environ.get
+        return S3Settings(
+            bucket=bucket,
+            prefix=prefix,
+            endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
+            region=self.region or environ("AWS_REGION"),
+            access_key_id=self.access_key_id or None,
+            secret_access_key=_told(self.secret_access_key),
+            session_token=_told(self.session_token),
+        )
+
+
+@lru_cache(maxsize=64)
+def _place(where: S3Settings | Path, process: int) -> ObjectStore:  # noqa: ARG001 - a part of the cache's key
+    return S3(where) if isinstance(where, S3Settings) else Folder(where)
+
+
+def _told(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
+
+
+def _sha256(reader: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    with reader:
+        while chunk := reader.read(1024 * 1024):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""An S3 service for tests: moto's server, spoken to over real HTTP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where it is, and a key that it takes."""
+
+    url: str
+    access_key_id: str = "AKIATESTS"
+    secret_access_key: str = "wJalrXUtnFEMI-tests-only"
+
+    def client(self):
+        """A boto3 client, to look at the store from outside."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+        )
+
+    def new_bucket(self) -> str:
+        """The name of a new, empty bucket."""
+        name = f"pictures-{next(_numbers)}"
+        client = self.client()
+        client.create_bucket(Bucket=name)
+        client.close()
+        return name
+
+    def settings(self, **changes: object) -> dict[str, object]:
+        """What an ImageStore needs besides its url."""
+        return {
+            "endpoint_url": self.url,
+            "region": "us-east-1",
+            "access_key_id": self.access_key_id,
+            "secret_access_key": self.secret_access_key,
+            **changes,
+        }
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 service for all tests; each takes buckets of its own."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3Server(f"http://{host}:{port}")
+    server.stop()
+
+
+@pytest.fixture
+def new_bucket(s3_server: S3Server) -> Callable[[], str]:
+    """Makes a new bucket and gives its name."""
+    return s3_server.new_bucket
