@@ -1,0 +1,206 @@
+"""Reading a prompts file: every row checked before anything is paid for, all problems told at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import BinaryIO, Final
+
+from pydantic import ValidationError
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.prompts.columns import MOST_COLUMNS, nearest_field, plan_of
+from prefect_ttapi.prompts.tables import READERS, Fault, rows_of
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.addresses import bucket_and_prefix, is_s3, normalised
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+#: Bytes and rows: they bound the memory that a file can take.
+LARGEST_FILE: Final = 256 * 1024 * 1024
+MOST_ROWS: Final = 1_000_000
+
+
+class PromptsError(ValueError):
+    """A prompts file can't be used: a line that says so, then one for each problem, with its lines."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a prompts file holds.
+
+    Attributes:
+        requests: one for each row, in the file's order.
+        values: for each row, the texts of the columns that are no request fields, for the key template.
+        columns: the names in `values`, in the file's order.
+        path: the file, as it was given.
+    """
+
+    requests: list[ImageRequest]
+    values: list[dict[str, str]]
+    columns: tuple[str, ...]
+    path: str
+
+
+def read_prompts(
+    path: str | os.PathLike[str],
+    *,
+    prompt_column: str | None = None,
+    defaults: Mapping[str, object] = MappingProxyType({}),
+    limit: int | None = None,
+) -> Prompts:
+    """Read and check a prompts file in UTF-8: `.csv`, `.tsv`, `.tab`, `.jsonl` or `.ndjson`.
+
+    A column that is named like a field of `ImageRequest` is that field; any other is a value for the key
+    template. Names are compared and used in lower case, with `_` for what is neither letter nor digit:
+    `Product ID` is `product_id`. `prefect_ttapi.prompts.tables.rows_of` says more of the formats; a TSV file
+    has no quoting.
+
+    An empty cell means "not given". A row's own cell wins over `defaults`; what neither gives has the
+    vendor's default. Prompts and values are taken as they stand, other fields without the blanks around them.
+
+    Args:
+        path: a local file, `file:///...`, or `s3://bucket/key` with credentials as AWS's tools find them.
+        prompt_column: the column that holds the prompts, where it is not called `prompt`.
+        defaults: values for fields of every row; None counts as not given.
+        limit: take the first rows only; what follows them is not checked.
+
+    Raises:
+        PromptsError: all that is wrong with the file, or why it can't be read.
+    """
+    name = os.fspath(path)
+    if limit is not None and limit < 1:
+        raise PromptsError(f"limit must be at least 1, not {limit}")
+    extension, data = _read(name)
+    given = {field: value for field, value in defaults.items() if value is not None}
+    plans = lru_cache(256)(lambda names: plan_of(names, prompt_column))
+    problems = _Problems()
+    requests: list[ImageRequest] = []
+    values: list[dict[str, str]] = []
+    columns: dict[str, None] = {}
+    for number, row in enumerate(islice(rows_of(data, extension), limit), 1):
+        if number > MOST_ROWS or len(columns) > MOST_COLUMNS:
+            problems.add(
+                row.line, [f"is too much: the most is {MOST_ROWS:,} rows and {MOST_COLUMNS:,} columns"]
+            )
+            break
+        if isinstance(row, Fault):
+            problems.add(row.line, [row.message])
+            continue
+        plan = plans(row.names)
+        columns |= dict.fromkeys(plan.values.values())
+        if plan.problems:
+            problems.add(row.names_line, plan.problems)
+            continue
+        problems.add(row.line, plan.faults_in(row))
+        try:
+            requests.append(ImageRequest.model_validate(given | plan.fields_of(row)))
+        except ValidationError as error:
+            problems.add(row.line, _in_words(error))
+        values.append(plan.values_of(row))
+    _warn_of_misspellings(name, columns)
+    if problems.count:
+        raise PromptsError(f"{name!r} can't be used: {problems}")
+    if not requests:
+        raise PromptsError(f"{name!r} has no rows: it needs one for each request")
+    return Prompts(requests, values, tuple(columns), name)
+
+
+def _read(name: str) -> tuple[str, bytes]:
+    """The file's extension and bytes."""
+    try:
+        address = normalised(name)
+    except ValueError:
+        # not shown: an address that is none of ours may be a signed one
+        raise PromptsError("prompts are read from a local file, file:///... or s3://bucket/key") from None
+    extension = PurePosixPath(address).suffix.lower()
+    try:
+        if not is_s3(address) and Path(address).is_dir():
+            raise PromptsError(f"{name!r} is a folder, not a file")
+        if extension not in READERS:
+            raise PromptsError(f"{name!r} must end in one of {', '.join(READERS)}")
+        with _open(address) as file:
+            data = file.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise PromptsError(f"{name!r} does not exist") from None
+    except OSError as error:
+        raise PromptsError(f"{name!r} can't be read: {error.strerror or error}") from error
+    except StoreError as error:
+        raise PromptsError(str(error)) from error
+    if len(data) > LARGEST_FILE:
+        raise PromptsError(f"{name!r} is larger than {LARGEST_FILE // 1024**2} MiB")
+    if not data.strip(b"\xef\xbb\xbf\r\n\t "):
+        raise PromptsError(f"{name!r} is empty")
+    return extension, data
+
+
+def _open(address: str) -> BinaryIO:
+    if not is_s3(address):
+        return Path(address).open("rb")
+    bucket, _ = bucket_and_prefix(address)
+    store = ImageStore(url=f"s3://{bucket}")
+    size = store.size(address)
+    if size is None:
+        raise FileNotFoundError
+    if size > LARGEST_FILE:
+        raise OSError(f"it is larger than {LARGEST_FILE // 1024**2} MiB")
+    return store.open(address)
+
+
+def _in_words(error: ValidationError) -> list[str]:
+    details = error.errors(include_url=False, include_input=False)
+    return [f"{detail['loc'][0]} {detail['msg']}" for detail in details]
+
+
+def _warn_of_misspellings(path: str, columns: Iterable[str]) -> None:
+    for name in columns:
+        field = nearest_field(name)
+        if field:
+            logger.warning(
+                "%r: column %r is a value for the key template; did you mean %s?", path, name, field
+            )
+
+
+class _Problems:
+    """Problems with the lines they are on; the same one on many lines is told once."""
+
+    SHOWN = 20
+    LINES = 10
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lines: dict[str, list[int]] = {}
+
+    def add(self, line: int, messages: Iterable[str]) -> None:
+        for message in messages:
+            if message not in self._lines and len(self._lines) == self.SHOWN:
+                self.count += 1
+                continue
+            lines = self._lines.setdefault(message, [])
+            if lines[-1:] != [line]:  # a header's problem comes with each of its rows
+                lines.append(line)
+                self.count += 1
+
+    def __str__(self) -> str:
+        told = [f"{self._places(lines)}: {message}" for message, lines in self._lines.items()]
+        untold = self.count - sum(map(len, self._lines.values()))
+        summary = "1 problem" if self.count == 1 else f"{self.count:,} problems"
+        return "\n  ".join([summary, *told, *([f"and {untold:,} more"] if untold else [])])
+
+    def _places(self, lines: list[int]) -> str:
+        if len(lines) == 1:
+            return f"line {lines[0]}"
+        *most, last = [*map(str, lines[: self.LINES])]
+        more = len(lines) - self.LINES
+        return (
+            f"lines {', '.join([*most, last])} and {more:,} more"
+            if more > 0
+            else f"lines {', '.join(most)} and {last}"
+        )
