@@ -1,0 +1,237 @@
+"""The manifest: what became of each request of a batch, one JSON line each, in order, beside the images."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, BinaryIO, Final, Literal, Self, overload
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage, Usage
+
+Status = Literal["generated", "cached", "failed", "skipped"]
+
+#: An illegal item is kept as given to this depth; what is no JSON by so many characters of its repr.
+_DEPTH: Final = 8
+_SHOWN: Final = 1_000
+#: Longer whole numbers are more than JSON readers take.
+_BITS: Final = 1_024
+
+
+def _well_formed(value: Any) -> Any:
+    """Lone surrogates, which no file can hold, become U+FFFD."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _json_able(value: Any, depth: int = 0) -> JsonValue:
+    """`value` as JSON can hold it; what is no JSON, or nested too deeply, by its repr."""
+    if isinstance(value, str):
+        return str(_well_formed(value))
+    if value is None or (isinstance(value, int) and value.bit_length() <= _BITS):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if depth < _DEPTH and isinstance(value, Mapping):
+        return {_name(name): _json_able(inner, depth + 1) for name, inner in value.items()}
+    if depth < _DEPTH and isinstance(value, list | tuple):
+        return [_json_able(inner, depth + 1) for inner in value]
+    return _shown(value)
+
+
+def _name(key: Any) -> str:
+    return str(_well_formed(key)) if isinstance(key, str) else _shown(key)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return ascii(value)[:_SHOWN]
+    except Exception:  # somebody else's __repr__, or too deep for it
+        return f"<{type(value).__name__}>"
+
+
+def _as_given(value: Any) -> Any:
+    return value if value is None else _json_able(value if isinstance(value, Mapping) else {"item": value})
+
+
+def _as_text(values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    return {_well_formed(str(name)): _well_formed(str(value)) for name, value in values.items()}
+
+
+_Text = Annotated[str, BeforeValidator(_well_formed)]
+
+
+class Row(BaseModel):
+    """What became of one request of a batch.
+
+    Attributes:
+        row: position of the request in the batch, from 0.
+        status: "generated" (paid for in this batch), "cached" (its images were there, also a duplicate's),
+            "failed" (with `images` where only the delivery failed) or "skipped" (never sent).
+        request: what was asked; None for an illegal item.
+        given: an illegal item as it was given, so that its owner finds it again.
+        request_hash: the request's name for ever; None for an illegal item.
+        images: in the order of the answer.
+        delivered: their copies under the names consumers know.
+        usage: tokens, where the API counted them; a cached row shows those of its first payment.
+        error, error_type: why it failed or was skipped, and the name of the error's class.
+        api_calls: how often this batch sent the request; 0 for a cached row.
+        seconds: how long this batch worked on the answer; 0 for a cached row.
+        created_at: when the answer was recorded.
+        api_origin: who answered, e.g. `https://api.ttapi.io`.
+        flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
+        maybe_paid: notes on payments that may have given no images.
+        values: the prompts file's other columns, as text.
+    """
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    row: int = Field(ge=0)
+    status: Status
+    request_hash: str | None = None
+    request: ImageRequest | None = None
+    given: Annotated[dict[str, JsonValue] | None, BeforeValidator(_as_given)] = None
+    images: tuple[StoredImage, ...] = ()
+    delivered: tuple[DeliveredImage, ...] = ()
+    usage: Usage | None = None
+    error: _Text | None = None
+    error_type: str | None = None
+    api_calls: int = 0
+    seconds: float = 0.0
+    created_at: datetime | None = None
+    api_origin: str | None = None
+    flow_run_id: str | None = None
+    task_run_id: str | None = None
+    maybe_paid: tuple[_Text, ...] = ()
+    values: Annotated[dict[str, str], BeforeValidator(_as_text)] = {}
+
+    @classmethod
+    def of(cls, row: int, generation: Generation, status: Status = "generated", **others: Any) -> Self:
+        """The row of an answered request; `others` are fields that a generation does not know."""
+        paid = status != "cached"
+        known = {
+            name: getattr(generation, name) for name in Generation.model_fields if name in cls.model_fields
+        }
+        now = {
+            "api_calls": generation.api_calls if paid else 0,
+            "seconds": generation.seconds if paid else 0.0,
+        }
+        return cls(**{"row": row, "status": status} | known | now | others)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, also of an illegal item that has one; else empty."""
+        return self.request.prompt if self.request else self._given("prompt")
+
+    @property
+    def model(self) -> str:
+        """The model asked for, also by an illegal item that names one; else empty."""
+        return self.request.model if self.request else self._given("model")
+
+    def _given(self, name: str) -> str:
+        value = (self.given or {}).get(name)
+        return value if isinstance(value, str) else ""
+
+
+def write_manifest(rows: Iterable[Row]) -> Iterator[bytes]:
+    """The manifest's lines, each with its line feed, to be written as they come.
+
+    >>> b"".join(write_manifest([Row(row=0, status="skipped")])).startswith(b'{"row":0,"status":"skipped"')
+    True
+    """
+    for row in rows:
+        yield row.model_dump_json().encode() + b"\n"
+
+
+def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
+    """The rows of a manifest's lines: an open file, or a list of lines. Unknown fields are left out.
+
+    Raises:
+        ValueError: a line is no row; the message says which, counted from 1.
+    """
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _row(line, number)
+
+
+def _row(line: bytes | str, number: int) -> Row:
+    try:
+        return Row.model_validate_json(line)
+    except ValidationError as error:
+        raise ValueError(f"line {number} of the manifest is no row: {error}") from None
+
+
+class Rows(Sequence[Row]):
+    """The rows of a manifest, read when asked for: in memory is only where each line starts (8 bytes).
+
+    Args:
+        open: a new binary, seekable reader of the manifest, e.g. `path.open("rb")` behind a lambda. Called
+            once to find the lines, when first needed, and once for each access or iteration.
+
+    >>> import io
+    >>> manifest = b"".join(write_manifest(Row(row=n, status="skipped") for n in range(9)))
+    >>> rows = Rows(lambda: io.BytesIO(manifest))
+    >>> len(rows), rows[-1].row, [row.row for row in rows[2:5]]
+    (9, 8, [2, 3, 4])
+    """
+
+    def __init__(self, open: Callable[[], BinaryIO]) -> None:
+        self._open = open
+        self._starts: array[int] | None = None
+        self._selected: range | None = None
+
+    def _lines(self) -> tuple[array[int], range]:
+        if self._starts is None:
+            with self._open() as file:
+                self._starts = array("Q", _line_starts(file))
+        if self._selected is None:
+            self._selected = range(len(self._starts))
+        return self._starts, self._selected
+
+    def __len__(self) -> int:
+        return len(self._lines()[1])
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        starts, selected = self._lines()
+        if isinstance(index, slice):
+            part = Rows(self._open)
+            part._starts, part._selected = starts, selected[index]
+            return part
+        number = selected[index]
+        with self._open() as file:
+            return _row_at(file, starts, number)
+
+    def __iter__(self) -> Iterator[Row]:
+        starts, selected = self._lines()
+        with self._open() as file:
+            for number in selected:
+                yield _row_at(file, starts, number)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} rows of a manifest>"
+
+
+def _row_at(file: BinaryIO, starts: array[int], number: int) -> Row:
+    file.seek(starts[number])
+    return _row(file.readline(), number + 1)
+
+
+def _line_starts(file: BinaryIO) -> Iterator[int]:
+    start = 0
+    for line in file:
+        if line.strip():
+            yield start
+        start += len(line)

@@ -1,0 +1,91 @@
+"""Small pictures of images, made with care: the bytes are hostile until decoded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import BinaryIO, Final
+
+from PIL.Image import Image, Resampling
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+#: Side of the square, in pixels, that a thumbnail fits into.
+ARTIFACT_BOX: Final = 128
+GALLERY_BOX: Final = 256
+
+#: No image larger than this is decoded. The largest that the vendor's models make has a tenth of it.
+MAX_PIXELS: Final = 80_000_000
+
+#: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
+#: warnings are neither thread-safe to catch nor harmless where they are errors.
+_READERS: Final[dict[bytes, type[ImageFile]]] = {
+    b"\x89PNG": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+}
+
+
+class ThumbnailError(ValueError):
+    """No thumbnail can be made of these bytes."""
+
+
+def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
+    """A WebP of the image in `file` that fits into `box` x `box` pixels; transparency is kept.
+
+    Args:
+        file: a PNG, JPEG or WebP, read from where it stands; it is left open.
+        box: side in pixels; a smaller image keeps its size.
+
+    Raises:
+        ThumbnailError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
+    """
+    try:
+        return _webp(_small(_opened(file), box), box)
+    except ThumbnailError:
+        raise
+    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+        raise ThumbnailError(f"the image can't be read: {type(error).__name__}: {error}") from error
+
+
+def as_data_uri(webp: bytes) -> str:
+    """A `data:` address that holds the picture itself.
+
+    >>> as_data_uri(b"RIFF")
+    'data:image/webp;base64,UklGRg=='
+    """
+    return "data:image/webp;base64," + base64.b64encode(webp).decode()
+
+
+def _opened(file: BinaryIO) -> ImageFile:
+    start = file.tell()
+    head = file.read(4)
+    file.seek(start)
+    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+    if reader is None:
+        raise ThumbnailError("the file is no PNG, JPEG or WebP")
+    image = reader(file)
+    if image.width * image.height > MAX_PIXELS:
+        raise ThumbnailError(
+            f"the image is {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit"
+        )
+    return image
+
+
+def _small(image: ImageFile, box: int) -> Image:
+    image.draft("RGB", (2 * box, 2 * box))  # a JPEG is decoded at a fraction of its size
+    small = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    small.thumbnail((box, box), Resampling.LANCZOS, reducing_gap=2.0)
+    return small
+
+
+def _webp(image: Image, box: int) -> bytes:
+    for quality in (70, 40, 10):
+        out = io.BytesIO()
+        # no profile, no Exif: a thumbnail of 3 KB must not carry 10 KB of them
+        image.save(out, "WEBP", quality=quality, alpha_quality=quality, method=4, icc_profile=b"", exif=b"")
+        if out.tell() <= box * box // 3:  # 5 KB at 128 pixels, 21 KB at 256: only noise needs more
+            break
+    return out.getvalue()

@@ -1,0 +1,164 @@
+"""The manifest: rows survive writing and reading, and are read when asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from prefect_ttapi.lineage.manifest import Row, Rows, read_manifest, write_manifest
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import Generation, Usage
+from tests.lineage.samples import failed, generated, stored
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.binary()
+    | st.sampled_from(["\ud800", "a\nb\u2028c\x00", "</script>", "\U0001f468\u200d\U0001f469"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def manifest(count: int) -> bytes:
+    return b"".join(write_manifest(generated(n, f"prompt {n}") for n in range(count)))
+
+
+@given(
+    prompt=st.text(min_size=1, max_size=200).filter(str.strip),
+    error=st.text(st.characters()),
+    item=ANYTHING,
+    values=st.dictionaries(st.text(max_size=9), ANYTHING, max_size=3),
+)
+def test_rows_survive(prompt: str, error: str, item: object, values: dict[str, object]) -> None:
+    """Whatever prompts, errors and illegal items hold, each row is one line and reads back equal."""
+    rows = [
+        generated(0, prompt, values=values),
+        failed(1, prompt, error=error, maybe_paid=[error]),
+        Row(row=2, status="failed", given=item, error=error, error_type="ValidationError"),
+    ]
+    lines = list(write_manifest(rows))
+    assert [line.count(b"\n") for line in lines] == [1, 1, 1]
+    assert [json.loads(line)["row"] for line in lines] == [0, 1, 2]
+    assert list(read_manifest(lines)) == rows
+
+
+def test_an_illegal_item_is_found_again() -> None:
+    """What was given stays as it was where JSON can hold it, and by its repr where it can't."""
+    item = {"prompt": "x", "n": 99, "size": math.inf, 7: {"deep": [SecretStr("hidden"), "\ud800"]}}
+    row = Row(row=0, status="failed", given=item)
+    expected = {"prompt": "x", "n": 99, "size": "inf", "7": {"deep": ["SecretStr('**********')", "\ufffd"]}}
+    assert row.given == expected
+    assert (row.prompt, row.model) == ("x", "")
+    assert Row(row=0, status="failed", given="no mapping").given == {"item": "no mapping"}
+    assert Row(row=0, status="failed", given={"prompt": 7}).prompt == ""
+
+
+def test_a_deep_item_is_cut() -> None:
+    """An item nested a thousand deep gives a short line, not a recursion error."""
+    item: object = "x"
+    for _ in range(1_000):
+        item = [item]
+    assert len(next(write_manifest([Row(row=0, status="failed", given=item)]))) < 2_000
+
+
+def test_a_long_number_is_cut() -> None:
+    """A whole number that JSON readers would refuse does not make the manifest unreadable."""
+    row = Row(row=0, status="failed", given={"n": 10**5_000, "seed": 2**63})
+    assert row.given == {"n": "<int>", "seed": 2**63}
+    assert list(read_manifest(write_manifest([row]))) == [row]
+
+
+def test_an_unhelpful_prompt_is_not_echoed() -> None:
+    """The error of a line that is no row names the line, not the prompts in it."""
+    lines = [*write_manifest([generated(0)]), b'{"row": 1, "status": "a secret prompt"}\n']
+    rows = read_manifest(lines)
+    next(rows)
+    with pytest.raises(ValueError, match="line 2 of the manifest is no row") as error:
+        next(rows)
+    assert "secret" not in str(error.value)
+
+
+def test_newer_fields_are_left_out() -> None:
+    """A manifest that a newer version wrote is still readable."""
+    line = json.loads(next(write_manifest([generated(3)]))) | {"colour": "new"}
+    assert list(read_manifest([json.dumps(line)])) == [generated(3)]
+
+
+def test_a_cached_row_has_paid_nothing() -> None:
+    """A row made from an earlier answer keeps its tokens but claims no calls and no seconds."""
+    request = ImageRequest(prompt="a lighthouse")
+    generation = Generation(
+        request=request,
+        request_hash=request.request_hash,
+        api_origin="https://api.ttapi.io",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        images=(stored(),),
+        usage=Usage(total_tokens=5),
+        api_calls=2,
+        seconds=30.0,
+        task_run_id="t",
+    )
+    paid = Row.of(0, generation, values={"sku": "7"})
+    assert (paid.api_calls, paid.seconds, paid.task_run_id, paid.values) == (2, 30.0, "t", {"sku": "7"})
+    cached = Row.of(1, generation, "cached")
+    assert (cached.api_calls, cached.seconds, cached.usage) == (0, 0.0, Usage(total_tokens=5))
+    assert cached.images == generation.images
+
+
+def test_rows_are_a_sequence(tmp_path: Path) -> None:
+    """Length, positions from both ends, slices of slices and iteration agree with a list of the rows."""
+    path = tmp_path / "manifest.jsonl"
+    path.write_bytes(manifest(12) + b"\n")
+    rows = Rows(lambda: path.open("rb"))
+    expected = list(read_manifest(path.read_bytes().splitlines()))
+    assert len(rows) == 12
+    assert list(rows) == expected
+    assert rows[3] == expected[3]
+    assert rows[-1] == expected[-1]
+    assert list(rows[2:9][::-2]) == expected[2:9][::-2]
+    assert len(rows[20:]) == 0
+    assert list(reversed(rows)) == expected[::-1]
+    assert expected[4] in rows
+    assert repr(rows) == "<12 rows of a manifest>"
+    with pytest.raises(IndexError):
+        rows[12]
+
+
+def test_rows_of_an_empty_manifest() -> None:
+    """A batch without requests has a manifest without rows."""
+    rows = Rows(lambda: io.BytesIO(b""))
+    assert not rows
+    assert list(rows) == []
+
+
+class Counting(io.BytesIO):
+    """A reader that counts what is read from it."""
+
+    total = 0
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        Counting.total += len(line)
+        return line
+
+
+def test_one_row_costs_one_line() -> None:
+    """After the lines are found once, reading a row reads its line only."""
+    data = manifest(100)
+    rows = Rows(lambda: Counting(data))
+    assert len(rows) == 100
+    Counting.total = 0
+    assert rows[57].row == 57
+    assert 0 < Counting.total < 2 * len(data) / 100
