@@ -48,6 +48,7 @@ class TTAPIError(Exception):
         attempts: how often the request was sent or tried to be sent.
         elapsed: seconds from the first attempt to this error.
         retry_after: seconds the API asked to wait, where it did.
+        not_resent: why it was not sent again, where it might have been.
     """
 
     outcome: Outcome = Outcome.UNKNOWN
@@ -62,6 +63,7 @@ class TTAPIError(Exception):
         attempts: int = 1,
         elapsed: float = 0.0,
         retry_after: float | None = None,
+        not_resent: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -71,13 +73,15 @@ class TTAPIError(Exception):
         self.attempts = attempts
         self.elapsed = elapsed
         self.retry_after = retry_after
+        self.not_resent = not_resent
 
     def __str__(self) -> str:
         status = f"HTTP {self.status_code}" if self.status_code else ""
         tries = f"{self.attempts} attempts in {self.elapsed:.1f} s" if self.attempts > 1 else ""
         request_id = f"request id {self.request_id}" if self.request_id else ""
-        facts = ", ".join(fact for fact in (status, tries, f"outcome: {self.outcome}", request_id) if fact)
-        return f"{self.message} ({facts})"
+        not_resent = f"not sent again: {self.not_resent}" if self.not_resent else ""
+        facts = (status, tries, f"outcome: {self.outcome}", not_resent, request_id)
+        return f"{self.message} ({', '.join(fact for fact in facts if fact)})"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exception.__reduce__ would lose the keyword arguments between processes
@@ -186,3 +190,18 @@ class BatchError(Exception):
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class IllegalBatchError(ValueError):
+    """A batch that can't be sent as it is: illegal requests, or two images for one key. Nothing was sent.
+
+    The message has a line for each problem; `problems` has them all.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        more = [f"and {len(problems) - self.SHOWN} more"] if len(problems) > self.SHOWN else []
+        summary = f"nothing was sent: {len(problems)} problem(s) in the batch"
+        super().__init__("\n  ".join([summary, *problems[: self.SHOWN], *more]))

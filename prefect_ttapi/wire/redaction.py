@@ -1,0 +1,81 @@
+"""Keeping the key, and the signed queries of image URLs, out of logs and messages.
+
+httpx and httpcore log URLs and the headers of answers, in which a server may repeat anything: while a call of
+ours is under way, their records lose what could hold a secret. Records of other users of httpx stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+from urllib.parse import quote
+
+from pydantic import SecretStr
+
+LONGEST_MESSAGE: Final = 500
+
+_URL_QUERY: Final = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORECASE)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+_ours: ContextVar[bool] = ContextVar("prefect_ttapi_call_under_way", default=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While it lasts, in this thread, what httpx and httpcore log is cut down to what can't hold a secret."""
+    token = _ours.set(True)
+    try:
+        yield
+    finally:
+        _ours.reset(token)
+
+
+class _KeepEventNames(logging.Filter):
+    """Cuts 'receive_response_headers.complete return_value=...' down to the event's name."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if _ours.get():
+            record.msg, record.args = record.getMessage().partition(" ")[0], ()
+        return True
+
+
+class _Drop(logging.Filter):
+    """Drops records: each attempt is logged by us, without what a server could have put into its answer."""
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter like the others
+        return not _ours.get()
+
+
+_FILTERS: Final[dict[str, logging.Filter]] = {
+    "httpx": _Drop(),
+    **dict.fromkeys(
+        ("httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks"),
+        _KeepEventNames(),
+    ),
+}
+for _name, _filter in _FILTERS.items():
+    logging.getLogger(_name).addFilter(_filter)
+
+
+class Redactor:
+    """Makes a server's words fit to be shown: one short line, without the key, without queries of URLs.
+
+    >>> Redactor(SecretStr("s3cret")).clean("no such key: s3cret,\\nsee https://host/x.png?sig=abc")
+    'no such key: [key], see https://host/x.png?...'
+    """
+
+    def __init__(self, key: SecretStr) -> None:
+        self._key = key
+
+    def clean(self, text: str, longest: int = LONGEST_MESSAGE) -> str:
+        """`text` in one line of at most `longest` characters, without secrets."""
+        key = self._key.get_secret_value()
+        for written in {key, quote(key, safe=""), json.dumps(key)[1:-1]}:
+            text = text.replace(written, "[key]")
+        line = _CONTROL.sub(" ", _URL_QUERY.sub(r"\1?...", text)).strip()
+        return line if len(line) <= longest else line[: longest - 3] + "..."
