@@ -27,14 +27,14 @@ _LONGEST_PAUSE: Final = 5.0
 
 
 class ClaimLostError(StoreError):
-    """Somebody else has taken the claim over, or recorded an answer: acquire the request again. Nothing was sent."""
+    """Somebody else holds the claim now, or has recorded an answer: nothing was sent; acquire it again."""
 
 
 class Claim:
     """The right to send one request, for as long as it is renewed; use it in a `with` block.
 
-    Within the block a background thread renews it. Left without `record`, `release` or `mark_unknown`, it becomes an
-    unknown outcome if `before_sending` was called, and is released otherwise.
+    Within the block a background thread renews it. Left without `record`, `release` or `mark_unknown`, it
+    becomes an unknown outcome if `before_sending` was called, and is released otherwise.
 
     Attributes:
         request_hash: what may be sent.
@@ -94,7 +94,7 @@ class Claim:
         return swap
 
     def bury(self, seen: Seen, maybe_paid: tuple[Payment, ...]) -> Swap:
-        """Write that a dead holder's request has an unknown outcome, instead of claiming it; for the ledger."""
+        """Write that a dead holder's request has an unknown outcome, and claim nothing; for the ledger."""
         return self._swap(seen, **{**resting(seen.document, State.UNKNOWN), "maybe_paid": maybe_paid})
 
     def __enter__(self) -> Self:
@@ -214,7 +214,10 @@ class Claim:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _settle(self, follow: Callable[[Document | None], dict[str, Any] | None]) -> Seen | None:
-        """Write what follows from the standing document (None: nothing), whoever changes it meanwhile; what stands."""
+        """Write what follows from the standing document, whoever changes it meanwhile; what stands then.
+
+        `follow` gives None where there is nothing to write.
+        """
         won = False
         while not won and (facts := follow(self._seen.document if self._seen else None)) is not None:
             swap = self._swap(self._seen, **facts)

@@ -1,4 +1,4 @@
-"""Objects in a local folder, with the guarantees of a bucket: whole or absent, created once, replaced as seen."""
+"""Objects in a local folder, with a bucket's guarantees: whole or absent, created once, replaced as seen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from prefect_ttapi.storage.objects import (
     reserved,
 )
 
-#: Seconds to wait for another process to finish replacing an object: it holds the lock for less than a millisecond.
+#: Seconds to wait for another process to finish replacing an object: it holds the lock for less than a
+#: millisecond.
 _LOCK_TIMEOUT: Final = 10.0
 
 _ADVICE: Final[Mapping[int, str]] = {
@@ -48,9 +49,9 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 class Folder:
     """The files below `root`, which is made when first written to.
 
-    Creating is a hard link to a finished file, which fails if the name is taken. Replacing compares and renames
-    under a lock. An object's tag is its modification time and size; replacing moves the time strictly forward, so
-    that a tag never comes back.
+    Creating is a hard link to a finished file, which fails if the name is taken. Replacing compares and
+    renames under a lock. An object's tag is its modification time and size; replacing moves the time strictly
+    forward, so that a tag never comes back.
     """
 
     def __init__(self, root: Path) -> None:
@@ -61,12 +62,10 @@ class Folder:
 
     def key(self, uri: str) -> str:
         parts = urlsplit(uri)
-        try:
-            if parts.scheme != "file" or parts.query or parts.fragment:
-                raise ValueError(uri)
-            return checked_key(Path(unquote(parts.path)).relative_to(self._root).as_posix())
-        except ValueError:
-            raise StoreError(f"{uri} is not in the folder {self._root}") from None
+        path = Path(unquote(parts.path))
+        if parts.scheme != "file" or parts.query or parts.fragment or not path.is_relative_to(self._root):
+            raise StoreError(f"{uri} is not in the folder {self._root}")
+        return checked_key(path.relative_to(self._root).as_posix())
 
     def read(self, key: str) -> tuple[bytes, str] | None:
         try:
@@ -127,13 +126,14 @@ class Folder:
                 tag = _tag(temporary.stat())
                 _PUT[expected](temporary, path)
             _sync_folder(path.parent)
-            return tag
         except OSError as error:
             raise self._explained("can't write", key, error) from error
         finally:
             _forget(temporary)
+        return tag
 
-    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:  # noqa: ARG002
+    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
+        del source, source_key, key, facts, expected  # there is no server that could copy
         return False
 
     def list(self, prefix: str) -> Iterator[Listed]:
@@ -210,7 +210,7 @@ def _replace(temporary: Path, path: Path, expected: str) -> str:
 
 
 def _be_newer(path: Path, than: int) -> str:
-    """Move the modification time past `than` ns, in steps that the coarsest file system notices; the new tag."""
+    """Move the modification time past `than` ns, in steps that any file system notices; the new tag."""
     for step in (1, 1_000, 1_000_000, 2_000_000_000):
         now = max(time.time_ns(), than + step)
         os.utime(path, ns=(now, now))

@@ -1,7 +1,7 @@
 """How long a claim is good for: a clock, who this process is, and a thread that renews claims.
 
-No two machines' clocks are ever compared. A holder counts from before its last write; a waiter counts from when it
-first saw that write.
+No two machines' clocks are ever compared. A holder counts from before its last write; a waiter counts from
+when it first saw that write.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from prefect_ttapi.storage.records import Holder
 #: Seconds for which an unrenewed claim stands.
 TTL: Final = 60.0
 
-#: Parts of the TTL: after which a claim is renewed, after which one that could not be is tried again, after which
-#: it is renewed before sending, and after which nothing is sent any more.
+#: Parts of the TTL: after which a claim is renewed, after which one that could not be is tried again, after
+#: which it is renewed before sending, and after which nothing is sent any more.
 RENEW_AFTER: Final = 0.25
 RETRY_AFTER: Final = 0.05
 PROVE_AFTER: Final = 0.5
@@ -44,7 +44,7 @@ def this_process(run_id: str) -> Holder:
 
 
 def is_gone(holder: Holder, token: str) -> bool:
-    """Whether the holder of claim `token` surely exists no more, as can be told of processes of the same boot."""
+    """Whether the holder of claim `token` surely exists no more; that shows for processes of this boot."""
     me = this_process(holder.run_id)
     if holder.place is None or holder.place != me.place:
         return False
@@ -65,7 +65,7 @@ def _place(pid: int) -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot, as ids are used again; None where there is no such process."""
+    """When a process started, in ticks since boot, as ids are used again; None: there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -109,7 +109,7 @@ def disown(claim: Renewable) -> None:
 
 
 class Renewer:
-    """One thread that renews all claims of the process. It ends when there are none, and starts with the next."""
+    """One thread that renews all claims of the process. It ends with the last, and starts with the next."""
 
     def __init__(self) -> None:
         self._due: dict[str, tuple[float, Renewable]] = {}

@@ -5,8 +5,9 @@
                  │ │ └───► unknown ───► ...   perhaps paid for: a new run may claim it
                  └─┘ renewed; or taken over, once its holder is gone or was silent for a TTL
 
-Payments for a request are at most one, and one more for each holder that died, or could not renew for a TTL, between
-sending and recording: the API takes no token that could fence a late request off. Each of these is named in the record.
+Payments for a request are at most one, and one more for each holder that died, or could not renew for a TTL,
+between sending and recording: the API takes no token that could fence a late request off. Each of these is
+named in the record.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Ledger:
         api_origin: who answers; the sandbox's and the real API's records are apart.
         run_id: the run that asks. Within one run a request is sent once unless opted in.
         ttl: seconds for which an unrenewed claim stands.
-        on_dead_claim: what to do about the claim of a holder that died, perhaps after sending: "retry" takes it
+        on_dead_claim: what to do about the claim of a holder that died, perhaps after sending: "retry" takes
+        it
             over, "unknown" notes it and raises, so that only a new run sends again.
         retry_unknown_outcome: send again within the same run, though it may be paid for twice.
         log: where to say what is waited for, taken over, sent again.
@@ -78,6 +80,11 @@ class Ledger:
         self._log = log
 
     @property
+    def api_origin(self) -> str:
+        """Whose answers these are."""
+        return self._shelf.api_origin
+
+    @property
     def prefix(self) -> str:
         """Every record's key is this, the request's hash and `.json`: one listing tells which there are."""
         return self._shelf.prefix
@@ -86,14 +93,17 @@ class Ledger:
         """The key of a request's record in the store."""
         return self._shelf.key(request_hash)
 
-    def look_up(self, request_hash: str) -> Record | None:
+    def look_up(self, request_hash: str, not_before: datetime | None = None) -> Record | None:
         """The request's images, if they were paid for and are there with the recorded size.
+
+        Args:
+            not_before: records older than this (with a time zone) don't count, but for the run's own.
 
         Raises:
             StoreError: the store fails, or holds something that makes no sense under this hash.
         """
         seen = self._shelf.read(request_hash)
-        return self._hit(seen, None) if seen else None
+        return self._hit(seen, not_before) if seen else None
 
     def acquire(
         self, request_hash: str, not_before: datetime | None = None, *, known_absent: bool = False
@@ -212,9 +222,9 @@ class Ledger:
 def _unknown(request_hash: str, own: tuple[Payment, ...]) -> UnknownOutcomeError:
     last = own[-1]
     return UnknownOutcomeError(
-        f"request {request_hash[:12]} was sent before and may have been paid for ({last.what}; run {last.run_id}, "
-        f"noted {last.when:%Y-%m-%d %H:%M:%S} UTC); within one run it is not sent again: start a new run, or set "
-        "retry_unknown_outcome"
+        f"request {request_hash[:12]} was sent before, perhaps paid for ({last.what}; run {last.run_id}"
+        f", noted {last.when:%Y-%m-%d %H:%M:%S} UTC); within one run it is not sent again: start a new run, "
+        "or set retry_unknown_outcome"
     )
 
 
@@ -227,6 +237,6 @@ def _who_holds(document: Document) -> str:
 def _perhaps_paid(request_hash: str, notes: tuple[Payment, ...]) -> str:
     last = notes[-1]
     return (
-        f"request {request_hash[:12]} may already have been paid for by run {last.run_id} ({last.what}); it is sent "
-        "again as a decision of this run"
+        f"request {request_hash[:12]} may already have been paid for by run {last.run_id} ({last.what}); "
+        "it is sent again as a decision of this run"
     )

@@ -17,7 +17,8 @@ _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != 
 def ascii_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """`metadata` as S3 takes it: lower-case names with dashes, values percent-encoded where they must be.
 
-    The longest values are cut where all of it is more than 2,048 bytes: what was paid for is not lost over a label.
+    The longest values are cut where all of it is more than 2,048 bytes: what was paid for is not lost over a
+    label.
 
     >>> ascii_metadata({"request_hash": "ab", "prompt": "Zoë, 100 %"})
     {'request-hash': 'ab', 'prompt': 'Zo%C3%AB, 100 %25'}

@@ -1,7 +1,7 @@
 """What a place for objects must be able to do, whatever kind of place it is.
 
-An object is bytes under a key. Its tag changes with every write, so that a write can be made conditional on what
-was read: that is all the ledger needs to elect one payer among many machines.
+An object is bytes under a key. Its tag changes with every write, so that a write can be made conditional on
+what was read: that is all the ledger needs to elect one payer among many machines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConflictError(StoreError):
 
 
 class NoAnswerError(StoreError):
-    """The store gave no answer that settles it (no connection, silence, 409, 429, 5xx): a write may have happened."""
+    """No answer that settles it (no connection, silence, 409, 429, 5xx): a write may have happened or not."""
 
 
 class Condition(Enum):
@@ -87,8 +87,8 @@ class ObjectStore(Protocol):
     ) -> str:
         """Write all of it or nothing; the new tag.
 
-        A write that expects something is tried once: who lost an answer reads back what became of it. Others are
-        tried again for `patience` seconds while the store gives no answer.
+        A write that expects something is tried once: who lost an answer reads back what became of it. Others
+        are tried again for `patience` seconds while the store gives no answer.
         """
 
     def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:

@@ -54,7 +54,7 @@ def _refuses(objects: ObjectStore, expected: Condition | str) -> bool:
 
 
 def _write(objects: ObjectStore, expected: Condition | str) -> str:
-    """Write something new; its tag. Tried again where no answer came, as it may be written any number of times."""
+    """Write something new; its tag. It may be written any number of times: tried again without an answer."""
     document = b'{"probe": "%s"}' % secrets.token_hex(16).encode()
     for _ in range(2):
         try:

@@ -1,7 +1,7 @@
 """The ledger's documents: one for each request and API origin, at once look-up, claim and record.
 
-A document is only ever replaced as it was seen. `token` and `sequence` name the write that made it, so that whoever
-lost an answer recognises their own write when they read it back.
+A document is only ever replaced as it was seen. `token` and `sequence` name the write that made it, so that
+whoever lost an answer recognises their own write when they read it back.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Holder(_Part):
 
 
 class Answer(_Part):
-    """Images that were paid for. Their addresses are left out: they follow from the store and their SHA-256."""
+    """Images that were paid for, without addresses: these follow from the store and the SHA-256."""
 
     token: str
     run_id: str
@@ -79,7 +79,8 @@ class Answer(_Part):
 class Document(_Part):
     """What stands in the store under a request's hash.
 
-    A claim or an unknown outcome may have an `answer` too: a refresh keeps the old one, and others go on using it.
+    A claim or an unknown outcome may have an `answer` too: a refresh keeps the old one, and others go on
+    using it.
     """
 
     format: Literal[1] = 1

@@ -1,4 +1,4 @@
-"""Objects in an S3 bucket, through s3fs's client: one request for each operation, judged by its HTTP status."""
+"""Objects in an S3 bucket, through s3fs's client: one request per operation, judged by its HTTP status."""
 
 from __future__ import annotations
 

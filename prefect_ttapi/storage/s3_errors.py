@@ -40,7 +40,7 @@ _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
     "EndpointConnectionError": "nothing answers there: check the endpoint's address and that it is up",
     "ConnectTimeoutError": "nothing answers there: check the endpoint's address and that it is up",
     "SSLError": "its certificate can't be verified: check the endpoint's address and the CA bundle",
-    "NoCredentialsError": "there are no credentials: give access_key_id and secret_access_key, or set up AWS's own",
+    "NoCredentialsError": "there are no credentials: give access_key_id and secret_access_key, or AWS's own",
     "PartialCredentialsError": "the credentials are incomplete: give access_key_id and secret_access_key",
 }
 
@@ -72,7 +72,7 @@ def explain(error: Exception, doing: str) -> StoreError:
 
 
 def _status_and_code(error: Exception) -> tuple[int | None, str]:
-    """The answer behind an error. s3fs's own classes don't tell: one 412 has two of them, two 404s have one."""
+    """The answer behind an error. s3fs's classes don't tell: one 412 has two of them, two 404s have one."""
     cause = error if isinstance(error, ClientError) else error.__cause__
     if not isinstance(cause, ClientError):
         return None, ""

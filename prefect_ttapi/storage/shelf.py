@@ -71,8 +71,8 @@ class Shelf:
     def swap(self, document: Document, tag: str | None) -> Swap:
         """Put `document` in the place of the one with `tag`, or (None) of none.
 
-        A lost answer is settled by reading back: the own token and sequence mean won, an unchanged tag means that it
-        is to be sent again, anything else means lost.
+        A lost answer is settled by reading back: the own token and sequence mean won, an unchanged tag means
+        that it is to be sent again, anything else means lost.
 
         Raises:
             NoAnswerError: the store stays silent; it may hold the document or not.
@@ -98,7 +98,7 @@ class Shelf:
 
     def _senseless(self, key: str, error: ValueError) -> StoreError:
         return StoreError(
-            f"{self.store.uri(key)} {error}; nothing is sent while it stands: look at it, and delete it to pay anew"
+            f"{self.store.uri(key)} {error}; nothing is sent while it stands: look, and delete it to pay anew"
         )
 
 

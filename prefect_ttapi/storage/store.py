@@ -98,12 +98,12 @@ class ImageStore(Block):
     public_base_url: str | None = Field(
         None,
         title="Public base URL",
-        description="The public address of the folder or prefix above, as of a CDN: delivered images get a link.",
+        description="Public address of the folder or prefix above, as a CDN's: delivered images get a link.",
     )
     cache_control: str | None = Field(
         None,
         title="Cache-Control",
-        description="What browsers and CDNs are told about images on S3, as public, max-age=31536000, immutable.",
+        description="Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable.",
     )
 
     @field_validator("url")
@@ -144,7 +144,8 @@ class ImageStore(Block):
         return _place(self._settings() if is_s3(self.url) else folder_of(self.url), os.getpid())
 
     def check(self) -> None:
-        """Make sure that objects can be written and read, and that of two writers one loses. 4 small requests.
+        """Make sure that objects can be written and read, and that of two writers one loses. 4 small
+        requests.
 
         Raises:
             StoreError: what is wrong, and what to do, in one line.
@@ -163,7 +164,8 @@ class ImageStore(Block):
         """Keep an image under its own SHA-256; nothing is sent where it is there already.
 
         Args:
-            metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is cut.
+            metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is
+            cut.
             patience: seconds to try again while the store gives no answer.
         """
         key = self.image_key(image.sha256, image.media_type)

@@ -1,0 +1,238 @@
+"""Templates for the keys of delivered images: `{date:%Y/%m/%d}/{slug}-{hash}-{index}.{ext}`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import string
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cached_property
+from typing import Any, Final
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.objects import checked_key
+from prefect_ttapi.storage.slugs import segment, slug
+
+DEFAULT_KEY: Final = "{slug}-{hash}-{index}.{ext}"
+
+#: The template's own names, with an example of each: specs are tried on it.
+_EXAMPLES: Final[Mapping[str, object]] = {
+    "name": "a-lighthouse",
+    "slug": "a-lighthouse",
+    "hash": "725f7723f7ec",
+    "index": 0,
+    "ext": "webp",
+    "model": "gpt-image-2",
+    "size": "100000x100000",
+    "date": datetime(2031, 5, 4, tzinfo=UTC),
+    "batch": "batch",
+}
+NAMES: Final = tuple(_EXAMPLES)
+
+#: Names that `values` may give another meaning; the others are facts.
+_YOURS: Final = frozenset({"name", "slug"})
+
+_HASH_DIGITS: Final = 12
+_LEGAL: Final = re.compile(r"[A-Za-z0-9._~/=+-]*")
+_LONGEST_SEGMENT: Final = 255
+_WIDEST: Final = 200
+
+
+class KeyTemplateError(ValueError):
+    """The template is illegal, or a value does not fit it; the message says what to do in one line."""
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A piece of a template: text as it is, then a name with its format spec (or neither)."""
+
+    text: str
+    name: str | None
+    spec: str
+
+
+@dataclass(frozen=True)
+class KeyTemplate:
+    """A template over `name slug hash index ext model size date batch` and the names of `values`.
+
+    Format specs are as in Python: `{index:03d}`, `{date:%Y/%m/%d}`. `hash` is the first 12 digits of the
+    request's hash, `index` counts the request's images from 0, `size` is as delivered (`1024x1024`), `name`
+    is the value `name` where it is given, else the slug of the prompt. Values are data: what no key may hold
+    becomes a dash, slashes too, so that only the template itself (and a date's spec) makes folders.
+
+    Args:
+        template: the keys' pattern.
+        names: of the values that each request comes with.
+
+    >>> template = KeyTemplate("{campaign}/{slug}.{ext}", ["campaign"])
+    >>> template.planned_keys(ImageRequest(prompt="A cat"), {"campaign": "May/June"}, date=datetime.now())
+    ['May-June/a-cat.webp']
+
+    Raises:
+        KeyTemplateError: unknown name, bad spec, attribute or index access, a key outside the store.
+    """
+
+    template: str
+    names: Iterable[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        legal = [*NAMES, *(name for name in self.names if name not in _EXAMPLES)]
+        for piece in self._pieces:
+            if piece.name is not None and piece.name not in legal:
+                raise KeyTemplateError(_unknown(piece.name, legal))
+            if piece.name in _EXAMPLES:
+                _filled(piece, _EXAMPLES)
+        # a value's own spec is tried on the values; a folder or a step outside shows with any value
+        self._checked("".join(p.text + ("x" if p.name else "") for p in self._pieces))
+
+    def planned_keys(
+        self,
+        request: ImageRequest,
+        values: Mapping[str, Any] | None = None,
+        *,
+        date: datetime,
+        batch: str = "batch",
+    ) -> list[str]:
+        """The keys of a request's images before they exist; for `ext` and `size` there are placeholders."""
+        unknown = {"ext": _EXAMPLES["ext"], "size": _EXAMPLES["size"]}
+        facts = _facts(request, values or {}, date, batch) | unknown
+        return [self._rendered({**facts, "index": index}) for index in range(request.n)]
+
+    def key(
+        self,
+        request: ImageRequest,
+        image: StoredImage,
+        values: Mapping[str, Any] | None = None,
+        *,
+        date: datetime,
+        batch: str = "batch",
+    ) -> str:
+        """The key of one image.
+
+        Args:
+            values: the request's own values, by name.
+            date: when the run was expected to start; UTC where it has no time zone.
+            batch: the batch's name.
+        """
+        facts = _facts(request, values or {}, date, batch)
+        known = {
+            "index": image.index,
+            "ext": EXTENSIONS[image.media_type],
+            "size": f"{image.width}x{image.height}",
+        }
+        return self._rendered({**facts, **known})
+
+    @cached_property
+    def _pieces(self) -> tuple[_Field, ...]:
+        try:
+            parsed = list(string.Formatter().parse(self.template))
+        except ValueError as error:
+            raise KeyTemplateError(f"the key template {self.template!r} is malformed: {error}") from None
+        return tuple(_piece(*part) for part in parsed)
+
+    def _rendered(self, facts: Mapping[str, Any]) -> str:
+        return self._checked("".join(_filled(piece, facts) for piece in self._pieces))
+
+    def _checked(self, key: str) -> str:
+        if not _LEGAL.fullmatch(key):
+            sign = next(sign for sign in key if not _LEGAL.fullmatch(sign))
+            raise KeyTemplateError(
+                f"the key template {self.template!r} holds {sign!r}; keys may hold A-Za-z0-9._~/=+- only"
+            )
+        try:
+            checked_key(key)
+        except StoreError as error:
+            raise KeyTemplateError(f"the key template {self.template!r} is illegal: {error}") from None
+        if any(len(part) > _LONGEST_SEGMENT for part in key.split("/")):
+            raise KeyTemplateError(
+                f"the key template {self.template!r} makes a name longer than {_LONGEST_SEGMENT} characters"
+            )
+        return key
+
+
+def collisions(keys: Iterable[str]) -> list[list[int]]:
+    """Positions of keys that can't all be files of one store: equal but for case, or a file where a folder
+    must be.
+
+    A bucket could hold them, a folder on some systems could not: what works in one place is to work in the
+    other.
+
+    >>> collisions(["a.png", "b", "A.png", "b/c.png", "d.png"])
+    [[0, 2], [1, 3]]
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    folders: dict[str, list[int]] = defaultdict(list)
+    for position, key in enumerate(keys):
+        name = key.lower()
+        places[name].append(position)
+        for slash in re.finditer("/", name):
+            folders[name[: slash.start()]].append(position)
+    groups = (sorted({*positions, *folders.get(name, ())}) for name, positions in places.items())
+    return [group for group in groups if len(group) > 1]
+
+
+def _facts(request: ImageRequest, values: Mapping[str, Any], when: datetime, batch: str) -> dict[str, Any]:
+    yours = {name: value for name, value in values.items() if name not in _EXAMPLES or name in _YOURS}
+    slugged = slug(request.prompt)
+    facts = {
+        "slug": slugged,
+        "name": yours.get("slug") or slugged,
+        "hash": request.request_hash[:_HASH_DIGITS],
+        "model": request.model,
+        "batch": batch,
+        "date": _utc(when),
+    }
+    given = {name: value for name, value in yours.items() if name not in _YOURS or not _is_blank(value)}
+    return facts | given
+
+
+def _utc(when: datetime) -> datetime:
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or not str(value).strip()
+
+
+def _piece(text: str, name: str | None, spec: str | None, conversion: str | None) -> _Field:
+    if name is None:
+        return _Field(text, None, "")
+    if conversion or not name.isidentifier():
+        shown = f"{name}!{conversion}" if conversion else name
+        raise KeyTemplateError(f"{{{shown}}} is no name: a key template takes names and format specs only")
+    if "{" in (spec or "") or any(int(width) > _WIDEST for width in re.findall(r"[0-9]+", spec or "")):
+        raise KeyTemplateError(f"the format spec of {{{name}:{spec}}} is too clever for a key template")
+    return _Field(text, name, spec or "")
+
+
+def _filled(piece: _Field, facts: Mapping[str, Any]) -> str:
+    if piece.name is None:
+        return piece.text
+    value = facts.get(piece.name)
+    if _is_blank(value):
+        raise KeyTemplateError(
+            f"the key template needs a value for {piece.name!r}, but it is missing or blank"
+        )
+    is_date = isinstance(value, date)
+    try:
+        formatted = format(value, piece.spec or ("%Y-%m-%d" if is_date else ""))
+    except (ValueError, TypeError) as error:
+        raise KeyTemplateError(
+            f"{{{piece.name}:{piece.spec}}} does not fit the value {str(value)[:40]!r}: {error}"
+        ) from None
+    # a date's slashes are its spec's, hence the template's; any other value's are data
+    parts = formatted.split("/") if is_date else [formatted]
+    return piece.text + "/".join(map(segment, parts))
+
+
+def _unknown(name: str, legal: list[str]) -> str:
+    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+    hint = f"did you mean {{{near[0]}}}?" if near else "legal: " + " ".join(legal)
+    return f"the key template has an unknown name {{{name}}}; {hint}"
