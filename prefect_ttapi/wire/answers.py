@@ -214,4 +214,4 @@ def _one_line(text: str) -> str:
     if len(line) <= LONGEST_MESSAGE:
         return line
     # cut between words: half a word could be half a key, which nobody would recognise later and take out
-    return line[:LONGEST_MESSAGE].rpartition(" ")[0] + " ..."
+    return (line[:LONGEST_MESSAGE].rpartition(" ")[0] + " ...").strip()

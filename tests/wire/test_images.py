@@ -1,0 +1,244 @@
+"""Type, size and completeness from an image's own bytes, with Pillow as the judge of what is right."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from prefect_ttapi.spool import IN_MEMORY, Spool
+from prefect_ttapi.wire.images import LONGEST_SIDE, MOST_PADDING, ImageFacts, NotAnImage, read_image
+
+MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+
+def spooled(data: bytes) -> Spool:
+    spool = Spool()
+    spool.write(data)
+    return spool
+
+
+def picture(form: str, mode: str, size: tuple[int, int], **options: Any) -> bytes:
+    noise = random.Random(f"{form}{mode}{size}").randbytes(size[0] * size[1] * 4)  # noqa: S311 - no secret
+    image = Image.frombytes("RGBA", size, noise).convert(mode)
+    out = io.BytesIO()
+    frames = {"append_images": [image.rotate(180)]} if "save_all" in options else {}
+    image.save(out, form, **options, **frames)
+    return out.getvalue()
+
+
+def exif_with_thumbnail(thumbnail: bytes) -> bytes:
+    exif = Image.Exif()
+    exif[0x9286] = thumbnail  # the user's comment: any bytes
+    return exif.tobytes()
+
+
+THUMBNAIL = picture("JPEG", "RGB", (16, 16))
+
+#: Every variant of a format that generators, encoders and editors write.
+VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
+    *[("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+    ("PNG", "RGB", {"compress_level": 0}),
+    ("PNG", "RGB", {"icc_profile": b"p" * 3000, "exif": exif_with_thumbnail(THUMBNAIL), "dpi": (72, 72)}),
+    *[("JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")],
+    ("JPEG", "RGB", {"progressive": True}),
+    ("JPEG", "RGB", {"quality": 1}),
+    ("JPEG", "RGB", {"quality": 100, "subsampling": 0}),
+    ("JPEG", "RGB", {"restart_marker_rows": 1}),
+    ("JPEG", "RGB", {"comment": b"\xff\xd9 an end that is none", "exif": exif_with_thumbnail(THUMBNAIL)}),
+    ("JPEG", "RGB", {"icc_profile": b"p" * 200_000}),
+    *[("WEBP", mode, {"lossless": lossless}) for mode in ("RGB", "RGBA") for lossless in (False, True)],
+    ("WEBP", "RGB", {"exif": exif_with_thumbnail(THUMBNAIL), "icc_profile": b"p" * 3001}),
+    ("WEBP", "RGBA", {"save_all": True}),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v[0]}-{v[1]}-{'-'.join(v[2])}")
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (40, 30), (517, 64)])
+def test_agrees_with_pillow(variant: tuple[str, str, dict[str, Any]], size: tuple[int, int]) -> None:
+    """Type and size are what Pillow says, for every format, mode and option, in memory and from a file."""
+    form, mode, options = variant
+    data = picture(form, mode, size, **options)
+    with Image.open(io.BytesIO(data)) as judged:
+        expected = ImageFacts(MEDIA_TYPES[str(judged.format)], *judged.size)
+    assert (expected.width, expected.height) == size
+    assert read_image(spooled(data)) == expected
+
+
+@settings(deadline=None)
+@example(form="WEBP", width=16383, height=1, turned=False, lossless=True)
+@example(form="WEBP", width=16383, height=1, turned=True, lossless=True)
+@example(form="WEBP", width=16383, height=1, turned=False, lossless=False)
+@example(form="WEBP", width=16383, height=1, turned=True, lossless=False)
+@given(
+    form=st.sampled_from(sorted(MEDIA_TYPES)),
+    width=st.integers(1, 3000),
+    height=st.integers(1, 40),
+    turned=st.booleans(),
+    lossless=st.booleans(),
+)
+def test_agrees_with_pillow_on_any_size(
+    form: str, width: int, height: int, turned: bool, lossless: bool
+) -> None:
+    """Width and height are never mixed up, nor their bits, up to the largest side that WebP has."""
+    size = (height, width) if turned else (width, height)
+    out = io.BytesIO()
+    Image.new("L", size).save(out, form, lossless=lossless)
+    assert read_image(spooled(out.getvalue())) == ImageFacts(MEDIA_TYPES[form], *size)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v[0]}-{v[1]}-{'-'.join(v[2])}")
+def test_every_truncation_is_refused(variant: tuple[str, str, dict[str, Any]]) -> None:
+    """An image that is cut short anywhere is no image."""
+    form, mode, options = variant
+    data = picture(form, mode, (24, 17), **options)
+    step = max(1, len(data) // 3000)
+    for end in [*range(0, len(data), step), *range(max(0, len(data) - 50), len(data))]:
+        with pytest.raises(NotAnImage):
+            read_image(spooled(data[:end]))
+
+
+@pytest.mark.parametrize("form", MEDIA_TYPES)
+def test_truncation_of_a_large_image(form: str) -> None:
+    """What is too large for memory is judged in the same way from its file."""
+    data = picture(
+        form, "RGB", (400, 300), **{"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(form, {})
+    )
+    assert len(data) > IN_MEMORY
+    assert read_image(spooled(data)) == ImageFacts(MEDIA_TYPES[form], 400, 300)
+    for end in (len(data) - 1, len(data) // 2, IN_MEMORY + 1):
+        with pytest.raises(NotAnImage, match="cut short"):
+            read_image(spooled(data[:end]))
+
+
+@pytest.mark.parametrize("form", MEDIA_TYPES)
+def test_only_padding_may_follow(form: str) -> None:
+    """NUL and white space behind the end are forgiven, up to a page of them; anything else is not."""
+    data = picture(form, "RGB", (40, 30))
+    facts = ImageFacts(MEDIA_TYPES[form], 40, 30)
+    for padding in (b"\0", b"\r\n", b" \t", bytes(MOST_PADDING)):
+        assert read_image(spooled(data + padding)) == facts
+    for other in (b"<html>", b"\0x", bytes(MOST_PADDING + 1)):
+        with pytest.raises(NotAnImage, match="followed by something else"):
+            read_image(spooled(data + other))
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG with a right header and a right end, whatever its size."""
+    chunks = {b"IHDR": struct.pack(">II5B", width, height, 8, 2, 0, 0, 0), b"IDAT": b"", b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
+
+
+GOOD_JPEG = picture("JPEG", "RGB", (40, 30))
+FRAME = GOOD_JPEG.index(b"\xff\xc0")
+SCAN = GOOD_JPEG.index(b"\xff\xda")
+GOOD_VP8 = picture("WEBP", "RGB", (9, 9))
+KEY_FRAME = GOOD_VP8.index(b"\x9d\x01\x2a") - 3
+ANIMATED = picture("WEBP", "RGBA", (9, 9), save_all=True)
+CANVAS = ANIMATED.index(b"VP8X") + 12
+VP8X = picture("WEBP", "RGB", (40, 30), exif=exif_with_thumbnail(b""))
+
+REFUSED = {
+    "empty": (b"", "empty"),
+    "a web page": (b"\n<!DOCTYPE html><title>502</title>", "web page"),
+    "a web page with a byte-order mark": (b"\xef\xbb\xbf<html>", "web page"),
+    "JSON": (b'{"error": "no such file"}', "JSON"),
+    "a GIF": (b"GIF89a\x01\x00\x01\x00\x00\x00", "starts with 47 49 46"),
+    "only a signature": (b"\x89PNG\r\n\x1a\n", "no header"),
+    "a PNG without width": (png(0, 10), "0 x 10 pixels"),
+    "a PNG without height": (png(10, 0), "10 x 0 pixels"),
+    "an absurd PNG": (png(LONGEST_SIDE + 1, 1), "65536 x 1 pixels"),
+    "a PNG with a damaged header": (png(300, 300).replace(b"\x01\x2c", b"\x01\x2d", 1), "header is damaged"),
+    "a PNG that begins otherwise": (png(3, 3).replace(b"IHDR", b"iHDR"), "no header"),
+    "a JPEG without height": (GOOD_JPEG[: FRAME + 5] + b"\0\0" + GOOD_JPEG[FRAME + 7 :], "40 x 0 pixels"),
+    "a JPEG without frame": (
+        GOOD_JPEG[:FRAME] + GOOD_JPEG[SCAN:],
+        "no picture|damaged",
+    ),
+    "a JPEG cut behind a comment that looks like the end": (
+        GOOD_JPEG[:SCAN] + b"\xff\xfe\x00\x04\xff\xd9",
+        "cut short",
+    ),
+    "a JPEG that ends at once": (b"\xff\xd8\xff\xd9", "damaged"),
+    "a JPEG of nothing but segments": (b"\xff\xd8" + b"\xff\xfe\0\2" * 20_000, "no picture"),
+    "a JPEG of filling": (b"\xff\xd8" + b"\xff" * 100_000, "no picture"),
+    "a WebP that lies about its length": (VP8X[:4] + b"\xff\xff\xff\xff" + VP8X[8:], "cut short"),
+    "a WebP whose chunk is too long": (VP8X[:16] + b"\0\0\0\1" + VP8X[20:], "longer than the file"),
+    "a WebP without a picture": (VP8X.replace(b"VP8 ", b"VP9 "), "no picture"),
+    "a WebP of nothing but chunks": (
+        b"RIFF" + struct.pack("<I", 160_004) + b"WEBP" + b"ABCD\0\0\0\0" * 20_000,
+        "no pict",
+    ),
+    "a WebP with damaged VP8": (GOOD_VP8.replace(b"\x9d\x01\x2a", b"\x9d\x01\x2b"), "damaged"),
+    "a WebP of a VP8 that is no key frame": (
+        GOOD_VP8[:KEY_FRAME] + bytes([GOOD_VP8[KEY_FRAME] | 1]) + GOOD_VP8[KEY_FRAME + 1 :],
+        "damaged",
+    ),
+    "an absurd animation": (ANIMATED[:CANVAS] + b"\0\0\1" + ANIMATED[CANVAS + 3 :], "65537 x 9 pixels"),
+    "a WebP with damaged VP8L": (
+        picture("WEBP", "RGB", (9, 9), lossless=True).replace(b"\x2f", b"\x2e", 1),
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_image_is_refused_and_described(name: str) -> None:
+    """The error says what is wrong with the bytes."""
+    data, message = REFUSED[name]
+    with pytest.raises(NotAnImage, match=message):
+        read_image(spooled(data))
+
+
+def test_filling_before_a_marker_is_legal() -> None:
+    """JPEG allows any number of FF bytes before a marker."""
+    data = GOOD_JPEG[:FRAME] + b"\xff\xff\xff" + GOOD_JPEG[FRAME:]
+    assert read_image(spooled(data)) == ImageFacts("image/jpeg", 40, 30)
+
+
+def test_scaling_is_no_size() -> None:
+    """The two bits above a VP8 picture's width and height are a hint for scaling, no part of them."""
+    data = bytearray(GOOD_VP8)
+    data[KEY_FRAME + 7] |= 0x40
+    data[KEY_FRAME + 9] |= 0xC0
+    assert read_image(spooled(bytes(data))) == ImageFacts("image/webp", 9, 9)
+
+
+STARTS = st.sampled_from(
+    [b"", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff", b"\xff\xd8\xff\xc0\0\x11\x08", b"RIFF"]
+)
+SMALL = [
+    picture(form, mode, (5, 4), **options) for form, mode, options in VARIANTS if "icc_profile" not in options
+]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    data = bytearray(draw(st.sampled_from(SMALL)))
+    for _ in range(draw(st.integers(1, 5))):
+        place = draw(st.integers(0, min(len(data), 64)) | st.integers(0, len(data)))
+        data[place : place + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(data)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.tuples(STARTS, st.binary(max_size=80)).map(b"".join) | mutated())
+def test_hostile_bytes_raise_nothing_else(data: bytes) -> None:
+    """Random and damaged bytes are an image with a sane size, or not an image; nothing else ever happens."""
+    try:
+        facts = read_image(spooled(data))
+    except NotAnImage:
+        return
+    assert facts.media_type in MEDIA_TYPES.values()
+    assert 1 <= facts.width <= LONGEST_SIDE
+    assert 1 <= facts.height <= LONGEST_SIDE
