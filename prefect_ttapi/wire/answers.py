@@ -46,7 +46,9 @@ _MODERATION_WORDS: Final = re.compile(
 )
 
 # each alternative takes its end or all there is, so that no text is gone through twice
-_HIDDEN: Final = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1|\Z)", re.DOTALL | re.IGNORECASE)
+_HIDDEN: Final = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1[^<>]*>?|\Z)", re.DOTALL | re.IGNORECASE
+)
 _TAG: Final = re.compile(r"<[^<>]*>")
 
 

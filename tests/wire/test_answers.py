@@ -1,0 +1,337 @@
+"""From decoded bodies to facts: both success shapes, all error shapes, and nothing that costs paid images."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.wire.answers import (
+    LONGEST_MESSAGE,
+    ErrorBody,
+    Item,
+    UnusableAnswer,
+    find_error,
+    is_moderation,
+    read_answer,
+    read_error,
+    read_usage,
+)
+from prefect_ttapi.wire.decoding import StreamingJSON
+
+EXAMPLE = {  # the vendor's own
+    "created": 1745818538,
+    "data": [{"url": "https://filesystem.site/cdn/cat.webp", "revised_prompt": "A cute fluffy cat"}],
+    "usage": {
+        "input_tokens": 9,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 9},
+        "output_tokens": 4160,
+        "total_tokens": 4169,
+    },
+}
+
+
+def decoded(document: Any) -> object:
+    """The document as it comes out of the decoder, with spools where images were."""
+    decoder = StreamingJSON()
+    decoder.feed(json.dumps(document).encode())
+    return decoder.finish()
+
+
+def test_the_vendors_example() -> None:
+    """The vendor's own example gives its image's URL, tokens and time."""
+    answer = read_answer(decoded(EXAMPLE))
+    assert answer.items == (Item(None, "https://filesystem.site/cdn/cat.webp", "A cute fluffy cat"),)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 4169
+    assert answer.usage.input_tokens_details == {"image_tokens": 0, "text_tokens": 9}
+    assert answer.created == 1745818538
+
+
+def test_the_older_wrapper_is_the_same_answer() -> None:
+    """An answer inside the vendor's older wrapper gives the same facts."""
+    wrapped = {"status": "SUCCESS", "message": "success", "data": EXAMPLE}
+    assert read_answer(decoded(wrapped)) == read_answer(decoded(EXAMPLE))
+    outside = {**wrapped, "data": {"data": EXAMPLE["data"]}, "usage": EXAMPLE["usage"], "created": 1745818538}
+    assert read_answer(decoded(outside)) == read_answer(decoded(EXAMPLE))
+
+
+@pytest.mark.parametrize("wrapper", [False, True])
+def test_the_item_decides(wrapper: bool) -> None:
+    """Each item is taken for what it holds: bytes, a URL, or both; empty and null count as not there."""
+    document: Any = {
+        "data": [
+            {"b64_json": "aW1hZ2U="},
+            {"url": "https://host/a.png", "b64_json": None},
+            {"url": "https://host/b.png", "b64_json": ""},
+            {"url": "", "b64_json": "aW1hZ2U=", "revised_prompt": None, "size": "1x1", "b64_json_2": "?"},
+            {"url": "https://host/c.png", "b64_json": "aW1hZ2U="},
+        ]
+    }
+    answer = read_answer(decoded({"status": "SUCCESS", "data": document} if wrapper else document))
+    assert [(item.spool and item.spool.read_bytes(), item.url) for item in answer.items] == [
+        (b"image", None),
+        (None, "https://host/a.png"),
+        (None, "https://host/b.png"),
+        (b"image", None),
+        (b"image", "https://host/c.png"),
+    ]
+    assert (answer.usage, answer.created) == (None, None)
+
+
+UNUSABLE = {
+    "the vendor's failure": (
+        {"status": "FAILED", "message": "generation timed out", "data": None},
+        "^generation timed out$",
+    ),
+    "a failure in lower case": ({"status": "failed", "message": "no"}, "^no$"),
+    "a failure beside images": ({"status": "FAILED", "message": "no", "data": [{"url": "u"}]}, "^no$"),
+    "OpenAI's error": (
+        {"error": {"message": "bad size", "type": "t", "code": "c", "param": "p"}},
+        "^bad size$",
+    ),
+    "an error in words": ({"error": "bad size"}, "^bad size$"),
+    "an error in the wrapper": (
+        {"status": "SUCCESS", "data": {"error": {"message": "bad size"}}},
+        "^bad size$",
+    ),
+    "a failure without a word": ({"status": "FAILED", "data": None}, "FAILED"),
+    "no images": ({"created": 1, "data": []}, "no images"),
+    "no images in the wrapper": (
+        {"status": "SUCCESS", "message": "queued", "data": {"data": []}},
+        "no images: queued",
+    ),
+    "no data": ({}, "no images"),
+    "data that is null": ({"status": "ON_QUEUE", "message": "wait", "data": None}, "no images: wait"),
+    "data that is text": ({"data": "https://host/a.png"}, "no images"),
+    "an item without image": ({"data": [{"url": "u"}, {"revised_prompt": "x"}]}, "item 1 .* neither"),
+    "an empty item": ({"data": [{"url": "", "b64_json": ""}]}, "item 0 .* neither"),
+    "an item with a number": ({"data": [{"url": 1, "b64_json": 2}]}, "item 0 .* neither"),
+    "an item that is text": ({"data": ["https://host/a.png"]}, "item 0 .* no JSON object"),
+    "a list": ([{"url": "u"}], "no JSON object"),
+    "text": ("ok", "no JSON object"),
+    "nothing": (None, "no JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_answers(name: str) -> None:
+    """A 200 without usable images is refused in the API's own words, where it has any."""
+    document, message = UNUSABLE[name]
+    with pytest.raises(UnusableAnswer, match=message):
+        read_answer(decoded(document))
+
+
+def test_the_error_behind_an_unusable_answer() -> None:
+    """OpenAI's labels come with the exception; an answer that reports no error has none."""
+    with pytest.raises(UnusableAnswer) as caught:
+        read_answer(
+            {"error": {"message": "blocked", "type": "user", "code": "moderation_blocked", "param": None}}
+        )
+    assert caught.value.error == ErrorBody("blocked", "user", "moderation_blocked", None)
+    with pytest.raises(UnusableAnswer) as caught:
+        read_answer({"data": []})
+    assert caught.value.error is None
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+USAGE = st.dictionaries(st.sampled_from(sorted(EXAMPLE["usage"])) | st.text(max_size=4), ODD, max_size=5)
+
+
+@settings(deadline=None)
+@given(usage=USAGE | ODD, created=ODD, prompt=ODD, more=st.dictionaries(st.text(max_size=5), ODD, max_size=3))
+def test_odd_facts_never_cost_the_images(usage: Any, created: Any, prompt: Any, more: dict[str, Any]) -> None:
+    """Whatever stands beside the images, they are read, and what is kept of the rest can be written down."""
+    fields = {key: value for key, value in more.items() if key not in ("data", "error", "status")}
+    item = {"url": "https://host/a.png", "revised_prompt": prompt}
+    answer = read_answer({**fields, "data": [item], "usage": usage, "created": created})
+    assert answer.items[0].url == "https://host/a.png"
+    json.dumps([answer.items[0].revised_prompt, answer.created], ensure_ascii=False).encode()
+    assert answer.usage is None or answer.usage.model_dump_json()
+    assert answer.created is None or type(answer.created) is int
+
+
+@pytest.mark.parametrize(
+    ("created", "expected"),
+    [
+        (1745818538, 1745818538),
+        (0, 0),
+        (True, None),
+        (1.5, None),
+        ("1745818538", None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_created_is_a_whole_number_or_nothing(created: object, expected: int | None) -> None:
+    """A time stamp of another kind is taken for none."""
+    assert read_answer({"data": [{"url": "u"}], "created": created}).created == expected
+
+
+def test_a_revised_prompt_can_be_written_down() -> None:
+    """Half a surrogate pair and NUL, which files and databases refuse, are replaced; the rest is kept."""
+    body = b'{"data": [{"url": "u", "revised_prompt": "a \\ud83d cat\\u0000 \\ud83d\\ude00\\n"}]}'
+    decoder = StreamingJSON()
+    decoder.feed(body)
+    assert read_answer(decoder.finish()).items[0].revised_prompt == "a ? cat? 😀\n"
+
+
+def test_usage_keeps_what_it_does_not_know() -> None:
+    """Unknown counts are kept; what is no object is no usage."""
+    usage = read_usage({"input_tokens": 1, "thinking_tokens": 7})
+    assert usage is not None
+    assert usage.model_extra == {"thinking_tokens": 7}
+    assert [read_usage(other) for other in (None, [], "9 tokens", 9)] == [None] * 4
+
+
+def test_an_event_without_error_reports_none() -> None:
+    """An event of a stream that goes well reports no error, nor does one whose error is null."""
+    spool = Spool()
+    for event in ({"type": "image_generation.completed", "b64_json": spool}, {"error": None}, [], None, "x"):
+        assert find_error(event) is None
+    event = {"type": "error", "error": {"type": "server_error", "message": "overloaded"}}
+    assert find_error(event) == ErrorBody("overloaded", "server_error")
+
+
+CLOUDFLARE = """<!DOCTYPE html>
+<!--[if lt IE 7]> <html class="no-js ie6 oldie"> <![endif]-->
+<html><head><title>api.ttapi.io | 524: A timeout occurred</title>
+<style>body > .a { color: red }</style><script defer>if (1 < 2) { alert("<b>no</b>") }</script></head>
+<body><h1 class="a">A timeout occurred</h1>\r\n<p>Ray ID: 8f2 &bull; 2026-01-01 &amp; so on</p>
+<script>unfinished"""
+
+ERRORS: dict[str, tuple[bytes, str | None, ErrorBody]] = {
+    "OpenAI's": (
+        b'{"error": {"message": "Invalid size.", "type": "invalid", "code": null, "param": "size"}}',
+        "application/json",
+        ErrorBody("Invalid size.", "invalid", None, "size"),
+    ),
+    "the vendor's": (
+        b'{"status": "FAILED", "message": "TT-API-KEY is invalid", "data": null}',
+        "application/json",
+        ErrorBody("TT-API-KEY is invalid"),
+    ),
+    "a proxy's": (
+        CLOUDFLARE.encode(),
+        "text/html; charset=UTF-8",
+        ErrorBody(
+            "api.ttapi.io | 524: A timeout occurred A timeout occurred Ray ID: 8f2 • 2026-01-01 & so on"
+        ),
+    ),
+    "HTML that claims to be JSON": (b"  <h1>502</h1>", "application/json", ErrorBody("502")),
+    "plain text": (b"upstream < timeout > reached", "text/plain", ErrorBody("upstream < timeout > reached")),
+    "without a type": (b"no healthy upstream", None, ErrorBody("no healthy upstream")),
+    "empty": (b"", None, ErrorBody("no message")),
+    "only tags": (b"<html><body></body></html>", "text/html", ErrorBody("no message")),
+    "an error in words": (b'{"error": "bad", "code": 7}', None, ErrorBody("bad", None, "7")),
+    "a web framework's": (b'{"detail": "Not Found"}', None, ErrorBody("Not Found")),
+    "Spring's": (b'{"error": "Bad Request", "message": "no prompt"}', None, ErrorBody("no prompt")),
+    "a relay's": (b'{"code": 401, "msg": "no key"}', None, ErrorBody("no key", None, "401")),
+    "an error without words": (b'{"error": {"code": "x"}}', None, ErrorBody('{"code": "x"}', None, "x")),
+    "a blank message": (b'{"message": " ", "msg": "why"}', None, ErrorBody("why")),
+    "a message that is no text": (b'{"message": {"a": 1}}', None, ErrorBody('{"message": {"a": 1}}')),
+    "JSON that is no object": (b'["no"]', None, ErrorBody('["no"]')),
+    "with a byte-order mark": (b'\xef\xbb\xbf{"message": "no"}', None, ErrorBody("no")),
+    "control characters": (
+        b'{"message": "a\\r\\n\\u001b[31mb\\u202ec\\ud800d\\u2028e", "x": 1}',
+        None,
+        ErrorBody("a [31mb c d e"),
+    ),
+    "no UTF-8": (b"caf\xe9 closed", None, ErrorBody("caf\ufffd closed")),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_bodies(name: str) -> None:
+    """Every shape of error becomes one line of plain text, with OpenAI's labels where there are any."""
+    body, content_type, expected = ERRORS[name]
+    assert read_error(body, content_type) == expected
+
+
+def test_long_messages_are_cut_between_words() -> None:
+    """A message has a longest length; no word is cut, since half a key would not be recognised as the key."""
+    message = read_error(b"word " * 10_000, None).message
+    assert message.endswith("word ...")
+    assert LONGEST_MESSAGE - 10 < len(message) <= LONGEST_MESSAGE + 4
+    assert read_error(b"x" * 100_000, None).message == "..."
+
+
+HOSTILE = [
+    b"<",
+    b"<script",
+    b"<script>",
+    b"<!--",
+    b"<a ",
+    b"</",
+    b"&#1",
+    b"[",
+    b'{"error":',
+    b'{"a":',
+    b"\x00",
+    b"<style>",
+]
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=200)
+    | st.builds(
+        lambda part, times, end: part * times + end, st.sampled_from(HOSTILE), st.just(30_000), st.binary()
+    ),
+    st.sampled_from([None, "text/html", "application/json", "☃; charset=no"]),
+)
+def test_reading_an_error_never_fails(body: bytes, content_type: str | None) -> None:
+    """Whatever a server sends as an error, the result is one bounded line of printable text."""
+    error = read_error(body, content_type)
+    assert error.message.isprintable()
+    assert 1 <= len(error.message) <= LONGEST_MESSAGE + 4
+
+
+MODERATED = [
+    ErrorBody(
+        "Your request was rejected by the safety system.", "image_generation_user_error", "moderation_blocked"
+    ),
+    ErrorBody("rejected", "invalid_request_error", "content_policy_violation"),
+    ErrorBody("filtered", None, "content_filter", "prompt"),
+    ErrorBody("no", None, "Content_Policy_Violation"),
+    ErrorBody("no", "sensitive_words_detected", None),
+    ErrorBody("Your request was rejected as a result of our safety system. Your prompt may contain text ..."),
+    ErrorBody("If you believe this is an error, contact us. safety_violations=[sexual]."),
+    ErrorBody("Your request was blocked by our moderation system."),
+    ErrorBody(
+        "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
+    ),
+    ErrorBody("This request has been blocked by our content policy"),
+    ErrorBody('upstream error: {"error": {"code": "moderation_blocked"}}'),
+    ErrorBody("user sensitive words detected"),
+    ErrorBody("Your request was rejected by content moderation."),
+]
+NOT_MODERATED = [
+    ErrorBody("Unknown parameter: 'moderation'.", "invalid_request_error", "unknown_parameter", "moderation"),
+    ErrorBody(
+        "Invalid value: 'x'. Supported values are: 'low' and 'auto'.", None, "invalid_value", "moderation"
+    ),
+    ErrorBody("Invalid size.", "image_generation_user_error", "invalid_size", "size"),
+    ErrorBody("billing hard limit has been reached", None, "billing_hard_limit_reached"),
+    ErrorBody("no message"),
+]
+
+
+@pytest.mark.parametrize("error", MODERATED, ids=lambda error: error.message[:30])
+def test_refused_prompts_are_told(error: ErrorBody) -> None:
+    """What OpenAI, Azure and relays send for a refused prompt is told by code, type or words."""
+    assert is_moderation(error)
+
+
+@pytest.mark.parametrize("error", NOT_MODERATED, ids=lambda error: error.message[:30])
+def test_other_errors_are_not_refused_prompts(error: ErrorBody) -> None:
+    """Other errors are not taken for it, also those about the field named moderation."""
+    assert not is_moderation(error)
