@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from prefect_ttapi.errors import Outcome
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.spool import Spool
 
@@ -183,6 +184,7 @@ class GeneratedImages:
         attempts: how often the request was sent.
         seconds: from the first attempt to the complete answer.
         request_id: the API's id of the call, where it sent one.
+        earlier_outcomes: what became of the sends before the answered one, of which some may be paid, too.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -191,6 +193,7 @@ class GeneratedImages:
     attempts: int = 1
     seconds: float = 0.0
     request_id: str | None = None
+    earlier_outcomes: tuple[Outcome, ...] = ()
 
 
 @dataclass(frozen=True)

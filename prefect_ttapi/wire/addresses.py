@@ -1,7 +1,7 @@
 """Connecting only where a stranger's URL may lead: the address is checked when it is connected to.
 
-A name is resolved once, and the connection goes to the very address that was checked: a name that first shows a
-public address and then a private one (DNS rebinding) gains nothing.
+A name is resolved once, and the connection goes to the very address that was checked: a name that first
+shows a public address and then a private one (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpcore
+
+from prefect_ttapi.origins import is_loopback
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[..., list[Any]]
@@ -57,6 +60,20 @@ class Reach:
 
 PUBLIC: Final = Reach(("https",), is_public)
 ANYWHERE: Final = Reach(("https", "http"), lambda _address: True)
+
+
+def reach_from(base_url: str) -> Reach:
+    """Where images of an API at `base_url` may be: on the internet, unless the API itself is not.
+
+    >>> reach_from("https://api.ttapi.io") is PUBLIC, reach_from("http://127.0.0.1:8000") is ANYWHERE
+    (True, True)
+    """
+    host = urlsplit(base_url).hostname or ""
+    try:
+        local = not is_public(ipaddress.ip_address(host))
+    except ValueError:
+        local = is_loopback(host)
+    return ANYWHERE if local else PUBLIC
 
 
 class AddressRefused(Exception):  # noqa: N818 - it is about the address, not about us

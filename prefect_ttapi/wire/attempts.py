@@ -83,8 +83,8 @@ def attempt(
         before_send: called with 1, 2, ... right before each send; what it raises ends the request.
 
     Raises:
-        TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most doubtful of
-            all attempts', since any of them may have been paid.
+        TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most
+            doubtful of all attempts', since any of them may have been paid.
     """
     started = clock.monotonic()
     past: list[Verdict] = []

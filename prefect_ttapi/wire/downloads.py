@@ -1,7 +1,7 @@
 """Fetching image URLs without trusting them.
 
-A URL in an answer is a stranger's: it gets no key, no cookies, no proxy and no redirect that was not checked. Every
-URL was paid for, so fetching it is tried again for a while, also after 403 and 404: CDNs lag.
+A URL in an answer is a stranger's: it gets no key, no cookies, no proxy and no redirect that was not
+checked. Every URL was paid for, so fetching it is tried again for a while, also after 403 and 404: CDNs lag.
 """
 
 from __future__ import annotations
@@ -129,34 +129,42 @@ class Downloader:
         """The image behind `url`, which the log calls `name`.
 
         Raises:
-            DownloadError: it could not be fetched. Its `status_code` is the image host's, its `attempts` are the
-                tries to fetch.
+            DownloadError: it could not be fetched. Its `status_code` is the image host's, its `attempts` are
+                the tries to fetch.
         """
         started = self._clock.monotonic()
         partial = _Partial()
-        for attempts, delay in enumerate((*DELAYS, None), start=1):
-            problem = self._try(url, partial, deadline=started + self._total_timeout)
-            if problem is None:
-                return partial.spool, read_image(partial.spool)
-            what = self._clean(problem.what)
-            log.warning("%s: download %d failed: %s", name, attempts, what)
+        tries = 0
+        while True:
+            tries += 1
+            result = self._try(url, partial, deadline=started + self._total_timeout)
+            if isinstance(result, ImageFacts):
+                return partial.spool, result
+            what = self._clean(result.what)
+            log.warning("%s: download %d failed: %s", name, tries, what)
             elapsed = self._clock.monotonic() - started
-            wait = max((delay or 0.0) / 2 + self._clock.jitter((delay or 0.0) / 2), problem.wait)
-            if problem.final or delay is None or elapsed + wait >= self._total_timeout:
+            wait = self._wait(result, tries)
+            if wait is None or elapsed + wait >= self._total_timeout:
                 break
             self._clock.sleep(wait)
         raise DownloadError(
-            f"the image could not be fetched: {what}; the request is paid, and is not sent again for this",
-            status_code=problem.status,
-            attempts=attempts,
+            f"the image could not be fetched ({tries} tries): {what}; its request is paid and not repeated",
+            status_code=result.status,
+            attempts=tries,
             elapsed=elapsed,
         )
 
-    def _try(self, url: str, partial: _Partial, deadline: float) -> _Problem | None:
+    def _wait(self, problem: _Problem, tries: int) -> float | None:
+        if problem.final or tries > len(DELAYS):
+            return None
+        half = DELAYS[tries - 1] / 2
+        return max(half + self._clock.jitter(half), problem.wait)
+
+    def _try(self, url: str, partial: _Partial, deadline: float) -> ImageFacts | _Problem:
         try:
             with quiet():
                 self._follow(url, partial, deadline)
-                read_image(partial.spool)
+            return read_image(partial.spool)
         except _Problem as problem:
             return problem
         except AddressRefused:
@@ -168,13 +176,14 @@ class Downloader:
             return _Problem(str(error))
         except tuple(_BREAKS) as error:
             return _Problem(next(what for kind, what in _BREAKS.items() if isinstance(error, kind)))
-        return None
 
     def _follow(self, url: str, partial: _Partial, deadline: float) -> None:
         target = httpx.URL(url)
         for _ in range(1 + MAX_REDIRECTS):
             if target.scheme not in self._reach.schemes or not target.host:
-                raise _Problem(f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True)
+                raise _Problem(
+                    f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True
+                )
             with self._get(target, partial.headers) as response:
                 headers = _headers(response)
                 if response.status not in _REDIRECTS or "location" not in headers:
@@ -193,9 +202,10 @@ class Downloader:
             "Accept": "image/*",
             "Accept-Encoding": "identity",
             "User-Agent": "prefect-ttapi",
+            **headers,
         }
         with self._pool.stream(
-            "GET", url, headers={**sent, **headers}, extensions={"timeout": self._timeouts}
+            "GET", url, headers=list(sent.items()), extensions={"timeout": self._timeouts}
         ) as response:
             yield response
 

@@ -25,8 +25,9 @@ from prefect_ttapi.wire.redaction import Redactor, quiet
 
 PATH: Final = "/v1/images/generations"
 
-#: Seconds that an idle connection is kept for the next request. Servers close idle connections after 5 s or more;
-#: a request that meets the closing would have an unknown outcome, a new connection costs next to nothing.
+#: Seconds that an idle connection is kept for the next request. Servers close idle connections after 5 s or
+#: more; a request that meets the closing would have an unknown outcome, a new connection costs next to
+#: nothing.
 KEEPALIVE: Final = 2.0
 
 _ERROR_BODY_BYTES: Final = 64 * 1024
@@ -58,7 +59,8 @@ class Broken(Exception):  # noqa: N818 - raised to be turned into a Failure
 class _Sending:
     """Follows httpcore's trace to know whether the request was certainly not written in full.
 
-    Whatever the trace does not say counts as written: a doubt must not make a request be sent, and paid, twice.
+    Whatever the trace does not say counts as written: a doubt must not make a request be sent, and paid,
+    twice.
     """
 
     def __init__(self) -> None:
@@ -216,7 +218,8 @@ class Exchange:
         )
 
     def _error_body(self, response: httpx.Response) -> bytes:
-        # its words are worth a few seconds, no more; httpcore reads this when the body's first byte is asked for
+        # its words are worth a few seconds, no more; httpcore reads this when the body's first byte is asked
+        # for
         timeouts = response.request.extensions["timeout"]
         timeouts["read"] = min(timeouts["read"], _ERROR_BODY_SECONDS)
         deadline = self._clock.monotonic() + _ERROR_BODY_SECONDS

@@ -10,7 +10,8 @@
 | any other 4xx                                        | refused for good     | never                       |
 | 1xx, 3xx; a 2xx that is no usable answer             | answered but unusable| never                       |
 
-A request of which the last byte was not handed to the network can't have been worked on: its JSON is incomplete.
+A request of which the last byte was not handed to the network can't have been worked on: its JSON is
+incomplete.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Keeping the key, and the signed queries of image URLs, out of logs and messages.
 
 httpx and httpcore log URLs and the headers of answers, in which a server may repeat anything: while a call of
-ours is under way, their records lose what could hold a secret. Records of other users of httpx stay as they are.
+ours is under way, their records lose what could hold a secret. Records of other users of httpx stay as they
+are.
 """
 
 from __future__ import annotations
@@ -62,6 +63,19 @@ for _name, _filter in _FILTERS.items():
     logging.getLogger(_name).addFilter(_filter)
 
 
+def checked_key(api_key: str | SecretStr) -> SecretStr:
+    """The key, fit for a header.
+
+    Raises:
+        ValueError: it is empty, or can't be in a header; the message does not show it.
+    """
+    key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+    # what is illegal in a header would be shown by the error that httpx raises for it
+    if not re.fullmatch(r"[\x21-\x7e]+", key.strip()):
+        raise ValueError("api_key must be one word of ASCII characters; it is empty, or has others")
+    return SecretStr(key.strip())
+
+
 class Redactor:
     """Makes a server's words fit to be shown: one short line, without the key, without queries of URLs.
 
@@ -76,6 +90,6 @@ class Redactor:
         """`text` in one line of at most `longest` characters, without secrets."""
         key = self._key.get_secret_value()
         for written in {key, quote(key, safe=""), json.dumps(key)[1:-1]}:
-            text = text.replace(written, "[key]")
+            text = re.sub(re.escape(written), "[key]", text, flags=re.IGNORECASE)
         line = _CONTROL.sub(" ", _URL_QUERY.sub(r"\1?...", text)).strip()
         return line if len(line) <= longest else line[: longest - 3] + "..."

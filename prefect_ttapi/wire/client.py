@@ -1,0 +1,177 @@
+"""TTAPIClient: images from the API, each request sent no more often than is safe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from types import TracebackType
+from typing import Final, NoReturn, Self, TypeVar
+
+import httpx
+from pydantic import SecretStr
+
+from prefect_ttapi.errors import DownloadError
+from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import GeneratedImage, GeneratedImages
+from prefect_ttapi.wire.addresses import reach_from
+from prefect_ttapi.wire.attempts import Answered, Clock, Failure, attempt
+from prefect_ttapi.wire.decoding import MAX_BYTES
+from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
+from prefect_ttapi.wire.exchange import Exchange
+from prefect_ttapi.wire.outcomes import RetryPolicy
+from prefect_ttapi.wire.reading import Received, Reply, read_reply
+from prefect_ttapi.wire.redaction import Redactor, checked_key
+
+log: Final = logging.getLogger(__name__)
+
+BeforeSend = Callable[[int], None]
+_T = TypeVar("_T")
+
+
+class TTAPIClient:
+    """Asks the API for images; thread-safe, usable without Prefect.
+
+    Args:
+        api_key: sent to `base_url` only; shown nowhere.
+        base_url: https, or http on this machine.
+        connect_timeout: seconds to connect, and to write each piece of the request.
+        read_timeout: seconds of silence between two bytes of the answer, the first one included. It does not
+            bound the whole answer. A model may think for minutes before the first byte.
+        retry_unknown_outcome: send again also what may have been worked on, and paid, already.
+        max_attempts: sends in all; 500, 502 and 503 are sent three times at most.
+        retry_after_ceiling: seconds; where the API asks to wait longer, the error is raised at once.
+        total_timeout: seconds from the first send after which none is begun. One under way is never cut off,
+            as it may be paid already. None: no limit.
+        max_body_bytes: the longest answer; images go to temporary files, not into memory.
+        max_image_bytes: the largest image behind a URL.
+        clock: time and chance, for tests.
+
+    Raises:
+        ValueError: an argument makes no sense; the key is in no message.
+
+    Connections: as many as there are requests in flight; idle ones are kept for 2 s, less than servers keep
+    them. Proxies for the API are taken from the environment, as httpx does; image URLs are fetched without
+    any.
+    """
+
+    def __init__(
+        self,
+        api_key: str | SecretStr,
+        base_url: str = DEFAULT_BASE_URL,
+        *,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 180.0,
+        retry_unknown_outcome: bool = False,
+        max_attempts: int = 4,
+        retry_after_ceiling: float = 120.0,
+        total_timeout: float | None = None,
+        max_body_bytes: int = MAX_BYTES,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
+        clock: Clock | None = None,
+    ) -> None:
+        if not (connect_timeout > 0 and read_timeout > 0):
+            raise ValueError("connect_timeout and read_timeout must be more than 0 seconds")
+        self.base_url = checked_base_url(base_url)
+        self.api_origin = origin_of(base_url)
+        self._policy = RetryPolicy(max_attempts, retry_unknown_outcome, retry_after_ceiling, total_timeout)
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock or Clock()
+        key = checked_key(api_key)
+        redactor = Redactor(key)
+        ssl_context = httpx.create_ssl_context()
+        self._exchange = Exchange(
+            self.base_url,
+            key,
+            timeout=httpx.Timeout(
+                connect=connect_timeout, write=connect_timeout, read=read_timeout, pool=None
+            ),
+            ssl_context=ssl_context,
+            redactor=redactor,
+            clock=self._clock,
+        )
+        self._downloader = Downloader(
+            reach=reach_from(self.base_url),
+            connect_timeout=connect_timeout,
+            max_bytes=max_image_bytes,
+            ssl_context=ssl_context,
+            clean=redactor.clean,
+            clock=self._clock,
+        )
+
+    def __repr__(self) -> str:
+        return f"TTAPIClient(base_url={self.base_url!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TTAPIClient holds connections and the key: make one where it is needed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Images stay readable."""
+        self._exchange.close()
+        self._downloader.close()
+
+    def generate(self, request: ImageRequest, *, before_send: BeforeSend | None = None) -> GeneratedImages:
+        """The images that `request` asks for; perhaps fewer than `n`, with a warning in the log.
+
+        Args:
+            before_send: called with 1, 2, ... right before each send; what it raises goes to the caller, and
+                nothing is sent.
+
+        Raises:
+            TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid.
+        """
+        name = request.request_hash[:12]
+        done = self._attempt(lambda: self._ask(request), name, before_send)
+        reply = done.answer
+        images = tuple(
+            self._image(received, index, name, done) for index, received in enumerate(reply.images)
+        )
+        if len(images) < request.n:
+            log.warning("%s: %d images were asked for, %d came", name, request.n, len(images))
+        return GeneratedImages(
+            images=images,
+            usage=reply.usage,
+            created=reply.created,
+            attempts=done.attempts,
+            seconds=self._clock.monotonic() - done.started,
+            request_id=reply.request_id,
+            earlier_outcomes=done.earlier,
+        )
+
+    def _ask(self, request: ImageRequest) -> Reply | Failure:
+        opened = self._exchange.open(request.body(), "application/json")
+        if isinstance(opened, Failure):
+            return opened
+        with closing(opened):
+            return read_reply(opened, opened.chunks(), self._max_body_bytes)
+
+    def _attempt(
+        self, send: Callable[[], _T | Failure], name: str, before_send: BeforeSend | None
+    ) -> Answered[_T]:
+        return attempt(send, name=name, policy=self._policy, clock=self._clock, before_send=before_send)
+
+    def _image(self, received: Received, index: int, name: str, done: Answered[Reply]) -> GeneratedImage:
+        try:
+            spool, facts = received.fetched or self._downloader.fetch(received.url, f"{name} image {index}")
+        except DownloadError as error:
+            error.attempts = done.attempts
+            error.elapsed = self._clock.monotonic() - done.started
+            error.request_id = done.answer.request_id
+            raise
+        return GeneratedImage(
+            spool=spool,
+            media_type=facts.media_type,
+            width=facts.width,
+            height=facts.height,
+            index=index,
+            revised_prompt=received.revised_prompt,
+        )

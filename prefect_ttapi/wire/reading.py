@@ -1,0 +1,67 @@
+"""From an open answer to checked images, as far as they came with it: what is behind a URL is still to
+fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from prefect_ttapi.responses import Usage
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.wire.answers import Item, UnusableAnswer, read_answer
+from prefect_ttapi.wire.attempts import Failure
+from prefect_ttapi.wire.decoding import DecodingError, StreamingJSON
+from prefect_ttapi.wire.exchange import Broken, Opened
+from prefect_ttapi.wire.images import ImageFacts, NotAnImage, read_image
+from prefect_ttapi.wire.outcomes import BREAKS, UNUSABLE, Break
+
+
+@dataclass(frozen=True)
+class Received:
+    """One image: its bytes and what they are, or where to fetch them."""
+
+    fetched: tuple[Spool, ImageFacts] | None
+    url: str
+    revised_prompt: str | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A usable answer."""
+
+    images: tuple[Received, ...]
+    usage: Usage | None
+    created: int | None
+    request_id: str | None
+
+
+def receive(item: Item) -> Received:
+    """`item`, checked.
+
+    Raises:
+        NotAnImage: its bytes are no complete PNG, JPEG or WebP.
+    """
+    fetched = (item.spool, read_image(item.spool)) if item.spool is not None else None
+    return Received(fetched, item.url or "", item.revised_prompt)
+
+
+def read_reply(opened: Opened, chunks: Iterable[bytes], max_bytes: int) -> Reply | Failure:
+    """The answer whose body is in `chunks`, or why it is none."""
+    decoder = StreamingJSON(max_bytes=max_bytes)
+    verdict = UNUSABLE
+    try:
+        for chunk in chunks:
+            decoder.feed(chunk)
+        if opened.ends_with_connection:
+            verdict = BREAKS[Break.CUT]
+        document = decoder.finish()
+        verdict = UNUSABLE
+        answer = read_answer(document)
+        images = tuple(receive(item) for item in answer.items)
+    except Broken as broken:
+        return broken.failure
+    except (DecodingError, UnusableAnswer, NotAnImage) as error:
+        return opened.failure(verdict, str(error))
+    except OSError as error:
+        return opened.failure(UNUSABLE, f"the answer could not be kept in a temporary file: {error.strerror}")
+    return Reply(images, answer.usage, answer.created, opened.request_id)
