@@ -40,18 +40,17 @@ class Answer:
 async def json_parts(answer: Answer, settings: Settings, studio: Studio) -> AsyncGenerator[bytes]:
     """The answer as one JSON object; the first part comes after the latency, with the first image in it."""
     await asyncio.sleep(answer.latency)
-    opening = json.dumps({"created": int(time.time()), **facts_of(answer.request)})[:-1] + ', "data": ['
-    part = (
-        ('{"status": "SUCCESS", "message": "success", "data": ' if answer.wrapped else "") + opening
-    ).encode()
+    before, after = (
+        ('{"status": "SUCCESS", "message": "success", "data": ', "}") if answer.wrapped else ("", "")
+    )
+    facts = json.dumps({"created": int(time.time()), **facts_of(answer.request)})[:-1]
+    usage = usage_of(answer.request, answer.images)
+    counted = f', "usage": {json.dumps(usage)}' if usage else ""
+    part = f'{before}{facts}, "data": ['.encode()
     for index in range(answer.images):
         yield part + await _item(answer, index, settings, studio)
         part = b", "
-    usage = usage_of(answer.request, answer.images)
-    closing = (
-        "]" + (f', "usage": {json.dumps(usage)}' if usage else "") + "}" + ("}" if answer.wrapped else "")
-    )
-    yield (b"" if answer.images else part) + closing.encode()
+    yield (b"" if answer.images else part) + f"]{counted}}}{after}".encode()
 
 
 async def event_parts(answer: Answer, settings: Settings, studio: Studio) -> AsyncGenerator[bytes]:
@@ -94,4 +93,4 @@ def _as_base64(request: ImageRequest, index: int, settings: Settings) -> bool:
 def _with_base64(fields: dict[str, Any], encoded: bytes) -> bytes:
     """JSON of the fields and `b64_json`; by hand, because json.dumps would search megabytes for escapes."""
     others = json.dumps(fields)[1:-1].encode()
-    return b'{"b64_json": "' + encoded + b'"' + (b", " + others if others else b"") + b"}"
+    return b"".join((b'{"b64_json": "', encoded, b'", ' if others else b'"', others, b"}"))

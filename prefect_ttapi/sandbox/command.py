@@ -16,6 +16,9 @@ _EXAMPLE = "e.g. --fail 429:0.1 --fail cut:0.01"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be said after `sandbox`."""
+    parser.epilog = (
+        "A prompt can steer it, e.g. with [[sandbox:status=402]]: see prefect_ttapi.sandbox.steering."
+    )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)")
     add("--port", type=_port, default=8787, help="port; 0 is any free one (default: %(default)s)")

@@ -23,6 +23,7 @@ from prefect_ttapi.sandbox.studio import Studio
 
 #: Longest body that is read, bytes; the longest legal prompt, escaped, is 400 kB.
 _LONGEST_BODY: Final = 1024 * 1024
+_PIECE: Final = 256 * 1024  # bytes
 
 
 class Generations:
@@ -82,7 +83,7 @@ class Generations:
             await _send_part(send, first)
             async for part in parts:
                 await _send_part(send, part)
-        await _send_part(send, b"", more=False)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _read(self, http: Request) -> object:
         """The parsed body of a request with a right key."""
@@ -122,5 +123,8 @@ async def _until_disconnected(http: Request) -> None:
         pass
 
 
-async def _send_part(send: Send, part: bytes, *, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": more})
+async def _send_part(send: Send, part: bytes) -> None:
+    """Send in pieces, so that slow readers hold up the sender instead of filling its memory."""
+    for start in range(0, len(part), _PIECE):
+        piece = part[start : start + _PIECE]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})

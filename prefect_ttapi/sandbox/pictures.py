@@ -78,7 +78,8 @@ def _landscape(picture: Picture) -> Image.Image:
     """Sky, sun and four hills; the nearest hill is dark, so that the caption can stand on it."""
     width, height = picture.width, picture.height
     chance = random.Random(f"{picture.key}/{picture.index}")  # noqa: S311 - colours, no secrets
-    hue = chance.random()
+    # steps of the golden ratio: no two images of an answer have the same hue
+    hue = random.Random(picture.key).random() + picture.index * 0.618034  # noqa: S311
     warm = (hue + chance.uniform(0.35, 0.65)) % 1
     if picture.transparent:
         image = Image.new("RGBA", (width, height), (0, 0, 0, 0))
@@ -157,18 +158,18 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     # the font has few accented letters and no accents to put on others
     letters = [char for char in unicodedata.normalize("NFKD", shown) if not unicodedata.combining(char)]
     words = "".join(char if char.isprintable() else " " for char in letters).split()
-    lines = [""]
+    lines, used = [""], 0.0
     for word in words:
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        if lines[-1]:
-            lines.append("")
-        for char in word:  # as a whole where it fits: then this never breaks it
-            if font.getlength(lines[-1] + char) > width:
-                lines.append("")
-            lines[-1] += char
+        pieces = [word] if font.getlength(word) <= width else list(word)
+        for position, piece in enumerate(pieces):
+            joined = f" {piece}" if position == 0 and lines[-1] else piece
+            length = font.getlength(joined)
+            if used + length <= width:
+                lines[-1] += joined
+                used += length
+            else:
+                lines.append(piece)
+                used = font.getlength(piece)
     return lines
 
 

@@ -57,7 +57,9 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        bound = socket.create_server((host, port), family=family, backlog=1024)
+        # told from its descriptor, the socket knows that it is TCP: asyncio turns Nagle's 40 ms off only then
+        listener = socket.socket(fileno=bound.detach())
         self._port = listener.getsockname()[1]
         self._studio = Studio(self._settings.image_bytes)
         self._server = _Server(

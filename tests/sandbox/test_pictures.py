@@ -1,0 +1,130 @@
+"""Placeholder pictures: what was asked for, recognisable, distinct, and the same each time."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFont
+
+from prefect_ttapi.sandbox.pictures import SHOWN, Picture, draw, padded, wrapped
+
+PICTURE = Picture("a lighthouse at dawn", "gpt-image-2", 256, 256, key="k")
+
+
+def opened(picture: Picture) -> Image.Image:
+    return Image.open(io.BytesIO(draw(picture)))
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+@pytest.mark.parametrize("size", [(256, 256), (48, 16), (16, 48), (384, 128), (640, 960)])
+def test_format_and_size_are_as_asked(output_format: str, size: tuple[int, int]) -> None:
+    """Every format and shape, also where no letter fits, is a whole image of that format and size."""
+    image = opened(replace(PICTURE, output_format=output_format, width=size[0], height=size[1]))
+    image.load()
+    assert (image.format, image.size) == (output_format.upper(), size)
+
+
+def test_equal_pictures_are_equal_bytes() -> None:
+    """Drawing the same picture again gives the same bytes."""
+    assert draw(PICTURE) == draw(replace(PICTURE))
+
+
+@pytest.mark.parametrize(
+    "change", [{"index": 1}, {"key": "other"}, {"prompt": "a cat"}, {"model": "dall-e-2"}, {"count": 2}]
+)
+def test_another_picture_is_other_bytes(change: dict[str, object]) -> None:
+    """Index, key, prompt, model and count are each seen in the picture."""
+    assert draw(replace(PICTURE, **change)) != draw(PICTURE)
+
+
+def test_another_index_has_other_colours() -> None:
+    """Images of one answer differ by colour, not only by a number in small letters."""
+    skies = {opened(replace(PICTURE, index=index)).getpixel((2, 2)) for index in range(10)}
+    assert len(skies) == 10
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1536, 1024), (1024, 1536), (64, 64)])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_the_word_sandbox_is_large(size: tuple[int, int], *, transparent: bool) -> None:
+    """In a thumbnail, white letters with dark edges span more than half of the upper part's width."""
+    image = opened(replace(PICTURE, width=size[0], height=size[1], transparent=transparent)).convert("RGBA")
+    image.thumbnail((128, 128))
+    letters = image.crop((0, 0, image.width, round(image.height * 0.35)))
+    bright = [
+        x for x in range(letters.width) if any(_is(letters, x, y, 200, 255) for y in range(letters.height))
+    ]
+    dark = [x for x in range(letters.width) if any(_is(letters, x, y, 0, 90) for y in range(letters.height))]
+    assert len(bright) > image.width * 0.5
+    assert len(dark) > image.width * 0.3  # edges, not whole letters
+
+
+def _is(image: Image.Image, x: int, y: int, low: int, high: int) -> bool:
+    red, green, blue, alpha = image.getpixel((x, y))
+    return alpha > 128 and low <= min(red, green, blue) and max(red, green, blue) <= high
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_a_transparent_background_is_transparent(output_format: str) -> None:
+    """The sky is left out where transparency is asked for, and only there."""
+    picture = replace(PICTURE, output_format=output_format)
+    assert opened(replace(picture, transparent=True)).convert("RGBA").getpixel((1, 1))[3] == 0
+    assert opened(picture).mode == "RGB"
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_compression_is_honoured(output_format: str) -> None:
+    """Less quality is fewer bytes, and 0 is a picture, too."""
+    sizes = [
+        len(draw(replace(PICTURE, output_format=output_format, compression=each))) for each in (0, 50, 100)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_an_unfinished_picture_is_coarse() -> None:
+    """Below the word, an unfinished picture is made of blocks of one colour, and has no caption."""
+    image = opened(replace(PICTURE, blocks=32))
+    for left in range(0, 256, 32):
+        block = image.crop((left, 128, left + 32, 160))
+        assert len(block.getcolors() or []) == 1
+
+
+def test_padding_gives_the_length_and_leaves_the_picture() -> None:
+    """A padded PNG has exactly the length asked for and the same pixels; one that is long already is left."""
+    png = draw(PICTURE)
+    noise = bytes(range(256)) * 400
+    longer = padded(png, noise)
+    assert len(longer) == len(noise)
+    assert Image.open(io.BytesIO(longer)).tobytes() == Image.open(io.BytesIO(png)).tobytes()
+    assert padded(png, noise[:100]) == png
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=120))
+def test_any_text_is_drawn(prompt: str) -> None:
+    """No text a prompt can hold keeps a picture from being drawn."""
+    assert opened(replace(PICTURE, prompt=prompt, width=160, height=160)).size == (160, 160)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(codec="ascii"), max_size=SHOWN), st.integers(60, 400))
+def test_lines_fit_and_lose_nothing(text: str, width: int) -> None:
+    """Wrapped lines are no wider than they may be, and hold all printable letters in order."""
+    font = ImageFont.load_default(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    lines = wrapped(text, font, width)
+    assert max(map(font.getlength, lines)) <= width
+    shown = "".join(char for char in text if char.isprintable() and not char.isspace())
+    assert "".join(lines).replace(" ", "") == shown
+
+
+def test_a_long_prompt_is_cut() -> None:
+    """Of a prompt of 32,000 characters only the beginning is laid out."""
+    font = ImageFont.load_default(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    lines = wrapped("word " * 6400, font, 400)
+    assert sum(map(len, lines)) <= SHOWN + 4
+    assert lines[-1].endswith("...")
