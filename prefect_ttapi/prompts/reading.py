@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 #: Bytes and rows: they bound the memory that a file can take.
 LARGEST_FILE: Final = 256 * 1024 * 1024
-MOST_ROWS: Final = 1_000_000
+MOST_ROWS: Final = 250_000
 
 
 class PromptsError(ValueError):
