@@ -1,0 +1,141 @@
+"""Publishing what the Prefect UI shows. Money was paid before: an artifact that fails never fails the run.
+
+Outside any run nothing is published: Prefect's artifacts belong to runs. Every function blocks for about
+20 ms and finds its run in the calling thread's context, in sync and async flows alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any, Final
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import get_run_context
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+#: Seconds between two updates of a progress artifact, and after one that failed: Prefect's client tries for a
+#: minute, and whoever waits for it here is a worker that should generate images.
+EVERY: Final = 2.0
+AFTER_FAILURE: Final = 60.0
+
+
+def batch_key(name: str, kind: str = "") -> str:
+    """The key of a batch's artifact: runs of the same batch are versions of it.
+
+    >>> batch_key("Autumn campaign", "images"), batch_key("秋")
+    ('ttapi-autumn-campaign-60278b25-images', 'ttapi-batch-5a2e5e4b')
+    >>> batch_key("autumn-campaign")
+    'ttapi-autumn-campaign'
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "batch"
+    # two names that read alike stay two
+    lost = "" if slug == name else "-" + hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+    return f"ttapi-{slug}{lost}" + (f"-{kind}" if kind else "")
+
+
+def delivery_key(request_hash: str) -> str:
+    """The key of a delivery's artifact: its versions are the history of that request.
+
+    >>> delivery_key("3f9a12" + 58 * "0")
+    'ttapi-3f9a120000000000'
+    """
+    return f"ttapi-{request_hash[:16]}"
+
+
+def publish_markdown(key: str, markdown: str, description: str | None = None) -> UUID | None:
+    """Publish a markdown artifact of the current run; its id, or None if there is no run or it failed."""
+    return _publish(create_markdown_artifact, key=key, markdown=markdown, description=description)
+
+
+def publish_table(key: str, table: list[dict[str, object]], description: str | None = None) -> UUID | None:
+    """Publish a table artifact of the current run; its id, or None if there is no run or it failed."""
+    return _publish(create_table_artifact, key=key, table=table, description=description)
+
+
+class Progress:
+    """A progress artifact of the current run, updated at most every `every` seconds and at the end.
+
+    Safe to call from any thread: whoever comes while another is publishing goes on at once.
+
+    Args:
+        key: of the artifact.
+        description: shown beside it; each update may say something newer.
+        every: seconds between updates.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        description: str | None = None,
+        *,
+        every: float = EVERY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._every = every
+        self._clock = clock
+        self._busy = threading.Lock()
+        self._id = _publish(create_progress_artifact, progress=0.0, key=key, description=description)
+        # an update may come from a thread that knows nothing of the run and its server
+        self._context = copy_context()
+        self._next = clock() + every
+
+    def update(self, done: int, total: int | None, description: str | None = None) -> None:
+        """Show `done` of `total`, unless the last update is too fresh or another thread is at it.
+
+        Args:
+            done: requests that are finished.
+            total: how many there are, or None while nobody knows: then 0 % are shown.
+        """
+        if self._id is None or self._clock() < self._next or not self._busy.acquire(blocking=False):
+            return
+        try:
+            self._show(100.0 * min(done / total, 1.0) if total else 0.0, description)
+        finally:
+            self._busy.release()
+
+    def finish(self, description: str | None = None) -> None:
+        """Show 100 %, whenever the last update was."""
+        if self._id is not None:
+            with self._busy:
+                self._show(100.0, description)
+
+    def _show(self, percent: float, description: str | None) -> None:
+        shown = self._context.run(
+            _publish,
+            update_progress_artifact,
+            artifact_id=self._id,
+            progress=percent,
+            description=description,
+        )
+        self._next = self._clock() + (self._every if shown else AFTER_FAILURE)
+
+
+def _publish(publish: Callable[..., Any], **what: Any) -> UUID | None:
+    try:
+        get_run_context()
+    except MissingContextError:
+        return None
+    try:
+        # without _sync, an async flow's worker threads get a coroutine that nobody awaits
+        made: UUID = publish(**what, _sync=True)
+    except Exception as error:
+        get_run_logger().warning(
+            "An artifact was not published, images and manifest are not affected: %s: %s",
+            type(error).__name__,
+            error,
+        )
+        return None
+    return made

@@ -1,0 +1,254 @@
+"""What the artifacts say, as text: no run is needed to build it, and no artifact grows with the batch.
+
+What comes from outside stands in HTML blocks, which have no blank lines in them: there, both of Prefect's UIs
+read the escapes of `text.inert`. Markdown around them holds numbers and words of our own only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.pictures import Picture
+from prefect_ttapi.lineage.text import CAPTION, REASON, address, cell, inert, one_line
+from prefect_ttapi.lineage.thumbnails import ARTIFACT_BOX, as_data_uri
+from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.responses import Generation
+
+#: The most that one artifact shows of a batch.
+FAILURES: Final = 20
+PICTURES: Final = 60
+TABLE_ROWS: Final = 1_000
+COLUMNS: Final = 4
+
+
+def batch_markdown(
+    name: str,
+    totals: Totals,
+    *,
+    failures: Iterable[Row] = (),
+    pictures: Iterable[Picture] = (),
+    manifest_uri: str,
+    gallery_uri: str | None = None,
+) -> str:
+    """The artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
+
+    Args:
+        name: the batch's name.
+        totals: of the whole batch.
+        failures: failed rows; 20 are taken.
+        pictures: images with thumbnails of 128 pixels; 60 are taken.
+        manifest_uri: where every row is.
+        gallery_uri: the gallery page, where there is one.
+    """
+    parts = [
+        f"## {_count(totals.images, 'image')} for {_count(totals.rows, 'request')}",
+        _block("p", f"<strong>{_shown(name)}</strong>"),
+        _totals(totals),
+        *_warning(totals),
+        *_failures(totals, list(islice(failures, FAILURES))),
+        *_gallery(totals.images, list(islice(pictures, PICTURES))),
+        _places({"Gallery": gallery_uri, "Manifest": manifest_uri}),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def delivery_markdown(generation: Generation, pictures: Sequence[Picture]) -> str:
+    """The artifact of one delivery: what was asked, who answered, what it cost, where each image is.
+
+    Args:
+        generation: the answered request.
+        pictures: its images with their delivered copies, and thumbnails of 128 pixels.
+    """
+    request = generation.request
+    asked = {
+        name: value
+        for name, value in request.model_dump().items()
+        if name not in ("prompt", "model", "user") and value != type(request).model_fields[name].default
+    }
+    facts = {
+        "Prompt": request.prompt,
+        "Model": request.model,
+        "Asked for": ", ".join(f"{name} {value}" for name, value in asked.items()),
+        "Request hash": generation.request_hash,
+        "Answered": f"{generation.created_at:%Y-%m-%d %H:%M:%S %Z} by {generation.api_origin}",
+        "API request id": generation.request_id,
+        "Tokens": f"{generation.usage.total_tokens:,}" if generation.usage else None,
+        "Paid in flow run": generation.flow_run_id,
+        "Paid in task run": generation.task_run_id,
+    }
+    parts = [
+        f"## {_count(len(pictures), 'image')}",
+        _table(
+            [f"<th>{title}</th>", f"<td>{_shown(fact, REASON)}</td>"] for title, fact in facts.items() if fact
+        ),
+        *_gallery(len(pictures), list(pictures[:PICTURES])),
+        _table(_copies(pictures[:PICTURES])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def image_table(rows: Iterable[Row], manifest_uri: str, limit: int = TABLE_ROWS) -> list[dict[str, object]]:
+    """The table artifact: a row for each image, with the same columns in every row.
+
+    Args:
+        rows: of the batch, in order; read only as far as shown.
+        manifest_uri: named in a last row where there are more than `limit` images.
+    """
+    lines = list(islice(_lines(rows), limit + 1))
+    if len(lines) <= limit:
+        return lines
+    nothing: dict[str, object] = dict.fromkeys(lines[0], "")
+    return [*lines[:limit], nothing | {"prompt": "more in the manifest", "object": cell(manifest_uri)}]
+
+
+def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
+    for row in rows:
+        for image in row.images:
+            yield {
+                "row": row.row,
+                "prompt": cell(one_line(row.prompt, CAPTION)),
+                "model": cell(row.model),
+                "status": row.status,
+                "tokens": row.usage.total_tokens if row.usage else None,
+                "object": cell(one_line(Picture(row, image).uri, 1_024)),
+                "request hash": row.request_hash,
+                "sha256": image.sha256,
+            }
+
+
+def _totals(totals: Totals) -> str:
+    figures = {
+        "generated": totals.generated,
+        "cached": totals.cached,
+        "failed": totals.failed,
+        "skipped": totals.skipped,
+        "API calls": totals.api_calls,
+        "tokens": totals.total_tokens,
+        "delivered": totals.delivered,
+    }
+    values = [f"{figure:,}" for figure in figures.values()]
+    return "\n".join(
+        "| " + " | ".join(cells) + " |"
+        for cells in (
+            [*figures, "size"],
+            ["---:"] * (len(figures) + 1),
+            [*values, in_bytes(totals.size_bytes)],
+        )
+    )
+
+
+def _warning(totals: Totals) -> list[str]:
+    if not totals.maybe_paid:
+        return []
+    return [f"**{_count(totals.maybe_paid, 'request')} may have been paid for without giving images.**"]
+
+
+def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:
+    if not totals.errors:
+        return []
+    reasons = ", ".join(
+        f"{_shown(kind)} {count:,}" for kind, count in sorted(totals.errors.items(), key=lambda of: -of[1])
+    )
+    header = ["<th>row</th>", "<th>prompt</th>", "<th>reason</th>"]
+    told = [
+        [
+            f"<td>{row.row}</td>",
+            f'<td dir="auto">{_shown(row.prompt)}</td>',
+            f"<td>{_shown(row.error or row.error_type or '', REASON)}</td>",
+        ]
+        for row in failures
+    ]
+    more = totals.failed - len(told)
+    return [
+        f"### {totals.failed:,} failed, {totals.skipped:,} skipped",
+        _block("p", reasons),
+        _table([header, *told]) if told else "",
+        f"and {more:,} more in the manifest" if told and more > 0 else "",
+    ]
+
+
+def _gallery(images: int, pictures: Sequence[Picture]) -> list[str]:
+    if not pictures:
+        return []
+    shown = "" if images <= len(pictures) else f", the first {len(pictures)}"
+    cells = [_cell(picture) for picture in pictures]
+    return [
+        f"### Images{shown}",
+        _table(cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)),
+    ]
+
+
+def _cell(picture: Picture) -> str:
+    image = picture.image
+    small = (
+        f'<img width="{ARTIFACT_BOX}" src="{as_data_uri(picture.thumbnail)}">'
+        if picture.thumbnail
+        else f"{image.width} x {image.height}"
+    )
+    caption = f'<span dir="auto">{_shown(picture.row.prompt)}</span>'
+    facts = f"{_shown(picture.row.model)}, {picture.row.status}"
+    return f"<td>{_link(picture.uri, small)}<br>{caption}<br>{facts}</td>"
+
+
+def _copies(pictures: Sequence[Picture]) -> Iterator[list[str]]:
+    yield ["<th>object</th>", "<th>sha256</th>", "<th>size</th>"]
+    for picture in pictures:
+        image = picture.image
+        size = f"{image.width} x {image.height}, {in_bytes(image.size_bytes)}"
+        for uri in [copy.uri for copy in picture.delivered] or [image.uri]:
+            yield [
+                f"<td>{_link(uri, _shown(uri, 1_024))}</td>",
+                f"<td><code>{_shown(image.sha256)}</code></td>",
+                f"<td>{size}</td>",
+            ]
+
+
+def _places(uris: dict[str, str | None]) -> str:
+    """Where to look further; an address that a page can't open is still there to be copied."""
+    lines = (
+        [f"<th>{title}</th>", f"<td>{_link(uri, _shown(uri, 1_024))}</td>"]
+        for title, uri in uris.items()
+        if uri
+    )
+    return _table(lines)
+
+
+def _link(uri: str, shown: str) -> str:
+    to = address(uri)
+    return f'<a href="{inert(to)}">{shown}</a>' if to else shown
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    return _block("table", "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows))
+
+
+def _block(tag: str, inner: str) -> str:
+    return f"<{tag}>\n{inner}\n</{tag}>"
+
+
+def _shown(text: str, limit: int = CAPTION) -> str:
+    return inert(one_line(text, limit))
+
+
+def _count(number: int, thing: str) -> str:
+    """
+    >>> _count(1, "image"), _count(2000, "image")
+    ('1 image', '2,000 images')
+    """
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def in_bytes(size: int) -> str:
+    """
+    >>> in_bytes(999), in_bytes(1_234_567)
+    ('999 B', '1.2 MB')
+    """
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1_000
+    return f"{amount:,.1f} TB"
