@@ -190,6 +190,7 @@ def test_usage_keeps_what_it_does_not_know() -> None:
     assert usage is not None
     assert usage.model_extra == {"thinking_tokens": 7}
     assert [read_usage(other) for other in (None, [], "9 tokens", 9)] == [None] * 4
+    assert read_usage({"input_tokens": 1, "note": "half a pair: \ud83d"}) is None
 
 
 def test_an_event_without_error_reports_none() -> None:
@@ -227,6 +228,12 @@ ERRORS: dict[str, tuple[bytes, str | None, ErrorBody]] = {
         ),
     ),
     "HTML that claims to be JSON": (b"  <h1>502</h1>", "application/json", ErrorBody("502")),
+    "HTML by its type": (b"502 <b>Bad</b> Gateway", "Text/HTML", ErrorBody("502 Bad Gateway")),
+    "longer than is read": (
+        b'{"message": "no", "trace": "' + b"x" * 70_000 + b'"}',
+        None,
+        ErrorBody('{"message": "no", "trace": ...'),
+    ),
     "plain text": (b"upstream < timeout > reached", "text/plain", ErrorBody("upstream < timeout > reached")),
     "without a type": (b"no healthy upstream", None, ErrorBody("no healthy upstream")),
     "empty": (b"", None, ErrorBody("no message")),
