@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import boto3
 import pytest
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 _numbers = itertools.count(1)
@@ -21,10 +23,10 @@ class S3Server:
     access_key_id: str = "AKIATESTS"
     secret_access_key: str = "wJalrXUtnFEMI-tests-only"
 
-    def client(self):
-        """A boto3 client, to look at the store from outside."""
+    def client(self, service: str = "s3"):
+        """A boto3 client, to look at the service from outside; to be closed."""
         return boto3.client(
-            "s3",
+            service,
             endpoint_url=self.url,
             region_name="us-east-1",
             aws_access_key_id=self.access_key_id,
@@ -38,6 +40,12 @@ class S3Server:
         client.create_bucket(Bucket=name)
         client.close()
         return name
+
+    def fill(self, bucket: str, keys: Iterable[str]) -> None:
+        """Put empty objects there, without the time that as many requests would take."""
+        backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        for key in keys:
+            backend.put_object(bucket, key, b"")
 
     def settings(self, **changes: object) -> dict[str, object]:
         """What an ImageStore needs besides its url."""

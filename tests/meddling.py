@@ -1,0 +1,85 @@
+"""A proxy in front of a real service that meddles with chosen requests: real HTTP, real lost answers."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+#: Given method, path and headers (which may be changed); what to do besides forwarding.
+Meddle = Callable[[str, str, dict[str, str]], str | int | None]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def _meddled(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = dict(self.headers.items())
+        self.server.seen.append((self.command, self.path))
+        order = self.server.meddle(self.command, self.path, headers)
+        if isinstance(order, int):  # answer with this status, without forwarding
+            self._answer(order, {}, b"")
+        elif order == "swallow":  # neither forward nor answer
+            self.close_connection = True
+        else:
+            status, answer_headers, answer = self._forward(headers, body)
+            if order == "lose the answer":
+                self.close_connection = True
+            else:
+                self._answer(status, answer_headers, answer)
+
+    def _forward(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(*self.server.target)
+        try:
+            connection.request(self.command, self.path, body, headers)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        length = headers.get("Content-Length", len(body)) if self.command == "HEAD" else len(body)
+        dropped = {"content-length", "connection", "transfer-encoding", "date", "server"}
+        for name, value in headers.items():
+            if name.lower() not in dropped:
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _meddled  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class _Proxy(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is what some tests are about."""
+
+
+@contextmanager
+def meddling_proxy(target: str, meddle: Meddle) -> Iterator[_Proxy]:
+    """A proxy to `target`; its `url`, and in `seen` the requests it got."""
+    parts = urlsplit(target)
+    server: Any = _Proxy(("127.0.0.1", 0), _Handler)
+    server.target, server.meddle, server.seen = (parts.hostname, parts.port), meddle, []
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

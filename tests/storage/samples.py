@@ -1,0 +1,45 @@
+"""Images, requests and generations for the tests of storage."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.storage.store import ImageStore
+
+API = "https://api.ttapi.io"
+
+
+def fresh_image(data: bytes, media_type: str = "image/png", index: int = 0) -> GeneratedImage:
+    """Bytes as if fresh from the wire. The store doesn't look into them."""
+    spool = Spool()
+    spool.write(data)
+    return GeneratedImage(spool, media_type, width=64, height=48, index=index)
+
+
+def stored(store: ImageStore, data: bytes = b"pixels", media_type: str = "image/png") -> StoredImage:
+    """An image in the store."""
+    return store.put_image(fresh_image(data, media_type), {})
+
+
+def request_of(prompt: str = "a lighthouse") -> ImageRequest:
+    return ImageRequest(prompt=prompt)
+
+
+def generation_of(
+    request: ImageRequest, *images: StoredImage, created_at: datetime | None = None
+) -> Generation:
+    return Generation(
+        request=request,
+        request_hash=request.request_hash,
+        api_origin=API,
+        created_at=created_at or datetime.now(UTC),
+        images=images,
+    )
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,128 @@
+"""What is particular to local folders: files whole or absent, races between processes, what can go wrong."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.folder import Folder
+from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
+from prefect_ttapi.storage.store import ImageStore
+
+FACTS = Facts("application/json")
+ROUNDS = 40
+
+
+def race(root: str, number: int, start: object, wins: object) -> None:
+    """Create every round's object, then count up as often; report how many creates were won."""
+    folder = Folder(Path(root))
+    start.wait()
+    won = 0
+    for round_ in range(ROUNDS):
+        try:
+            folder.write(f"round-{round_}", lambda: io.BytesIO(b"%d" % number), FACTS, Condition.NOTHING)
+            won += 1
+        except ConflictError:
+            pass
+    done = 0
+    while done < ROUNDS:
+        data, tag = folder.read("count")
+        try:
+            folder.write("count", lambda data=data: io.BytesIO(b"%d" % (int(data) + 1)), FACTS, tag)
+            done += 1
+        except ConflictError:
+            pass
+    wins.put(won)
+
+
+def test_processes_race_without_a_second_winner_or_a_lost_update(tmp_path: Path) -> None:
+    """Of 4 processes, exactly one creates each object, and conditional counting misses no step."""
+    Folder(tmp_path).write("count", lambda: io.BytesIO(b"0"), FACTS)
+    context = multiprocessing.get_context("fork")
+    start, wins = context.Barrier(4), context.Queue()
+    racers = [context.Process(target=race, args=(str(tmp_path), n, start, wins)) for n in range(4)]
+    for racer in racers:
+        racer.start()
+    won = [wins.get(timeout=60) for _ in racers]
+    for racer in racers:
+        racer.join()
+    assert sum(won) == ROUNDS
+    assert Folder(tmp_path).read("count")[0] == b"%d" % (4 * ROUNDS)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_tag_never_comes_back(tmp_path: Path) -> None:
+    """Replacing an object by others of the same size gives a new tag each time, also when the clock stands behind."""
+    folder = Folder(tmp_path)
+    tags = [folder.write("key", lambda: io.BytesIO(b"0"), FACTS, Condition.NOTHING)]
+    ahead = time.time_ns() + 3_600_000_000_000
+    os.utime(tmp_path / "key", ns=(ahead, ahead))
+    tags.append(folder.read("key")[1])
+    for number in range(50):
+        tags.append(folder.write("key", lambda n=number: io.BytesIO(b"%d" % (n % 10)), FACTS, tags[-1]))
+    assert len(set(tags)) == len(tags)
+
+
+def test_half_written_files_are_no_objects(tmp_path: Path) -> None:
+    """What a killed process left behind is not listed, and hinders nobody."""
+    folder = Folder(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".tmp-dead").write_bytes(b"half")
+    folder.write("a/b", lambda: io.BytesIO(b"whole"), FACTS)
+    assert [found.key for found in folder.list("")] == ["a/b"]
+
+
+def test_a_failing_body_leaves_nothing(tmp_path: Path) -> None:
+    """If the bytes can't be read to their end, there is no object and no rest of one."""
+
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(StoreError, match="can't write .*Input/output error"):
+        Folder(tmp_path).write("key", Failing, FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["file/store", "/proc/store"])
+def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path, below: str) -> None:
+    """A folder that can't be made or written to fails the check with the path and what to do."""
+    (tmp_path / "file").write_text("in the way")
+    store = ImageStore(url=str(tmp_path / below))
+    with pytest.raises(StoreError, match=r"can't \w+ /.*: .+") as caught:
+        store.check()
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / below) in str(caught.value)
+
+
+def test_a_directory_in_an_objects_place_is_an_error_not_a_miss(tmp_path: Path) -> None:
+    """A record that can't be read is never taken for one that is absent."""
+    (tmp_path / "ledger.json").mkdir()
+    with pytest.raises(StoreError, match="can't read"):
+        Folder(tmp_path).read("ledger.json")
+
+
+def test_a_held_lock_is_waited_for_and_then_reported(tmp_path: Path) -> None:
+    """While another process replaces, a writer waits; what was locked is written when it is free again."""
+    import fcntl
+    import threading
+
+    folder = Folder(tmp_path)
+    tag = folder.write("key", lambda: io.BytesIO(b"1"), FACTS, Condition.NOTHING)
+    with (tmp_path / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = threading.Thread(
+            target=folder.write, args=("key", lambda: io.BytesIO(b"2"), FACTS, tag), daemon=True
+        )
+        writer.start()
+        writer.join(0.1)
+        assert writer.is_alive()
+        assert folder.read("key")[0] == b"1"
+    writer.join()
+    assert folder.read("key")[0] == b"2"
