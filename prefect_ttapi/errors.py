@@ -16,6 +16,7 @@ StoreError                    the image store: unreachable, unwritable, refused
 └── ImageMissingError         an object that a record names is gone or has another size
 BudgetExceeded                the batch's budget does not allow another request
 BatchError                    a batch ended with failed rows
+IllegalBatchError             a batch that can't be sent as it is; a ValueError
 """
 
 from __future__ import annotations
@@ -205,3 +206,6 @@ class IllegalBatchError(ValueError):
         more = [f"and {len(problems) - self.SHOWN} more"] if len(problems) > self.SHOWN else []
         summary = f"nothing was sent: {len(problems)} problem(s) in the batch"
         super().__init__("\n  ".join([summary, *problems[: self.SHOWN], *more]))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problems,)

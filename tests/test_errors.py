@@ -20,6 +20,7 @@ from prefect_ttapi.errors import (
     BatchError,
     BudgetExceeded,
     DownloadError,
+    IllegalBatchError,
     ImageMissingError,
     InsufficientBalanceError,
     InvalidRequestError,
@@ -103,6 +104,10 @@ def test_facts_default_to_nothing_known() -> None:
             "slow down (HTTP 429, 4 attempts in 7.3 s, outcome: rejected before work, request id r-1)",
         ),
         (InvalidRequestError("bad size", status_code=400), "bad size (HTTP 400, outcome: refused for good)"),
+        (
+            UnknownOutcomeError("read timeout", not_resent="it may be paid"),
+            "read timeout (outcome: unknown, not sent again: it may be paid)",
+        ),
     ],
 )
 def test_an_error_reads_as_one_line(error: TTAPIError, text: str) -> None:
@@ -118,6 +123,7 @@ facts = st.fixed_dictionaries(
         "attempts": st.integers(1, 9),
         "elapsed": st.floats(0, 1e6),
         "retry_after": st.none() | st.floats(0, 1e6),
+        "not_resent": st.none() | st.text(max_size=20),
     }
 )
 
@@ -139,6 +145,16 @@ def test_a_batch_error_keeps_its_report() -> None:
     twin = pickle.loads(pickle.dumps(BatchError("2 of 9 failed", report={"failed": 2})))  # noqa: S301
     assert (str(twin), twin.report) == ("2 of 9 failed", {"failed": 2})
     assert BatchError("x").report is None
+
+
+def test_an_illegal_batch_keeps_its_problems() -> None:
+    """The message shows twenty problems and counts the others; a pickle keeps them all."""
+    problems = [f"request {row}: n is 0" for row in range(30)]
+    error = IllegalBatchError(problems)
+    twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert twin.problems == error.problems == problems
+    assert str(twin) == str(error)
+    assert str(error).split("\n")[-2:] == ["  request 19: n is 0", "  and 10 more"]
 
 
 def _fail() -> None:
