@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import TracebackType
-from typing import Final, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import httpx
 from pydantic import SecretStr
@@ -14,15 +14,16 @@ from pydantic import SecretStr
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import GeneratedImage, GeneratedImages
+from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 from prefect_ttapi.wire.addresses import reach_from
-from prefect_ttapi.wire.attempts import Answered, Clock, Failure, attempt
+from prefect_ttapi.wire.attempts import Answered, Clock, Failure, attempt, failed
 from prefect_ttapi.wire.decoding import MAX_BYTES
 from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
 from prefect_ttapi.wire.exchange import Exchange
 from prefect_ttapi.wire.outcomes import RetryPolicy
 from prefect_ttapi.wire.reading import Received, Reply, read_reply
 from prefect_ttapi.wire.redaction import Redactor, checked_key
+from prefect_ttapi.wire.streaming import Finished, read_stream
 
 log: Final = logging.getLogger(__name__)
 
@@ -133,10 +134,10 @@ class TTAPIClient:
         done = self._attempt(lambda: self._ask(request), name, before_send)
         reply = done.answer
         images = tuple(
-            self._image(received, index, name, done) for index, received in enumerate(reply.images)
+            self._image(received, index, name, done, reply.request_id)
+            for index, received in enumerate(reply.images)
         )
-        if len(images) < request.n:
-            log.warning("%s: %d images were asked for, %d came", name, request.n, len(images))
+        self._warn_of_fewer(name, request.n, len(images))
         return GeneratedImages(
             images=images,
             usage=reply.usage,
@@ -147,25 +148,59 @@ class TTAPIClient:
             earlier_outcomes=done.earlier,
         )
 
+    def stream(
+        self, request: ImageRequest, *, before_send: BeforeSend | None = None
+    ) -> Iterator[PartialImage | CompletedImage]:
+        """Previews and finished images of `request` as they come; a generator, so nothing is sent before it
+        runs.
+
+        Sends `stream: true` whatever the request says. Never sent again once the answer began. Closing the
+        generator closes the connection; the vendor may go on, and bill. With `n` > 1 the events do not tell
+        which image a preview belongs to, nor which finished image is which: they are numbered as they come.
+
+        Args:
+            before_send: as in `generate`.
+
+        Raises:
+            TTAPIError: no image was finished, or the stream reports an error.
+        """
+        name = request.request_hash[:12]
+        body = request.body(stream=True)
+        done = self._attempt(lambda: self._exchange.open(body, "text/event-stream"), name, before_send)
+        finished = 0
+        with closing(done.answer) as opened:
+            for part in read_stream(opened, request.n, self._max_body_bytes):
+                if isinstance(part, Failure):
+                    raise failed(part, done.earlier, self._clock.monotonic() - done.started)
+                if isinstance(part, Finished):
+                    image = self._image(part.received, finished, name, done, opened.request_id)
+                    finished += 1
+                    yield CompletedImage(**vars(image), usage=part.usage)
+                else:
+                    yield part
+        self._warn_of_fewer(name, request.n, finished)
+
     def _ask(self, request: ImageRequest) -> Reply | Failure:
         opened = self._exchange.open(request.body(), "application/json")
         if isinstance(opened, Failure):
             return opened
         with closing(opened):
-            return read_reply(opened, opened.chunks(), self._max_body_bytes)
+            return read_reply(opened, self._max_body_bytes)
 
     def _attempt(
         self, send: Callable[[], _T | Failure], name: str, before_send: BeforeSend | None
     ) -> Answered[_T]:
         return attempt(send, name=name, policy=self._policy, clock=self._clock, before_send=before_send)
 
-    def _image(self, received: Received, index: int, name: str, done: Answered[Reply]) -> GeneratedImage:
+    def _image(
+        self, received: Received, index: int, name: str, done: Answered[Any], request_id: str | None
+    ) -> GeneratedImage:
         try:
             spool, facts = received.fetched or self._downloader.fetch(received.url, f"{name} image {index}")
         except DownloadError as error:
             error.attempts = done.attempts
             error.elapsed = self._clock.monotonic() - done.started
-            error.request_id = done.answer.request_id
+            error.request_id = request_id
             raise
         return GeneratedImage(
             spool=spool,
@@ -175,3 +210,8 @@ class TTAPIClient:
             index=index,
             revised_prompt=received.revised_prompt,
         )
+
+    @staticmethod
+    def _warn_of_fewer(name: str, asked: int, came: int) -> None:
+        if came < asked:
+            log.warning("%s: %d images were asked for, %d came", name, asked, came)

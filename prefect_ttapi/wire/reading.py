@@ -3,7 +3,6 @@ fetch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prefect_ttapi.responses import Usage
@@ -45,12 +44,12 @@ def receive(item: Item) -> Received:
     return Received(fetched, item.url or "", item.revised_prompt)
 
 
-def read_reply(opened: Opened, chunks: Iterable[bytes], max_bytes: int) -> Reply | Failure:
-    """The answer whose body is in `chunks`, or why it is none."""
+def read_reply(opened: Opened, max_bytes: int) -> Reply | Failure:
+    """The answer, or why it is none."""
     decoder = StreamingJSON(max_bytes=max_bytes)
     verdict = UNUSABLE
     try:
-        for chunk in chunks:
+        for chunk in opened.chunks():
             decoder.feed(chunk)
         if opened.ends_with_connection:
             verdict = BREAKS[Break.CUT]
@@ -63,5 +62,10 @@ def read_reply(opened: Opened, chunks: Iterable[bytes], max_bytes: int) -> Reply
     except (DecodingError, UnusableAnswer, NotAnImage) as error:
         return opened.failure(verdict, str(error))
     except OSError as error:
-        return opened.failure(UNUSABLE, f"the answer could not be kept in a temporary file: {error.strerror}")
+        return not_kept(opened, error)
     return Reply(images, answer.usage, answer.created, opened.request_id)
+
+
+def not_kept(opened: Opened, error: OSError) -> Failure:
+    """The failure of an answer that came, and is perhaps paid, but found no room."""
+    return opened.failure(UNUSABLE, f"the answer could not be kept in a temporary file: {error.strerror}")
