@@ -57,7 +57,7 @@ def checked_web_address(url: str) -> str:
     """
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
-        raise ValueError(f"{url!r} is no address like https://example.com")
+        raise ValueError("is no address like https://example.com")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("takes no user, password, query or fragment")
     return url.strip().rstrip("/")

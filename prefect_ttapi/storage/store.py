@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, ClassVar, Final, Self
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.media import EXTENSIONS
@@ -72,6 +72,9 @@ class ImageStore(Block):
     _documentation_url = "https://github.com/prefect-ttapi/prefect-ttapi#readme"  # type: ignore[assignment]
     # `.map` iterates what it can: a block mapped by mistake is an error, `unmapped(store)` is meant
     __iter__: ClassVar[Any] = None
+
+    # pydantic's echo of the input would show secrets
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     url: str = Field(
         title="Folder or S3 address",
@@ -326,7 +329,10 @@ class ImageStore(Block):
 
     def _beside(self, uri: str) -> ImageStore:
         """A store with these settings that holds `uri`, which may be below another folder or bucket."""
-        return self.model_copy(update={"url": normalised(uri.rpartition("/images/")[0])})
+        place, images, _ = uri.rpartition("/images/")
+        if not images or is_s3(uri) != is_s3(self.url):
+            raise StoreError(f"{self.identity} can't read {uri}: name the store it came from (source)")
+        return self.model_copy(update={"url": normalised(place)})
 
     def _facts(self, media_type: str, sha256: str, metadata: Mapping[str, str]) -> Facts:
         return Facts(media_type, self.cache_control, ascii_metadata({**metadata, "sha256": sha256}))

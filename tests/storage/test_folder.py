@@ -58,7 +58,7 @@ def test_processes_race_without_a_second_winner_or_a_lost_update(tmp_path: Path)
 
 
 def test_a_tag_never_comes_back(tmp_path: Path) -> None:
-    """Replacing an object by others of the same size gives a new tag each time, also when the clock stands behind."""
+    """Replacing gives a new tag each time, at the same size and also when the clock stands behind."""
     folder = Folder(tmp_path)
     tags = [folder.write("key", lambda: io.BytesIO(b"0"), FACTS, Condition.NOTHING)]
     ahead = time.time_ns() + 3_600_000_000_000
@@ -85,7 +85,7 @@ def test_a_failing_body_leaves_nothing(tmp_path: Path) -> None:
         def read(self, *_: object) -> bytes:
             raise OSError(5, "Input/output error")
 
-    with pytest.raises(StoreError, match="can't write .*Input/output error"):
+    with pytest.raises(StoreError, match=r"can't write .*Input/output error"):
         Folder(tmp_path).write("key", Failing, FACTS)
     assert list(tmp_path.iterdir()) == []
 

@@ -134,13 +134,16 @@ def test_addresses_lead_back_to_keys(objects: ObjectStore) -> None:
         objects.key(objects.uri("a").rpartition("/")[0] + "/../../etc/passwd")
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["", "/a", "a//b", "../a", "a/../b", "a/..", ".", "a/./b", "a/", "a\nb", "a\x00b", "a\\b", "\ud800"]
-    + ["x" * 1025, "ü" * 513, "a/.lock", ".tmp-abc", "a\u202eb"],
-)
+NO_KEYS = [
+    *["", "/a", "a//b", "../a", "a/../b", "a/..", ".", "a/./b", "a/"],
+    *["a\nb", "a\x00b", "a\\b", "\ud800", "a\u202eb"],
+    *["x" * 1025, "ü" * 513, "a/.lock", ".tmp-abc"],
+]
+
+
+@pytest.mark.parametrize("key", NO_KEYS)
 def test_hostile_keys_are_refused(objects: ObjectStore, key: str) -> None:
-    """A key that could leave the store, or that some store can't hold, is refused by name before anything is done."""
+    """A key that could leave the store, or that some store can't hold, is refused before anything is done."""
     with pytest.raises(StoreError, match="can't be used"):
         put(objects, key, b"x")
     with pytest.raises(StoreError, match="can't be used"):

@@ -54,7 +54,7 @@ def test_an_endpoint_where_nothing_answers() -> None:
 
 
 def test_wrong_keys(s3_server: S3Server) -> None:
-    """An unknown access key and a wrong secret each say which field to correct, without showing the secret."""
+    """An unknown access key, a wrong secret and a missing permission each say what to correct."""
     url = f"s3://{s3_server.new_bucket()}"
     client = s3_server.client("iam")
     client.create_user(UserName="somebody")
@@ -90,18 +90,14 @@ def test_a_store_that_ignores_conditions_is_refused(s3_server: S3Server, ignored
             del headers[name]
 
     with meddling_proxy(s3_server.url, drop) as proxy:
-        store = ImageStore(
-            url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url)
-        )
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         one_line(store.check, promise, "two machines could pay")
 
 
 def test_the_check_is_cheap_and_can_be_had_once(s3_server: S3Server) -> None:
     """A check takes 4 requests and leaves one small object; `check_once` asks again only after a failure."""
     with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
-        store = ImageStore(
-            url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url)
-        )
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         store.check_once()
         store.check_once()
         assert len(proxy.seen) == 4
@@ -111,7 +107,7 @@ def test_the_check_is_cheap_and_can_be_had_once(s3_server: S3Server) -> None:
 
 
 def test_reads_and_plain_writes_are_tried_again(s3_server: S3Server) -> None:
-    """A 503 on a read or an unconditional write is survived, by one more request each: nothing multiplies retries."""
+    """Each 503 on a read or an unconditional write costs one more request: nothing multiplies retries."""
     bucket = s3_server.new_bucket()
     trouble = [503, 503]
     with meddling_proxy(s3_server.url, lambda *_: trouble.pop() if trouble else None) as proxy:
@@ -130,7 +126,7 @@ def test_reads_and_plain_writes_are_tried_again(s3_server: S3Server) -> None:
 def test_a_conditional_write_without_an_answer_says_so(s3_server: S3Server, trouble: str | int) -> None:
     """An unsettled conditional write is reported as such, and is not sent again behind the ledger's back.
 
-    aiohttp may send a PUT again that was dropped on a reused connection, which can meet the first one: a conflict.
+    aiohttp may send a PUT again that was dropped on a reused connection, which then conflicts with itself.
     """
     bucket = s3_server.new_bucket()
     armed = []
@@ -155,9 +151,7 @@ def test_uploads_are_retried_from_the_first_byte(s3_server: S3Server) -> None:
     with meddling_proxy(
         s3_server.url, lambda method, *_: trouble.pop() if method == "PUT" and trouble else None
     ) as proxy:
-        store = ImageStore(
-            url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url)
-        )
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         image = store.put_image(fresh_image(big), {})
         assert store.read_bytes(image.uri) == big
         assert not trouble
@@ -177,7 +171,9 @@ def test_objects_say_what_they_are(s3_server: S3Server) -> None:
     """On S3 an image has its content type, the store's Cache-Control, and metadata in ASCII."""
     bucket = s3_server.new_bucket()
     store = ImageStore(url=f"s3://{bucket}/p", cache_control="max-age=60", **s3_server.settings())
-    image = store.put_image(fresh_image(b"pixels", "image/webp"), {"request_hash": "ab", "prompt": "Zoë 灯台"})
+    image = store.put_image(
+        fresh_image(b"pixels", "image/webp"), {"request_hash": "ab", "prompt": "Zoë 灯台"}
+    )
     client = s3_server.client()
     head = client.head_object(Bucket=bucket, Key=f"p/images/{image.sha256}.webp")
     client.close()

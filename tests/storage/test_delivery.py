@@ -1,0 +1,152 @@
+"""Copies of stored images under the names their consumers know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.storage.store import ImageStore
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
+from tests.storage.samples import sha256, stored
+
+KEY = "2031/05/a-lighthouse.png"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def target(request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server) -> ImageStore:
+    """Where to deliver to: another folder, or another bucket of the same service."""
+    if request.param == "folder":
+        return ImageStore(url=str(tmp_path / "published"), public_base_url="https://cdn.example.com/x/")
+    return ImageStore(
+        url=f"s3://{s3_server.new_bucket()}/published",
+        public_base_url="https://cdn.example.com/x/",
+        cache_control="max-age=60",
+        **s3_server.settings(),
+    )
+
+
+def test_a_copy_is_a_copy(store: ImageStore, target: ImageStore) -> None:
+    """From any kind of store to any other, the copy has the bytes, and tells its source and public address."""
+    image = stored(store)
+    delivered = target.deliver(image, KEY, store, {"model": "dall-e-2"})
+    assert target.read_bytes(delivered.uri) == b"pixels"
+    assert delivered.uri == target.uri(KEY)
+    assert delivered.url == f"https://cdn.example.com/x/{KEY}"
+    assert (delivered.sha256, delivered.source_uri) == (image.sha256, image.uri)
+
+
+def test_within_one_store(store: ImageStore) -> None:
+    """The target may be the store itself; without a public address there is no link."""
+    image = stored(store)
+    delivered = store.deliver(image, KEY)
+    assert store.read_bytes(delivered.uri) == b"pixels"
+    assert delivered.url is None
+
+
+def test_the_source_need_not_be_named_where_the_target_can_read_it(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    """With the same credentials another bucket is read, and from a folder another folder."""
+    settings = s3_server.settings()
+    pairs = [
+        (
+            ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings),
+            ImageStore(url=f"s3://{s3_server.new_bucket()}/out", **settings),
+        ),
+        (ImageStore(url=str(tmp_path / "in images")), ImageStore(url=str(tmp_path / "out"))),
+    ]
+    for source, target in pairs:
+        assert target.read_bytes(target.deliver(stored(source), KEY).uri) == b"pixels"
+    folder = pairs[1][1]
+    with pytest.raises(StoreError, match="name the store it came from"):
+        folder.deliver(stored(pairs[0][0]), "other.png")
+
+
+def test_a_second_delivery_is_a_success(store: ImageStore, target: ImageStore) -> None:
+    """The same image under the same key again changes nothing and succeeds: each step can be repeated."""
+    image = stored(store)
+    assert target.deliver(image, KEY, store) == target.deliver(image, KEY, store)
+
+
+def test_another_object_is_not_overwritten(store: ImageStore, target: ImageStore) -> None:
+    """A key that holds something else is refused by name, whatever its size, unless overwriting is asked for."""
+    image = stored(store)
+    for other in (b"other!", b"something of another length"):
+        target.write(KEY, other, "image/png")
+        with pytest.raises(StoreError, match="a-lighthouse.png holds something else.*overwrite=True"):
+            target.deliver(image, KEY, store)
+        assert target.read(KEY) == other
+        target.deliver(image, KEY, store, overwrite=True)
+        assert target.read(KEY) == b"pixels"
+
+
+def test_equal_bytes_from_elsewhere_are_a_success(store: ImageStore, target: ImageStore) -> None:
+    """An object that somebody else put there, without our metadata, counts if its bytes are the same."""
+    target.write(KEY, b"pixels", "image/png")
+    assert target.deliver(stored(store), KEY, store).sha256 == sha256(b"pixels")
+
+
+def test_missing_and_damaged_images_are_not_delivered(store: ImageStore, tmp_path: Path) -> None:
+    """What is gone, or has other bytes than recorded, never reaches the target."""
+    target = ImageStore(url=str(tmp_path / "published"))
+    image = stored(store)
+    store.write(store.objects.key(image.uri), b"pixelz", "image/png")
+    with pytest.raises(StoreError, match="damaged"):
+        target.deliver(image, KEY, store)
+    gone = image.model_copy(update={"uri": store.uri("images/" + "0" * 64 + ".png")})
+    with pytest.raises(ImageMissingError):
+        target.deliver(gone, KEY, store)
+    assert target.read(KEY) is None
+
+
+def test_a_missing_image_is_noticed_by_the_service_that_copies(s3_server: S3Server) -> None:
+    """Also where the bytes never pass through here, a missing source is a missing image."""
+    source = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings())
+    gone = stored(source).model_copy(update={"uri": source.uri("images/" + "0" * 64 + ".png")})
+    with pytest.raises(ImageMissingError):
+        source.deliver(gone, KEY, source)
+
+
+def test_one_service_copies_by_itself(s3_server: S3Server) -> None:
+    """Between buckets of one service and account no image passes through this machine, and the copy is described."""
+    bucket = s3_server.new_bucket()
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url)
+        source = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        target = ImageStore(url=f"s3://{bucket}", cache_control="max-age=60", **settings)
+        image = stored(source, b"pixels", "image/webp")
+        proxy.seen.clear()
+        target.deliver(image, "a.webp", source, {"model": "gpt-image-2"})
+        assert [method for method, _ in proxy.seen] == ["HEAD", "PUT"]
+    client = s3_server.client()
+    head = client.head_object(Bucket=bucket, Key="a.webp")
+    client.close()
+    assert (head["ContentType"], head["CacheControl"]) == ("image/webp", "max-age=60")
+    assert head["Metadata"] == {"model": "gpt-image-2", "sha256": image.sha256}
+
+
+@pytest.mark.parametrize("trouble", [503, "lose the answer"])
+def test_a_lost_answer_is_settled_by_looking(
+    s3_server: S3Server, folder_store: ImageStore, trouble: str | int
+) -> None:
+    """A delivery whose answer is lost succeeds once, whether or not the object had been written."""
+    orders = [trouble]
+    with meddling_proxy(
+        s3_server.url, lambda method, *_: orders.pop() if method == "PUT" and orders else None
+    ) as proxy:
+        target = ImageStore(
+            url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url)
+        )
+        delivered = target.deliver(stored(folder_store), KEY, folder_store)
+        assert not orders
+        assert target.read_bytes(delivered.uri) == b"pixels"
+
+
+@pytest.mark.parametrize("key", ["/etc/x.png", "../x.png", "a/../../x.png", "a\nb.png", ""])
+def test_hostile_keys_are_refused(store: ImageStore, key: str) -> None:
+    """Nothing is delivered outside the target."""
+    with pytest.raises(StoreError, match="can't be used"):
+        store.deliver(stored(store), key)

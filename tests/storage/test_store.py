@@ -1,0 +1,258 @@
+"""The block: what may be written into it, what it never shows, and what it does with images."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.blocks.core import Block
+from pydantic import ValidationError
+
+from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.storage.metadata import MOST, ascii_metadata, read_metadata
+from prefect_ttapi.storage.store import ImageStore
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
+from tests.storage.samples import fresh_image, sha256, stored
+
+SECRETS = {"secret_access_key": "very-secret-key", "session_token": "very-secret-token"}
+
+
+def secretive() -> ImageStore:
+    return ImageStore(url="s3://pictures", access_key_id="AKIA", **SECRETS)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ("pictures\nmore", "control characters"),
+        ("gs://pictures", "is not understood; give a folder, file:///folder or s3://bucket/prefix"),
+        ("s3:///prefix", "names no bucket"),
+        ("s3://", "names no bucket"),
+        ("s3://key:secret@pictures", "takes no user, password or port"),
+        ("s3://pictures?versionId=3", "takes no query or fragment"),
+        ("s3://pictures/a#b", "takes no query or fragment"),
+        ("s3://pic tures", "is no legal bucket name"),
+        ("s3://pictures/a/../b", "has an empty, '.' or '..' segment"),
+        ("s3://pictures//a", "has an empty, '.' or '..' segment"),
+        ("file://server/share", "must look like file:///folder"),
+    ],
+)
+def test_illegal_addresses_are_explained(url: str, why: str) -> None:
+    """An address that is no place for images is refused with what is wrong."""
+    with pytest.raises(ValidationError) as caught:
+        ImageStore(url=url)
+    assert why in str(caught.value)
+
+
+def test_addresses_are_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders become absolute, so that a later change of directory changes nothing; slashes at the end go."""
+    monkeypatch.chdir(tmp_path)
+    assert ImageStore(url="out").url == str(tmp_path / "out")
+    assert ImageStore(url=(tmp_path / "a b").as_uri()).url == str(tmp_path / "a b")
+    assert ImageStore(url="s3://pictures/2031/").url == "s3://pictures/2031"
+    again = ImageStore.model_validate_json(ImageStore(url="out").model_dump_json())
+    assert again.identity == (tmp_path / "out").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"access_key_id": "AKIA"}, "give both or neither"),
+        ({"secret_access_key": "s"}, "give both or neither"),
+        ({"endpoint_url": "minio.example.com"}, "is no address like https://example.com"),
+        ({"endpoint_url": "https://user:pass@minio.example.com"}, "takes no user, password"),
+        ({"public_base_url": "javascript:alert(1)"}, "is no address like"),
+        ({"public_base_url": "https://cdn.example.com/?a=b"}, "takes no user, password, query"),
+        ({"cache_control": "max-age=1\r\nX-Evil: 1"}, "no HTTP header"),
+    ],
+)
+def test_illegal_settings_are_explained(fields: dict[str, str], why: str) -> None:
+    """A setting that could not work, or would smuggle something in, is refused."""
+    with pytest.raises(ValidationError) as caught:
+        ImageStore(url="s3://pictures", **fields)
+    assert why in str(caught.value)
+
+
+def test_secrets_stay_inside() -> None:
+    """Neither repr, str, JSON, identity nor the S3 settings' repr shows a secret."""
+    store = secretive()
+    shown = [repr(store), str(store), store.model_dump_json(), store.identity, repr(store._settings())]
+    assert not [text for text in shown for secret in SECRETS.values() if secret in text]
+    with pytest.raises(ValidationError) as caught:
+        ImageStore(url="s3://pictures", secret_access_key=SECRETS["secret_access_key"])
+    assert SECRETS["secret_access_key"] not in str(caught.value)
+
+
+def test_a_pickle_is_the_settings_only(store: ImageStore) -> None:
+    """A block that has been used travels to a worker: its pickle holds no connection, and works there."""
+    image = stored(store)
+    data = pickle.dumps(store)
+    assert b"s3fs" not in data
+    assert len(data) < 4000
+    assert pickle.loads(data).read_bytes(image.uri) == b"pixels"  # noqa: S301
+
+
+def test_it_is_a_good_block() -> None:
+    """What Prefect shows and asks for: names, a description, a title and a description for each field."""
+    assert Block.get_block_class_from_key("ttapi-image-store") is ImageStore
+    assert ImageStore.get_description()
+    assert str(ImageStore._documentation_url).startswith("https://")
+    assert 'ImageStore.load("BLOCK_NAME")' in ImageStore.get_code_example()
+    schema = ImageStore.model_json_schema()
+    assert all(field["title"] and field["description"] for field in schema["properties"].values())
+    assert schema["secret_fields"] == ["secret_access_key", "session_token"]
+
+
+def test_mapping_over_a_block_is_an_error() -> None:
+    """`.map` iterates what it can; a store given to it by mistake must not be taken apart."""
+    with pytest.raises(TypeError):
+        iter(secretive())
+
+
+def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS_REGION and the two endpoint variables count where the block says nothing, the S3 one first."""
+    store = ImageStore(url="s3://pictures")
+    for name in ("AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    assert (store._settings().region, store._settings().endpoint_url) == (None, None)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://all.example.com")
+    assert store._settings().region == "eu-central-1"
+    assert store.identity == "s3://pictures at https://all.example.com"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.com")
+    assert store.identity == "s3://pictures at https://s3.example.com"
+    own = ImageStore(url="s3://pictures", endpoint_url="https://own.example.com/", region="here")
+    assert (own._settings().region, own._settings().endpoint_url) == ("here", "https://own.example.com")
+
+
+def test_the_identity_tells_stores_apart(tmp_path: Path) -> None:
+    """Two stores with the same objects have one identity, whatever their secrets; others have others."""
+    here = {"endpoint_url": "https://a.example.com"}
+    same = [
+        ImageStore(url="s3://pic/x", **here),
+        ImageStore(url="s3://pic/x/", access_key_id="k", secret_access_key="s", **here),
+    ]
+    others = [
+        ImageStore(url="s3://pic/y", **here),
+        ImageStore(url="s3://pic/x", endpoint_url="https://b.example.com"),
+        ImageStore(url=str(tmp_path)),
+    ]
+    assert len({store.identity for store in same}) == 1
+    assert len({store.identity for store in [*same, *others]}) == 4
+
+
+def test_images_are_kept_under_their_hash(store: ImageStore) -> None:
+    """An image's key is its SHA-256 with the extension of its type; what is known of it stays with it."""
+    image = store.put_image(fresh_image(b"pixels", "image/jpeg", index=3), {})
+    assert image.uri == store.uri(f"images/{sha256(b'pixels')}.jpg")
+    assert (image.size_bytes, image.index, image.width, image.height) == (6, 3, 64, 48)
+    assert store.read_bytes(image.uri) == b"pixels"
+    assert store.size(image.uri) == store.size(f"images/{image.sha256}.jpg") == 6
+    with store.open(image.uri) as reader:
+        assert (reader.read(3), reader.seek(0), reader.read()) == (b"pix", 0, b"pixels")
+
+
+def test_what_is_there_is_not_sent_again(s3_server: S3Server) -> None:
+    """The same bytes a second time cost one look and no upload; bytes cut short are replaced."""
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
+        image = stored(store)
+        stored(store)
+        assert [method for method, _ in proxy.seen] == ["HEAD", "PUT", "HEAD"]
+        store.write(f"images/{image.sha256}.png", b"pix", "image/png")
+        assert store.missing([image]) == [image]
+        stored(store)
+        assert store.missing([image]) == []
+
+
+def test_missing_images_are_named(store: ImageStore) -> None:
+    """Of many images, those that are gone or have another length are told, and only those."""
+    images = [stored(store, b"image %d" % number) for number in range(20)]
+    objects = store.objects
+    store.write(objects.key(images[3].uri), b"cut", "image/png")
+    gone = images[7].model_copy(update={"uri": store.uri("images/" + "0" * 64 + ".png")})
+    expected = [images[3], gone]
+    assert store.missing([*images[:7], gone, *images[8:]]) == expected
+    with pytest.raises(ImageMissingError):
+        store.open(gone.uri)
+
+
+def test_only_this_stores_objects_are_read(store: ImageStore) -> None:
+    """An address of another place is refused, also one that climbs out of the store."""
+    for uri in (
+        "file:///etc/passwd",
+        "s3://elsewhere/a.png",
+        store.uri("a").replace("/a", "/../../../etc/passwd"),
+    ):
+        with pytest.raises(StoreError):
+            store.open(uri)
+
+
+def test_documents(store: ImageStore) -> None:
+    """Manifests and pages are written, replaced and read by key."""
+    assert store.read("batches/1/manifest.jsonl") is None
+    uri = store.write("batches/1/manifest.jsonl", b"{}\n", "application/jsonl")
+    store.write("batches/1/manifest.jsonl", b"{}\n{}\n", "application/jsonl")
+    assert uri == store.uri("batches/1/manifest.jsonl")
+    assert store.read("batches/1/manifest.jsonl") == b"{}\n{}\n"
+
+
+def test_all_threads_share_one_client(store: ImageStore) -> None:
+    """Blocks with the same settings share a place, and 16 threads use it at once."""
+    again = ImageStore.model_validate(store.model_dump())
+    assert again.objects is store.objects
+    with ThreadPoolExecutor(16) as threads:
+        images = list(threads.map(lambda number: stored(again, b"%d" % number), range(48)))
+    assert store.missing(images) == []
+
+
+def test_a_forked_process_has_its_own_client(store: ImageStore) -> None:
+    """A store that was used before a fork works in the child, and goes on working in the parent."""
+    image = stored(store)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, store.read_bytes(image.uri))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b"pixels"
+    os.waitpid(child, 0)
+    assert store.read_bytes(image.uri) == b"pixels"
+
+
+def test_it_works_within_a_running_event_loop(s3_store: ImageStore) -> None:
+    """The blocking methods may be called where an event loop is running, as in an async flow's own code."""
+    import asyncio
+
+    async def flow() -> bytes:
+        return s3_store.read_bytes(stored(s3_store).uri)
+
+    assert asyncio.run(flow()) == b"pixels"
+    assert threading.active_count() < 100
+
+
+@given(st.dictionaries(st.sampled_from(["prompt", "Model_Name", "x y"]), st.text(max_size=400)))
+def test_metadata_fits_and_comes_back(metadata: dict[str, str]) -> None:
+    """Any text becomes ASCII within S3's limit, and reads back as it was unless it had to be cut."""
+    encoded = ascii_metadata(metadata)
+    assert all(
+        value.isascii() and value.isprintable() and value == value.strip() for value in encoded.values()
+    )
+    assert sum(len(name) + len(value) for name, value in encoded.items()) <= MOST
+    assert json.dumps(encoded).isascii()
+    whole = {name.lower().replace("_", "-").replace(" ", "-"): value for name, value in metadata.items()}
+    if sum(len(name) + 12 * len(value) for name, value in whole.items()) <= MOST:
+        assert {name: read_metadata(value) for name, value in encoded.items()} == whole
