@@ -11,8 +11,12 @@ from typing import Final
 
 from prefect_ttapi.prompts.tables import Row
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.keys import NAMES
 
 MOST_COLUMNS: Final = 1_000
+
+#: Names to which key templates give a meaning of their own, whatever a value says.
+_TAKEN: Final = frozenset(NAMES) - {"name", "slug"}
 
 #: Control characters but tab and line ends, and what UTF-8 could not decode.
 _NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -82,12 +86,15 @@ def plan_of(names: Sequence[str], prompt_column: str | None) -> Plan:
 
 
 def plain_name(name: str) -> str:
-    """A column's name as key templates use it.
+    """A column's name as key templates use it: an identifier, or empty where none can be made.
 
-    >>> plain_name(" Product-ID (new)"), plain_name("Größe"), plain_name("#")
-    ('product_id_new', 'größe', '')
+    >>> plain_name(" Product-ID (new)"), plain_name("Größe"), plain_name("2nd line"), plain_name("#")
+    ('product_id_new', 'größe', '_2nd_line', '')
     """
-    return re.sub(r"\W+", "_", unicodedata.normalize("NFKC", name).lower()).strip("_")
+    lower = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).lower())
+    signs = "".join(sign if f"_{sign}".isidentifier() else "_" for sign in lower)
+    plain = re.sub("_+", "_", signs).strip("_")
+    return plain if not plain or plain.isidentifier() else f"_{plain}"
 
 
 def nearest_field(name: str) -> str | None:
@@ -97,6 +104,16 @@ def nearest_field(name: str) -> str | None:
     ('model', None)
     """
     return next(iter(difflib.get_close_matches(name[:40], ImageRequest.model_fields, n=1, cutoff=0.75)), None)
+
+
+def warning_for(name: str) -> str | None:
+    """What is odd about a value's name, though it is no error."""
+    if name in _TAKEN:
+        return (
+            f"{{{name}}} in a key template is not this column: give the column another name to use it there"
+        )
+    field = nearest_field(name)
+    return f"it is a value for the key template; did you mean {field}?" if field else None
 
 
 def quoted(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 from pydantic import ValidationError
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.prompts.columns import MOST_COLUMNS, nearest_field, plan_of
+from prefect_ttapi.prompts.columns import MOST_COLUMNS, plan_of, warning_for
 from prefect_ttapi.prompts.tables import READERS, Fault, rows_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.addresses import bucket_and_prefix, is_s3, normalised
@@ -105,7 +105,7 @@ def read_prompts(
         except ValidationError as error:
             problems.add(row.line, _in_words(error))
         values.append(plan.values_of(row))
-    _warn_of_misspellings(name, columns)
+    _warn(name, columns)
     if problems.count:
         raise PromptsError(f"{name!r} can't be used: {problems}")
     if not requests:
@@ -159,13 +159,11 @@ def _in_words(error: ValidationError) -> list[str]:
     return [f"{detail['loc'][0]} {detail['msg']}" for detail in details]
 
 
-def _warn_of_misspellings(path: str, columns: Iterable[str]) -> None:
+def _warn(path: str, columns: Iterable[str]) -> None:
     for name in columns:
-        field = nearest_field(name)
-        if field:
-            logger.warning(
-                "%r: column %r is a value for the key template; did you mean %s?", path, name, field
-            )
+        warning = warning_for(name)
+        if warning:
+            logger.warning("%r: column %r: %s", path, name, warning)
 
 
 class _Problems:

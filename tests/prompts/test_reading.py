@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import pickle
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prefect_ttapi.prompts import Prompts, PromptsError, read_prompts
 from prefect_ttapi.prompts.columns import plain_name
 from prefect_ttapi.prompts.reading import LARGEST_FILE, MOST_ROWS
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.keys import NAMES, KeyTemplate
 from tests.s3 import S3Server, s3_server  # noqa: F401 - a fixture
 
 EXAMPLE = Path(__file__).parents[2] / "flows" / "prompts.csv"
@@ -281,8 +283,8 @@ def test_a_misspelt_column_is_a_value_and_a_warning(read: Any, caplog: pytest.Lo
     assert made.requests == [ImageRequest(prompt="x")]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
-    assert said[0].endswith("column 'modle' is a value for the key template; did you mean model?")
-    assert said[1].endswith("column 'sise' is a value for the key template; did you mean size?")
+    assert said[0].endswith("column 'modle': it is a value for the key template; did you mean model?")
+    assert said[1].endswith("column 'sise': it is a value for the key template; did you mean size?")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,10 @@ def test_a_misspelt_column_is_a_value_and_a_warning(read: Any, caplog: pytest.Lo
         ("価格", "価格"),
         ("ＳＫＵ", "sku"),
         ("a\nb", "a_b"),
-        ("2nd", "2nd"),
+        ("2nd line", "_2nd_line"),
+        ("x²", "x2"),
+        ("৴", ""),
+        ("İl", "i\u0307l"),
         ("#", ""),
         ("", ""),
     ],
@@ -305,6 +310,30 @@ def test_names_for_templates(written: str, plain: str) -> None:
     """A column's name in templates is lower case, with _ for what is neither letter nor digit."""
     assert plain_name(written) == plain
     assert plain_name(plain) == plain
+
+
+@given(st.text(max_size=20))
+def test_any_name_becomes_an_identifier_or_nothing(written: str) -> None:
+    """Whatever a column is called, its plain name can stand in a template, and is plain already."""
+    plain = plain_name(written)
+    assert plain == "" or plain.isidentifier()
+    assert plain_name(plain) == plain
+    if plain and plain not in NAMES:
+        template = KeyTemplate(f"{{{plain}}}.{{ext}}", [plain])
+        keys = template.planned_keys(
+            ImageRequest(prompt="x"), {plain: "v"}, date=datetime(2031, 5, 4, tzinfo=UTC)
+        )
+        assert keys == ["v.webp"]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ImageRequest.model_fields)))
+def test_columns_that_templates_do_not_see(read: Any, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """A column whose name means something else in key templates is warned of; one that is used is not."""
+    with caplog.at_level(logging.WARNING, "prefect_ttapi"):
+        made = read(f"{name},prompt\nmine,x\n")
+    template = KeyTemplate(f"{{{name}}}", [name])
+    (key,) = template.planned_keys(made.requests[0], made.values[0], date=datetime(2031, 5, 4, tzinfo=UTC))
+    assert (key != "mine") == any("is not this column" in record.getMessage() for record in caplog.records)
 
 
 def test_json_rows_may_differ(read: Any) -> None:
