@@ -106,7 +106,7 @@ def attempt(
             f"HTTP {answer.status_code}" if answer.status_code else "no answer",
             answer.verdict.error.outcome,
             answer.message,
-            step.why,
+            step,
         )
         if step.wait is None:
             why = None if answer.verdict.again is Again.NEVER else step.why

@@ -33,7 +33,7 @@ MAX_IMAGES: Final = 100  # each takes up to 64 KiB of memory, or a file handle
 MAX_TOKENS: Final = 100_000  # brackets, commas and strings: a list costs 64 bytes of memory for 3 of JSON
 MAX_DEPTH: Final = 64
 
-_SLICE: Final = 64 * 1024  # base64 characters decoded at once
+SLICE: Final = 256 * 1024  # base64 characters decoded at once
 
 _TOKEN: Final = re.compile(rb'["{}\[\],N]')
 _TEXT_STOP: Final = re.compile(rb'\\.|["\\]', re.DOTALL)
@@ -43,6 +43,10 @@ _LONGEST_ESCAPE: Final = len(rb"\u0041")
 
 class DecodingError(ValueError):
     """The body is not JSON, ends early, is too large, or holds an image that is not base64."""
+
+
+class EarlyEnd(DecodingError):
+    """The body is the beginning of an answer: perhaps it was cut short on its way."""
 
 
 class StreamingJSON:
@@ -97,7 +101,9 @@ class StreamingJSON:
             DecodingError: the body ends early, or is not JSON.
         """
         if self._scan != StreamingJSON._scan_structure:
-            raise DecodingError(f"the body ends inside a string, after {self._received:,} bytes")
+            raise EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")
+        if self._path or not self._received:
+            raise EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
         spools = iter([image.spool for image in self._images])
         return _loads(self._kept, lambda word: next(spools) if word == "NaN" else _refuse(word))
 
@@ -156,7 +162,7 @@ class StreamingJSON:
 
     def _scan_image(self, chunk: bytes, start: int) -> int:
         image = self._images[-1]
-        stop = min(start + _SLICE, len(chunk))
+        stop = min(start + SLICE, len(chunk))
         quote = chunk.find(b'"', start, stop)
         stop = stop if quote < 0 else quote
         escape = chunk.find(b"\\", start, stop)
@@ -195,7 +201,7 @@ class _Base64:
 
     def write(self, text: bytes) -> None:
         self._pending += text
-        if len(self._pending) > _SLICE:
+        if len(self._pending) > SLICE:
             # at least one character stays, so that padding, which only the end may have, is never in here
             self._decode((len(self._pending) - 1) // 4 * 4, padding=False)
 

@@ -96,8 +96,8 @@ class Opened:
         self.request_id = exchange.request_id(response)
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         #: Without a length, only the body itself can tell whether it is all there.
-        self.ends_with_connection = (
-            "content-length" not in response.headers and "transfer-encoding" not in response.headers
+        self.ends_with_connection = response.status_code != 204 and not (
+            {"content-length", "transfer-encoding"} & response.headers.keys()
         )
 
     def chunks(self) -> Iterator[bytes]:

@@ -51,12 +51,12 @@ class Break(StrEnum):
 
 
 class Again(StrEnum):
-    """Whether a request may be sent again."""
+    """Whether a request may be sent again; the value says why not."""
 
-    FREELY = "as often as max_attempts allows"
-    TWICE = "twice at most"
-    OPTED_IN = "only with retry_unknown_outcome"
-    NEVER = "never"
+    FREELY = "max_attempts is reached"
+    TWICE = "500, 502 and 503 are sent three times in all"
+    OPTED_IN = "it may be paid, and retry_unknown_outcome is off"
+    NEVER = "it would be refused, or paid, again"
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,13 @@ def judge_status(status: int) -> Verdict:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do after a failed attempt: send again after `wait` seconds, or, with None, stop."""
+    """What to do after a failed attempt: send again after `wait` seconds, or stop, and `why`."""
 
     wait: float | None
-    why: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"not sent again: {self.why}" if self.wait is None else f"sent again in {self.wait:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,10 @@ class RetryPolicy:
             Again.OPTED_IN: self.max_attempts if self.retry_unknown_outcome else 1,
             Again.NEVER: 1,
         }[again]
-        if sum(verdict.again is again for verdict in past) >= allowed:
-            return Step(None, f"such a request is sent again {again}")
         if len(past) >= self.max_attempts:
-            return Step(None, f"max_attempts is {self.max_attempts}")
+            return Step(None, Again.FREELY)
+        if sum(verdict.again is again for verdict in past) >= allowed:
+            return Step(None, again)
         if retry_after is not None and retry_after > self.retry_after_ceiling:
             ceiling = f"retry_after_ceiling ({self.retry_after_ceiling:g} s)"
             return Step(None, f"the API asks to wait {retry_after:.0f} s, which is more than {ceiling}")
@@ -176,7 +179,7 @@ class RetryPolicy:
         wait = (retry_after or 0.0) + jitter(self._backoff(len(past)))
         if self.total_timeout is not None and elapsed + wait >= self.total_timeout:
             return Step(None, f"total_timeout ({self.total_timeout:g} s) would be over")
-        return Step(wait, f"sent again in {wait:.1f} s")
+        return Step(wait)
 
     def _backoff(self, sends: int) -> float:
         return min(self.backoff_ceiling, self.backoff * 2.0 ** min(sends - 1, 60))

@@ -9,7 +9,7 @@ from prefect_ttapi.responses import Usage
 from prefect_ttapi.spool import Spool
 from prefect_ttapi.wire.answers import Item, UnusableAnswer, read_answer
 from prefect_ttapi.wire.attempts import Failure
-from prefect_ttapi.wire.decoding import DecodingError, StreamingJSON
+from prefect_ttapi.wire.decoding import DecodingError, EarlyEnd, StreamingJSON
 from prefect_ttapi.wire.exchange import Broken, Opened
 from prefect_ttapi.wire.images import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.wire.outcomes import BREAKS, UNUSABLE, Break
@@ -47,20 +47,17 @@ def receive(item: Item) -> Received:
 def read_reply(opened: Opened, max_bytes: int) -> Reply | Failure:
     """The answer, or why it is none."""
     decoder = StreamingJSON(max_bytes=max_bytes)
-    verdict = UNUSABLE
     try:
         for chunk in opened.chunks():
             decoder.feed(chunk)
-        if opened.ends_with_connection:
-            verdict = BREAKS[Break.CUT]
-        document = decoder.finish()
-        verdict = UNUSABLE
-        answer = read_answer(document)
+        answer = read_answer(decoder.finish())
         images = tuple(receive(item) for item in answer.items)
     except Broken as broken:
         return broken.failure
+    except EarlyEnd as error:
+        return opened.failure(BREAKS[Break.CUT] if opened.ends_with_connection else UNUSABLE, str(error))
     except (DecodingError, UnusableAnswer, NotAnImage) as error:
-        return opened.failure(verdict, str(error))
+        return opened.failure(UNUSABLE, str(error))
     except OSError as error:
         return not_kept(opened, error)
     return Reply(images, answer.usage, answer.created, opened.request_id)

@@ -2,7 +2,7 @@
 
     with HostileServer(answer(503), answer(200, body)) as server:
         ...
-    server.requests  # what it received, complete requests only
+    server.requests  # what it received: complete requests only
 
 The n-th request, over all connections, gets the n-th behaviour; the last behaviour repeats.
 """
@@ -18,7 +18,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 
@@ -135,18 +135,11 @@ def then_close(behaviour: Behaviour) -> Behaviour:
     return behave
 
 
-@dataclass
 class HostileServer:
-    behaviours: tuple[Behaviour, ...]
-    tls: ssl.SSLContext | None = None
-    requests: list[Received] = field(default_factory=list)
-    connections: int = 0
-
     def __init__(self, *behaviours: Behaviour, tls: ssl.SSLContext | None = None) -> None:
-        self.behaviours = behaviours
         self.tls = tls
-        self.requests = []
         self.connections = 0
+        self.play(*behaviours)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -171,6 +164,11 @@ class HostileServer:
                     sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
+
+    def play(self, *behaviours: Behaviour) -> None:
+        """Forget what came so far, and behave like this from now on."""
+        self.behaviours = behaviours
+        self.requests: list[Received] = []
 
     @property
     def open_connections(self) -> int:
