@@ -49,6 +49,7 @@ class Claim:
         ttl: float,
         not_before: datetime | None,
         log: logging.Logger | logging.LoggerAdapter[Any],
+        clock: Callable[[], float],
     ) -> None:
         self.request_hash = request_hash
         self.token = secrets.token_hex(16)
@@ -57,6 +58,7 @@ class Claim:
         self._ttl = ttl
         self._not_before = not_before
         self._log = log
+        self._clock = clock
         self._sequence = 0
         self._seen: Seen | None = None
         self._lost = False
@@ -73,7 +75,7 @@ class Claim:
     def take(self, seen: Seen | None, maybe_paid: tuple[Payment, ...], answer: Answer | None) -> Swap:
         """Write the claim in the place of what was seen; for the ledger."""
         leases.own(self)
-        before = leases.clock()
+        before = self._clock()
         standing = seen.document if seen else None
         try:
             swap = self._swap(
@@ -129,7 +131,7 @@ class Claim:
             finally:
                 self._lock.release()
         due = self._lease_from + leases.RENEW_AFTER * self._ttl
-        return max(due, leases.clock() + leases.RETRY_AFTER * self._ttl)
+        return max(due, self._clock() + leases.RETRY_AFTER * self._ttl)
 
     def before_sending(self) -> None:
         """Prove that the claim still stands: to be called right before the request is sent, each time.
@@ -139,11 +141,11 @@ class Claim:
             StoreError: it can't be proven. In either case, nothing may be sent.
         """
         with self._lock:
-            if leases.clock() - self._lease_from > leases.PROVE_AFTER * self._ttl and not self._lost:
+            if self._clock() - self._lease_from > leases.PROVE_AFTER * self._ttl and not self._lost:
                 self._renew()
             if self._lost:
                 raise ClaimLostError(f"the claim on request {self._name} was taken over: nothing was sent")
-            if leases.clock() - self._lease_from >= leases.SEND_UNTIL * self._ttl:
+            if self._clock() - self._lease_from >= leases.SEND_UNTIL * self._ttl:
                 raise StoreError(
                     f"the claim on request {self._name} took too long to renew: nothing was sent"
                 )
@@ -187,7 +189,7 @@ class Claim:
     def _renew(self) -> None:
         if self._lost or self._settled or self._seen is None:
             return
-        before = leases.clock()
+        before = self._clock()
         seen: Seen | None = self._seen
         # what stands may be an earlier renewal, whose answer was lost
         while seen is not None and self._is_mine(seen.document):

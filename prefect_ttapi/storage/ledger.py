@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -58,6 +59,7 @@ class Ledger:
             over, "unknown" notes it and raises, so that only a new run sends again.
         retry_unknown_outcome: send again within the same run, though it may be paid for twice.
         log: where to say what is waited for, taken over, sent again.
+        clock: seconds that never go back, counting on while the machine sleeps.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Ledger:
         on_dead_claim: Literal["retry", "unknown"] = "retry",
         retry_unknown_outcome: bool = False,
         log: logging.Logger | logging.LoggerAdapter[Any] = logger,
+        clock: Callable[[], float] = leases.clock,
     ) -> None:
         self._store = store
         self._shelf = Shelf(store, api_origin)
@@ -78,6 +81,7 @@ class Ledger:
         self._on_dead_claim = on_dead_claim
         self._retry_unknown_outcome = retry_unknown_outcome
         self._log = log
+        self._clock = clock
 
     @property
     def api_origin(self) -> str:
@@ -143,7 +147,7 @@ class Ledger:
             raise ValueError("not_before needs a time zone: datetime.now(UTC)")
         self._store.check_once()
         # before the read: a claim that this read finds unchanged has stood at least until now
-        asked = leases.clock()
+        asked = self._clock()
         seen = None if known_absent else self._shelf.read(request_hash)
         while True:
             record = self._hit(seen, not_before) if seen else None
@@ -152,12 +156,12 @@ class Ledger:
             claimed = seen is not None and seen.document.state is State.CLAIMED
             if seen and claimed and not self._is_dead(seen, waiting, asked):
                 same = waiting is not None and waiting.claimed.tag == seen.tag
-                return waiting if waiting and same else Waiting(seen, leases.clock())
+                return waiting if waiting and same else Waiting(seen, self._clock())
             notes = self._maybe_paid(seen) if seen else ()
             own = self._own(notes)
             if own and not claimed:
                 raise _unknown(request_hash, own)
-            claim = Claim(self._shelf, request_hash, self._run_id, self._ttl, not_before, self._log)
+            claim = self._new_claim(request_hash, not_before)
             swap = (
                 claim.bury(seen, notes)
                 if own and seen
@@ -171,6 +175,9 @@ class Ledger:
             if notes:
                 self._log.warning("%s", _perhaps_paid(request_hash, notes))
             return claim
+
+    def _new_claim(self, request_hash: str, not_before: datetime | None) -> Claim:
+        return Claim(self._shelf, request_hash, self._run_id, self._ttl, not_before, self._log, self._clock)
 
     def _hit(self, seen: Seen, not_before: datetime | None) -> Record | None:
         """The record, if it counts and its images are there."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_ttapi.media import EXTENSIONS
 from prefect_ttapi.responses import Generation
@@ -35,6 +35,16 @@ class State(StrEnum):
     UNKNOWN = "unknown"  # sent, perhaps paid for, no images
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds control characters")
+    return text
+
+
+#: What ends up in logs: one line of bounded length.
+Line = Annotated[str, Field(max_length=600), AfterValidator(_printable)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -50,20 +60,20 @@ class Payment(_Part):
         found_by: the run that found its claim dead, where one did.
     """
 
-    token: str
-    run_id: str
+    token: Line
+    run_id: Line
     when: AwareDatetime
-    what: str
-    found_by: str | None = None
+    what: Line
+    found_by: Line | None = None
 
 
 class Holder(_Part):
     """Who holds a claim. `place` names host, boot and process namespace, where the system tells them."""
 
-    run_id: str
-    host: str
-    place: str | None
-    pid: int
+    run_id: Line
+    host: Line
+    place: Line | None
+    pid: int = Field(gt=0)
     started: int
 
 
@@ -192,6 +202,7 @@ def record_of(document: Document, store: ImageStore) -> Record | None:
 
 def payment(token: str, run_id: str, when: datetime, what: str, found_by: str | None = None) -> Payment:
     """A note of a payment, its text on one line and of bounded length."""
+    line = "".join(sign if sign.isprintable() else " " for sign in what)
     return Payment(
-        token=token, run_id=run_id, when=when, what=" ".join(what.split())[:_LONGEST_TEXT], found_by=found_by
+        token=token, run_id=run_id, when=when, what=" ".join(line.split())[:_LONGEST_TEXT], found_by=found_by
     )
