@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import random
 import secrets
+import time
 from typing import Final
 
 from prefect_ttapi.errors import StoreError
@@ -12,8 +14,9 @@ from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAns
 #: One small object, written over and over: a probe leaves nothing else behind.
 KEY: Final = "ledger/probe.json"
 
-#: More than enough for processes that ask at the same moment, and for an answer lost on the way.
-_ATTEMPTS: Final = 8
+#: Of many processes that ask at the same moment each write lets one through, the others come again.
+_ATTEMPTS: Final = 60
+_LONGEST_PAUSE: Final = 0.2  # seconds
 
 
 def probe(objects: ObjectStore) -> None:
@@ -40,7 +43,9 @@ def _write_one(objects: ObjectStore) -> str:
         try:
             tag = _write(objects, found[1] if found else Condition.NOTHING)
         except ConflictError:
-            continue  # another process is asking the same
+            # another process is asking the same
+            time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 - chance, not secrecy
+            continue
         return found[1] if found else tag[::-1] + "0"
     raise StoreError(f"{objects.uri(KEY)}: this store refuses every conditional write; use another store")
 

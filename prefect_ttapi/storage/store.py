@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final, Self
+from typing import BinaryIO, Final, Self
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
+from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.media import EXTENSIONS
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
@@ -44,11 +46,12 @@ UPLOAD_PATIENCE: Final = 120.0
 #: Seconds between attempts to deliver where the store gave no answer.
 _PAUSES: Final = (0.2, 1.0, 3.0)
 
-#: Stores that this process has found to keep their promises.
+#: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
+_probing = threading.Lock()
 
 
-class ImageStore(Block):
+class ImageStore(NotMapped, Block):
     """Where images live: a local folder or an S3 bucket, with the ledger of what was paid for beside them.
 
     Example:
@@ -69,9 +72,7 @@ class ImageStore(Block):
     _description = (
         "Keeps generated images in a local folder or an S3 bucket, and remembers what was paid for."
     )
-    _documentation_url = "https://github.com/prefect-ttapi/prefect-ttapi#readme"  # type: ignore[assignment]
-    # `.map` iterates what it can: a block mapped by mistake is an error, `unmapped(store)` is meant
-    __iter__: ClassVar[Any] = None
+    _documentation_url = HttpUrl("https://s3fs.readthedocs.io/en/latest/#credentials")
 
     # pydantic's echo of the input would show secrets
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -158,8 +159,11 @@ class ImageStore(Block):
 
     def check_once(self) -> None:
         """`check`, unless this process has found the store in order before."""
-        if self.identity not in _probed:
-            self.check()
+        if self.identity in _probed:
+            return
+        with _probing:
+            if self.identity not in _probed:
+                self.check()
 
     def put_image(
         self, image: GeneratedImage, metadata: Mapping[str, str], *, patience: float = UPLOAD_PATIENCE
