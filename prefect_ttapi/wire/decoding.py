@@ -45,7 +45,7 @@ class DecodingError(ValueError):
     """The body is not JSON, ends early, is too large, or holds an image that is not base64."""
 
 
-class EarlyEnd(DecodingError):
+class EarlyEnd(DecodingError):  # noqa: N818 - named for what happened
     """The body is the beginning of an answer: perhaps it was cut short on its way."""
 
 
@@ -98,7 +98,8 @@ class StreamingJSON:
         """The whole document, with a `Spool` in the place of each image.
 
         Raises:
-            DecodingError: the body ends early, or is not JSON.
+            EarlyEnd: the body ends inside a string, an object or a list.
+            DecodingError: the body is not JSON.
         """
         if self._scan != StreamingJSON._scan_structure:
             raise EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")

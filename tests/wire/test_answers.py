@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.spool import Spool
@@ -146,7 +146,6 @@ ODD = st.recursive(
 USAGE = st.dictionaries(st.sampled_from(sorted(EXAMPLE["usage"])) | st.text(max_size=4), ODD, max_size=5)
 
 
-@settings(deadline=None)
 @given(usage=USAGE | ODD, created=ODD, prompt=ODD, more=st.dictionaries(st.text(max_size=5), ODD, max_size=3))
 def test_odd_facts_never_cost_the_images(usage: Any, created: Any, prompt: Any, more: dict[str, Any]) -> None:
     """Whatever stands beside the images, they are read, and what is kept of the rest can be written down."""
@@ -287,7 +286,6 @@ HOSTILE = [
 ]
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=200)
     | st.builds(

@@ -72,7 +72,6 @@ def test_agrees_with_pillow(variant: tuple[str, str, dict[str, Any]], size: tupl
     assert read_image(spooled(data)) == expected
 
 
-@settings(deadline=None)
 @example(form="WEBP", width=16383, height=1, turned=False, lossless=True)
 @example(form="WEBP", width=16383, height=1, turned=True, lossless=True)
 @example(form="WEBP", width=16383, height=1, turned=False, lossless=False)
@@ -231,7 +230,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.tuples(STARTS, st.binary(max_size=80)).map(b"".join) | mutated())
 def test_hostile_bytes_raise_nothing_else(data: bytes) -> None:
     """Random and damaged bytes are an image with a sane size, or not an image; nothing else ever happens."""
