@@ -89,10 +89,8 @@ class Generations:
         """The parsed body of a request with a right key."""
         body = bytearray()
         async for chunk in http.stream():
-            if (
-                len(body) <= _LONGEST_BODY
-            ):  # what is too long is read and dropped: the client hears the answer
-                body += chunk
+            if len(body) <= _LONGEST_BODY:
+                body += chunk  # what is beyond is read and dropped: a client that still sends hears nothing
         self._check_key(http)
         if len(body) > _LONGEST_BODY:
             raise Refused(FAILURES["413"])

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -29,14 +30,16 @@ def test_it_serves_until_it_is_stopped(number: signal.Signals) -> None:
         "s3cret",
     ]
     options = ["--fail", "402:0.5", "--fail", "timeout:0.5", "--latency", "0-0.01", "--seed", "5"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process,
+        ExitStack() as cleanup,
+    ):
+        cleanup.callback(process.kill)
         assert process.stdout is not None
-        printed = [process.stdout.readline() for _ in range(5)]
-        [base_url] = re.findall(
-            r"export TTAPI_BASE_URL=(http://127\.0\.0\.1:\d+/sandbox)\n", "".join(printed)
-        )
-        assert "export TTAPI_API_KEY=" in "".join(printed)
-        assert "s3cret" not in "".join(printed)
+        printed = "".join(process.stdout.readline() for _ in range(5))
+        [base_url] = re.findall(r"export TTAPI_BASE_URL=(http://127\.0\.0\.1:\d+/sandbox)\n", printed)
+        assert "export TTAPI_API_KEY=" in printed
+        assert "s3cret" not in printed
         url = f"{base_url}/v1/images/generations"
         with httpx.Client(headers={"TT-API-KEY": "s3cret"}) as client:
             statuses = {client.post(url, json={"prompt": f"{n}"}).status_code for n in range(12)}

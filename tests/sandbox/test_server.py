@@ -71,7 +71,8 @@ def test_stopping_ends_what_is_open(connect: Connect) -> None:
     before = set(threading.enumerate())
     with ThreadPoolExecutor(2) as threads, connect() as client:
         with Sandbox(tiny=True) as sandbox:
-            assert client.get(f"{sandbox.base_url}/stats").status_code == 200
+            drawn = client.post(sandbox.base_url + PATH, json={"prompt": "x", "response_format": "b64_json"})
+            assert drawn.status_code == 200
             slow = {"prompt": "[[sandbox:latency=600]]"}
             hanging = threads.submit(hang, client, sandbox.base_url)
             late = threads.submit(client.post, sandbox.base_url + PATH, json=slow)
