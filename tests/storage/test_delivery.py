@@ -76,7 +76,7 @@ def test_another_object_is_not_overwritten(store: ImageStore, target: ImageStore
     image = stored(store)
     for other in (b"other!", b"something of another length"):
         target.write(KEY, other, "image/png")
-        with pytest.raises(StoreError, match="a-lighthouse.png holds something else.*overwrite=True"):
+        with pytest.raises(StoreError, match=r"a-lighthouse\.png holds something else.*overwrite=True"):
             target.deliver(image, KEY, store)
         assert target.read(KEY) == other
         target.deliver(image, KEY, store, overwrite=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -14,15 +13,16 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore
+from tests.storage.processes import context, start
 
 FACTS = Facts("application/json")
 ROUNDS = 40
 
 
-def race(root: str, number: int, start: object, wins: object) -> None:
+def race(root: str, number: int, together: object, wins: object) -> None:
     """Create every round's object, then count up as often; report how many creates were won."""
     folder = Folder(Path(root))
-    start.wait()
+    together.wait()
     won = 0
     for round_ in range(ROUNDS):
         try:
@@ -44,11 +44,8 @@ def race(root: str, number: int, start: object, wins: object) -> None:
 def test_processes_race_without_a_second_winner_or_a_lost_update(tmp_path: Path) -> None:
     """Of 4 processes, exactly one creates each object, and conditional counting misses no step."""
     Folder(tmp_path).write("count", lambda: io.BytesIO(b"0"), FACTS)
-    context = multiprocessing.get_context("fork")
-    start, wins = context.Barrier(4), context.Queue()
-    racers = [context.Process(target=race, args=(str(tmp_path), n, start, wins)) for n in range(4)]
-    for racer in racers:
-        racer.start()
+    together, wins = context.Barrier(4), context.Queue()
+    racers = [start(race, str(tmp_path), number, together, wins) for number in range(4)]
     won = [wins.get(timeout=60) for _ in racers]
     for racer in racers:
         racer.join()

@@ -216,6 +216,7 @@ def test_all_threads_share_one_client(store: ImageStore) -> None:
     assert store.missing(images) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # it is what the test is about
 def test_a_forked_process_has_its_own_client(store: ImageStore) -> None:
     """A store that was used before a fork works in the child, and goes on working in the parent."""
     image = stored(store)
