@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
 import aiohttp
@@ -43,21 +44,23 @@ _PAUSES: Final = (0.2, 5.0)
 
 
 @dataclass(frozen=True)
-class S3Settings:
-    """Where a bucket is and who asks; None leaves it to the AWS chain."""
+class Account:
+    """A service and who asks it; None leaves it to the AWS chain."""
 
-    bucket: str
-    prefix: str = ""
     endpoint_url: str | None = None
     region: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
 
-    @property
-    def account(self) -> tuple[str | None, ...]:
-        """What must be equal for two stores to be able to copy from one another."""
-        return self.endpoint_url, self.access_key_id, self.secret_access_key, self.session_token
+
+@dataclass(frozen=True)
+class S3Settings:
+    """Where in a bucket objects are, without slashes around the prefix."""
+
+    bucket: str
+    prefix: str
+    account: Account
 
 
 class S3:
@@ -66,27 +69,7 @@ class S3:
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
         self._base = f"{settings.prefix}/" if settings.prefix else ""
-        self._fs = s3fs.S3FileSystem(
-            key=settings.access_key_id,
-            secret=settings.secret_access_key,
-            token=settings.session_token,
-            endpoint_url=settings.endpoint_url,
-            client_kwargs={"region_name": settings.region} if settings.region else {},
-            config_kwargs={
-                # tries are counted here, in one place: s3fs and botocore would multiply them
-                "retries": {"total_max_attempts": 1},
-                "max_pool_connections": _CONNECTIONS,
-                "connect_timeout": _CONNECT_TIMEOUT,
-                "read_timeout": _READ_TIMEOUT,
-                "signature_version": "s3v4",
-                # trailing checksums are AWS's own; other stores refuse or ignore them
-                "request_checksum_calculation": "when_required",
-                "response_checksum_validation": "when_required",
-            },
-            use_listings_cache=False,
-            skip_instance_cache=True,  # fsspec's cache would share the retries set below with other users
-        )
-        self._fs.retries = 1
+        self._fs = _connection(settings.account, os.getpid())
 
     def uri(self, key: str) -> str:
         return f"s3://{self.settings.bucket}/{self._name(key)}"
@@ -206,7 +189,7 @@ class S3:
 
     def _shown(self, key: str) -> str:
         """The object and the service, for an error's message."""
-        service = f" at {self.settings.endpoint_url}" if self.settings.endpoint_url else ""
+        service = f" at {self.settings.account.endpoint_url}" if self.settings.account.endpoint_url else ""
         return f"s3://{self.settings.bucket}/{self._base}{key}{service}"
 
     async def _call_if_there(self, method: str, key: str) -> dict[str, Any] | None:
@@ -239,6 +222,33 @@ class S3:
                     raise explained from error
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest_pause)
+
+
+@lru_cache(maxsize=32)
+def _connection(account: Account, process: int) -> s3fs.S3FileSystem:  # noqa: ARG001 - it doesn't survive a fork
+    """One client, with its pool of connections, for all stores of an account."""
+    filesystem = s3fs.S3FileSystem(
+        key=account.access_key_id,
+        secret=account.secret_access_key,
+        token=account.session_token,
+        endpoint_url=account.endpoint_url,
+        client_kwargs={"region_name": account.region} if account.region else {},
+        config_kwargs={
+            # tries are counted here, in one place: s3fs and botocore would multiply them
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": _CONNECTIONS,
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "read_timeout": _READ_TIMEOUT,
+            "signature_version": "s3v4",
+            # trailing checksums are AWS's own; other stores refuse or ignore them
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,  # fsspec's cache would share the retries set below with other users
+    )
+    filesystem.retries = 1
+    return filesystem
 
 
 def _tag(answer: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from prefect_ttapi.storage.objects import (
     ObjectStore,
 )
 from prefect_ttapi.storage.probe import probe
-from prefect_ttapi.storage.s3 import S3, S3Settings
+from prefect_ttapi.storage.s3 import S3, Account, S3Settings
 
 #: Seconds for which an upload that was paid for is tried again while the store gives no answer.
 UPLOAD_PATIENCE: Final = 120.0
@@ -138,7 +138,7 @@ class ImageStore(NotMapped, Block):
         """Which store this is, without secrets: equal for blocks that see the same objects."""
         if not is_s3(self.url):
             return Path(self.url).as_uri()
-        endpoint = self._settings().endpoint_url
+        endpoint = self._settings().account.endpoint_url
         return f"{self.url} at {endpoint}" if endpoint else self.url
 
     @property
@@ -344,15 +344,14 @@ class ImageStore(NotMapped, Block):
     def _settings(self) -> S3Settings:
         bucket, prefix = bucket_and_prefix(self.url)
         environ = os.environ.get
-        return S3Settings(
-            bucket=bucket,
-            prefix=prefix,
+        account = Account(
             endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
             region=self.region or environ("AWS_REGION"),
             access_key_id=self.access_key_id or None,
             secret_access_key=_told(self.secret_access_key),
             session_token=_told(self.session_token),
         )
+        return S3Settings(bucket, prefix, account)
 
 
 @lru_cache(maxsize=64)

@@ -124,15 +124,18 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
     store = ImageStore(url="s3://pictures")
     for name in ("AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    assert (store._settings().region, store._settings().endpoint_url) == (None, None)
+    assert (store._settings().account.region, store._settings().account.endpoint_url) == (None, None)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://all.example.com")
-    assert store._settings().region == "eu-central-1"
+    assert store._settings().account.region == "eu-central-1"
     assert store.identity == "s3://pictures at https://all.example.com"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.com")
     assert store.identity == "s3://pictures at https://s3.example.com"
     own = ImageStore(url="s3://pictures", endpoint_url="https://own.example.com/", region="here")
-    assert (own._settings().region, own._settings().endpoint_url) == ("here", "https://own.example.com")
+    assert (own._settings().account.region, own._settings().account.endpoint_url) == (
+        "here",
+        "https://own.example.com",
+    )
 
 
 def test_the_identity_tells_stores_apart(tmp_path: Path) -> None:
