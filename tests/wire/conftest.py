@@ -1,4 +1,5 @@
-"""One hostile server and one client for a whole file of tests: what one test breaks must not harm the next."""
+"""One hostile server and one client for a whole file of tests: what one test breaks must not harm the
+next."""
 
 from __future__ import annotations
 

@@ -1,0 +1,175 @@
+"""Sending again: how long is waited, what is logged, what the last error says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prefect_ttapi.errors import (
+    AuthenticationError,
+    Outcome,
+    QueueFullError,
+    RateLimitError,
+    ServerError,
+    TTAPIError,
+    UnknownOutcomeError,
+)
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.wire.client import TTAPIClient
+from tests.wire.clocks import StoppedClock
+from tests.wire.hostile import (
+    HostileServer,
+    answer,
+    answered,
+    close,
+    cut,
+    head,
+    png,
+    raw,
+    reset,
+    stall,
+    then_close,
+)
+
+MakeClient = Callable[..., TTAPIClient]
+
+CAT = ImageRequest(prompt="a cat")
+GOOD = answer(200, answered(png()))
+BUSY = answer(503, {"status": "FAILED", "message": "busy"})
+SLOW_DOWN = answer(429, {"error": {"message": "slow down"}}, {"Retry-After": "3"})
+
+
+def test_failures_that_cost_nothing_are_outlasted(
+    server: HostileServer, client: TTAPIClient, stopped: StoppedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer tells how often was sent and why; the log has a line for each attempt with its reason."""
+    server.play(SLOW_DOWN, answer(499, {"message": "full"}), BUSY, GOOD)
+    with caplog.at_level(logging.INFO, "prefect_ttapi"):
+        result = client.generate(CAT)
+    assert result.attempts == len(server.requests) == 4
+    assert result.earlier_outcomes == (Outcome.REJECTED, Outcome.REJECTED, Outcome.SERVER_FAULT)
+    assert stopped.sleeps == [3 + 1, 2, 4]
+    assert result.seconds == 10
+    name = CAT.request_hash[:12]
+    assert [message for message in caplog.messages if message.startswith(name)] == [
+        f"{name}: attempt 1 failed (HTTP 429; outcome: rejected before work): slow down; sent again in 4.0 s",
+        f"{name}: attempt 2 failed (HTTP 499; outcome: rejected before work): full; sent again in 2.0 s",
+        f"{name}: attempt 3 failed (HTTP 503; outcome: server fault): busy; sent again in 4.0 s",
+        f"{name}: attempt 4 was answered after 10.0 s",
+    ]
+    assert len({request.body for request in server.requests}) == 1
+
+
+def test_the_last_error_carries_the_facts(server: HostileServer, client: TTAPIClient) -> None:
+    """Attempts, time, the vendor's words, its id, and why it was not sent again."""
+    server.play(answer(503, {"error": {"message": "busy"}}, {"x-request-id": "r-1"}))
+    with pytest.raises(ServerError) as caught:
+        client.generate(CAT)
+    error = caught.value
+    assert (error.message, error.status_code, error.request_id) == ("busy", 503, "r-1")
+    assert (error.attempts, error.elapsed, error.outcome) == (3, 3.0, Outcome.SERVER_FAULT)
+    assert str(error) == (
+        "busy (HTTP 503, 3 attempts in 3.0 s, outcome: server fault, not sent again: "
+        "500, 502 and 503 are sent three times in all, request id r-1)"
+    )
+
+
+def test_a_wait_over_the_ceiling_is_raised_at_once(
+    server: HostileServer, client: TTAPIClient, stopped: StoppedClock
+) -> None:
+    """Whoever would have to wait too long hears it at once."""
+    server.play(answer(429, {"message": "tomorrow"}, {"Retry-After": "3600"}), GOOD)
+    with pytest.raises(RateLimitError, match=r"asks to wait 3600 s.*retry_after_ceiling \(120 s\)") as caught:
+        client.generate(CAT)
+    assert (caught.value.retry_after, caught.value.attempts, stopped.sleeps) == (3600, 1, [])
+    assert len(server.requests) == 1
+
+
+def test_the_total_timeout_ends_the_attempts(
+    server: HostileServer, make_client: MakeClient, stopped: StoppedClock
+) -> None:
+    """With 10 seconds for all attempts, waits of 4 and 5 fit, another of 7 does not."""
+    stopped.sleeps.clear()
+    server.play(SLOW_DOWN)
+    with pytest.raises(RateLimitError, match="total_timeout") as caught:
+        make_client(total_timeout=10).generate(CAT)
+    assert (stopped.sleeps, caught.value.elapsed) == ([4, 5], 9)
+
+
+def test_the_doubt_of_an_earlier_attempt_stays(server: HostileServer, make_client: MakeClient) -> None:
+    """A request whose first send may be paid is not "refused, not paid" because its second was refused."""
+    server.play(BUSY, answer(401, {"message": "key revoked"}))
+    with pytest.raises(AuthenticationError) as caught:
+        make_client().generate(CAT)
+    assert (caught.value.outcome, caught.value.attempts) == (Outcome.SERVER_FAULT, 2)
+    server.play(close(), answer(499))
+    with pytest.raises(QueueFullError) as full:
+        make_client(retry_unknown_outcome=True).generate(CAT)
+    assert (full.value.outcome, full.value.attempts) == (Outcome.UNKNOWN, 4)
+
+
+def test_before_each_send_the_caller_is_asked(server: HostileServer, client: TTAPIClient) -> None:
+    """`before_send` hears 1, 2, ...; what it raises ends the request, and nothing is sent."""
+    heard: list[int] = []
+    server.play(BUSY, BUSY, GOOD)
+    client.generate(CAT, before_send=heard.append)
+    assert heard == [1, 2, 3]
+
+    def refuse_the_second(number: int) -> None:
+        if number == 2:
+            raise LookupError("the lease is lost")
+
+    server.play(BUSY, GOOD)
+    with pytest.raises(LookupError, match="lease"):
+        client.generate(CAT, before_send=refuse_the_second)
+    assert len(server.requests) == 1
+
+
+BODY = answered(png())
+UNCERTAIN = {
+    "close": close(),
+    "reset": reset(),
+    "cut": cut(BODY, 50),
+    "silent": stall(),
+    "chunk": raw(head(200, {"Transfer-Encoding": "chunked"}) + b"5\r\nabc"),
+    **{str(status): answer(status, b"?") for status in (504, 520, 521, 522, 523, 524, 501, 507, 525, 530)},
+    "failed": answer(200, {"status": "FAILED", "message": "?"}),
+    "no image": answer(200, answered(b"?")),
+}
+SAFE = {
+    "429": answer(429, b"", {"Retry-After": "1"}),
+    "499": answer(499),
+    "500": answer(500),
+    "502": then_close(answer(502)),
+    "503": answer(503, b"x" * 100_000),
+}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([*SAFE] * 3 + [*UNCERTAIN]), min_size=1, max_size=8),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_no_sequence_of_answers_has_an_uncertain_request_sent_again(
+    server: HostileServer, make_client: MakeClient, names: list[str], most: int, streamed: bool
+) -> None:
+    """Whatever the server does: after the first answer that may be paid, it hears no more. By default."""
+    server.play(*({**SAFE, **UNCERTAIN}[name] for name in names), GOOD)
+    client = make_client(read_timeout=0.1, max_attempts=most)
+    request = CAT if not streamed else ImageRequest(prompt="a cat", model="gpt-image-1")
+    try:
+        images = list(client.stream(request)) if streamed else client.generate(request).images
+        assert images
+    except UnknownOutcomeError as error:
+        assert error.attempts == len(server.requests)  # noqa: PT017
+    except TTAPIError:
+        pass
+    came = names[: len(server.requests)]
+    assert not any(name in UNCERTAIN for name in came[: len(server.requests) - 1])
+    assert sum(name in ("500", "502", "503") for name in came) <= 3
+    assert len(server.requests) <= most

@@ -1,0 +1,313 @@
+"""What goes wrong on the way, and what the client makes of it; sends are counted at the server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from prefect_ttapi import errors
+from prefect_ttapi.errors import (
+    APIConnectionError,
+    InvalidResponseError,
+    ModerationError,
+    Outcome,
+    TTAPIError,
+    UnknownOutcomeError,
+)
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.outcomes import Again, judge_status
+from tests.wire.clocks import StoppedClock
+from tests.wire.conftest import KEY
+from tests.wire.hostile import (
+    Behaviour,
+    HostileServer,
+    answer,
+    answered,
+    close,
+    cut,
+    head,
+    png,
+    raw,
+    reset,
+    stall,
+    then_close,
+)
+
+MakeClient = Callable[..., TTAPIClient]
+
+CAT = ImageRequest(prompt="a cat")
+GOOD = answer(200, answered(png()))
+
+STATUSES = [
+    *(
+        300,
+        301,
+        302,
+        303,
+        304,
+        307,
+        308,
+        400,
+        401,
+        402,
+        403,
+        404,
+        405,
+        408,
+        409,
+        413,
+        415,
+        422,
+        429,
+        451,
+        499,
+    ),
+    *(500, 501, 502, 503, 504, 505, 507, 520, 521, 522, 523, 524, 525, 530, 599),
+]
+SHAPES: dict[str, tuple[bytes, str, str]] = {
+    "vendor": (b'{"status": "FAILED", "message": "said so", "data": null}', "application/json", "said so"),
+    "openai": (b'{"error": {"message": "said so", "type": "x"}}', "application/json", "said so"),
+    "html": (b"<html><title>x</title><body>said so</body></html>", "text/html", "x said so"),
+    "text": (b"said so", "text/plain", "said so"),
+    "empty": (b"", "application/json", "no message"),
+    "broken": (b'{"error": {"mess', "application/json", '{"error": {"mess'),
+    "binary": (b"\xff\xfe\x00\x01", "application/json", "\ufffd\ufffd"),
+}
+HEADERS: dict[str, dict[str, str]] = {
+    "none": {},
+    "retry-after": {"Retry-After": "7"},
+    "request id": {"X-Request-Id": "req-7"},
+    "gzip": {"Content-Encoding": "gzip"},
+    "location": {"Location": "http://127.0.0.1:1/elsewhere"},
+    "broken location": {"Location": "http://["},
+}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_every_status_in_every_shape(
+    server: HostileServer, client: TTAPIClient, stopped: StoppedClock, status: int
+) -> None:
+    """Status x shape x header: the status alone decides the error's class and how often is sent."""
+    verdict = judge_status(status)
+    sends = {Again.FREELY: 4, Again.TWICE: 3, Again.OPTED_IN: 1, Again.NEVER: 1}[verdict.again]
+    for body, content_type, message in SHAPES.values():
+        for name, headers in HEADERS.items():
+            sent = gzip.compress(body) if name == "gzip" else body
+            server.play(answer(status, sent, {"Content-Type": content_type, **headers}))
+            stopped.sleeps.clear()
+            with pytest.raises(TTAPIError) as caught:
+                client.generate(CAT)
+            error = caught.value
+            assert type(error) is verdict.error
+            assert error.status_code == status
+            assert error.message == message or status < 400
+            assert error.outcome is verdict.error.outcome
+            assert error.attempts == len(server.requests) == sends
+            assert error.request_id == ("req-7" if name == "request id" else None)
+            assert error.retry_after == (7 if name == "retry-after" and status >= 400 else None)
+            assert stopped.sleeps == [wait + (error.retry_after or 0) for wait in (1, 2, 4)][: sends - 1]
+
+
+def test_connections_are_used_again_after_errors(server: HostileServer, make_client: MakeClient) -> None:
+    """An error whose body was read leaves its connection fit for the next request."""
+    client = make_client(max_body_bytes=1_000_000)
+    server.play(*(answer(s, {"message": "no"}) for s in (400, 401, 404, 422, 504, 524)), GOOD)
+    before = server.connections
+    for _ in range(6):
+        with pytest.raises(TTAPIError):
+            client.generate(CAT)
+    client.generate(CAT)
+    assert server.connections - before == 1
+    assert len(server.requests) == 7
+
+
+def test_a_refused_prompt_is_a_moderation_error(server: HostileServer, client: TTAPIClient) -> None:
+    """A 400 because of the prompt's content has a class of its own."""
+    said = {"message": "Your request was rejected by our safety system.", "code": "moderation_blocked"}
+    server.play(answer(400, {"error": said}))
+    with pytest.raises(ModerationError, match="safety system") as caught:
+        client.generate(CAT)
+    assert caught.value.outcome is Outcome.REFUSED
+
+
+BODY = json.dumps(answered(png())).encode()
+LENGTH = {"Content-Length": str(len(BODY))}
+CHUNKED = {"Transfer-Encoding": "chunked"}
+LOST = {
+    "closed without an answer": close(),
+    "reset without an answer": reset(),
+    "cut in the status line": raw(b"HTTP/1.1 20"),
+    "cut in the headers": raw(b"HTTP/1.1 200 OK\r\nContent-Le"),
+    "no HTTP": raw(b"hello\r\n\r\n"),
+    "closed before the body": cut(BODY, 0),
+    "cut in the body": cut(BODY, 100),
+    "reset in the body": cut(BODY, 100, reset=True),
+    "cut one byte early": cut(BODY, len(BODY) - 1),
+    "a length that lies": raw(head(200, {"Content-Length": str(len(BODY) + 1)}) + BODY),
+    "cut in a chunk": raw(head(200, CHUNKED) + b"ffff\r\n" + BODY),
+    "cut between chunks": raw(head(200, CHUNKED) + b"%x\r\n%s\r\n" % (len(BODY), BODY)),
+    "no chunk size": raw(head(200, CHUNKED) + b"zz\r\n"),
+    "cut without a length": raw(head(200) + BODY[:100]),
+    "closed without a length": raw(head(200)),
+    "silent": stall(),
+    "silent in the headers": stall(b"HTTP/1.1 200 OK\r\n"),
+    "silent in the body": stall(head(200, LENGTH) + BODY[:100]),
+    "silent before the end": stall(head(200, LENGTH) + BODY[:-1]),
+    "silent after a continue": stall(head(100)),
+    "headers without an end": raw(b"HTTP/1.1 200 OK\r\n" + b"X-A: 1\r\n" * 20_000),
+}
+
+
+@pytest.mark.parametrize("behaviour", LOST.values(), ids=LOST)
+def test_what_is_lost_after_sending_is_not_sent_again(
+    server: HostileServer, make_client: MakeClient, behaviour: Behaviour
+) -> None:
+    """Cut, reset, silent or lying: the outcome is unknown; a second send is for who opted in."""
+    server.play(behaviour, GOOD)
+    with pytest.raises(UnknownOutcomeError) as caught:
+        make_client(read_timeout=0.2).generate(CAT)
+    assert len(server.requests) == 1
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert "retry_unknown_outcome is off" in str(caught.value)
+    server.play(behaviour, GOOD)
+    result = make_client(read_timeout=0.2, retry_unknown_outcome=True).generate(CAT)
+    assert len(server.requests) == result.attempts == 2
+    assert result.earlier_outcomes == (Outcome.UNKNOWN,)
+
+
+def test_a_stalled_error_body_costs_no_outcome(server: HostileServer, make_client: MakeClient) -> None:
+    """The status of an error counts, also where its body never comes."""
+    for behaviour in (
+        stall(head(402, {"Content-Length": "9"}) + b"no"),
+        raw(head(402, {"Content-Length": "9"})),
+        raw(head(402, {"Transfer-Encoding": "chunked"}) + b"zz"),
+        raw(head(402) + b"no" * 100_000),
+    ):
+        server.play(behaviour)
+        with pytest.raises(errors.InsufficientBalanceError):
+            make_client(read_timeout=0.2).generate(CAT)
+
+
+def test_a_redirect_is_not_followed(server: HostileServer, client: TTAPIClient) -> None:
+    """The key goes to `base_url` only: a redirect is an error, and nobody else hears of the request."""
+    with HostileServer(GOOD) as elsewhere:
+        server.play(answer(307, b"", {"Location": elsewhere.url + "/v1/images/generations"}))
+        with pytest.raises(InvalidResponseError, match="never followed"):
+            client.generate(CAT)
+        assert (elsewhere.connections, len(server.requests)) == (0, 1)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+def test_nobody_is_listening(stopped: StoppedClock) -> None:
+    """A refused connection never delivered anything: tried four times, then an error that says so."""
+    stopped.sleeps.clear()
+    with (
+        TTAPIClient(KEY, f"http://127.0.0.1:{free_port()}", clock=stopped.clock) as client,
+        pytest.raises(APIConnectionError, match=r"no connection: .*refused") as caught,
+    ):
+        client.generate(CAT)
+    assert (caught.value.attempts, caught.value.outcome) == (4, Outcome.NEVER_DELIVERED)
+    assert caught.value.elapsed == sum(stopped.sleeps) == 7
+    assert "4 attempts in 7.0 s" in str(caught.value)
+    assert "not sent again: max_attempts is reached" in str(caught.value)
+
+
+def test_tls_that_fails_never_delivered(server: HostileServer, stopped: StoppedClock) -> None:
+    """A server that does not take part in TLS gets no request."""
+    server.play(GOOD)
+    address = f"https://127.0.0.1:{server.port}"
+    with (
+        TTAPIClient(KEY, address, max_attempts=2, connect_timeout=0.2, clock=stopped.clock) as client,
+        pytest.raises(APIConnectionError, match="no connection"),
+    ):
+        client.generate(CAT)
+    assert server.requests == []
+
+
+PROXIES = {
+    "refuses": answer(502),
+    "wants a password": answer(407),
+    "closes": close(),
+    "resets": reset(),
+    "talks nonsense": raw(b"garbage\r\n\r\n"),
+    "opens a way without TLS": raw(head(200) + b"no TLS"),
+}
+
+
+@pytest.mark.parametrize("behaviour", PROXIES.values(), ids=PROXIES)
+def test_a_proxy_that_fails_never_delivered(
+    behaviour: Behaviour, stopped: StoppedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks while a proxy is asked for the way can't have reached the API; the proxy gets no key."""
+    with HostileServer(behaviour) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with (
+            TTAPIClient(KEY, "https://api.ttapi.invalid", max_attempts=2, clock=stopped.clock) as client,
+            pytest.raises(APIConnectionError) as caught,
+        ):
+            client.generate(CAT)
+        assert [request.method for request in proxy.requests] == ["CONNECT"] * 2
+        assert not any(KEY in str(request) for request in proxy.requests)
+    assert caught.value.outcome is Outcome.NEVER_DELIVERED
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A server that takes the beginning of a request, no more, and then resets the connection."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    return
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.recv(100)
+                threading.Event().wait(0.05)
+                sock.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_request_that_was_not_written_in_full(deaf_port: int, stopped: StoppedClock) -> None:
+    """A request that is lost while it is written was never delivered: nobody can work on half of it."""
+    long = ImageRequest(prompt="a cat", user="x" * 20_000_000)
+    with (
+        TTAPIClient(KEY, f"http://127.0.0.1:{deaf_port}", max_attempts=2, clock=stopped.clock) as client,
+        pytest.raises(APIConnectionError, match="while the request was being written") as caught,
+    ):
+        client.generate(long)
+    assert caught.value.attempts == 2
+
+
+def test_a_connection_that_was_closed_while_idle() -> None:
+    """A keep-alive connection that the server closed meanwhile is replaced before anything is sent on it."""
+    with (
+        HostileServer(*[then_close(GOOD)] * 20, GOOD) as server,
+        TTAPIClient(KEY, server.url, max_attempts=1) as client,
+    ):
+        for _ in range(20):
+            client.generate(CAT)
+            while server.open_connections:  # until the server has closed it
+                threading.Event().wait(0.001)
+        client.generate(CAT)
+        assert (len(server.requests), server.connections) == (21, 21)
