@@ -1,7 +1,76 @@
-"""What all tests share."""
+"""What all tests share: a sandbox, credentials for it, stores in folders, and one Prefect server for the session."""
 
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+from prefect.settings import (
+    PREFECT_LOCAL_STORAGE_PATH,
+    PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
+    temporary_settings,
+)
+from prefect.testing.utilities import prefect_test_harness
+
+from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.store import ImageStore
+from tests.s3 import new_bucket, s3_server  # noqa: F401 - fixtures
 
 # a busy machine is slow: no test is to fail for that
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Prefect leaves sockets to its server to the garbage collector; only its tests may."""
+    forgiven = (
+        "ignore:unclosed:ResourceWarning",
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+    )
+    for item in items:
+        names = getattr(item, "fixturenames", [])
+        if "prefect_server" in names:
+            names.append("collected_at_once")
+            for warning in forgiven:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture
+def collected_at_once() -> Iterator[None]:
+    """What a test leaves to the garbage collector is collected before the next test begins."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server of the test session's own; it takes about 20 s to start, so there is one."""
+    changed = {
+        PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
+        PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore",
+    }
+    with temporary_settings(changed), prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(tiny=True) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def credentials(sandbox: Sandbox) -> TTAPICredentials:
+    return TTAPICredentials(api_key="sandbox-key", base_url=sandbox.base_url)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(url=str(tmp_path / "store"))
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> ImageStore:
+    return ImageStore(url=str(tmp_path / "shop"))

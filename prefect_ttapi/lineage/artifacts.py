@@ -21,7 +21,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.context import get_run_context
+from prefect.context import SyncClientContext, get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
@@ -49,9 +49,9 @@ def delivery_key(request_hash: str) -> str:
     """The key of a delivery's artifact: its versions are the history of that request.
 
     >>> delivery_key("3f9a12" + 58 * "0")
-    'ttapi-3f9a120000000000'
+    'ttapi-3f9a120000000000000000000000000000000000000000000000000000000000'
     """
-    return f"ttapi-{request_hash[:16]}"
+    return f"ttapi-{request_hash}"
 
 
 def publish_markdown(key: str, markdown: str, description: str | None = None) -> UUID | None:
@@ -129,8 +129,10 @@ def _publish(publish: Callable[..., Any], **what: Any) -> UUID | None:
     except MissingContextError:
         return None
     try:
-        # without _sync, an async flow's worker threads get a coroutine that nobody awaits
-        made: UUID = publish(**what, _sync=True)
+        # without the context, Prefect opens a client in async flows and never closes it; without _sync, their
+        # worker threads get a coroutine that nobody awaits
+        with SyncClientContext.get_or_create():
+            made: UUID = publish(**what, _sync=True)
     except Exception as error:
         get_run_logger().warning(
             "An artifact was not published, images and manifest are not affected: %s: %s",

@@ -12,7 +12,7 @@ from typing import Final
 
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.pictures import Picture
-from prefect_ttapi.lineage.text import CAPTION, REASON, address, cell, inert, one_line
+from prefect_ttapi.lineage.text import ADDRESS, CAPTION, CELL, REASON, address, cell, inert, one_line
 from prefect_ttapi.lineage.thumbnails import ARTIFACT_BOX, as_data_uri
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import Generation
@@ -85,7 +85,7 @@ def delivery_markdown(generation: Generation, pictures: Sequence[Picture]) -> st
             [f"<th>{title}</th>", f"<td>{_shown(fact, REASON)}</td>"] for title, fact in facts.items() if fact
         ),
         *_gallery(len(pictures), list(pictures[:PICTURES])),
-        _table(_copies(pictures[:PICTURES])),
+        *_copies(pictures[:PICTURES]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -109,13 +109,13 @@ def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
         for image in row.images:
             yield {
                 "row": row.row,
-                "prompt": cell(one_line(row.prompt, CAPTION)),
-                "model": cell(row.model),
                 "status": row.status,
+                "prompt": cell(one_line(row.prompt, CELL)),
+                "model": cell(row.model),
                 "tokens": row.usage.total_tokens if row.usage else None,
-                "object": cell(one_line(Picture(row, image).uri, 1_024)),
-                "request hash": row.request_hash,
+                "object": cell(one_line(Picture(row, image).uri, ADDRESS)),
                 "sha256": image.sha256,
+                "request hash": row.request_hash,
             }
 
 
@@ -152,7 +152,6 @@ def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:
     reasons = ", ".join(
         f"{_shown(kind)} {count:,}" for kind, count in sorted(totals.errors.items(), key=lambda of: -of[1])
     )
-    header = ["<th>row</th>", "<th>prompt</th>", "<th>reason</th>"]
     told = [
         [
             f"<td>{row.row}</td>",
@@ -165,7 +164,7 @@ def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:
     return [
         f"### {totals.failed:,} failed, {totals.skipped:,} skipped",
         _block("p", reasons),
-        _table([header, *told]) if told else "",
+        _table(told, header="<th>row</th><th>prompt</th><th>reason</th>") if told else "",
         f"and {more:,} more in the manifest" if told and more > 0 else "",
     ]
 
@@ -182,38 +181,28 @@ def _gallery(images: int, pictures: Sequence[Picture]) -> list[str]:
 
 
 def _cell(picture: Picture) -> str:
-    image = picture.image
+    image, prompt = picture.image, _shown(picture.row.prompt)
     small = (
-        f'<img width="{ARTIFACT_BOX}" src="{as_data_uri(picture.thumbnail)}">'
+        f'<img width="{ARTIFACT_BOX}" alt="{prompt}" src="{as_data_uri(picture.thumbnail)}">'
         if picture.thumbnail
         else f"{image.width} x {image.height}"
     )
-    caption = f'<span dir="auto">{_shown(picture.row.prompt)}</span>'
     facts = f"{_shown(picture.row.model)}, {picture.row.status}"
-    return f"<td>{_link(picture.uri, small)}<br>{caption}<br>{facts}</td>"
+    caption = f'<span dir="auto">{prompt}</span><br>{facts}'
+    return f'<td width="{100 // COLUMNS}%" valign="top">{_link(picture.uri, small)}<br>{caption}</td>'
 
 
-def _copies(pictures: Sequence[Picture]) -> Iterator[list[str]]:
-    yield ["<th>object</th>", "<th>sha256</th>", "<th>size</th>"]
+def _copies(pictures: Iterable[Picture]) -> Iterator[str]:
     for picture in pictures:
         image = picture.image
         size = f"{image.width} x {image.height}, {in_bytes(image.size_bytes)}"
-        for uri in [copy.uri for copy in picture.delivered] or [image.uri]:
-            yield [
-                f"<td>{_link(uri, _shown(uri, 1_024))}</td>",
-                f"<td><code>{_shown(image.sha256)}</code></td>",
-                f"<td>{size}</td>",
-            ]
+        links = [_linked(uri) for uri in [copy.uri for copy in picture.delivered] or [image.uri]]
+        yield _block("p", "<br>\n".join([*links, f"{size}, sha256 <code>{_shown(image.sha256)}</code>"]))
 
 
 def _places(uris: dict[str, str | None]) -> str:
     """Where to look further; an address that a page can't open is still there to be copied."""
-    lines = (
-        [f"<th>{title}</th>", f"<td>{_link(uri, _shown(uri, 1_024))}</td>"]
-        for title, uri in uris.items()
-        if uri
-    )
-    return _table(lines)
+    return _block("p", "<br>\n".join(f"{title}: {_linked(uri)}" for title, uri in uris.items() if uri))
 
 
 def _link(uri: str, shown: str) -> str:
@@ -221,8 +210,13 @@ def _link(uri: str, shown: str) -> str:
     return f'<a href="{inert(to)}">{shown}</a>' if to else shown
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    return _block("table", "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows))
+def _linked(uri: str) -> str:
+    return _link(uri, _shown(uri, ADDRESS))
+
+
+def _table(rows: Iterable[Sequence[str]], header: str = "") -> str:
+    head = f"<thead><tr>{header}</tr></thead>\n" if header else ""
+    return _block("table", head + "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows))
 
 
 def _block(tag: str, inner: str) -> str:

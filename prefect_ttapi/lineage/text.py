@@ -7,9 +7,11 @@ import unicodedata
 from typing import Final
 from urllib.parse import quote
 
-#: Characters of a prompt in a caption, and of an error's message.
+#: Characters of a prompt in a caption and in a table's cell, of an error's message, of an address.
 CAPTION: Final = 120
+CELL: Final = 80
 REASON: Final = 300
+ADDRESS: Final = 1_024
 
 #: Characters that reorder or hide what stands around them. Joiners stay: emoji and Persian need them.
 _DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -19,8 +21,10 @@ _DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _MARKUP: Final = re.compile(r"[\x00-\x7f](?<![A-Za-z0-9 ,.;])")
 
 #: A table's cell is Markdown in one of Prefect's two UIs and plain text in the other: text without any of
-#: this means the same in both.
-_ACTIVE: Final = re.compile(r"[\\`*_~<>\[\]{}|&#!@$^=]|://|www\.|^[-+]|^\d+[.)]", re.IGNORECASE)
+#: this means the same in both. An underscore between letters is none of it, names of files are full of them.
+_ACTIVE: Final = re.compile(
+    r"[\\`*~<>\[\]{}|&!@]|(?<![^\W_])_|_(?![^\W_])|^[-+#=]|^\d+[.)]|https?://|www\.", re.IGNORECASE
+)
 
 _LINKED: Final = re.compile(r"(https?|s3|file)://", re.IGNORECASE)
 

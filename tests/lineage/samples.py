@@ -35,10 +35,10 @@ def stored(index: int = 0, **changed: object) -> StoredImage:
     return StoredImage.model_validate(facts | changed)
 
 
-def generated(row: int = 0, prompt: str = "a lighthouse", images: int = 1, **changed: object) -> Row:
+def generated(row: int = 0, prompt: str = "a lighthouse", count: int = 1, **changed: object) -> Row:
     """A row as a batch writes it for an answered and delivered request."""
     request = ImageRequest(prompt=prompt, model="gpt-image-2", size="1024x1024")
-    pictures = tuple(stored(row * 10 + n) for n in range(images))
+    pictures = tuple(stored(row * 10 + n) for n in range(count))
     facts: dict[str, object] = {
         "row": row,
         "status": "generated",

@@ -12,7 +12,7 @@ from tests.lineage.samples import failed, generated
 
 ROWS = st.lists(
     st.one_of(
-        st.builds(generated, images=st.integers(1, 3), seconds=st.integers(0, 99)),
+        st.builds(generated, count=st.integers(1, 3), seconds=st.integers(0, 99)),
         st.builds(generated, status=st.just("cached"), api_calls=st.just(0), seconds=st.just(0)),
         st.builds(failed, error_type=st.sampled_from(["ModerationError", "ServerError"])),
         st.builds(failed, maybe_paid=st.just(["sent twice"]), api_calls=st.just(2)),
@@ -38,7 +38,7 @@ def test_sum_of_parts(rows: list[Row], cut: int) -> None:
 
 def test_a_cached_row_adds_no_tokens() -> None:
     """Tokens are those this batch paid for: a cached row shows its images and costs nothing."""
-    totals = Totals.of([generated(0, images=2), generated(1, status="cached", api_calls=0, seconds=0)])
+    totals = Totals.of([generated(0, count=2), generated(1, status="cached", api_calls=0, seconds=0)])
     assert (totals.images, totals.images_cached, totals.delivered) == (3, 1, 3)
     assert (totals.input_tokens, totals.output_tokens, totals.total_tokens) == (9, 4160, 4169)
     assert (totals.api_calls, totals.seconds, totals.size_bytes) == (1, 21.5, 1_000 + 1_001 + 1_010)

@@ -1,0 +1,189 @@
+"""Publishing: from flows, tasks and their threads, never outside a run, and never at the cost of the run."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import re
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect import flow, get_client, task
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import Artifact
+
+from prefect_ttapi.lineage.artifacts import (
+    Progress,
+    batch_key,
+    delivery_key,
+    publish_markdown,
+    publish_table,
+)
+
+
+def published(key: str) -> list[Artifact]:
+    """All artifacts of a key, as the server has them."""
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(st.text(st.characters()), st.sampled_from(["", "images"]))
+def test_keys_are_what_prefect_takes(name: str, kind: str) -> None:
+    """Whatever a batch is called, its key has lower case letters, digits and dashes only."""
+    assert re.fullmatch("ttapi-[a-z0-9-]+", batch_key(name, kind))
+    assert len(batch_key(name, kind)) < 100
+
+
+def test_names_that_read_alike_stay_apart() -> None:
+    """Two batches whose names differ in case or script only don't share their history."""
+    names = ["campaign", "Campaign", "campaign!", "秋", "春", "x" * 100, "x" * 101]
+    assert len({batch_key(name) for name in names}) == len(names)
+    assert batch_key("campaign") == "ttapi-campaign"
+    assert delivery_key("ab" * 32) == "ttapi-" + "ab" * 32
+
+
+@pytest.mark.usefixtures("prefect_server")
+class TestPublishing:
+    def test_in_a_flow(self) -> None:
+        """A flow's artifacts belong to its run; a table arrives as it was given."""
+
+        @flow
+        def lineage() -> UUID | None:
+            publish_table("ttapi-table", [{"row": 0, "prompt": "a | b"}])
+            return publish_markdown("ttapi-in-a-flow", "# hello", "where it came from")
+
+        made = lineage()
+        (artifact,) = published("ttapi-in-a-flow")
+        assert (artifact.id, artifact.data, artifact.description) == (made, "# hello", "where it came from")
+        assert artifact.flow_run_id
+        assert published("ttapi-table")[0].data == '[{"row": 0, "prompt": "a | b"}]'
+
+    def test_in_a_task(self) -> None:
+        """An artifact published in a task belongs to the task's run and its flow's."""
+
+        @task
+        def deliver() -> None:
+            publish_markdown("ttapi-in-a-task", "hello")
+
+        @flow
+        def lineage() -> None:
+            deliver.submit().result()
+
+        lineage()
+        (artifact,) = published("ttapi-in-a-task")
+        assert artifact.flow_run_id
+        assert artifact.task_run_id
+
+    def test_in_an_async_flow(self) -> None:
+        """In an async flow an artifact is written, from the loop's thread and from a worker's."""
+
+        @flow
+        async def lineage() -> None:
+            publish_markdown("ttapi-in-an-async-flow", "loop")
+            progress = Progress("ttapi-in-an-async-flow-progress")
+            await asyncio.to_thread(progress.finish)
+            await asyncio.to_thread(publish_markdown, "ttapi-in-an-async-flow", "worker")
+
+        asyncio.run(lineage())
+        assert sorted(str(artifact.data) for artifact in published("ttapi-in-an-async-flow")) == [
+            "loop",
+            "worker",
+        ]
+        assert published("ttapi-in-an-async-flow-progress")[0].data == 100.0
+        gc.collect()  # a client left open would warn now, and a warning is an error
+
+    def test_versions_of_a_key_are_a_history(self) -> None:
+        """Publishing a key again adds to its history."""
+
+        @flow
+        def lineage(text: str) -> None:
+            publish_markdown("ttapi-history", text)
+
+        lineage("first")
+        lineage("second")
+        assert sorted(str(artifact.data) for artifact in published("ttapi-history")) == ["first", "second"]
+
+    def test_outside_a_run(self) -> None:
+        """Outside any run nothing is published, and nobody is warned of what Prefect will remove."""
+        assert publish_markdown("ttapi-outside", "hello") is None
+        progress = Progress("ttapi-outside")
+        progress.update(1, 2)
+        progress.finish()
+        assert published("ttapi-outside") == []
+
+    def test_a_refused_artifact_fails_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Where Prefect refuses an artifact, the run goes on and its log says why."""
+
+        @flow
+        def lineage() -> tuple[UUID | None, str]:
+            progress = Progress("No key at all")
+            progress.finish()
+            return publish_markdown("No key at all", "hello"), "went on"
+
+        with caplog.at_level(logging.WARNING):
+            assert lineage() == (None, "went on")
+        assert caplog.text.count("An artifact was not published") == 2
+
+    def test_progress_at_a_sensible_rate(self) -> None:
+        """Progress is shown at most every so many seconds, and at the end whatever the clock says."""
+        clock = Clock()
+
+        def shown() -> object:
+            (artifact,) = published("ttapi-progress")
+            return artifact.data, artifact.description
+
+        @flow
+        def lineage() -> list[object]:
+            progress = Progress("ttapi-progress", "starting", every=2.0, clock=clock)
+            seen = [shown()]
+            for now, done in [(1.9, 1), (2.0, 2), (3.9, 3), (4.0, 9)]:
+                clock.now = now
+                progress.update(done, 8, f"{done} of 8")
+                seen.append(shown())
+            progress.update(5, None)
+            progress.finish("done")
+            return [*seen, shown()]
+
+        assert lineage() == [
+            (0.0, "starting"),
+            (0.0, "starting"),
+            (25.0, "2 of 8"),
+            (25.0, "2 of 8"),
+            (100.0, "9 of 8"),
+            (100.0, "done"),
+        ]
+
+    def test_progress_from_any_thread(self) -> None:
+        """Threads that know nothing of the run update its progress; of those that come at once, one does."""
+
+        def in_threads(work: Callable[[], None]) -> None:
+            threads = [threading.Thread(target=work) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        @flow
+        def lineage() -> None:
+            clock = Clock()
+            progress = Progress("ttapi-progress-threads", every=1.0, clock=clock)
+            clock.now = 1.0
+            in_threads(lambda: progress.update(1, 2))
+
+        lineage()
+        (artifact,) = published("ttapi-progress-threads")
+        assert artifact.data == 50.0
