@@ -347,11 +347,21 @@ class ImageStore(NotMapped, Block):
         account = Account(
             endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
             region=self.region or environ("AWS_REGION"),
-            access_key_id=self.access_key_id or None,
-            secret_access_key=_told(self.secret_access_key),
-            session_token=_told(self.session_token),
+            **self._keys(),
         )
         return S3Settings(bucket, prefix, account)
+
+    def _keys(self) -> dict[str, str | None]:
+        """The block's own key, else the environment's; without either, AWS's tools look further.
+
+        The environment's comes first in their chain, too. It is read here because clients are shared by their
+        settings, and another environment is to mean another client.
+        """
+        environ = os.environ.get
+        own = (self.access_key_id, _told(self.secret_access_key), _told(self.session_token))
+        found = (environ("AWS_ACCESS_KEY_ID"), environ("AWS_SECRET_ACCESS_KEY"), environ("AWS_SESSION_TOKEN"))
+        keys = own if own[0] else found if all(found[:2]) else (None, None, None)
+        return dict(zip(("access_key_id", "secret_access_key", "session_token"), keys, strict=True))
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from prefect_ttapi.prompts import Prompts, PromptsError, read_prompts
-from tests.s3 import s3_server  # noqa: F401 - a fixture
 
 
 @pytest.fixture

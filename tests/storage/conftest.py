@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.storage.store import ImageStore
-from tests.s3 import S3Server, new_bucket, s3_server  # noqa: F401 - fixtures
+from tests.s3 import S3Server
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def folder_store(tmp_path: Path) -> ImageStore:
 
 
 @pytest.fixture
-def s3_store(s3_server: S3Server) -> ImageStore:  # noqa: F811
+def s3_store(s3_server: S3Server) -> ImageStore:
     """A store below a prefix of a new bucket."""
     return ImageStore(url=f"s3://{s3_server.new_bucket()}/some/prefix", **s3_server.settings())
 
