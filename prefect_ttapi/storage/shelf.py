@@ -79,13 +79,13 @@ class Shelf:
             StoreError: the store refuses.
         """
         key, data = self.key(document.request_hash), encode(document)
-        trouble: StoreError | None = None
+        trouble = ""
         for pause in _PAUSES:
             time.sleep(pause)
             try:
                 return Swap(True, Seen(document, self.store.compare_and_swap(key, data, tag)))
             except (ConflictError, NoAnswerError) as error:
-                trouble = error
+                trouble = str(error)  # the error itself would keep its caller's claim alive
             found = self.read(document.request_hash)
             if found is None:
                 if tag is not None:
@@ -94,7 +94,7 @@ class Shelf:
                 return Swap(True, found)
             elif found.tag != tag:
                 return Swap(False, found)
-        raise NoAnswerError(f"{self.store.uri(key)}: can't be written ({trouble})") from trouble
+        raise NoAnswerError(f"{self.store.uri(key)}: can't be written ({trouble})")
 
     def _senseless(self, key: str, error: ValueError) -> StoreError:
         return StoreError(
