@@ -1,0 +1,240 @@
+"""Key templates: what they may say, what they make of values, and which keys can't live together."""
+
+from __future__ import annotations
+
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.keys import DEFAULT_KEY, NAMES, KeyTemplate, KeyTemplateError, collisions
+from prefect_ttapi.storage.objects import LONGEST_KEY, checked_key
+from prefect_ttapi.storage.slugs import LONGEST_SLUG, LONGEST_VALUE, segment, slug
+
+REQUEST = ImageRequest(prompt="A lighthouse at dusk", model="gpt-image-2", n=2)
+IMAGE = StoredImage(
+    uri="s3://p/images/a.jpg",
+    sha256="a",
+    size_bytes=1,
+    media_type="image/jpeg",
+    width=1024,
+    height=768,
+    index=1,
+)
+WHEN = datetime(2031, 5, 4, 23, 30, tzinfo=UTC)
+LEGAL = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~/=+-")
+
+
+def key_of(template: str, values: dict | None = None, **options: object) -> str:
+    names = list(values or {})
+    return KeyTemplate(template, names).key(REQUEST, IMAGE, values, date=WHEN, **options)
+
+
+def refused(template: str, *names: str) -> str:
+    with pytest.raises(KeyTemplateError) as caught:
+        KeyTemplate(template, names)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_default_names_image_and_request() -> None:
+    """Slug, 12 digits of the hash, position and type: readable, and unique to the image."""
+    assert key_of(DEFAULT_KEY) == f"a-lighthouse-at-dusk-{REQUEST.request_hash[:12]}-1.jpg"
+
+
+def test_every_name_and_format_spec() -> None:
+    """All names of the template, with specs as in Python; a date's slashes make folders."""
+    assert (
+        key_of("{date:%Y/%m/%d}/{model}/{size}/{index:03d}.{ext}")
+        == "2031/05/04/gpt-image-2/1024x768/001.jpg"
+    )
+    assert (
+        key_of("{batch}/{name}_{date}.{ext}", batch="May 2031")
+        == "May-2031/a-lighthouse-at-dusk_2031-05-04.jpg"
+    )
+    assert key_of("{slug:.5}~{hash:.4}") == f"a-lig~{REQUEST.request_hash[:4]}"
+    assert all(key_of(f"x{{{name}}}") for name in NAMES)
+
+
+def test_dates_are_utc() -> None:
+    """The same moment gives the same key, whatever time zone it comes in; without one it counts as UTC."""
+    template = KeyTemplate("{date:%Y-%m-%d-%H%M}")
+    elsewhere = WHEN.astimezone(timezone(timedelta(hours=9)))
+    for date in (WHEN, elsewhere, WHEN.replace(tzinfo=None)):
+        assert template.key(REQUEST, IMAGE, date=date) == "2031-05-04-2330"
+
+
+def test_values_of_ones_own() -> None:
+    """Columns of a prompts file are names too; numbers take numbers' specs; `name` and `slug` may be given."""
+    assert key_of("{sku}/{price:.2f}.{ext}", {"sku": "AB-12_x", "price": 3.5}) == "AB-12_x/3.50.jpg"
+    assert key_of("{name}.{ext}", {"name": "Hero"}) == "Hero.jpg"
+    assert key_of("{name}.{ext}", {"name": "  "}) == "a-lighthouse-at-dusk.jpg"
+    assert key_of("{slug}.{ext}", {"slug": "mine"}) == "mine.jpg"
+    assert key_of("{shot:%B}", {"shot": WHEN}) == "May"
+
+
+def test_facts_can_not_be_replaced() -> None:
+    """A column that is called like one of the template's facts changes nothing of the fact."""
+    assert key_of("{index}-{model}", {"index": "77", "model": "mine"}) == "1-gpt-image-2"
+
+
+def test_values_are_data() -> None:
+    """Whatever a value holds, it stays one part between two slashes, and never climbs."""
+    assert key_of("a/{v}/b", {"v": "../../etc/passwd"}) == "a/etc-passwd/b"
+    assert key_of("a/{v}", {"v": "x/y\\z\n{hash}"}) == "a/x-y-z-hash"
+    assert key_of("{v:/>8}", {"v": "x"}) == "x"
+
+
+def test_values_that_do_not_fit_are_named() -> None:
+    """A value that is missing or blank, or a spec that does not fit it, is an error that names it."""
+    for values in ({}, {"sku": None}, {"sku": " "}):
+        with pytest.raises(KeyTemplateError, match="needs a value for 'sku'"):
+            KeyTemplate("{sku}.{ext}", ["sku"]).key(REQUEST, IMAGE, values, date=WHEN)
+    with pytest.raises(KeyTemplateError, match=r"\{price:\.2f\} does not fit the value 'three'"):
+        key_of("{price:.2f}", {"price": "three"})
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{slgu}.{ext}", "unknown name {slgu}; did you mean {slug}?"),
+        ("{zzzz}", "unknown name {zzzz}; legal: name slug hash index ext model size date batch"),
+        ("{slug.__class__}", "is no name"),
+        ("{slug[0]}", "is no name"),
+        ("{slug!r}", "{slug!r} is no name"),
+        ("{}", "is no name"),
+        ("{0}", "is no name"),
+        ("{index:{slug}}", "too clever"),
+        ("{index:0999999999d}", "too clever"),
+        ("{slug:99999999}", "too clever"),
+        ("{index:q}", "does not fit"),
+        ("{slug:03d}", "does not fit"),
+        ("{slug", "malformed"),
+        ("slug}", "malformed"),
+        ("/etc/{slug}", "it is absolute"),
+        ("../{slug}", "'..'"),
+        ("a/../{slug}", "'..'"),
+        ("a//{slug}", "empty"),
+        ("{slug}/", "empty"),
+        ("", "it is empty"),
+        ("a b/{slug}", "holds ' '"),
+        ("größe/{slug}", "holds 'ö'"),
+        ("a\n{slug}", r"holds '\n'"),
+        ("{{slug}}", "holds '{'"),
+        ("C:{slug}", "holds ':'"),
+        ("x" * 256, "longer than 255"),
+        ("/".join(["x" * 100] * 11), "1,024 bytes"),
+    ],
+)
+def test_illegal_templates_are_refused_up_front(template: str, why: str) -> None:
+    """What can't work, or is hostile, is refused before there is any request, in one line that says what it is."""
+    assert why in refused(template)
+
+
+def test_a_name_close_to_a_column_is_suggested() -> None:
+    """The legal names include those of the values at hand."""
+    assert "did you mean {product}?" in refused("{prodcut}", "product")
+    assert "product" in refused("{zzzz}", "product")
+
+
+def test_keys_are_known_before_paying() -> None:
+    """The planned keys have placeholders for what only the answer tells, and one key for each image asked for."""
+    template = KeyTemplate("{slug}-{index}-{size}.{ext}")
+    first, second = template.planned_keys(REQUEST, date=WHEN)
+    assert first.startswith("a-lighthouse-at-dusk-0-")
+    assert second == first.replace("-0-", "-1-", 1)
+    assert not collisions([first, second])
+    without_index = KeyTemplate("{slug}-{size}.{ext}").planned_keys(REQUEST, date=WHEN)
+    assert collisions(without_index) == [[0, 1]]
+
+
+def test_a_template_travels() -> None:
+    """Templates go to workers and compare by what they say."""
+    template = KeyTemplate("{sku}", ["sku"])
+    assert pickle.loads(pickle.dumps(template)) == template  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A Lighthouse, at dusk!", "a-lighthouse-at-dusk"),
+        ("Crème brûlée №5", "creme-brulee-no5"),
+        ("Straße nach Łódź", "strasse-nach-lodz"),
+        ("ﬁne ½ print", "fine-1-2-print"),
+        ("--a--b--", "a-b"),
+    ],
+)
+def test_slugs_read_well(text: str, expected: str) -> None:
+    """Latin letters keep their shape, everything between words is one dash."""
+    assert slug(text) == expected
+
+
+def test_slugs_of_other_scripts_stay_apart() -> None:
+    """Texts in scripts without ASCII forms have different slugs, also where they share some ASCII words."""
+    texts = ["灯台", "猫", "маяк", "منارة", "灯台 at dusk", "猫 at dusk", "🗼", "🐱", "", "!"]
+    assert len({slug(text) for text in texts}) == len(texts)
+    assert slug("猫 at dusk").startswith("at-dusk-")
+
+
+@given(st.text())
+def test_slugs_and_segments_are_safe(text: str) -> None:
+    """Of any text: ASCII, bounded, not empty, no slash, nothing that climbs, and stable under repetition."""
+    for made, longest in ((slug(text), LONGEST_SLUG), (segment(text), LONGEST_VALUE)):
+        assert 1 <= len(made) <= longest
+        assert set(made) <= LEGAL - {"/"}
+        assert not made.startswith((".", "-"))
+        assert not made.endswith((".", "-"))
+    assert set(slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert segment(segment(text)) == segment(text)
+
+
+PIECES = st.sampled_from(
+    [
+        *["{v}", "{w}", "{slug}", "{hash}", "{index}", "{index:02d}", "{ext}", "{size}", "{date:%Y/%m}"],
+        *["/", "-", ".", "..", "~", "a", "B", "{name}", "{v:>9}", "{v:.2}"],
+    ]
+)
+TEXTS = st.text(max_size=30) | st.sampled_from(["..", ".", "/", "a", "A", "a/b", "", "x.lock", "\x00"])
+
+
+@given(st.lists(PIECES, min_size=1, max_size=8).map("".join), TEXTS, TEXTS, st.text(min_size=1, max_size=50))
+def test_no_key_leads_outside(template: str, v: str, w: str, prompt: str) -> None:
+    """Whatever template and values: a refusal of ours, or legal keys inside the store."""
+    try:
+        request = ImageRequest(prompt=prompt)
+    except ValueError:
+        return
+    values = {"v": v, "w": w}
+    try:
+        made = KeyTemplate(template, values)
+        keys = [*made.planned_keys(request, values, date=WHEN), made.key(request, IMAGE, values, date=WHEN)]
+    except KeyTemplateError:
+        return
+    for key in keys:
+        assert set(key) <= LEGAL
+        assert len(key) <= LONGEST_KEY
+        assert checked_key(key) == key
+
+
+SMALL = st.sampled_from(["a", "A", "b", "a/b", "a/b/c", "A/b", "a.b", "a-b"])
+
+
+@given(st.lists(SMALL, max_size=7))
+def test_no_collision_goes_unreported(keys: list[str]) -> None:
+    """Two keys are in one group exactly if they can't both be files of one folder that ignores case."""
+    grouped = {(first, second) for group in collisions(keys) for first in group for second in group}
+    for first, one in enumerate(keys):
+        for second, other in enumerate(keys):
+            a, b = one.lower(), other.lower()
+            clash = a == b or a.startswith(b + "/") or b.startswith(a + "/")
+            if first != second and clash:
+                assert (first, second) in grouped
+
+
+def test_keys_that_get_along_are_not_reported() -> None:
+    """Different keys, also in one folder or with one's name in another's, are no collision."""
+    assert collisions(["a/b", "a/c", "ab", "b", "a-b/c", "a.b"]) == []
