@@ -160,7 +160,7 @@ class InvalidResponseError(TTAPIError):
 class DownloadError(TTAPIError):
     """The API answered and was paid, but the image behind its URL could not be fetched.
 
-    The message never contains the URL: its query may be signed.
+    The message never contains the URL: its query may be signed. `status_code` is the image host's.
     """
 
     outcome = Outcome.UNUSABLE

@@ -18,6 +18,7 @@ from typing import Final
 
 import httpcore
 import httpx
+from pydantic import SecretStr
 
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.spool import Spool
@@ -125,7 +126,7 @@ class Downloader:
         with quiet():
             self._pool.close()
 
-    def fetch(self, url: str, name: str = "image") -> tuple[Spool, ImageFacts]:
+    def fetch(self, url: SecretStr, name: str = "image") -> tuple[Spool, ImageFacts]:
         """The image behind `url`, which the log calls `name`.
 
         Raises:
@@ -148,7 +149,7 @@ class Downloader:
                 break
             self._clock.sleep(wait)
         raise DownloadError(
-            f"the image could not be fetched ({tries} tries): {what}; its request is paid and not repeated",
+            f"the image could not be fetched (tries: {tries}): {what}; its request is paid and not repeated",
             status_code=result.status,
             attempts=tries,
             elapsed=elapsed,
@@ -160,7 +161,7 @@ class Downloader:
         half = DELAYS[tries - 1] / 2
         return max(half + self._clock.jitter(half), problem.wait)
 
-    def _try(self, url: str, partial: _Partial, deadline: float) -> ImageFacts | _Problem:
+    def _try(self, url: SecretStr, partial: _Partial, deadline: float) -> ImageFacts | _Problem:
         try:
             with quiet():
                 self._follow(url, partial, deadline)
@@ -177,10 +178,11 @@ class Downloader:
         except tuple(_BREAKS) as error:
             return _Problem(next(what for kind, what in _BREAKS.items() if isinstance(error, kind)))
 
-    def _follow(self, url: str, partial: _Partial, deadline: float) -> None:
-        target = httpx.URL(url)
+    def _follow(self, url: SecretStr, partial: _Partial, deadline: float) -> None:
+        target = httpx.URL(url.get_secret_value())
         for _ in range(1 + MAX_REDIRECTS):
-            if target.scheme not in self._reach.schemes or not target.host:
+            usable = target.scheme in self._reach.schemes and target.host and (target.port or 0) < 65_536
+            if not usable:
                 raise _Problem(
                     f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True
                 )

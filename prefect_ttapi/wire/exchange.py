@@ -199,7 +199,9 @@ class Exchange:
         broke = next((found for kind, found in _BREAKS.items() if isinstance(error, kind)), Break.LOST)
         if sending.unwritten and broke is not Break.CONNECTING:
             broke = Break.SENDING
-        return Failure(BREAKS[broke], self.clean(f"{broke}: {error or type(error).__name__}"))
+        # the operating system's words; those about a broken protocol quote the server's bytes
+        spoken = isinstance(error, httpx.NetworkError | httpx.TimeoutException) and str(error)
+        return Failure(BREAKS[broke], self.clean(f"{broke}: {spoken or type(error).__name__}"))
 
     def _redirected(self, response: httpx.Response) -> Failure:
         status = response.status_code

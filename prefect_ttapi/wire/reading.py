@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import SecretStr
+
 from prefect_ttapi.responses import Usage
 from prefect_ttapi.spool import Spool
 from prefect_ttapi.wire.answers import Item, UnusableAnswer, read_answer
@@ -17,10 +19,10 @@ from prefect_ttapi.wire.outcomes import BREAKS, UNUSABLE, Break
 
 @dataclass(frozen=True)
 class Received:
-    """One image: its bytes and what they are, or where to fetch them."""
+    """One image: its bytes and what they are, or where to fetch them; the URL may be signed, hence secret."""
 
     fetched: tuple[Spool, ImageFacts] | None
-    url: str
+    url: SecretStr
     revised_prompt: str | None
 
 
@@ -41,7 +43,7 @@ def receive(item: Item) -> Received:
         NotAnImage: its bytes are no complete PNG, JPEG or WebP.
     """
     fetched = (item.spool, read_image(item.spool)) if item.spool is not None else None
-    return Received(fetched, item.url or "", item.revised_prompt)
+    return Received(fetched, SecretStr(item.url or ""), item.revised_prompt)
 
 
 def read_reply(opened: Opened, max_bytes: int) -> Reply | Failure:
