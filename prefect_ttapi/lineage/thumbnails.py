@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+from collections.abc import Callable
 from typing import BinaryIO, Final
 
 from PIL.Image import Image, Resampling
@@ -11,6 +13,10 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
+
+from prefect_ttapi.errors import StoreError
+
+log: Final = logging.getLogger(__name__)
 
 #: Side of the square, in pixels, that a thumbnail fits into.
 ARTIFACT_BOX: Final = 128
@@ -89,3 +95,13 @@ def _webp(image: Image, box: int) -> bytes:
         if out.tell() <= box * box // 3:  # 5 KB at 128 pixels, 21 KB at 256: only noise needs more
             break
     return out.getvalue()
+
+
+def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
+    """The thumbnail of what `opener` opens; None, and a warning in the log, where there can be none."""
+    try:
+        with opener() as file:
+            return thumbnail(file, box)
+    except (ThumbnailError, StoreError) as error:
+        log.warning("no thumbnail: %s", error)
+        return None

@@ -1,0 +1,55 @@
+# Each target sets up what it needs. Python 3.11 or later, pip and make are enough; uv is used if it is there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check integration lint types clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed ## generate a small campaign against the sandbox into ./out
+	@$(BIN)/python -m flows.campaign flows/prompts.csv --sandbox --store ./out \
+		--deliver ./out/delivered --key '{shot}/{name}-{index}.{ext}'
+
+test: $(VENV)/.installed-dev ## the tests, with coverage
+	@echo "==> pytest"
+	@$(BIN)/python -m pytest -m "not integration" --cov --cov-report=term
+
+lint: $(VENV)/.installed-dev
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	@echo "==> mypy --strict"
+	@$(BIN)/mypy
+
+check: lint types test ## lint, types and tests
+
+integration: $(VENV)/.installed-dev ## tests against real servers and a browser; needs Debian's chromium
+	@tests/integration/install-packages
+	@echo "==> pytest -m integration"
+	@$(BIN)/python -m pytest -m integration
+
+clean: ## forget the virtual environment and what the demo made
+	rm -rf $(VENV) out
+
+$(VENV)/bin/python:
+	@echo "==> virtual environment in $(VENV)"
+	@if command -v uv >/dev/null; then uv venv -q --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
+
+# -c holds exact versions; the stamp is renewed when they or the package's needs change
+INSTALL = if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -c constraints.txt -e $(1); \
+	else $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e $(1); fi
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> installing prefect-ttapi and what it needs (a minute or two)"
+	@$(call INSTALL,.)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> installing prefect-ttapi and what its tests need (a minute or two)"
+	@$(call INSTALL,".[dev]")
+	@touch $@ $(VENV)/.installed

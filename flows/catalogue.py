@@ -1,0 +1,78 @@
+"""An existing extract-transform flow in which images are two more lines.
+
+python -m flows.catalogue flows/products.csv --store ./out --shop ./out/shop --sandbox
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from prefect import flow, task, unmapped
+
+from flows.options import add_store_options, credentials_from, exit_status, sandbox_if, store_at
+from prefect_ttapi import DeliveredImage, ImageRequest, deliver_images, generate_images
+
+
+@task
+def extract(products: str) -> list[dict[str, str]]:
+    """The products as they come from elsewhere."""
+    with Path(products).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@task
+def describe(product: dict[str, str]) -> ImageRequest:
+    """What a product's picture shows."""
+    prompt = f"Studio photograph of {product['title']}, {product['material']}, plain background, soft light"
+    return ImageRequest(prompt=prompt, model="gpt-image-2", size="1024x1024", quality="medium")
+
+
+@task
+def publish(product: dict[str, str], images: list[DeliveredImage]) -> dict[str, str]:
+    """The product as the shop wants it, with its picture."""
+    return product | {"image": images[0].url or images[0].uri}
+
+
+@flow(persist_result=False)
+def catalogue(products: str, store: str, shop: str, credentials: str | None = None) -> list[dict[str, str]]:
+    """Products in, products with pictures out.
+
+    Args:
+        products: CSV file with the columns sku, title and material.
+        store: where images are kept: a folder, `s3://bucket/prefix` or `block:NAME`.
+        shop: where the shop reads them, written like `store`.
+        credentials: name of a credentials block; else TTAPI_API_KEY is used.
+    """
+    rows = extract(products)
+    requests = describe.map(rows)
+    generations = generate_images.map(
+        requests, credentials=unmapped(credentials_from(credentials)), store=unmapped(store_at(store))
+    )
+    delivered = deliver_images.map(
+        generations, to=unmapped(store_at(shop)), key=unmapped("{sku}.{ext}"), values=rows
+    )
+    return publish.map(rows, delivered).result()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.catalogue", description=catalogue.__doc__)
+    parser.add_argument("products", help="CSV with the columns sku, title, material")
+    parser.add_argument("--shop", required=True, help="where the shop reads its pictures")
+    add_store_options(parser)
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    with sandbox_if(options.sandbox):
+        for product in catalogue(options.products, options.store, options.shop, options.credentials):
+            print(product["sku"], product["image"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""What the example command lines share: arguments, stores and credentials by name, errors as one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from urllib.parse import unquote, urlsplit
+
+from prefect.settings import (
+    PREFECT_LOGGING_SERVER_LEVEL,
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    get_current_settings,
+    temporary_settings,
+)
+
+from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials
+from prefect_ttapi.errors import StoreError, TTAPIError
+from prefect_ttapi.sandbox import Sandbox
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """Where images go, and who makes them."""
+    parser.add_argument("--store", required=True, help="folder, s3://bucket/prefix, or block:NAME")
+    parser.add_argument(
+        "--credentials", metavar="BLOCK", help="else TTAPI_API_KEY and TTAPI_BASE_URL are used"
+    )
+    parser.add_argument(
+        "--sandbox", action="store_true", help="start a sandbox and use it: nothing is paid for"
+    )
+    parser.add_argument(
+        "--max-in-flight", type=int, default=8, metavar="N", help="requests under way at once (8)"
+    )
+
+
+def store_at(address: str) -> ImageStore:
+    """The store at a folder or `s3://` URL, or the saved block `block:NAME`."""
+    kind, _, name = address.partition(":")
+    return ImageStore.load(name, _sync=True) if kind == "block" else ImageStore(url=address)
+
+
+def credentials_from(block: str | None) -> TTAPICredentials:
+    """The saved block of this name, else what the environment says."""
+    return TTAPICredentials.load(block, _sync=True) if block else TTAPICredentials.from_env()
+
+
+@contextmanager
+def sandbox_if(asked_for: bool) -> Iterator[None]:
+    """A sandbox in this process for the time being, named by the environment; nothing where it isn't asked for."""
+    if not asked_for:
+        yield
+        return
+    with Sandbox() as sandbox:
+        before = dict(os.environ)
+        os.environ.update(TTAPI_BASE_URL=sandbox.base_url, TTAPI_API_KEY="sandbox")
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def place(uri: str) -> str:
+    """An address as a person opens it: a path for what is on this machine."""
+    parts = urlsplit(uri)
+    return os.path.relpath(unquote(parts.path)) if parts.scheme == "file" else uri
+
+
+def run_url(flow_run_id: str) -> str:
+    """Where the Prefect UI shows a run; without a server of its own, how to get one."""
+    ui = get_current_settings().ui_url
+    if ui:
+        return f"{ui.rstrip('/')}/runs/flow-run/{flow_run_id}"
+    return f"`prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"
+
+
+def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
+    """A line for each row without its images, the first `most` of them."""
+    bad = (row for row in report.rows if row.status in ("failed", "skipped"))
+    for row in islice(bad, most):
+        yield f"request {row.row} {row.status}: {row.error}"
+    more = report.totals.failed + report.totals.skipped - most
+    if more > 0:
+        yield f"and {more} more, in the manifest"
+
+
+def exit_status(main: Callable[[], int]) -> int:
+    """What `main` returns, or 2 after one clear message where input, store or credentials are wrong."""
+    # a temporary server has nothing to say that a person at this command line could use
+    quiet = {PREFECT_LOGGING_SERVER_LEVEL: "CRITICAL", PREFECT_SERVER_ANALYTICS_ENABLED: False}
+    try:
+        with temporary_settings(set_defaults=quiet):
+            return main()
+    except (ValueError, StoreError, TTAPIError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what is paid for is in the store, and the next run goes on from there",
+            file=sys.stderr,
+        )
+        return 130

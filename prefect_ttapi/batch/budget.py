@@ -1,0 +1,96 @@
+"""What a batch may spend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import Usage
+from prefect_ttapi.rules import Model
+
+
+class Price(BaseModel):
+    """What one model costs, in USD, as you know it from the vendor's price list; this package invents none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_image: float = Field(0.0, ge=0)
+    per_million_input_tokens: float = Field(0.0, ge=0)
+    per_million_output_tokens: float = Field(0.0, ge=0)
+
+    def of(self, images: int, usage: Usage | None) -> float:
+        """USD for one answer.
+
+        >>> Price(per_image=0.02).of(3, None)
+        0.06
+        """
+        tokens = (usage.input_tokens, usage.output_tokens) if usage else (0, 0)
+        million = self.per_million_input_tokens * tokens[0] + self.per_million_output_tokens * tokens[1]
+        return self.per_image * images + million / 1e6
+
+
+class Budget(BaseModel):
+    """Limits of one batch; None is no limit.
+
+    `images` is a hard limit: images are reserved before a request is sent. Tokens and USD are known only afterwards:
+    they stop the batch when the settled sum reaches them, so that what is in flight then can go over. Images that
+    are already in the store cost nothing.
+
+    Raises:
+        pydantic.ValidationError: a limit is negative, or `usd` comes without `prices`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int | None = Field(None, ge=0)
+    tokens: int | None = Field(None, ge=0)
+    usd: float | None = Field(None, ge=0)
+    prices: Mapping[Model, Price] | None = None
+
+    @model_validator(mode="after")
+    def _usd_needs_prices(self) -> Self:
+        if self.usd is not None and not self.prices:
+            raise ValueError("usd needs prices, e.g. prices={'gpt-image-2': Price(per_image=0.05)}")
+        return self
+
+    def unpriced(self, requests: list[ImageRequest]) -> set[str]:
+        """Models among `requests` that a limit in USD can't be held for."""
+        asked: set[str] = {request.model for request in requests}
+        return asked - set(self.prices or {}) if self.usd is not None else set()
+
+
+class Spending:
+    """What a batch has spent and reserved, against its budget. Used by one thread."""
+
+    def __init__(self, budget: Budget | None) -> None:
+        self.budget = budget or Budget()
+        self.images = 0
+        self.reserved = 0
+        self.tokens = 0
+        self.usd = 0.0
+
+    def denial(self, images: int) -> str | None:
+        """Why `images` more may not be asked for, or None."""
+        budget = self.budget
+        if budget.images is not None and self.images + self.reserved + images > budget.images:
+            return f"{images} more would pass the limit of {budget.images} images"
+        if budget.tokens is not None and self.tokens >= budget.tokens:
+            return f"{self.tokens:,} tokens were used, the limit is {budget.tokens:,}"
+        if budget.usd is not None and self.usd >= budget.usd:
+            return f"{self.usd:.2f} USD were spent, the limit is {budget.usd:.2f}"
+        return None
+
+    def reserve(self, images: int) -> None:
+        self.reserved += images
+
+    def settle(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
+        """The request came back: its reservation becomes the `images` that were paid for, perhaps none."""
+        self.reserved -= request.n
+        self.images += images
+        if images:
+            self.tokens += usage.total_tokens if usage else 0
+            price = (self.budget.prices or {}).get(request.model)
+            self.usd += price.of(images, usage) if price else 0.0

@@ -1,0 +1,155 @@
+"""What goes into a batch: requests and the values of their keys, checked before anything is paid for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import repeat
+from typing import Any
+
+from pydantic import ValidationError
+
+from prefect_ttapi.batch.budget import Budget
+from prefect_ttapi.batch.shards import Item, row_of
+from prefect_ttapi.caching import as_request
+from prefect_ttapi.delivery import key_template
+from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.keys import KeyTemplateError
+
+Values = Iterable[Mapping[str, Any]] | Callable[[ImageRequest], Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Intake:
+    """The items of a batch in order, each legal item or failed row; `total` is None where it can't be known."""
+
+    items: Iterator[Item | Row]
+    total: int | None
+
+
+def take_in(
+    requests: Iterable[ImageRequest | Mapping[str, Any]],
+    values: Values,
+    keys: KeyCheck | None,
+    budget: Budget | None,
+) -> Intake:
+    """The batch's items. A sequence is checked whole; an iterator as it is read, each problem being a failed row.
+
+    Raises:
+        IllegalBatchError: a sequence holds illegal requests, or leads to key collisions.
+    """
+    if isinstance(requests, Mapping | str | bytes | ImageRequest):
+        raise IllegalBatchError(["requests must be an iterable of requests, not a single one"])
+    items = _items(requests, values, keys)
+    if not isinstance(requests, Sequence):
+        return Intake(items, None)
+    if isinstance(values, Sequence) and len(values) != len(requests):
+        raise IllegalBatchError([f"there are {len(requests)} requests but {len(values)} values"])
+    whole = list(items)
+    problems = _told_once([item for item in whole if isinstance(item, Row)])
+    unpriced = (
+        budget.unpriced([item.request for item in whole if isinstance(item, Item)]) if budget else set()
+    )
+    problems += [f"a budget in USD needs a price for {model}" for model in sorted(unpriced)]
+    if problems:
+        raise IllegalBatchError(problems)
+    return Intake(iter(whole), len(whole))
+
+
+class KeyCheck:
+    """Refuses what would put two different images under one key, before either is paid for."""
+
+    def __init__(self, template: str, batch: str, date: datetime) -> None:
+        self._template = template
+        self._batch = batch
+        self._date = date
+        # digests of keys and of their folders: what is kept does not grow with their length
+        self._owners: dict[bytes, tuple[int, bytes]] = {}
+        self._folders: dict[bytes, int] = {}
+
+    def problem(self, item: Item) -> str | None:
+        """What is wrong with the item's keys, or None; the keys are then its own."""
+        try:
+            template = key_template(self._template, tuple(sorted(item.values)))
+            keys = template.planned_keys(item.request, item.values, batch=self._batch, date=self._date)
+        except KeyTemplateError as error:
+            return str(error)
+        for index, key in enumerate(keys):
+            image = _digest(f"{item.request.request_hash}-{index}")
+            # folders on some systems don't tell upper from lower case: what works here is to work there
+            path = key.lower()
+            row, owner = self._owners.setdefault(_digest(path), (item.row, image))
+            if owner != image:
+                return f"its key {key} is also that of another image, of request {row}"
+            if _digest(path) in self._folders:
+                return f"its key {key} is a folder in a key of request {self._folders[_digest(path)]}"
+            for slash in re.finditer("/", path):
+                folder = _digest(path[: slash.start()])
+                if folder in self._owners:
+                    return (
+                        f"its key {key} needs a folder where request {self._owners[folder][0]} has an image"
+                    )
+                self._folders.setdefault(folder, item.row)
+        return None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+
+
+def _items(
+    requests: Iterable[ImageRequest | Mapping[str, Any]], values: Values, keys: KeyCheck | None
+) -> Iterator[Item | Row]:
+    given_values = iter(values) if values is not None and not callable(values) else repeat({})
+    for row, given in enumerate(requests):
+        try:
+            request = as_request(given)
+            mine = values(request) if callable(values) else next(given_values)
+        except ValidationError as error:
+            yield _refused(row, given, "; ".join(problems_of(error)), "ValidationError")
+            if not callable(values):
+                next(given_values, None)
+            continue
+        except StopIteration:
+            yield _refused(row, given, "there are fewer values than requests", "ValueError")
+            continue
+        item = Item(row, request, dict(mine))
+        problem = keys.problem(item) if keys else None
+        yield item if problem is None else _with_problem(item, problem)
+
+
+def _with_problem(item: Item, problem: str) -> Row:
+    update = {"status": "failed", "error": problem, "error_type": "KeyTemplateError"}
+    return row_of(item, api_origin=None).model_copy(update=update)
+
+
+def _refused(row: int, given: Any, error: str, error_type: str) -> Row:
+    return Row(row=row, status="failed", given=given, error=error, error_type=error_type)
+
+
+def _told_once(failed: Iterable[Row]) -> list[str]:
+    """A line per problem, with the requests that have it: `requests 1, 2 and 7 more: ...`."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row in failed:
+        rows[row.error or ""].append(row.row)
+    return [f"{_requests(positions)}: {problem}" for problem, positions in rows.items()]
+
+
+def _requests(positions: Sequence[int]) -> str:
+    shown = ", ".join(map(str, positions[:5]))
+    more = f" and {len(positions) - 5} more" if len(positions) > 5 else ""
+    return f"request{'s' if len(positions) > 1 else ''} {shown}{more}"
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """A line per problem: `size is '1x1' for dall-e-3; legal: ...`."""
+    return [
+        f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False)
+    ]

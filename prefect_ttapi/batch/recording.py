@@ -1,0 +1,156 @@
+"""What a batch leaves behind: the manifest, the gallery page, and artifacts on the run."""
+
+from __future__ import annotations
+
+import array
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Final, Self
+
+from prefect_ttapi.batch.report import BatchReport
+from prefect_ttapi.batch.shards import Done, Item
+from prefect_ttapi.lineage.artifacts import Progress, batch_key, publish_markdown, publish_table
+from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.manifest import Row, read_manifest, write_manifest
+from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table
+from prefect_ttapi.lineage.pictures import pictures
+from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
+from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.store import ImageStore
+
+#: Rows whose images are shown on the gallery page; the others are in the manifest.
+GALLERY_ROWS: Final = 500
+
+
+class RowFile:
+    """Rows as they come, kept in a temporary file and read in order: 8 bytes of memory a row."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="ttapi-rows-")  # noqa: SIM115 - `close` closes it
+        self._starts = array.array("q")
+
+    def add(self, row: Row) -> None:
+        """Keep a row; rows come in any order."""
+        missing = row.row + 1 - len(self._starts)
+        self._starts.extend([-1] * max(0, missing))
+        self._starts[row.row] = self._file.seek(0, io.SEEK_END)
+        self._file.writelines(write_manifest([row]))
+
+    def lines(self) -> Iterator[bytes]:
+        """The rows' lines in order; a row that never came is left out."""
+        for start in self._starts:
+            if start >= 0:
+                self._file.seek(start)
+                yield self._file.readline()
+
+    def rows(self) -> Iterator[Row]:
+        """The rows in order."""
+        return read_manifest(self.lines())
+
+    def close(self) -> None:
+        """Forget them."""
+        self._file.close()
+
+
+class Recorder:
+    """Keeps a batch's rows, shows its progress on the run, and writes down at the end what became of it.
+
+    Args:
+        store: where manifest and gallery page go.
+        name: the batch's name.
+        flow_run_id: names the folder of manifest and page.
+        total: how many rows there will be, where that is known.
+    """
+
+    def __init__(self, store: ImageStore, name: str, flow_run_id: str, total: int | None) -> None:
+        self._store = store
+        self._name = name
+        self._flow_run_id = flow_run_id
+        self._total = total
+        self._started = time.monotonic()
+        self._totals = Totals()
+        self._rows = RowFile()
+        self._thumbnails: dict[str, bytes] = {}
+        self._progress = Progress(batch_key(name, "progress"), f"{name}: images")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rows.close()
+
+    def marked(self, items: Iterator[Item | Row]) -> Iterator[Item | Row]:
+        """The items, of which those that the gallery page shows are to come back with thumbnails."""
+        for item in items:
+            shown = isinstance(item, Item) and item.row < GALLERY_ROWS
+            yield replace(item, with_thumbnails=True) if shown and isinstance(item, Item) else item
+
+    def add(self, done: Done) -> None:
+        """One more row."""
+        self._rows.add(done.row)
+        self._totals = self._totals.add(done.row)
+        for image, thumbnail in zip(done.row.images, done.thumbnails, strict=False):
+            if thumbnail is not None:
+                self._thumbnails[image.sha256] = thumbnail
+        self._progress.update(self._totals.rows, self._total, self._described())
+
+    def finish(self) -> BatchReport:
+        """Write manifest and page, publish the artifacts, and report."""
+        folder = f"batches/{self._flow_run_id}"
+        shown = pictures(self._rows.rows(), self._thumbnail)
+        for file, page in pages(self._rows.rows(), shown, self._totals, title=self._name).items():
+            self._store.write(f"{folder}/{file}", page.encode(), "text/html; charset=utf-8")
+        manifest = self._store.write(
+            f"{folder}/manifest.jsonl", b"".join(self._rows.lines()), "application/x-ndjson"
+        )
+        report = BatchReport(
+            name=self._name,
+            flow_run_id=self._flow_run_id,
+            totals=self._totals,
+            manifest_uri=manifest,
+            gallery_uri=self._store.uri(f"{folder}/index.html"),
+            seconds=round(time.monotonic() - self._started, 3),
+        ).with_store(self._store)
+        self._publish(report)
+        return report
+
+    def _publish(self, report: BatchReport) -> None:
+        markdown = batch_markdown(
+            self._name,
+            self._totals,
+            failures=(row for row in self._rows.rows() if row.status == "failed"),
+            pictures=pictures(self._shown_first(), self._small_thumbnail),
+            manifest_uri=report.manifest_uri,
+            gallery_uri=report.gallery_uri,
+        )
+        self._progress.finish(self._described())
+        publish_markdown(batch_key(self._name), markdown, description=report.summary)
+        table = image_table(self._rows.rows(), report.manifest_uri)
+        publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")
+
+    def _shown_first(self) -> Iterator[Row]:
+        return islice((row for row in self._rows.rows() if row.images), PICTURES)
+
+    def _thumbnail(self, image: StoredImage) -> bytes | None:
+        return self._thumbnails.get(image.sha256)
+
+    def _small_thumbnail(self, image: StoredImage) -> bytes | None:
+        known = self._thumbnails.get(image.sha256)
+        return thumbnail_or_none(partial(io.BytesIO, known)) if known else None
+
+    def _described(self) -> str:
+        totals = self._totals
+        of = f" of {self._total:,}" if self._total is not None else ""
+        return (
+            f"{totals.rows:,}{of} requests: {totals.generated:,} generated, {totals.cached:,} cached, "
+            f"{totals.failed:,} failed, {totals.skipped:,} skipped"
+        )

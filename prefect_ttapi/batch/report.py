@@ -1,0 +1,85 @@
+"""What became of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from prefect_ttapi.errors import BatchError
+from prefect_ttapi.lineage.manifest import Row, Rows
+from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.storage.store import ImageStore
+
+#: How many failures an error message quotes.
+EXAMPLES = 3
+
+
+class BatchReport(BaseModel):
+    """Totals of a batch, and where the rest is. It stays small, however big the batch: rows are in the manifest.
+
+    Attributes:
+        name: the batch's name.
+        flow_run_id: the run it belongs to.
+        totals: counts by status, images, tokens, API calls.
+        manifest_uri: JSON Lines, one row per request, in order.
+        gallery_uri: the page that shows the images.
+        seconds: from start to end.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    flow_run_id: str
+    totals: Totals
+    manifest_uri: str
+    gallery_uri: str
+    seconds: float
+
+    _store: ImageStore | None = PrivateAttr(None)
+
+    def with_store(self, store: ImageStore) -> BatchReport:
+        """This report, reading its rows through `store`; needed where the usual AWS chain can't read them."""
+        copy = self.model_copy()
+        copy._store = store
+        return copy
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # a store may hold a secret key, which has no place in a persisted result
+        return super().__getstate__() | {"__pydantic_private__": {"_store": None}}
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """One row per request, in the order given; read from the manifest when asked for.
+
+        Raises:
+            StoreError: the manifest can't be read.
+        """
+        store = self._store or ImageStore(url=self.manifest_uri.rpartition("/batches/")[0])
+        return Rows(lambda: store.open(self.manifest_uri))
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row has its images, and its deliveries."""
+        return not self.totals.failed and not self.totals.skipped
+
+    @property
+    def summary(self) -> str:
+        """One line: `12 requests: 10 generated, 2 cached; 13 images, 10 API calls, 41,690 tokens, 3.1 s`."""
+        totals = self.totals
+        counts = {status: getattr(totals, status) for status in ("generated", "cached", "failed", "skipped")}
+        shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
+        tokens = f", {totals.total_tokens:,} tokens" if totals.total_tokens else ""
+        costs = f"{totals.images} images, {totals.api_calls} API calls{tokens}, {self.seconds:.1f} s"
+        return f"{totals.rows} requests: {shown}; {costs}"
+
+    def raise_for_failures(self) -> None:
+        """Raise `BatchError` if a row failed or was skipped, with counts by kind and some examples."""
+        if self.ok:
+            return
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in self.totals.errors.items())
+        failures = (row for row in self.rows if row.status in ("failed", "skipped"))
+        examples = [f"request {row.row}: {row.error}" for row in islice(failures, EXAMPLES)]
+        raise BatchError("\n  ".join([f"{self.summary} ({kinds})", *examples]), report=self)

@@ -1,0 +1,104 @@
+"""The block that holds the API key."""
+
+from __future__ import annotations
+
+import os
+from typing import Self
+
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
+
+from prefect_ttapi.blocks import NotMapped
+from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
+from prefect_ttapi.wire.client import TTAPIClient
+
+
+class TTAPICredentials(NotMapped, CredentialsBlock):
+    """The key to TTAPI, where to find it, and how patient to be.
+
+    Example:
+        Load the block that was saved in the UI or by `save`:
+
+        ```python
+        from prefect_ttapi import TTAPICredentials
+
+        credentials = TTAPICredentials.load("BLOCK_NAME")
+        ```
+
+    >>> credentials = TTAPICredentials(api_key="k", base_url="https://api.ttapi.org")
+    >>> credentials.api_origin
+    'https://api.ttapi.io'
+    """
+
+    # a malformed key is still a key: errors must not repeat it
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    _block_type_name = "TTAPI Credentials"
+    _block_type_slug = "ttapi-credentials"
+    _description = "Key and address of the TTAPI image-generation API."
+    _documentation_url = HttpUrl("https://docs.ttapi.io/")
+
+    api_key: SecretStr = Field(title="API key", description="From the TTAPI dashboard; sent as TT-API-KEY.")
+    base_url: str = Field(
+        DEFAULT_BASE_URL,
+        title="Base URL",
+        description="https://api.ttapi.org is the same service for calls that take long. "
+        "http only for this machine, as the sandbox.",
+    )
+    connect_timeout: float = Field(10, gt=0, title="Connect timeout", description="Seconds to reach the API.")
+    read_timeout: float = Field(
+        180,
+        gt=0,
+        title="Read timeout",
+        description="Seconds of silence after which a call's outcome is unknown.",
+    )
+    retry_unknown_outcome: bool = Field(
+        False,
+        title="Retry unknown outcomes",
+        description="Send again after a time-out or a lost connection: the image may then be paid for twice.",
+    )
+    max_attempts: int = Field(
+        4, ge=1, title="Attempts", description="How often a call that surely was not paid for is tried."
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value().strip()
+        if not text or not text.isascii() or not text.isprintable():
+            raise PydanticCustomError("bad_key", "is empty or holds characters that no API key has")
+        return SecretStr(text)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_safe(cls, base_url: str) -> str:
+        return checked_base_url(base_url)
+
+    @property
+    def api_origin(self) -> str:
+        """The name under which answers are filed: both hosts of the vendor are one."""
+        return origin_of(self.base_url)
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Credentials from `TTAPI_API_KEY` and, where set, `TTAPI_BASE_URL`.
+
+        Raises:
+            ValueError: `TTAPI_API_KEY` is not set, or one of them is malformed.
+        """
+        key = os.environ.get("TTAPI_API_KEY", "")
+        if not key:
+            raise ValueError("TTAPI_API_KEY is not set: export the key from the TTAPI dashboard")
+        return cls(api_key=SecretStr(key), base_url=os.environ.get("TTAPI_BASE_URL") or DEFAULT_BASE_URL)
+
+    def get_client(self) -> TTAPIClient:
+        """A client of its own, to be closed by the caller: `with credentials.get_client() as client: ...`"""
+        return TTAPIClient(
+            self.api_key,
+            self.base_url,
+            connect_timeout=self.connect_timeout,
+            read_timeout=self.read_timeout,
+            retry_unknown_outcome=self.retry_unknown_outcome,
+            max_attempts=self.max_attempts,
+        )

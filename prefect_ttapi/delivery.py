@@ -1,0 +1,60 @@
+"""Copies of a generation's images where their consumers look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.storage.keys import KeyTemplate, KeyTemplateError
+from prefect_ttapi.storage.store import ImageStore
+
+
+@lru_cache(maxsize=256)
+def key_template(template: str, names: tuple[str, ...]) -> KeyTemplate:
+    """The template, parsed once for all requests that come with the same names of values."""
+    return KeyTemplate(template, names)
+
+
+def deliver(
+    generation: Generation,
+    to: ImageStore,
+    key: str,
+    *,
+    values: Mapping[str, Any],
+    date: datetime,
+    batch: str,
+    source: ImageStore | None = None,
+) -> list[DeliveredImage]:
+    """Copy each image to its key in `to`; one that is there already is left as it is.
+
+    Raises:
+        KeyTemplateError: the template is illegal, or two of the images would get one key; nothing was copied.
+        StoreError: a store failed, or another object has the key.
+    """
+    template = key_template(key, tuple(sorted(values)))
+    keys = [
+        template.key(generation.request, image, values, date=date, batch=batch) for image in generation.images
+    ]
+    if len(set(keys)) < len(keys):
+        raise KeyTemplateError(
+            f"the key template {key!r} gives {len(keys)} images the same key: add {{index}}"
+        )
+    metadata = metadata_of(generation)
+    return [
+        to.deliver(image, place, source, metadata)
+        for image, place in zip(generation.images, keys, strict=True)
+    ]
+
+
+def metadata_of(generation: Generation) -> dict[str, str]:
+    """What a delivered object says of itself: enough to find its record in the ledger."""
+    facts = {
+        "request-hash": generation.request_hash,
+        "model": generation.request.model,
+        "flow-run-id": generation.flow_run_id,
+        "task-run-id": generation.task_run_id,
+    }
+    return {name: value for name, value in facts.items() if value}

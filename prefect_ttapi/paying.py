@@ -1,0 +1,133 @@
+"""One request, paid for once: the ledger says whether, the client sends, the store keeps, the ledger remembers.
+
+This is the one place where wire and storage meet. It needs no Prefect run: tasks and batches call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from prefect_ttapi.errors import InvalidResponseError, Outcome, TTAPIError
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import (
+    CompletedImage,
+    GeneratedImage,
+    GeneratedImages,
+    Generation,
+    PartialImage,
+)
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.records import Record
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.wire.client import TTAPIClient
+
+logger = logging.getLogger(__name__)
+
+#: After these nothing was paid, so that the claim can be given back and anyone may send again.
+SURELY_UNPAID = frozenset({Outcome.NEVER_DELIVERED, Outcome.REJECTED, Outcome.REFUSED})
+
+
+@dataclass(frozen=True)
+class Payer:
+    """Who pays, for the record: the Prefect runs, where there are any."""
+
+    flow_run_id: str | None = None
+    task_run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Paid:
+    """A request's record, and whether this very call sent it (`sent`) or found it paid for.
+
+    `fresh` are the images with their bytes still at hand; there are none where the record was found.
+    """
+
+    record: Record
+    sent: bool
+    fresh: tuple[GeneratedImage, ...] = ()
+
+    @property
+    def generation(self) -> Generation:
+        return self.record.generation
+
+
+def pay_once(
+    request: ImageRequest,
+    client: TTAPIClient,
+    store: ImageStore,
+    ledger: Ledger,
+    *,
+    payer: Payer = Payer(),
+    not_before: datetime | None = None,
+    result_key: str | None = None,
+    on_preview: Callable[[PartialImage], None] | None = None,
+) -> Paid:
+    """The request's images: from the store where they are already paid for, else from the API.
+
+    Args:
+        not_before: records older than this don't count.
+        result_key: kept in a new record, for the cache of the caller.
+        on_preview: given each partial picture; the request is then read as a stream.
+
+    Raises:
+        TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
+        StoreError: the store failed. Before sending: nothing was sent.
+    """
+    found = ledger.acquire(request.request_hash, not_before=not_before)
+    if isinstance(found, Record):
+        return Paid(found, sent=False)
+    with found as claim:
+        started = time.monotonic()
+        try:
+            streamed = request.stream or on_preview is not None
+            ask = partial(_read_stream, client, on_preview=on_preview) if streamed else client.generate
+            # each send, a repeated one too, needs a claim that is proven to stand
+            answer = ask(request, before_send=lambda _attempt: claim.before_sending())
+        except TTAPIError as error:
+            if error.outcome in SURELY_UNPAID:
+                claim.release()
+            else:
+                claim.mark_unknown(str(error), error.outcome)
+            raise
+        # objects named by their content are shared: whose they are is the ledger's to say
+        metadata = {"request-hash": request.request_hash, "model": request.model}
+        generation = Generation(
+            request=request,
+            request_hash=request.request_hash,
+            api_origin=client.api_origin,
+            images=tuple(store.put_image(image, metadata) for image in answer.images),
+            created_at=datetime.now(UTC),
+            usage=answer.usage,
+            api_calls=answer.attempts,
+            seconds=round(time.monotonic() - started, 3),
+            flow_run_id=payer.flow_run_id,
+            task_run_id=payer.task_run_id,
+            request_id=answer.request_id,
+        )
+        return Paid(claim.record(generation, result_key=result_key), sent=True, fresh=answer.images)
+
+
+def _read_stream(
+    client: TTAPIClient,
+    request: ImageRequest,
+    *,
+    before_send: Callable[[int], None],
+    on_preview: Callable[[PartialImage], None] | None,
+) -> GeneratedImages:
+    """The completed images of a stream, as `generate` would give them."""
+    completed: list[CompletedImage] = []
+    for event in client.stream(request, before_send=before_send):
+        if isinstance(event, CompletedImage):
+            completed.append(event)
+        elif on_preview is not None:
+            on_preview(event)
+    if not completed:
+        raise InvalidResponseError("the stream ended without an image")
+    usage = next((event.usage for event in reversed(completed) if event.usage), None)
+    images: tuple[GeneratedImage, ...] = tuple(completed)
+    return GeneratedImages(images=images, usage=usage)

@@ -1,0 +1,79 @@
+"""What the prevailing Prefect runs say: who pays, what counts as one run, when it began."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.settings import get_current_settings
+from prefect.tasks import TaskRunNameCallbackWithParameters
+
+from prefect_ttapi.paying import Payer
+
+
+def run_id(task_ctx: TaskRunContext | None) -> str:
+    """What counts as one run: the flow run, outside flows the task run, outside Prefect each call."""
+    flow = FlowRunContext.get()
+    if flow and flow.flow_run:
+        return str(flow.flow_run.id)
+    if task_ctx is None:
+        return uuid.uuid4().hex
+    return str(task_ctx.task_run.flow_run_id or task_ctx.task_run.id)
+
+
+def payer_of(task_ctx: TaskRunContext | None) -> Payer:
+    """The runs to name in a record."""
+    flow = FlowRunContext.get()
+    flow_run_id = flow.flow_run.id if flow and flow.flow_run else task_ctx and task_ctx.task_run.flow_run_id
+    return Payer(
+        flow_run_id=str(flow_run_id) if flow_run_id else None,
+        task_run_id=str(task_ctx.task_run.id) if task_ctx else None,
+    )
+
+
+def run_date(task_ctx: TaskRunContext | None) -> datetime:
+    """The run's expected start, UTC: a retry past midnight has the same."""
+    flow = FlowRunContext.get()
+    run = flow.flow_run if flow and flow.flow_run else task_ctx and task_ctx.task_run
+    return (run and run.expected_start_time) or datetime.now(UTC)
+
+
+def named(callback: Callable[[dict[str, Any]], str]) -> TaskRunNameCallbackWithParameters:
+    """A function of the parameters as a task run's name; Prefect's protocol asks mypy for more than it calls."""
+    return cast(TaskRunNameCallbackWithParameters, callback)
+
+
+def run_name() -> str:
+    """What `batch` is in a key template where there is no batch: the flow's name."""
+    flow = FlowRunContext.get()
+    return flow.flow.name if flow and flow.flow else "images"
+
+
+def run_start(task_ctx: TaskRunContext | None) -> datetime:
+    """When this run began, UTC: the flow run where there is one, and its first attempt where it was retried."""
+    flow = FlowRunContext.get()
+    flow_start = (flow.flow_run.start_time or flow.start_time) if flow and flow.flow_run else None
+    return (
+        flow_start
+        or (task_ctx and (task_ctx.task_run.start_time or task_ctx.start_time))
+        or datetime.now(UTC)
+    )
+
+
+def not_before(task_ctx: TaskRunContext | None) -> datetime | None:
+    """Records older than this don't count, by the task's `refresh_cache` and `cache_expiration`; None: all count.
+
+    Refreshing means older than this run's start: a retry within the run does not pay again.
+    """
+    if task_ctx is None:
+        return None
+    task = task_ctx.task
+    refresh = (
+        task.refresh_cache if task.refresh_cache is not None else get_current_settings().tasks.refresh_cache
+    )
+    if refresh:
+        return run_start(task_ctx)
+    return datetime.now(UTC) - task.cache_expiration if task.cache_expiration else None

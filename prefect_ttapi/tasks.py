@@ -1,0 +1,202 @@
+"""The Prefect tasks: `generate_images`, `deliver_images`, and their async twins.
+
+The sync tasks run in a flow, by `.submit`, by `.map` and outside any flow. The async twins run the same code in worker
+threads of their own, so that an event loop is never blocked by an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+
+from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
+from prefect_ttapi.clients import shared_client
+from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.delivery import deliver
+from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown
+from prefect_ttapi.lineage.pictures import pictures
+from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
+from prefect_ttapi.paying import Paid, pay_once
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.runs import named, not_before, payer_of, run_date, run_id, run_name
+from prefect_ttapi.storage.keys import DEFAULT_KEY
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.threads import in_thread
+
+
+def _generate_name(parameters: dict[str, Any]) -> str:
+    """`generate-gpt-image-2-3f9a12`; illegal arguments must not fail here but in the task, with their own error."""
+    try:
+        request = as_request(parameters["request"])
+    except ValueError:
+        return "generate-illegal-request"
+    return f"generate-{request.model}-{request.request_hash[:6]}"
+
+
+def _deliver_name(parameters: dict[str, Any]) -> str:
+    """`deliver-gpt-image-2-3f9a12`."""
+    generation = parameters["generation"]
+    if not isinstance(generation, Generation):
+        return "deliver-illegal-generation"
+    return f"deliver-{generation.request.model}-{generation.request_hash[:6]}"
+
+
+def _generate(
+    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore
+) -> Generation:
+    _must_be(credentials, TTAPICredentials, "credentials")
+    _must_be(store, ImageStore, "store")
+    task_ctx = TaskRunContext.get()
+    paid = pay_once(
+        as_request(request),
+        shared_client(credentials),
+        store,
+        Ledger(
+            store,
+            credentials.api_origin,
+            run_id=run_id(task_ctx),
+            retry_unknown_outcome=credentials.retry_unknown_outcome,
+        ),
+        payer=payer_of(task_ctx),
+        not_before=not_before(task_ctx),
+        result_key=nonce_of(task_ctx),
+    )
+    get_run_logger().info(_what_was_paid(paid))
+    return paid.generation
+
+
+def _what_was_paid(paid: Paid) -> str:
+    made = paid.generation
+    what = f"{made.request.model} {made.request_hash[:12]}, {len(made.images)} image(s)"
+    if not paid.sent:
+        return f"Paid nothing for {what}: in the store since {made.created_at:%Y-%m-%d %H:%M} UTC"
+    tokens = f", {made.usage.total_tokens:,} tokens" if made.usage else ""
+    calls = f", {made.api_calls} API calls" if made.api_calls > 1 else ""
+    return f"Paid for {what}{tokens}{calls}, {made.seconds:.1f} s -> {made.images[0].uri}"
+
+
+def _deliver(
+    generation: Generation,
+    to: ImageStore,
+    key: str = DEFAULT_KEY,
+    values: Mapping[str, Any] | None = None,
+    source: ImageStore | None = None,
+) -> list[DeliveredImage]:
+    _must_be(generation, Generation, "generation")
+    _must_be(to, ImageStore, "to")
+    task_ctx = TaskRunContext.get()
+    delivered = deliver(
+        generation, to, key, values=values or {}, source=source, date=run_date(task_ctx), batch=run_name()
+    )
+    get_run_logger().info(
+        f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
+    )
+    _publish_lineage(generation, delivered, to)
+    return delivered
+
+
+def _publish_lineage(generation: Generation, delivered: list[DeliveredImage], to: ImageStore) -> None:
+    """The artifact of one delivery, with thumbnails read from the copies."""
+    copies = {copy.source_uri: copy for copy in delivered}
+    row = Row.of(0, generation, delivered=tuple(delivered))
+    shown = pictures([row], lambda image: thumbnail_or_none(partial(to.open, copies[image.uri].uri)))
+    publish_markdown(
+        delivery_key(generation.request_hash),
+        delivery_markdown(generation, list(islice(shown, PICTURES))),
+        description=f"Where the images of request {generation.request_hash[:12]} are, and where they come from",
+    )
+
+
+def _must_be(value: object, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
+
+
+@task(
+    name="generate-images",
+    task_run_name=named(_generate_name),
+    cache_policy=REQUEST_HASH,
+    result_serializer="json",
+)
+def generate_images(
+    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore
+) -> Generation:
+    """The images of `request`, in `store`: paid for now, or found there because they were paid for before.
+
+    Prefect's `refresh_cache` and `cache_expiration` decide what of the past counts; retries of the task are off,
+    since the client repeats what is surely not paid for.
+
+    Args:
+        request: what to make; a mapping of its fields will do.
+        credentials: the API key, and how patient to be.
+        store: where the images and the ledger are.
+
+    Returns:
+        References to the stored images; no bytes.
+
+    Raises:
+        pydantic.ValidationError: the request is illegal; nothing was sent.
+        TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
+        StoreError: the store failed.
+    """
+    return _generate(request, credentials, store)
+
+
+@task(
+    name="generate-images",
+    task_run_name=named(_generate_name),
+    cache_policy=REQUEST_HASH,
+    result_serializer="json",
+)
+async def agenerate_images(
+    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore
+) -> Generation:
+    """`generate_images` for async flows: same arguments, result, errors and cache."""
+    return await in_thread(partial(_generate, request, credentials, store))
+
+
+@task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
+def deliver_images(
+    generation: Generation,
+    to: ImageStore,
+    key: str = DEFAULT_KEY,
+    values: Mapping[str, Any] | None = None,
+    source: ImageStore | None = None,
+) -> list[DeliveredImage]:
+    """Copies of the images where their consumers look, under keys made by a template.
+
+    Args:
+        generation: what `generate_images` gave.
+        to: the store to deliver to; keys are below its `url`.
+        key: a template over `name slug hash index ext model size date batch` and the names in `values`.
+        values: more names for the template.
+        source: the store the images came from, needed where the settings of `to` can't read it.
+
+    Raises:
+        KeyTemplateError: the template is illegal, or two images would get one key.
+        StoreError: a store failed, or another object already has the key.
+    """
+    return _deliver(generation, to, key, values, source)
+
+
+@task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
+async def adeliver_images(
+    generation: Generation,
+    to: ImageStore,
+    key: str = DEFAULT_KEY,
+    values: Mapping[str, Any] | None = None,
+    source: ImageStore | None = None,
+) -> list[DeliveredImage]:
+    """`deliver_images` for async flows: same arguments, result and errors."""
+    return await in_thread(partial(_deliver, generation, to, key, values, source))

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import campaign, catalogue, compare_models
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.store import ImageStore
+from tests.s3 import S3Server
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def sandbox_in_the_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line takes its API from the environment."""
+    monkeypatch.setenv("TTAPI_BASE_URL", sandbox.base_url)
+    monkeypatch.setenv("TTAPI_API_KEY", "sandbox-key")
+
+
+def prompts_file(tmp_path: Path, content: str | bytes, name: str = "prompts.csv") -> str:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+THREE = "name,prompt,model\nfirst,a red boat,gpt-image-1\nsecond,a blue boat,dall-e-3\nthird,a red boat,gpt-image-1\n"
+
+
+class TestCampaign:
+    @pytest.mark.usefixtures("prefect_server")
+    def test_twice_into_a_folder(self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        """Rows become files under each name; duplicates are paid once; the second run pays for nothing and says so."""
+        prompts = prompts_file(tmp_path, THREE)
+        arguments = [
+            prompts,
+            "--store",
+            str(tmp_path / "out"),
+            "--deliver",
+            str(tmp_path / "shop"),
+            "--key",
+            "{name}.{ext}",
+        ]
+        assert campaign.main(arguments) == 0
+        assert sorted(path.name for path in (tmp_path / "shop").glob("*.png")) == [
+            "first.png",
+            "second.png",
+            "third.png",
+        ]
+        assert sandbox.calls == 2
+        assert "Paid for 2 images in 2 calls" in capsys.readouterr().out
+        assert campaign.main(arguments) == 0
+        assert sandbox.calls == 2
+        told = capsys.readouterr().out
+        assert "Nothing was paid for" in told
+        gallery = next(line.split()[-1] for line in told.splitlines() if line.startswith("Gallery"))
+        assert "a red boat" in Path(gallery).read_text(encoding="utf-8")
+
+    @pytest.mark.usefixtures("prefect_server")
+    def test_twice_into_s3(
+        self,
+        sandbox: Sandbox,
+        s3_server: S3Server,
+        new_bucket,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        """The same into a bucket, its settings from the usual AWS variables: types are right, nothing is paid twice."""
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_access_key)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        bucket = new_bucket()
+        arguments = [
+            prompts_file(tmp_path, THREE),
+            "--store",
+            f"s3://{bucket}/art",
+            "--deliver",
+            f"s3://{bucket}/shop",
+        ]
+        assert campaign.main([*arguments, "--key", "{name}.{ext}"]) == 0
+        assert campaign.main([*arguments, "--key", "{name}.{ext}"]) == 0
+        assert sandbox.calls == 2
+        client = s3_server.client()
+        delivered = client.head_object(Bucket=bucket, Key="shop/first.png")
+        client.close()
+        assert delivered["ContentType"] == "image/png"
+        assert delivered["Metadata"]["model"] == "gpt-image-1"
+
+    @pytest.mark.usefixtures("prefect_server")
+    def test_failed_rows_are_told_without_a_traceback(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        """A refused prompt ends as one line and exit status 1; the other image is there."""
+        prompts = prompts_file(tmp_path, "prompt\na boat\n[[sandbox:moderation]] bad\n")
+        assert campaign.main([prompts, "--store", str(tmp_path / "out")]) == 1
+        said = capsys.readouterr()
+        assert "request 1 failed: " in said.err
+        assert "Traceback" not in said.err + said.out
+        assert len(list((tmp_path / "out" / "images").iterdir())) == 1
+
+    @pytest.mark.usefixtures("prefect_server")
+    def test_a_wrong_key_stops_at_once(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+        """A key that the API refuses fails one row and skips the rest."""
+        prompts = prompts_file(tmp_path, "prompt\n" + "".join(f"boat {number}\n" for number in range(30)))
+        with Sandbox(api_key="right") as strict:
+            monkeypatch.setenv("TTAPI_BASE_URL", strict.base_url)
+            assert campaign.main([prompts, "--store", str(tmp_path / "out"), "--max-in-flight", "2"]) == 1
+            assert strict.calls <= 3
+        said = capsys.readouterr()
+        assert "skipped" in said.err
+        assert "Traceback" not in said.err + said.out
+
+    def test_a_dry_run_counts_and_calls_nothing(
+        self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        """--dry-run says what would be sent, duplicates apart."""
+        assert (
+            campaign.main([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--dry-run"]) == 0
+        )
+        assert (
+            "3 requests: 0 already paid for, 1 duplicates, 2 to send for 2 images" in capsys.readouterr().out
+        )
+        assert sandbox.calls == 0
+
+    @pytest.mark.parametrize(
+        ("content", "options", "message"),
+        [
+            ("", (), "empty"),
+            ("prompt\n", (), "no rows"),
+            ("title\nx\n", (), "--prompt-column"),
+            ("prompt,size,model\nx,99x99,dall-e-2\n", (), "size is '99x99' for dall-e-2"),
+            (f"prompt,model\n{'x' * 5000},dall-e-3\n", (), "5,000 characters long for dall-e-3"),
+            ('prompt,size\n"",512x512\n', (), "prompt"),
+            ("prompt\nx\n", ("--key", "{nope}.{ext}"), "unknown name {nope}"),
+            ("prompt\nx\ny\n", ("--key", "same.{ext}"), "also that of another image"),
+            ("prompt\nx\n", ("--key", "../{slug}.{ext}"), "'..'"),
+            ("prompt\nx\n", ("--key", "/etc/{slug}.{ext}"), "absolute"),
+            ("prompt\nx\n", ("--key", "a\x07{slug}.{ext}"), "holds '\\x07'"),
+            ("prompt\nx\n", ("--model", "gpt-image-9"), "gpt-image-9"),
+            ("prompt\nx\n", ("--limit", "0"), "limit"),
+            ("prompt\nx\n", ("--max-in-flight", "0"), "max_in_flight"),
+            ("prompt\nx\n", ("--deliver", "/proc/nowhere"), "/proc/nowhere"),
+            ("prompt\nx\n", ("--deliver", "gs://bucket/x"), "s3://"),
+        ],
+    )
+    def test_bad_input_is_one_clear_message(
+        self, content: str, options: tuple[str, ...], message: str, sandbox: Sandbox, tmp_path: Path, capsys
+    ):
+        """What is wrong with file, template, store or arguments is said before the flow starts: status 2, no traceback."""
+        prompts = prompts_file(tmp_path, content)
+        deliver = () if "--deliver" in options else ("--deliver", str(tmp_path / "shop"))
+        assert campaign.main([prompts, "--store", str(tmp_path / "out"), *deliver, *options]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("error: ")
+        assert message in said.err
+        assert "Traceback" not in said.err
+        assert sandbox.calls == 0
+
+    def test_a_missing_file_and_a_missing_bucket(
+        self, s3_server: S3Server, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A file or a bucket that does not exist is named."""
+        assert campaign.main([str(tmp_path / "none.csv"), "--store", str(tmp_path / "out")]) == 2
+        assert "none.csv" in capsys.readouterr().err
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_access_key)
+        assert campaign.main([prompts_file(tmp_path, "prompt\nx\n"), "--store", "s3://no-such-bucket/x"]) == 2
+        assert "no-such-bucket" in capsys.readouterr().err
+
+    def test_all_errors_of_a_file_are_told_together(self, tmp_path: Path, capsys):
+        """Three bad rows are three lines, each with its line number."""
+        rows = "prompt,model,size\nok,dall-e-2,512x512\nx,dall-e-2,1x1\n,dall-e-2,\ny,dall-e-9,\n"
+        assert campaign.main([prompts_file(tmp_path, rows), "--store", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert [f"line {number}" in said for number in (2, 3, 4, 5)] == [False, True, True, True]
+
+    @pytest.mark.usefixtures("prefect_server")
+    def test_awkward_files_work(self, sandbox: Sandbox, tmp_path: Path):
+        """A byte-order mark, CRLF, quotes, commas, tabs and line breaks in cells change nothing."""
+        content = b'\xef\xbb\xbfprompt,name\r\n"a ""big"" boat,\ttwo\r\nlines",one\r\n'
+        assert campaign.main([prompts_file(tmp_path, content), "--store", str(tmp_path / "out")]) == 0
+        assert sandbox.requests[0]["prompt"] == 'a "big" boat,\ttwo\r\nlines'
+
+    def test_without_a_key_it_says_what_to_set(self, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+        """Nothing falls back to the sandbox: without a key and --sandbox there is an error."""
+        monkeypatch.delenv("TTAPI_API_KEY")
+        assert campaign.main([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out")]) == 2
+        assert "TTAPI_API_KEY is not set" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_catalogue_gives_products_their_pictures(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The composing flow ends with each product's picture under its number."""
+    out, shop = str(tmp_path / "out"), tmp_path / "shop"
+    assert catalogue.main([str(ROOT / "flows/products.csv"), "--store", out, "--shop", str(shop)]) == 0
+    assert len(list(shop.glob("*.png"))) == 6
+    assert "LMP-014 file://" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_compare_models_makes_a_contact_sheet(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two prompts by all models, a refused one among them, on one sheet."""
+    store = ImageStore(url=str(tmp_path / "out"))
+    prompts = ["a fox", "[[sandbox:moderation]] a secret"]
+    assert compare_models.main([*prompts, "--store", store.url]) == 0
+    sheet = capsys.readouterr().out.split("Contact sheet: ")[1].strip()
+    assert store.read_bytes(sheet).startswith(b"\x89PNG")
+
+
+def test_an_interrupted_campaign_goes_on_from_there(tmp_path: Path):
+    """Ctrl-C finishes what is under way, writes the manifest and exits 130; the next run pays for the rest only."""
+    prompts = prompts_file(tmp_path, "prompt\n" + "".join(f"boat {number}\n" for number in range(12)))
+    with Sandbox(tiny=True, latency=0.5) as slow:
+        environment = os.environ | {
+            "TTAPI_BASE_URL": slow.base_url,
+            "TTAPI_API_KEY": "sandbox-key",
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "flows.campaign",
+            prompts,
+            "--store",
+            str(tmp_path / "out"),
+            "--max-in-flight",
+            "2",
+        ]
+        first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while slow.paid < 3 and time.monotonic() < deadline and first.poll() is None:
+            time.sleep(0.05)
+        first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=120)
+        assert first.returncode == 130, errors
+        assert "the next run goes on from there" in errors
+        manifests = list((tmp_path / "out" / "batches").glob("*/manifest.jsonl"))
+        rows = [json.loads(line) for line in manifests[0].read_text().splitlines()]
+        assert len(rows) == 12
+        assert {row["status"] for row in rows} == {"generated", "skipped"}
+        paid = slow.paid
+        assert sum(row["status"] == "generated" for row in rows) == paid
+        second = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+        )
+        assert second.returncode == 0, second.stderr
+        assert slow.calls == 12
