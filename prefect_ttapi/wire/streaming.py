@@ -27,16 +27,22 @@ class Finished:
     usage: Usage | None
 
 
-def read_stream(opened: Opened, most: int, max_bytes: int) -> Iterator[PartialImage | Finished | Failure]:
-    """Previews and finished images; at last a Failure, unless an image was finished and nothing was refused.
+Part = PartialImage | Finished | Failure
+
+
+def read_stream(opened: Opened, most: int, max_bytes: int) -> Iterator[Part]:
+    """Previews and finished images. A Failure says that the rest is of no use; it need not be read.
 
     Args:
         most: finished images after which the rest of the stream does not matter.
         max_bytes: the longest event, and the longest answer of a server that does not stream.
     """
     if opened.media_type.endswith("json"):
-        yield from _unstreamed(opened, max_bytes)
-        return
+        return _read_at_once(opened, max_bytes)
+    return _read_events(opened, most, max_bytes)
+
+
+def _read_events(opened: Opened, most: int, max_bytes: int) -> Iterator[Part]:
     finished = previews = 0
     failure = opened.failure(UNUSABLE, "the stream ended before its image was finished")
     for event in _events(opened, max_bytes):
@@ -44,17 +50,15 @@ def read_stream(opened: Opened, most: int, max_bytes: int) -> Iterator[PartialIm
             failure = event
         elif event.error is not None:
             yield opened.failure(UNUSABLE, event.error.message)
-            return
         elif event.kind is Kind.DONE:
             break
         elif event.kind is Kind.PARTIAL and (preview := _preview(event, previews)) is not None:
             yield preview
             previews += 1
         elif event.kind is Kind.COMPLETED:
-            image = _finished(event, opened)
-            yield image
+            yield _finished(event, opened)
             finished += 1
-            if isinstance(image, Failure) or finished == most:
+            if finished == most:
                 return
     if not finished:
         yield failure
@@ -101,11 +105,11 @@ def _preview(event: ImageEvent, count: int) -> PartialImage | None:
     return PartialImage(spool, facts.media_type, index if type(index) is int else count)
 
 
-def _unstreamed(opened: Opened, max_bytes: int) -> Iterator[Finished | Failure]:
+def _read_at_once(opened: Opened, max_bytes: int) -> Iterator[Finished | Failure]:
     """The images of a server that answers all at once although it was asked to stream."""
     reply = read_reply(opened, max_bytes)
     if isinstance(reply, Failure):
         yield reply
-        return
-    for index, received in enumerate(reply.images):
-        yield Finished(received, None if index else reply.usage)
+    else:
+        for index, received in enumerate(reply.images):
+            yield Finished(received, None if index else reply.usage)

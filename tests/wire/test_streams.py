@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 
@@ -118,6 +119,7 @@ FINISHED = {
     "odd fields": [completed(created_at="x", size={"a": [1]}, partial_image_index="y", usage="many")],
     "escapes": [event({**IMAGE, "type": "x.completed"}).replace(b"/", b"\\/")],
     "bad previews": [partial(image=b"no image"), event({"type": "x.partial_image", "b64_json": "*"}), completed()],
+    "a preview's URL": [event({"type": "x.partial_image", "url": "http://127.0.0.1:1/x"}), completed()],
 }  # fmt: skip
 
 
@@ -246,6 +248,17 @@ def test_a_server_that_does_not_stream(server: HostileServer, client: TTAPIClien
     server.play(answer(200, {"status": "FAILED", "message": "busy"}, json_type))
     with pytest.raises(InvalidResponseError, match="busy"):
         list(client.stream(CAT))
+
+
+def test_no_room_for_the_image(
+    server: HostileServer, client: TTAPIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told of, and the request, which may be paid, is not sent again."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    server.play(streaming(completed(png(noise=200_000))))
+    with pytest.raises(InvalidResponseError, match="temporary file: No such file"):
+        list(client.stream(CAT))
+    assert len(server.requests) == 1
 
 
 def test_an_image_by_url(server: HostileServer, client: TTAPIClient) -> None:
