@@ -17,8 +17,20 @@ from prefect_ttapi.storage import leases
 from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.records import Answer, Document, Payment, Record, State, packed, payment
 from prefect_ttapi.storage.shelf import Seen, Shelf, Swap
+from prefect_ttapi.storage.transitions import (
+    answered,
+    counts,
+    facts_of,
+    is_claim,
+    released,
+    resting,
+    unknown,
+)
 
 Result = TypeVar("Result")
+
+#: From the standing document, what to write in its place; None: nothing.
+Follow = Callable[[Document | None], dict[str, Any] | None]
 
 #: Seconds for which a holder tries to record what was paid for.
 RECORD_PATIENCE: Final = 120.0
@@ -107,16 +119,10 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._settled:
-                return
-            if self._sent:
+            if self._sent and not self._settled:
                 self.mark_unknown(f"{kind.__name__}: {error}" if kind else "left without an answer")
-            else:
+            elif not self._settled:
                 self.release()
-        except StoreError as trouble:
-            if error is None:
-                raise
-            self._log.warning("the claim on request %s stays until it expires: %s", self._name, trouble)
         finally:
             self._renewer.remove(self)
             leases.disown(self)
@@ -166,7 +172,7 @@ class Claim:
             token=self.token, run_id=self._run_id, generation=packed(generation), result_key=result_key
         )
         seen = self._patiently(
-            lambda: self._settle(lambda standing: self._answered(standing, answer)), patience
+            lambda: self._settle(lambda standing: answered(standing, answer, self._stands)), patience
         )
         assert seen is not None  # noqa: S101 - an answer always leaves a document
         record = self._shelf.record(seen.document)
@@ -174,13 +180,20 @@ class Claim:
         return record
 
     def release(self) -> None:
-        """Give the claim back: the request was surely not paid for."""
-        self._patiently(lambda: self._settle(self._released), 0)
+        """Give the claim back: the request was surely not paid for.
+
+        Where the store fails that is logged, as another error is on its way: the claim then counts as a dead
+        holder's.
+        """
+        self._let_go(lambda standing: released(standing, self.token))
 
     def mark_unknown(self, message: str, outcome: str = Outcome.UNKNOWN) -> None:
-        """The request was sent and may have been paid for: within this run it is not sent again by itself."""
+        """The request was sent and may have been paid for: within this run it is not sent again by itself.
+
+        Where the store fails that is logged, as in `release`, and comes to the same.
+        """
         note = payment(self.token, self._run_id, datetime.now(UTC), f"{outcome}: {message}")
-        self._patiently(lambda: self._settle(lambda standing: self._unknown(standing, note)), 0)
+        self._let_go(lambda standing: unknown(standing, note))
 
     @property
     def _name(self) -> str:
@@ -192,8 +205,8 @@ class Claim:
         before = self._clock()
         seen: Seen | None = self._seen
         # what stands may be an earlier renewal, whose answer was lost
-        while seen is not None and self._is_mine(seen.document):
-            swap = self._swap(seen, **_rest(seen.document))
+        while seen is not None and is_claim(seen.document, self.token):
+            swap = self._swap(seen, **facts_of(seen.document))
             self._seen = seen = swap.seen
             if swap.won:
                 self._lease_from = before
@@ -215,7 +228,14 @@ class Claim:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _settle(self, follow: Callable[[Document | None], dict[str, Any] | None]) -> Seen | None:
+    def _let_go(self, follow: Follow) -> None:
+        try:
+            self._patiently(lambda: self._settle(follow), 0)
+        except StoreError as error:
+            self._settled = True
+            self._log.warning("the claim on request %s stays until it expires: %s", self._name, error)
+
+    def _settle(self, follow: Follow) -> Seen | None:
         """Write what follows from the standing document, whoever changes it meanwhile; what stands then.
 
         `follow` gives None where there is nothing to write.
@@ -238,72 +258,11 @@ class Claim:
         )
         return self._shelf.swap(document, seen.tag if seen else None)
 
-    def _is_mine(self, document: Document | None) -> bool:
-        return document is not None and document.state is State.CLAIMED and document.token == self.token
-
-    def _answered(self, standing: Document | None, answer: Answer) -> dict[str, Any] | None:
-        """The own answer, or somebody else's that was first and counts, with this payment noted."""
-        if standing and standing.state is State.GENERATED and standing.answer == answer:
-            return None  # written before, and the store's answer lost
-        maybe = tuple(note for note in (standing.maybe_paid if standing else ()) if note.token != self.token)
-        also = standing.also_paid if standing else ()
-        now = datetime.now(UTC)
-        if standing and standing.state is State.GENERATED and self._stands(standing):
-            mine = payment(self.token, self._run_id, now, "answered too, after another answer was recorded")
-            return {
-                "state": State.GENERATED,
-                "answer": standing.answer,
-                "maybe_paid": maybe,
-                "also_paid": (*(note for note in also if note.token != self.token), mine),
-            }
-        if standing and standing.state is State.CLAIMED and standing.holder and not self._is_mine(standing):
-            what = "held the claim when another answer was recorded"
-            maybe = (*maybe, payment(standing.token, standing.holder.run_id, now, what))
-        return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
-
     def _stands(self, document: Document) -> bool:
+        """Whether somebody else's answer is as good as one of this claim's own."""
         record = self._shelf.record(document)
         return (
             record is not None
             and counts(record, self._not_before, self._run_id)
             and not self._shelf.store.missing(record.generation.images)
         )
-
-    def _released(self, standing: Document | None) -> dict[str, Any] | None:
-        if standing is None:
-            return None
-        if self._is_mine(standing):
-            return resting(standing, State.RELEASED)
-        maybe = tuple(note for note in standing.maybe_paid if note.token != self.token)
-        if standing.state is State.CLAIMED or maybe == standing.maybe_paid:
-            return None  # somebody else's claim is theirs to write
-        return {**_rest(standing), "maybe_paid": maybe}
-
-    def _unknown(self, standing: Document | None, note: Payment) -> dict[str, Any] | None:
-        if standing is None:
-            return {"state": State.UNKNOWN, "maybe_paid": (note,)}
-        # whoever took the claim over has noted this payment already
-        return resting(standing, State.UNKNOWN, note) if self._is_mine(standing) else None
-
-
-def counts(record: Record, not_before: datetime | None, run_id: str) -> bool:
-    """Whether a record is young enough; what the run itself paid for always is."""
-    return not_before is None or record.run_id == run_id or record.generation.created_at >= not_before
-
-
-def _rest(document: Document) -> dict[str, Any]:
-    """A document's facts, without what names the write."""
-    return {
-        name: getattr(document, name)
-        for name in ("state", "holder", "ttl", "answer", "maybe_paid", "also_paid")
-    }
-
-
-def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]:
-    """A claim given up; the answer that a refresh kept stands again."""
-    return {
-        "state": State.GENERATED if document.answer else state,
-        "answer": document.answer,
-        "maybe_paid": (*document.maybe_paid, *notes),
-        "also_paid": document.also_paid,
-    }

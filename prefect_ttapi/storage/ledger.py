@@ -21,10 +21,11 @@ from typing import Any, Final, Literal
 
 from prefect_ttapi.errors import UnknownOutcomeError
 from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.claims import Claim, counts
-from prefect_ttapi.storage.records import Document, Payment, Record, State, payment
+from prefect_ttapi.storage.claims import Claim
+from prefect_ttapi.storage.records import LONGEST_TTL, Document, Payment, Record, State, payment
 from prefect_ttapi.storage.shelf import Seen, Shelf
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.storage.transitions import counts
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Ledger:
         store: where images and records are.
         api_origin: who answers; the sandbox's and the real API's records are apart.
         run_id: the run that asks. Within one run a request is sent once unless opted in.
-        ttl: seconds for which an unrenewed claim stands.
+        ttl: seconds for which an unrenewed claim stands, at most an hour.
         on_dead_claim: what to do about the claim of a holder that died, perhaps after sending: "retry" takes
         it
             over, "unknown" notes it and raises, so that only a new run sends again.
@@ -74,6 +75,10 @@ class Ledger:
         log: logging.Logger | logging.LoggerAdapter[Any] = logger,
         clock: Callable[[], float] = leases.clock,
     ) -> None:
+        if not 0 < ttl <= LONGEST_TTL:
+            raise ValueError(f"ttl must be more than 0 and at most {LONGEST_TTL:.0f} seconds, not {ttl}")
+        if on_dead_claim not in ("retry", "unknown"):
+            raise ValueError(f'on_dead_claim must be "retry" or "unknown", not {on_dead_claim!r}')
         self._store = store
         self._shelf = Shelf(store, api_origin)
         self._run_id = run_id
@@ -185,7 +190,8 @@ class Ledger:
         if record is None or not counts(record, not_before, self._run_id):
             return None
         missing = self._store.missing(record.generation.images)
-        for image in missing:
+        # of a claimed one there is nothing to say: somebody is at it
+        for image in missing if seen.document.state is State.GENERATED else ():
             self._log.warning(
                 "request %s was paid for, but %s is gone or cut short: it counts as never generated",
                 seen.document.request_hash[:12],

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -27,14 +25,13 @@ from prefect_ttapi.storage.addresses import (
     is_s3,
     normalised,
 )
+from prefect_ttapi.storage.copying import copy_image
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import (
     Condition,
-    ConflictError,
     Facts,
     Listed,
-    NoAnswerError,
     ObjectStore,
 )
 from prefect_ttapi.storage.probe import probe
@@ -42,9 +39,6 @@ from prefect_ttapi.storage.s3 import S3, Account, S3Settings
 
 #: Seconds for which an upload that was paid for is tried again while the store gives no answer.
 UPLOAD_PATIENCE: Final = 120.0
-
-#: Seconds between attempts to deliver where the store gave no answer.
-_PAUSES: Final = (0.2, 1.0, 3.0)
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
@@ -272,19 +266,8 @@ class ImageStore(NotMapped, Block):
         """
         origin = (source or self._beside(image.uri)).objects
         facts = self._facts(image.media_type, image.sha256, metadata or {})
+        copy_image(image, origin, self.objects, key, facts, overwrite=overwrite)
         uri = self.objects.uri(key)
-        for pause in _PAUSES:
-            if not overwrite and self._holds(key, image):
-                break
-            try:
-                self._copy(image, origin, key, facts, overwrite=overwrite)
-                break
-            except ConflictError:
-                continue  # somebody else was faster: look at what is there now
-            except NoAnswerError:
-                time.sleep(pause)
-        else:
-            raise NoAnswerError(f"can't write {uri}: the store gives no answer; try again")
         return DeliveredImage(uri=uri, url=self.public_url(uri), sha256=image.sha256, source_uri=image.uri)
 
     def uri(self, key: str) -> str:
@@ -304,32 +287,6 @@ class ImageStore(NotMapped, Block):
         if not 1 <= seconds <= 604_800:
             raise StoreError(f"a signed address lives from 1 to 604,800 seconds, not {seconds}")
         return self.objects.presign(self.objects.key(uri), seconds)
-
-    def _holds(self, key: str, image: StoredImage) -> bool:
-        """Whether the image is at `key` already. StoreError: something else is."""
-        found = self.objects.metadata(key)
-        if found is None:
-            return False
-        size, metadata = found
-        if size == image.size_bytes:
-            sha256 = metadata.get("sha256") or _sha256(self.objects.fetch(key)())
-            if sha256 == image.sha256:
-                return True
-        raise StoreError(
-            f"{self.objects.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
-        )
-
-    def _copy(
-        self, image: StoredImage, origin: ObjectStore, key: str, facts: Facts, *, overwrite: bool
-    ) -> None:
-        expected = Condition.ANYTHING if overwrite else Condition.NOTHING
-        source_key = origin.key(image.uri)
-        if self.objects.copy(origin, source_key, key, facts, expected):
-            return
-        body = origin.fetch(source_key)
-        if _sha256(body()) != image.sha256:
-            raise StoreError(f"{image.uri} is damaged: its bytes don't have the recorded SHA-256")
-        self.objects.write(key, body, facts, expected)
 
     def _beside(self, uri: str) -> ImageStore:
         """A store with these settings that holds `uri`, which may be below another folder or bucket."""
@@ -371,11 +328,3 @@ def _place(where: S3Settings | Path, process: int) -> ObjectStore:  # noqa: ARG0
 
 def _told(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
-
-
-def _sha256(reader: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    with reader:
-        while chunk := reader.read(1024 * 1024):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -207,4 +207,6 @@ class Holders(RuleBasedStateMachine):
 
 def test_no_interleaving_pays_without_a_reason_and_a_name() -> None:
     """Nobody sends while another's lease stands, a record once made stays, and each payment is named in it."""
-    run_state_machine_as_test(Holders, settings=settings(max_examples=80, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(
+        Holders, settings=settings(max_examples=80, stateful_step_count=25, deadline=None)
+    )

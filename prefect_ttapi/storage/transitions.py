@@ -1,0 +1,86 @@
+"""What may be written over what stands, when a claim ends: pure functions from document to document.
+
+Each gives the facts of the new document, without what names the write, or None where there is nothing to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect_ttapi.storage.records import Answer, Document, Payment, Record, State, payment
+
+
+def counts(record: Record, not_before: datetime | None, run_id: str) -> bool:
+    """Whether a record is young enough; what the run itself paid for always is."""
+    return not_before is None or record.run_id == run_id or record.generation.created_at >= not_before
+
+
+def is_claim(document: Document | None, token: str) -> bool:
+    """Whether the claim of this token stands."""
+    return document is not None and document.state is State.CLAIMED and document.token == token
+
+
+def facts_of(document: Document) -> dict[str, Any]:
+    """All that a document says, to be written again: a renewal."""
+    names = ("state", "holder", "ttl", "answer", "maybe_paid", "also_paid")
+    return {name: getattr(document, name) for name in names}
+
+
+def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]:
+    """A claim given up; the answer that a refresh kept stands again."""
+    return {
+        "state": State.GENERATED if document.answer else state,
+        "answer": document.answer,
+        "maybe_paid": (*document.maybe_paid, *notes),
+        "also_paid": document.also_paid,
+    }
+
+
+def released(standing: Document | None, token: str) -> dict[str, Any] | None:
+    """The claim of `token` surely cost nothing: it is given back, and struck off the payments that may be."""
+    if standing is None:
+        return None
+    if is_claim(standing, token):
+        return resting(standing, State.RELEASED)
+    others = _without(standing.maybe_paid, token)
+    if standing.state is State.CLAIMED or others == standing.maybe_paid:
+        return None  # somebody else's claim is theirs to write
+    return {**facts_of(standing), "maybe_paid": others}
+
+
+def unknown(standing: Document | None, note: Payment) -> dict[str, Any] | None:
+    """The claim of the note's token may have cost something, and gave no images."""
+    if standing is None:
+        return {"state": State.UNKNOWN, "maybe_paid": (note,)}
+    # whoever took the claim over has noted this payment already
+    return resting(standing, State.UNKNOWN, note) if is_claim(standing, note.token) else None
+
+
+def answered(
+    standing: Document | None, answer: Answer, stands: Callable[[Document], bool]
+) -> dict[str, Any] | None:
+    """An answer in hand beats any claim, but not an answer that was recorded first and `stands`.
+
+    Whoever else paid, or may have, is named: with a claim that is overruled, its holder; with an answer that came
+    second, its own payer.
+    """
+    if standing is None:
+        return {"state": State.GENERATED, "answer": answer}
+    if standing.state is State.GENERATED and standing.answer == answer:
+        return None  # written before, and the store's answer lost
+    now = datetime.now(UTC)
+    maybe = _without(standing.maybe_paid, answer.token)
+    if standing.state is State.GENERATED and stands(standing):
+        note = payment(answer.token, answer.run_id, now, "answered too, after another answer was recorded")
+        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": (*standing.also_paid, note)}
+    if standing.holder is not None and not is_claim(standing, answer.token):
+        what = "held the claim when another answer was recorded"
+        maybe = (*maybe, payment(standing.token, standing.holder.run_id, now, what))
+    also = standing.also_paid
+    return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
+
+
+def _without(notes: tuple[Payment, ...], token: str) -> tuple[Payment, ...]:
+    return tuple(note for note in notes if note.token != token)

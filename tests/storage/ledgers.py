@@ -1,0 +1,57 @@
+"""What the tests of the ledger share: a request, its ledgers, and a clock that the test moves."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from prefect_ttapi.responses import Generation
+from prefect_ttapi.storage.claims import Claim
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.records import Record
+from prefect_ttapi.storage.store import ImageStore
+from tests.storage.samples import API, generation_of, request_of, stored
+
+REQUEST = request_of()
+HASH = REQUEST.request_hash
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ledger_of(store: ImageStore, run_id: str = "run-a", **options: object) -> Ledger:
+    return Ledger(store, API, run_id, **options)
+
+
+def answer(store: ImageStore, data: bytes = b"pixels", created_at: datetime | None = None) -> Generation:
+    return generation_of(REQUEST, stored(store, data), created_at=created_at)
+
+
+def claim_of(ledger: Ledger, **options: object) -> Claim:
+    claim = ledger.acquire(HASH, **options)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def pay(store: ImageStore, ledger: Ledger, data: bytes = b"pixels", **options: object) -> Record:
+    """Claim, send, record."""
+    with claim_of(ledger, **options) as claim:
+        claim.before_sending()
+        return claim.record(answer(store, data))
+
+
+def document(store: ImageStore) -> dict:
+    return json.loads(store.read(Ledger(store, API, "reader").key(HASH)))
+
+
+def rewrite(store: ImageStore, **changes: object) -> None:
+    store.write(
+        Ledger(store, API, "x").key(HASH), json.dumps(document(store) | changes).encode(), "application/json"
+    )

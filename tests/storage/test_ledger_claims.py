@@ -1,0 +1,227 @@
+"""Claims whose holder is gone, silent, slow or late."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from prefect_ttapi.errors import StoreError, UnknownOutcomeError
+from prefect_ttapi.storage.claims import Claim, ClaimLostError
+from prefect_ttapi.storage.ledger import Waiting
+from prefect_ttapi.storage.store import ImageStore
+from tests.storage.ledgers import (
+    HASH,
+    Clock,
+    answer,
+    claim_of,
+    document,
+    ledger_of,
+    pay,
+)
+from tests.storage.samples import request_of
+
+
+def test_a_silent_holder_is_taken_over_after_a_ttl(folder_store: ImageStore, caplog) -> None:
+    """A claim unchanged for its TTL on the waiter's own clock is taken over, not before, and noted."""
+    clock, store = Clock(), folder_store
+    silent = claim_of(ledger_of(store, "run-a", ttl=60, clock=clock))
+    waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
+    waiting = waiter.try_acquire(HASH)
+    assert isinstance(waiting, Waiting)
+    clock.now += 59.9
+    waiting = waiter.try_acquire(HASH, waiting=waiting)
+    assert isinstance(waiting, Waiting)
+    clock.now += 0.2
+    claim = waiter.try_acquire(HASH, waiting=waiting)
+    assert isinstance(claim, Claim)
+    assert [note.run_id for note in claim.maybe_paid] == ["run-a"]
+    assert "its holder died or was cut off, perhaps after sending" in caplog.text
+    with pytest.raises(ClaimLostError):
+        silent.before_sending()
+
+
+def test_a_renewed_claim_is_never_taken_over(folder_store: ImageStore) -> None:
+    """However slow the holder is, while it renews its claim others wait."""
+    clock, store = Clock(), folder_store
+    slow = claim_of(ledger_of(store, ttl=60, clock=clock))
+    waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
+    waiting = waiter.try_acquire(HASH)
+    for _ in range(20):
+        clock.now += 45
+        slow.renew()
+        waiting = waiter.try_acquire(HASH, waiting=waiting)
+        assert isinstance(waiting, Waiting)
+    slow.before_sending()
+    assert slow.record(answer(store)) == waiter.try_acquire(HASH, waiting=waiting)
+
+
+def test_nothing_is_sent_on_a_lease_that_can_not_be_proven(folder_store: ImageStore) -> None:
+    """Before sending, a lease older than half a TTL is renewed first; one that was lost or late sends nothing."""
+    clock, store = Clock(), folder_store
+    ledger = ledger_of(store, ttl=60, clock=clock)
+    claim = claim_of(ledger)
+    sequence = document(store)["sequence"]
+    clock.now += 29
+    claim.before_sending()
+    assert document(store)["sequence"] == sequence
+    clock.now += 2
+    claim.before_sending()
+    assert document(store)["sequence"] == sequence + 1
+    clock.now += 3600  # nobody took it: it can be renewed
+    claim.before_sending()
+    store.objects._path(ledger.key(HASH)).unlink()
+    clock.now += 31
+    with pytest.raises(ClaimLostError, match="nothing was sent"):
+        claim.before_sending()
+
+
+def test_a_renewal_that_takes_too_long_sends_nothing(folder_store: ImageStore) -> None:
+    """If proving the lease itself takes 0.9 of a TTL, the proof is worth nothing."""
+    clock = Clock()
+    claim = claim_of(ledger_of(Slow(folder_store, clock), ttl=60, clock=clock))
+    clock.now += 31
+    with pytest.raises(StoreError, match="too long to renew"):
+        claim.before_sending()
+
+
+class Slow:
+    """A store whose writes take a minute of `clock`."""
+
+    def __init__(self, store: ImageStore, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def compare_and_swap(self, key: str, data: bytes, tag: str | None) -> str:
+        self._clock.now += 0 if tag is None else 55
+        return self._store.compare_and_swap(key, data, tag)
+
+
+def test_a_late_answer_beats_a_claim(folder_store: ImageStore) -> None:
+    """A holder that was taken over while it waited for the API still records: an answer in hand beats a claim.
+
+    Both return the same record, and the other payment, or what may be one, is on it.
+    """
+    clock, store = Clock(), folder_store
+    late, quick = taken_over(store, clock)
+    record = late.record(answer(store, b"late"))
+    assert record.run_id == "run-a"
+    assert [note.run_id for note in record.maybe_paid] == ["run-b"]
+    second = quick.record(answer(store, b"quick"))
+    assert (second.run_id, second.maybe_paid) == ("run-a", ())
+    assert [note.run_id for note in second.also_paid] == ["run-b"]
+    assert second.generation == record.generation
+
+
+def test_a_late_loser_is_told_the_standing_record(folder_store: ImageStore) -> None:
+    """Where the second payer recorded first, the late one gets that record, and its own payment is noted."""
+    clock, store = Clock(), folder_store
+    late, quick = taken_over(store, clock)
+    first = quick.record(answer(store, b"quick"))
+    assert [note.run_id for note in first.maybe_paid] == ["run-a"]
+    record = late.record(answer(store, b"late"))
+    assert record.generation == first.generation
+    assert (record.maybe_paid, [note.run_id for note in record.also_paid]) == ((), ["run-a"])
+
+
+def test_one_that_surely_did_not_pay_is_struck_off(folder_store: ImageStore) -> None:
+    """A claim that was lost to a recorded answer and then failed for free leaves no trace of a payment."""
+    clock, store = Clock(), folder_store
+    late, quick = taken_over(store, clock)
+    late.record(answer(store, b"late"))
+    quick.release()
+    record = ledger_of(store).look_up(HASH)
+    assert (record.maybe_paid, record.also_paid) == ((), ())
+
+
+def test_a_late_failure_leaves_the_new_claim_alone(folder_store: ImageStore) -> None:
+    """A holder that was taken over and then fails changes nothing of the new holder's claim."""
+    clock, store = Clock(), folder_store
+    late, quick = taken_over(store, clock)
+    before = document(store)
+    late.mark_unknown("HTTP 504")
+    assert document(store) == before
+    assert [note.run_id for note in quick.record(answer(store)).maybe_paid] == ["run-a"]
+
+
+def taken_over(store: ImageStore, clock: Clock) -> tuple[Claim, Claim]:
+    """A claim of run-a that was sent and then silent, and the claim of run-b that took it over and was sent."""
+    late = claim_of(ledger_of(store, "run-a", ttl=60, clock=clock))
+    late.before_sending()
+    waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
+    waiting = waiter.try_acquire(HASH)
+    clock.now += 61
+    quick = waiter.try_acquire(HASH, waiting=waiting)
+    quick.before_sending()
+    return late, quick
+
+
+def test_a_dead_claim_may_be_left_to_a_new_run(folder_store: ImageStore) -> None:
+    """With on_dead_claim="unknown" the run that finds a dead claim notes it and sends nothing; a new run may."""
+    clock, store = Clock(), folder_store
+    options = {"ttl": 60, "clock": clock, "on_dead_claim": "unknown"}
+    dead = claim_of(ledger_of(store, "run-a", **options))
+    finder = ledger_of(store, "run-b", **options)
+    waiting = finder.try_acquire(HASH)
+    clock.now += 61
+    with pytest.raises(UnknownOutcomeError, match="its holder died"):
+        finder.try_acquire(HASH, waiting=waiting)
+    assert document(store)["state"] == "unknown"
+    with pytest.raises(UnknownOutcomeError):
+        finder.acquire(HASH)
+    with pytest.raises(ClaimLostError):
+        dead.before_sending()
+    record = pay(store, ledger_of(store, "run-c", **options))
+    assert [note.run_id for note in record.maybe_paid] == ["run-a"]
+
+
+def test_a_runs_own_dead_claim_is_an_unknown_outcome(folder_store: ImageStore) -> None:
+    """A retry of the run whose process died in flight does not send again by itself, and leaves that on record."""
+    clock, store = Clock(), folder_store
+    ledger = ledger_of(store, ttl=60, clock=clock)
+    dead = claim_of(ledger)
+    waiting = ledger.try_acquire(HASH)
+    clock.now += 61
+    with pytest.raises(UnknownOutcomeError, match="its holder died"):
+        ledger.try_acquire(HASH, waiting=waiting)
+    assert document(store)["state"] == "unknown"
+    del dead
+
+
+def test_an_abandoned_claim_of_this_process_is_void_at_once(folder_store: ImageStore) -> None:
+    """A claim of this very process that nobody holds any more blocks nobody."""
+    claim = claim_of(ledger_of(folder_store))
+    assert isinstance(ledger_of(folder_store, "run-b").try_acquire(HASH), Waiting)
+    del claim
+    assert isinstance(ledger_of(folder_store, "run-b").try_acquire(HASH), Claim)
+
+
+def test_claims_are_renewed_in_the_background(folder_store: ImageStore) -> None:
+    """Within its block a claim is renewed again and again, and can still be recorded."""
+    with claim_of(ledger_of(folder_store, ttl=3.0)) as claim:
+        first, deadline = document(folder_store)["sequence"], time.monotonic() + 60
+        while document(folder_store)["sequence"] < first + 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        claim.before_sending()
+        record = claim.record(answer(folder_store))
+    assert document(folder_store)["sequence"] >= first + 3
+    assert record.maybe_paid == ()
+
+
+def test_one_thread_renews_all_claims_and_ends_with_the_last(folder_store: ImageStore) -> None:
+    """Many claims at once share one renewing thread; when none is left, it is gone."""
+
+    def renewing() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "ttapi-renewals"]
+
+    ledger = ledger_of(folder_store)
+    hashes = [request_of(f"prompt {number}").request_hash for number in range(20)]
+    claims = [ledger.acquire(request_hash).__enter__() for request_hash in hashes]
+    (thread,) = renewing()
+    for claim in claims:
+        claim.__exit__(None, None, None)
+    thread.join(10)
+    assert renewing() == []
