@@ -18,6 +18,7 @@ class Totals(BaseModel):
     Attributes:
         rows: requests; the sum of `generated`, `cached`, `failed` and `skipped`.
         images: of all rows; `images_cached` of them were there before.
+        without_images: rows that gave none.
         delivered: copies under consumers' names.
         size_bytes: of the images.
         input_tokens, output_tokens, total_tokens: of what this batch paid for.
@@ -40,6 +41,7 @@ class Totals(BaseModel):
     skipped: int = 0
     images: int = 0
     images_cached: int = 0
+    without_images: int = 0
     delivered: int = 0
     size_bytes: int = 0
     input_tokens: int = 0
@@ -68,6 +70,7 @@ class Totals(BaseModel):
             **{row.status: 1},
             images=images,
             images_cached=images if row.status == "cached" else 0,
+            without_images=not images,
             delivered=len(row.delivered),
             size_bytes=sum(image.size_bytes for image in row.images),
             input_tokens=paid.input_tokens,

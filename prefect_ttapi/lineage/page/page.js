@@ -1,0 +1,247 @@
+"use strict";
+// Everything shown is set as text or as an attribute, never as HTML: prompts are anybody's words.
+const byId = (id) => document.getElementById(id);
+const { rows, more } = JSON.parse(byId("data").textContent);
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== undefined && value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+// ---- theme: the system's, until somebody chooses
+const THEME = "prefect-ttapi-gallery-theme";
+const root = document.documentElement;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+try { root.style.colorScheme = localStorage.getItem(THEME) ?? ""; } catch { /* no storage for this page */ }
+byId("theme").addEventListener("click", () => {
+  const now = root.style.colorScheme || (dark.matches ? "dark" : "light");
+  root.style.colorScheme = now === "dark" ? "light" : "dark";
+  try { localStorage.setItem(THEME, root.style.colorScheme); } catch { /* as above */ }
+});
+
+// ---- cards: one for each image, and one for each row without images
+const cards = rows.flatMap((row) => (row.images.length ? row.images : [null]).map((image) => ({ row, image })));
+for (const card of cards) {
+  const { row, image } = card;
+  card.id = `${row.row}.${image ? image.index : 0}`;
+  card.status = row.status;
+  card.tokens = row.tokens ?? -1;
+  card.words = [
+    row.prompt, row.model, row.hash, row.error, row.error_type, ...Object.values(row.values),
+    image?.sha256, image?.revised, ...(image?.copies ?? []).map((copy) => copy.uri),
+  ].filter(Boolean).join("\n").toLowerCase();
+  card.item = make("li", {}, face(card));
+  card.button = card.item.firstChild;
+}
+
+function face(card) {
+  const { row, image } = card;
+  const facts = [row.model, image && `${image.width}\u00d7${image.height}`].filter(Boolean).join(" \u00b7 ");
+  const button = make("button", { class: "card", type: "button" },
+    make("div", { class: "frame" }, image ? small(row, image) : why(row)),
+    make("div", { class: "caption" },
+      make("div", { class: "prompt", dir: "auto" }, row.prompt || "no prompt"),
+      make("div", { class: "meta" },
+        make("i", { class: `dot ${row.status}`, title: row.status }), make("span", {}, facts || row.status))));
+  button.addEventListener("click", () => open(card));
+  return button;
+}
+
+function small(row, image) {
+  if (!image.thumbnail) return make("span", { class: "none" }, "no preview");
+  const source = `data:image/webp;base64,${image.thumbnail}`;
+  const shape = image.width < image.height ? "tall" : "wide";
+  return make("img", { class: shape, src: source, alt: row.prompt.slice(0, 200), decoding: "async", loading: "lazy" });
+}
+
+function why(row) {
+  return make("div", { class: `why ${row.status}` }, make("b", {}, row.error_type || row.status), row.error || "");
+}
+
+// ---- filter and sort
+const grid = byId("grid");
+const pressed = new Set();
+let shown = cards;
+
+const order = {
+  row: () => 0,
+  prompt: (a, b) => a.row.prompt.localeCompare(b.row.prompt),
+  model: (a, b) => a.row.model.localeCompare(b.row.model),
+  tokens: (a, b) => b.tokens - a.tokens,
+};
+
+function refresh() {
+  const words = byId("text").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const model = byId("model").value;
+  shown = cards.filter((card) =>
+    (!pressed.size || pressed.has(card.status)) && (!model || card.row.model === model) &&
+    words.every((word) => card.words.includes(word)));
+  shown.sort(order[byId("sort").value]);
+  grid.replaceChildren(...shown.map((card) => card.item));
+  const all = `${cards.length.toLocaleString("en")}${more ? " on this page" : ""}`;
+  byId("count").value = shown.length === cards.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
+  byId("empty").hidden = shown.length > 0;
+}
+
+function nothing() {
+  if (!cards.length) return ["Nothing was asked for in this batch, so there is nothing to see."];
+  const all = make("button", { type: "button" }, "Show everything");
+  all.addEventListener("click", clear);
+  return ["Nothing matches. ", all];
+}
+
+function clear() {
+  byId("text").value = "";
+  byId("model").value = "";
+  pressed.clear();
+  for (const chip of byId("statuses").children) chip.setAttribute("aria-pressed", "false");
+  refresh();
+}
+
+for (const status of ["generated", "cached", "failed", "skipped"]) {
+  const count = cards.filter((card) => card.status === status).length;
+  if (!count) continue;
+  const chip = make("button", { class: "chip", type: "button", "aria-pressed": "false", "data-status": status },
+    make("i", { class: `dot ${status}` }), status, make("b", {}, count.toLocaleString("en")));
+  chip.addEventListener("click", () => {
+    const on = !pressed.delete(status);
+    if (on) pressed.add(status);
+    chip.setAttribute("aria-pressed", String(on));
+    refresh();
+  });
+  byId("statuses").append(chip);
+}
+
+const models = [...new Set(cards.map((card) => card.row.model))].filter(Boolean).sort();
+byId("model").append(make("option", { value: "" }, "all"), ...models.map((name) => make("option", { value: name }, name)));
+for (const id of ["text", "model", "sort"]) byId(id).addEventListener("input", refresh);
+byId("empty").append(...nothing());
+byId("bar").hidden = !cards.length;
+refresh();
+
+// ---- detail
+const dialog = byId("detail");
+let current = null;
+
+function open(card) {
+  current = card;
+  const at = shown.indexOf(card);
+  byId("detail-place").textContent = `${at + 1} of ${shown.length}`;
+  byId("previous").disabled = at <= 0;
+  byId("next").disabled = at >= shown.length - 1;
+  byId("stage").replaceChildren(large(card));
+  byId("detail-facts").replaceChildren(...told(card));
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = byId("detail-facts").scrollTop = 0;
+  mark(`#${card.id}`);
+}
+
+function large({ row, image }) {
+  if (!image) return why(row);
+  const picture = small(row, image);
+  if (image.beside) {
+    // the image itself, from beside this page; its thumbnail where it is not there
+    const thumbnail = picture.cloneNode(true);
+    thumbnail.classList.add("small");
+    const whole = make("img", { src: image.href, alt: row.prompt.slice(0, 200) });
+    whole.addEventListener("error", () => whole.replaceWith(thumbnail), { once: true });
+    return make("a", { href: image.href, target: "_blank", rel: "noopener" }, whole);
+  }
+  picture.classList.add("small");
+  return image.href ? make("a", { href: image.href, target: "_blank", rel: "noopener" }, picture) : picture;
+}
+
+function told({ row, image }) {
+  const parts = [heading("Prompt"), words(row.prompt || "no prompt", "detail-prompt")];
+  if (image?.revised) parts.push(heading("Prompt as the model revised it"), words(image.revised));
+  if (row.error && image) parts.push(heading(row.error_type || "Error"), words(row.error));
+  if (row.notes.length) parts.push(heading("Perhaps paid without images"), words(row.notes.join("\n")));
+  if (image) {
+    parts.push(heading("Image"), table([
+      ["File", link(image.href, image.uri)],
+      ...image.copies.map((copy) => ["Delivered", link(copy.href, copy.uri)]),
+      ["Size", `${image.width} \u00d7 ${image.height}, ${image.size}, ${image.type}`],
+      ["SHA-256", code(image.sha256)],
+    ]));
+  }
+  parts.push(heading("Request"), table([
+    ["Row", String(row.row)],
+    ["Status", row.status],
+    ...Object.entries(row.asked),
+    ["Request hash", row.hash && code(row.hash)],
+    ...Object.entries(row.values),
+  ]));
+  parts.push(...section("Where it came from", Object.entries(row.origin)));
+  return parts;
+}
+
+const heading = (text) => make("h2", {}, text);
+const words = (text, id) => make("p", { class: text.length > 900 ? "words long" : "words", dir: "auto", id }, text);
+const link = (href, text) => (href ? make("a", { href, target: "_blank", rel: "noopener" }, text) : text);
+const section = (title, facts) => (facts.length ? [heading(title), table(facts)] : []);
+
+function table(facts) {
+  const lines = facts.filter(([, value]) => value).map(([name, value]) => {
+    const cell = make("td", { dir: "auto" }, value);
+    if (value.nodeType && value.tagName !== "A") cell.className = "code";
+    return make("tr", {}, make("th", { scope: "row" }, name), cell);
+  });
+  return make("table", {}, make("tbody", {}, ...lines));
+}
+
+function code(text) {
+  const copy = make("button", { class: "copy", type: "button" }, "copy");
+  copy.addEventListener("click", async () => {
+    try { await navigator.clipboard.writeText(text); copy.textContent = "copied"; }
+    catch { getSelection().selectAllChildren(copy.previousSibling); }
+  });
+  return make("span", {}, make("span", {}, text), copy);
+}
+
+function mark(place) {
+  try { history.replaceState(null, "", place || location.pathname + location.search); } catch { /* not here */ }
+}
+
+function step(by) {
+  const card = shown[shown.indexOf(current) + by];
+  if (card) open(card);
+}
+
+byId("previous").addEventListener("click", () => step(-1));
+byId("next").addEventListener("click", () => step(1));
+byId("close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+dialog.addEventListener("close", () => { mark(""); byId("stage").replaceChildren(); current?.button.focus(); });
+
+// ---- keyboard
+function columns() {
+  const top = shown[0]?.item.offsetTop;
+  const second = shown.findIndex((card) => card.item.offsetTop !== top);
+  return second < 0 ? shown.length : second;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+  if (dialog.open) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) { event.preventDefault(); step(by); }
+    return;
+  }
+  if (event.key === "/" && !typing) { event.preventDefault(); byId("text").focus(); return; }
+  if (event.key === "Escape" && event.target.id === "text") { event.target.value = ""; refresh(); event.target.blur(); return; }
+  if (typing && event.key !== "ArrowDown") return;
+  if (typing && event.target.id !== "text") return;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns() }[event.key];
+  if (!by || !shown.length) return;
+  const at = shown.findIndex((card) => card.button === document.activeElement);
+  const to = shown[at < 0 ? 0 : at + by];
+  if (to) { event.preventDefault(); to.button.focus(); }
+});
+
+const linked = cards.find((card) => `#${card.id}` === location.hash);
+if (linked) open(linked);

@@ -1,0 +1,263 @@
+"""The gallery's pages: whole in themselves, movable, and inert whatever the prompts say."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.responses import DeliveredImage, StoredImage
+from tests.lineage.samples import failed, generated, stored
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "]]>&lt;&#60;\u2028\u2029",
+    "$title ${data} $$",
+    "\u202eright to left",
+    "x" * 32_000,
+]
+TEXTS = st.sampled_from(HOSTILE) | st.text(min_size=1, max_size=80).filter(str.strip)
+
+
+class Page(html.parser.HTMLParser):
+    """A page's tags in order, its attributes, and the text of script, style and data."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.inside: dict[str, str] = {}
+        self._in = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self._in = dict(attrs).get("type") or tag
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - its caller names it
+        self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        self.inside[self._in] = self.inside.get(self._in, "") + data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads(self.inside["application/json"])
+        return made
+
+    @property
+    def policy(self) -> str:
+        return next(value for name, value in self.attributes if value.startswith("default-src"))
+
+
+def gallery(rows: list[Row], title: str = "campaign", store: str = "file:///out") -> dict[str, str]:
+    return dict(
+        pages(
+            rows,
+            lambda _: b"webp",
+            Totals.of(rows),
+            title=title,
+            folder_uri=f"{store}/batches/1",
+            store_uri=store,
+            manifest="manifest.jsonl",
+        )
+    )
+
+
+def shown(rows: list[Row], **where: str) -> Page:
+    return Page(gallery(rows, **where)["index.html"])
+
+
+def image_of(image: StoredImage, delivered: tuple[DeliveredImage, ...] = (), **where: str) -> dict[str, Any]:
+    row = generated().model_copy(update={"images": (image,), "delivered": delivered})
+    made: dict[str, Any] = shown([row], **where).data["rows"][0]["images"][0]
+    return made
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4), TEXTS)
+def test_nothing_from_outside_is_markup(texts: list[str], title: str) -> None:
+    """Hostile prompts, titles, errors and values add no tag and no attribute, and arrive whole as data."""
+
+    def batch(words: list[str]) -> list[Row]:
+        return [
+            row
+            for n, text in enumerate(words)
+            for row in (
+                generated(2 * n, text, values={text[:9]: text}),
+                failed(2 * n + 1, text, error=text, error_type=text[:20], maybe_paid=(text,)),
+            )
+        ]
+
+    page, plain = shown(batch(texts), title=title), shown(batch(["plain"] * len(texts)), title="plain")
+    assert page.tags == plain.tags
+    assert [name for name, _ in page.attributes] == [name for name, _ in plain.attributes]
+    assert [row["prompt"] for row in page.data["rows"][::2]] == texts
+    assert [row["error"] for row in page.data["rows"][1::2]] == texts
+    assert not re.search("[<>&\u2028\u2029\ud800-\udfff]", page.inside["application/json"])
+
+
+def test_the_policy_allows_what_is_on_the_page_only() -> None:
+    """Style and script are allowed by their hashes, images from beside the page or in it, and nothing else."""
+    page = shown([generated(0)])
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        digest = base64.b64encode(hashlib.sha256(page.inside[tag].encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}';" in page.policy
+    assert page.policy.startswith("default-src 'none';")
+    assert "img-src 'self' file: data:;" in page.policy
+    assert "unsafe" not in page.policy
+    assert "http" not in page.policy
+
+
+def test_no_external_requests() -> None:
+    """No tag of the page names another host, and its script calls for nothing."""
+    page = shown([generated(0)])
+    addresses = [value for name, value in page.attributes if name in ("src", "href", "action", "data")]
+    assert addresses == ["data:,", "./manifest.jsonl"]
+    assert not re.search(
+        r"fetch\(|XMLHttpRequest|import\(|innerHTML|insertAdjacentHTML|eval\(", page.inside["script"]
+    )
+    assert not re.search(r"url\(|@import", page.inside["style"])
+
+
+@pytest.mark.parametrize("store", ["file:///out", "s3://bucket/pre_fix/a b"])
+def test_links_are_relative_in_the_store(store: str) -> None:
+    """Images of the same store are linked from the page's place, so that all can be moved together."""
+    image = image_of(stored(uri=f"{store}/images/ab.png"), store=store)
+    assert (image["href"], image["beside"]) == ("../../images/ab.png", True)
+
+
+def test_links_leave_the_store_where_they_must() -> None:
+    """Elsewhere a public address comes first; one that no browser can open is shown as text."""
+    source = stored(uri="file:///out/images/a.png")
+    uris = [
+        ("file:///shop/a%20b.png", None),
+        ("s3://shop/a.png", None),
+        ("s3://shop/b.png", "https://cdn.example.com/b.png"),
+        ("s3://shop/c.png", "javascript:alert(1)"),
+        ("file:///out/site/d.png", "https://cdn.example.com/d.png"),
+        ("file:///outer/e.png", None),
+    ]
+    copies = tuple(
+        DeliveredImage(uri=uri, url=url, sha256=source.sha256, source_uri=source.uri) for uri, url in uris
+    )
+    assert [copy["href"] for copy in image_of(source, copies)["copies"]] == [
+        "file:///shop/a%20b.png",
+        None,
+        "https://cdn.example.com/b.png",
+        None,
+        "../../site/d.png",
+        "file:///outer/e.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "href"),
+    [
+        ("file:///out/batches/1/javascript:alert(1)", "./javascript:alert(1)"),
+        ("javascript:alert(1)", None),
+        ("s3://bucket/x?y#z", None),
+    ],
+)
+def test_hostile_addresses(uri: str, href: str | None) -> None:
+    """No address becomes a link that runs something."""
+    assert image_of(stored(uri=uri))["href"] == href
+
+
+def test_keys_of_s3_are_encoded_in_links() -> None:
+    """A key may hold what means something in a URL; the link leads to the key."""
+    image = image_of(stored(uri="s3://bucket/images/50% off?#1.png"), store="s3://bucket")
+    assert image["href"] == "../../images/50%25%20off%3F%231.png"
+
+
+def test_what_a_card_knows() -> None:
+    """A card has the whole chain: prompt, what was asked, hash, sha256, tokens, runs, values, copies."""
+    page = shown([generated(4, "a lighthouse", count=2, values={"sku": "7"}, task_run_id="t-1")])
+    (row,) = page.data["rows"]
+    assert row["asked"] == {"model": "gpt-image-2", "size": "1024x1024"}
+    assert row["values"] == {"sku": "7"}
+    assert row["hash"] == generated(4).request_hash
+    assert row["origin"]["Answered"] == "2026-05-20 12:00:00 UTC"
+    assert row["origin"]["Tokens"] == "4,169: 9 in, 4,160 out"
+    assert row["origin"]["Paid in task run"] == "t-1"
+    assert [image["sha256"] for image in row["images"]] == [f"{n:064x}" for n in (40, 41)]
+    assert base64.b64decode(row["images"][0]["thumbnail"]) == b"webp"
+    assert row["images"][1]["copies"][0]["uri"] == "file:///out/site/lighthouse-4-41.png"
+
+
+def test_an_illegal_item_is_shown_as_given() -> None:
+    """A row that never was a request shows what was given for it."""
+    item = {"prompt": "wide", "size": "9x9", "extra": {"a": [1]}}
+    (row,) = shown([Row(row=0, status="failed", given=item, error="size: is '9x9'")]).data["rows"]
+    assert row["prompt"] == "wide"
+    assert row["asked"] == {"size": "9x9", "extra": "{'a': [1]}"}
+    assert row["images"] == []
+
+
+def test_an_empty_batch_has_a_page() -> None:
+    """A batch of nothing has one page, which says so."""
+    made = gallery([])
+    assert list(made) == ["index.html"]
+    assert "No requests." in made["index.html"]
+    assert Page(made["index.html"]).data == {"rows": [], "more": False}
+
+
+def test_a_batch_of_failures_has_a_page() -> None:
+    """A batch without a single image has a card for each failure."""
+    rows = [failed(0), failed(1, maybe_paid=("sent once",)), Row(row=2, status="skipped")]
+    made = gallery(rows)["index.html"]
+    assert [row["status"] for row in Page(made).data["rows"]] == ["failed", "failed", "skipped"]
+    assert "3 requests: 2 failed, 1 never sent. 1 may have been paid for without giving images." in made
+
+
+def test_a_big_batch_has_several_pages() -> None:
+    """500 cards a page, each row's images in order also over the edge of a page, and links to all pages."""
+    rows = [generated(n, count=3) for n in range(334)] + [failed(334)]
+    made = gallery(rows)
+    assert list(made) == ["index.html", "page-2.html", "page-3.html"]
+    cards = [
+        [
+            (row["row"], image["index"])
+            for row in Page(page).data["rows"]
+            for image in row["images"] or [{"index": 0}]
+        ]
+        for page in made.values()
+    ]
+    assert [len(page) for page in cards] == [500, 500, 3]
+    assert [card for page in cards for card in page] == [
+        (row.row, image.index) for row in rows for image in row.images
+    ] + [(334, 0)]
+    assert all(Page(page).data["more"] for page in made.values())
+    assert (
+        '<a href="./index.html">1</a><b aria-current=page>2</b><a href="./page-3.html">3</a>'
+        in made["page-2.html"]
+    )
+
+
+def test_pages_are_made_one_by_one() -> None:
+    """No thumbnail of a later page is asked for before its turn, so memory does not grow with the batch."""
+    asked: list[str] = []
+
+    def thumbnail_of(image: StoredImage) -> None:
+        asked.append(image.uri)
+
+    rows = [generated(n) for n in range(1_001)]
+    made = pages(
+        rows, thumbnail_of, Totals.of(rows), title="t", folder_uri="file:///o/b", store_uri="file:///o"
+    )
+    next(made)
+    assert len(asked) == 500
+    next(made)
+    assert len(asked) == 1_000
