@@ -244,7 +244,6 @@ def _connection(account: Account, process: int) -> s3fs.S3FileSystem:  # noqa: A
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         },
-        use_listings_cache=False,
         skip_instance_cache=True,  # fsspec's cache would share the retries set below with other users
     )
     filesystem.retries = 1

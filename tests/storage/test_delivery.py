@@ -128,6 +128,19 @@ def test_one_service_copies_by_itself(s3_server: S3Server) -> None:
     assert head["Metadata"] == {"model": "gpt-image-2", "sha256": image.sha256}
 
 
+def test_another_service_is_not_asked_to_copy(s3_server: S3Server) -> None:
+    """Where the source has another endpoint or key than the target, the bytes are read with the source's own."""
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        source = ImageStore(
+            url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url)
+        )
+        target = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings())
+        image = stored(source)
+        proxy.seen.clear()
+        target.deliver(image, KEY, source)
+        assert [method for method, _ in proxy.seen] == ["GET"]
+
+
 @pytest.mark.parametrize("trouble", [503, "lose the answer"])
 def test_a_lost_answer_is_settled_by_looking(
     s3_server: S3Server, folder_store: ImageStore, trouble: str | int

@@ -61,9 +61,13 @@ def test_a_tag_never_comes_back(tmp_path: Path) -> None:
     ahead = time.time_ns() + 3_600_000_000_000
     os.utime(tmp_path / "key", ns=(ahead, ahead))
     tags.append(folder.read("key")[1])
+    times = []
     for number in range(50):
         tags.append(folder.write("key", lambda n=number: io.BytesIO(b"%d" % (n % 10)), FACTS, tags[-1]))
+        times.append((tmp_path / "key").stat().st_mtime_ns)
     assert len(set(tags)) == len(tags)
+    assert times == sorted(set(times))
+    assert times[0] > ahead
 
 
 def test_half_written_files_are_no_objects(tmp_path: Path) -> None:

@@ -133,13 +133,14 @@ def test_a_conditional_write_without_an_answer_says_so(s3_server: S3Server, trou
     with meddling_proxy(s3_server.url, lambda *_: trouble if armed else None) as proxy:
         store = ImageStore(url=f"s3://{bucket}", **s3_server.settings(endpoint_url=proxy.url))
         tag = written(store, "key", b"1", Condition.NOTHING)
+        assert '"' not in tag  # Ceph refuses quoted ones
         armed.append(True)
         before = len(proxy.seen)
         with pytest.raises((NoAnswerError, ConflictError)) as caught:
             written(store, "key", b"2", tag)
         if isinstance(trouble, int):
             assert caught.type is NoAnswerError
-            assert len(proxy.seen) == before + 1
+        assert len(proxy.seen) - before <= (1 if isinstance(trouble, int) else 2)
         armed.clear()
         assert store.read("key") == (b"2" if trouble == "lose the answer" else b"1")
 
