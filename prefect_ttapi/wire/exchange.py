@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 
+from prefect_ttapi.origins import is_loopback
 from prefect_ttapi.wire.answers import is_moderation, read_error
 from prefect_ttapi.wire.attempts import Clock, Failure
 from prefect_ttapi.wire.bodies import BodyError, decoded
@@ -69,7 +72,7 @@ class _Sending:
     def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         phase = event.partition(".")[2]
         if phase == "send_request_headers.started":  # a proxy is asked for the way first
-            self.unwritten = info["request"].method == b"CONNECT"
+            self.unwritten = getattr(info.get("request"), "method", b"") == b"CONNECT"
         elif phase in ("send_request_headers.failed", "send_request_body.failed"):
             self.unwritten = True
 
@@ -157,10 +160,14 @@ class Exchange:
         self._api_key = api_key
         self.clean = redactor.clean
         self._clock = clock
-        # no limits: how many requests are in flight is the caller's to say
+        host = urlsplit(base_url).hostname or ""
         self._http = httpx.Client(
             timeout=timeout,
             verify=ssl_context,
+            # proxies come from the environment; plain http, which is for this machine, would show one the key
+            trust_env=not is_loopback(host),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            # how many requests are in flight is the caller's to say
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE
             ),

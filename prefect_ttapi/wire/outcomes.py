@@ -218,7 +218,8 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _seconds(text: str) -> float | None:
-    return float(text) if _SECONDS.fullmatch(text.strip()) else None
+    number = text.strip()
+    return float(number) if _SECONDS.fullmatch(number) else None
 
 
 def _timestamp(text: str) -> float | None:

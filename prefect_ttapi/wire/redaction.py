@@ -19,6 +19,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 LONGEST_MESSAGE: Final = 500
+_LOOKED_AT: Final = 10_000  # characters
 
 _URL_QUERY: Final = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -89,6 +90,8 @@ class Redactor:
     def clean(self, text: str, longest: int = LONGEST_MESSAGE) -> str:
         """`text` in one line of at most `longest` characters, without secrets."""
         key = self._key.get_secret_value()
+        if len(text) > _LOOKED_AT:  # cut between words: half a key would not be recognised
+            text = text[:_LOOKED_AT].rpartition(" ")[0]
         for written in {key, quote(key, safe=""), json.dumps(key)[1:-1]}:
             text = re.sub(re.escape(written), "[key]", text, flags=re.IGNORECASE)
         line = _CONTROL.sub(" ", _URL_QUERY.sub(r"\1?...", text)).strip()

@@ -12,10 +12,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import select
 import socket
 import ssl
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,19 +37,19 @@ class Received:
         return json.loads(self.body)
 
 
+@dataclass
 class Wire:
     """One connection, as a behaviour sees it."""
 
-    def __init__(self, sock: socket.socket, request: Received, stopping: threading.Event) -> None:
-        self.sock = sock
-        self.request = request
-        self.stopping = stopping
+    sock: socket.socket
+    request: Received
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
 
     def wait(self, seconds: float) -> None:
-        self.stopping.wait(seconds)
+        """Wait, but not for a client that hung up."""
+        select.select([self.sock], [], [], seconds)
 
     def reset(self) -> None:
         """Close with RST instead of FIN."""
@@ -139,11 +141,13 @@ class HostileServer:
     def __init__(self, *behaviours: Behaviour, tls: ssl.SSLContext | None = None) -> None:
         self.tls = tls
         self.connections = 0
-        self.play(*behaviours)
+        self._behaviours = behaviours
+        self._requests: list[Received] = []
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._open: set[socket.socket] = set()
+        self._busy: dict[
+            socket.socket, bool
+        ] = {}  # open connections; whether something is being done with them
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port = self._listener.getsockname()[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
@@ -154,12 +158,11 @@ class HostileServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopping.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
         with self._lock:
-            for sock in self._open:
+            for sock in self._busy:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
@@ -167,23 +170,41 @@ class HostileServer:
 
     def play(self, *behaviours: Behaviour) -> None:
         """Forget what came so far, and behave like this from now on."""
-        self.behaviours = behaviours
-        self.requests: list[Received] = []
+        self._settle()
+        self._behaviours, self._requests = behaviours, []
+
+    @property
+    def requests(self) -> list[Received]:
+        """The complete requests since `play`, also those whose senders did not wait for an answer."""
+        self._settle()
+        return self._requests
 
     @property
     def open_connections(self) -> int:
         with self._lock:
-            return len(self._open)
+            return len(self._busy)
+
+    def _settle(self) -> None:
+        deadline = time.monotonic() + 10
+        while not self._is_settled() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def _is_settled(self) -> bool:
+        with self._lock:
+            if any(self._busy.values()):
+                return False
+            return not select.select([self._listener, *self._busy], [], [], 0)[0]
 
     def _accept(self) -> None:
         while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
+            select.select([self._listener], [], [])
             with self._lock:
+                try:
+                    sock, _ = self._listener.accept()
+                except OSError:
+                    return
                 self.connections += 1
-                self._open.add(sock)
+                self._busy[sock] = True
                 self._threads = [thread for thread in self._threads if thread.is_alive()]
                 thread = threading.Thread(target=self._serve, args=(sock, self.connections), daemon=True)
                 self._threads.append(thread)
@@ -191,21 +212,33 @@ class HostileServer:
 
     def _serve(self, sock: socket.socket, connection: int) -> None:
         try:
-            with contextlib.suppress(OSError), self._secured(sock) as secured:
-                secured.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):
+                if self.tls is not None:
+                    sock = self._secured(sock, self.tls)
+                    sock.do_handshake()
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 keep = True
-                while keep and (request := self._receive(secured, connection)) is not None:
+                while keep and (request := self._next(sock, connection)) is not None:
                     with self._lock:
-                        self.requests.append(request)
-                        behaviour = self.behaviours[min(len(self.requests), len(self.behaviours)) - 1]
-                    keep = behaviour(Wire(secured, request, self._stopping))
+                        self._requests.append(request)
+                        behaviour = self._behaviours[min(len(self._requests), len(self._behaviours)) - 1]
+                    keep = behaviour(Wire(sock, request))
         finally:
-            sock.close()
             with self._lock:
-                self._open.discard(sock)
+                del self._busy[sock]
+            sock.close()
 
-    def _secured(self, sock: socket.socket) -> socket.socket:
-        return self.tls.wrap_socket(sock, server_side=True) if self.tls else sock
+    def _secured(self, sock: socket.socket, tls: ssl.SSLContext) -> socket.socket:
+        secured = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            self._busy[secured] = self._busy.pop(sock)
+        return secured
+
+    def _next(self, sock: socket.socket, connection: int) -> Received | None:
+        self._busy[sock] = False
+        select.select([sock], [], [])
+        self._busy[sock] = True
+        return self._receive(sock, connection)
 
     @staticmethod
     def _receive(sock: socket.socket, connection: int) -> Received | None:

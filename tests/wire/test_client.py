@@ -54,6 +54,27 @@ def test_the_request_is_what_the_vendor_documents(server: HostileServer, client:
     assert "authorization" not in received.headers
 
 
+def test_no_proxy_hears_of_a_request_to_this_machine(
+    server: HostileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain http through a proxy of the environment would show it the key: requests to loopback go straight."""
+    server.play(answer(200, answered(png())))
+    with HostileServer(answer(200, answered(png()))) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        with TTAPIClient(KEY, server.url) as client:
+            client.generate(CAT)
+        assert (proxy.connections, len(server.requests)) == (0, 1)
+
+
+def test_no_cookies_are_kept(server: HostileServer, client: TTAPIClient) -> None:
+    """What a server wants to be remembered is forgotten: it could spoil every later request."""
+    server.play(answer(200, answered(png()), {"Set-Cookie": "a=1; Path=/", "X": "1"}))
+    client.generate(CAT)
+    client.generate(CAT)
+    assert "cookie" not in server.requests[1].headers
+
+
 def test_images_and_facts(server: HostileServer, client: TTAPIClient) -> None:
     """Bytes, type and size come from the image itself; usage, time stamp and id from the answer."""
     small, large = png(32, 16), png(64, 48, noise=300_000)

@@ -8,7 +8,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_ttapi.errors import Outcome
@@ -247,6 +247,7 @@ def test_headers_that_belong_together(headers: dict[str, str], seconds: float | 
     assert read_retry_after(headers, NOW) == seconds
 
 
+@example("5\x1f", "\x1c5")
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_no_header_breaks_the_reader(retry_after: str, date: str) -> None:
     """Whatever a server sends is a sensible wait, or none."""

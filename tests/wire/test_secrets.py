@@ -202,4 +202,6 @@ def test_messages_are_short_lines() -> None:
     assert redactor.clean(" a\r\nb\x1b[31m\u2028c ") == "a b [31m c"
     text = redactor.clean("x" * (LONGEST_MESSAGE - 10) + "k" * 30)
     assert "kk" not in text
-    assert len(redactor.clean("x" * 10_000)) == LONGEST_MESSAGE
+    assert len(redactor.clean("x" * 9_000)) == LONGEST_MESSAGE
+    assert redactor.clean("http://h?" + "q" * 9_980 + " " + "k" * 30) == "http://h?..."
+    assert redactor.clean("http://" * 20_000) == ""
