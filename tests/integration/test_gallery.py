@@ -1,0 +1,268 @@
+"""The gallery in a real browser: pictures load, keys work, prompts are text, nobody else is asked."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail
+from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.responses import DeliveredImage, StoredImage
+from tests.integration.browser import Tab, browser
+from tests.lineage.samples import failed, generated, picture, stored
+
+pytestmark = pytest.mark.integration
+
+PROMPTS = [
+    "a lighthouse at dusk",
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)>",
+    "a | b `code` **bold** [x](javascript:alert(1))",
+    "\u202e\u05de\u05d2\u05d3\u05dc\u05d5\u05e8 right to left",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 family\nat sea",
+    "long " * 6_000,
+]
+SHAPES = [(300, 200), (200, 300), (256, 256)]
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Tab]:
+    with browser() as tab:
+        yield tab
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store in a folder with two batches: one of images and failures, one of nothing."""
+    root = tmp_path / "store"
+    (root / "images").mkdir(parents=True)
+    rows = [_delivered(root, n, prompt) for n, prompt in enumerate(PROMPTS)]
+    rows.append(
+        failed(len(rows), "a forbidden thing", error="refused: <b>no</b>", error_type="ModerationError")
+    )
+    rows.append(Row(row=len(rows), status="skipped", error_type="BudgetExceeded"))
+    _write(root, "campaign", rows)
+    _write(root, "empty", [])
+    return root
+
+
+def _delivered(root: Path, number: int, prompt: str) -> Row:
+    width, height = SHAPES[number % len(SHAPES)]
+    path = root / "images" / f"{number:064x}.png"
+    path.write_bytes(picture(width, height, "RGBA"))
+    facts = {"uri": path.as_uri(), "width": width, "height": height}
+    image = stored(number, **facts).model_copy(update={"index": 0})
+    copy = DeliveredImage(uri=f"{root.as_uri()}/site/{number}.png", sha256=image.sha256, source_uri=image.uri)
+    return generated(number, prompt, images=(image,), delivered=(copy,))
+
+
+def _write(root: Path, name: str, rows: list[Row]) -> None:
+    folder = root / "batches" / name
+    folder.mkdir(parents=True)
+
+    def thumbnail_of(image: StoredImage) -> bytes:
+        return thumbnail(io.BytesIO((root / "images" / f"{image.sha256}.png").read_bytes()), GALLERY_BOX)
+
+    made = pages(
+        rows,
+        thumbnail_of,
+        Totals.of(rows),
+        title=f"{name} <b>2026</b>",
+        folder_uri=folder.as_uri(),
+        store_uri=root.as_uri(),
+    )
+    for file, text in made:
+        (folder / file).write_text(text, encoding="utf-8")
+
+
+def opened(tab: Tab, root: Path, batch: str = "campaign") -> str:
+    """Open a batch's page on a plain screen, as if for the first time; its address."""
+    tab.screen(1200, 900)
+    url = (root / "batches" / batch / "index.html").as_uri()
+    tab.open(url)
+    return url
+
+
+def shown(tab: Tab) -> list[str]:
+    prompts: list[str] = tab.run(
+        "[...document.querySelectorAll('#grid .prompt')].map(node => node.textContent)"
+    )
+    return prompts
+
+
+def until_focused(tab: Tab, index: int) -> None:
+    """Wait until the card at `index` has the focus; a closed dialog gives it back a moment later."""
+    tab.until(f"[...document.querySelectorAll('.card')].indexOf(document.activeElement) === {index}")
+
+
+def test_every_picture_is_there(tab: Tab, store: Path, tmp_path: Path) -> None:
+    """All thumbnails load, hostile prompts show as text, and the page asks for nothing but itself."""
+    url = opened(tab, store)
+    tab.until(
+        f"[...document.querySelectorAll('#grid img')].filter(img => img.naturalWidth > 0).length === {len(PROMPTS)}"
+    )
+    assert shown(tab)[: len(PROMPTS)] == PROMPTS
+    assert tab.run("document.querySelector('h1').textContent") == "campaign <b>2026</b>"
+    assert tab.run("document.querySelectorAll('script').length") == 2
+    assert tab.requested == [url]
+    assert tab.complaints == []
+    tab.screenshot(tmp_path / "gallery.png")
+
+
+def test_failures_show_their_reasons(tab: Tab, store: Path) -> None:
+    """A failed row is a card with the error's name and words."""
+    opened(tab, store)
+    reasons = tab.run("[...document.querySelectorAll('#grid .why')].map(node => node.textContent)")
+    assert reasons == ["ModerationErrorrefused: <b>no</b>", "BudgetExceeded"]
+
+
+def test_the_detail_by_keyboard(tab: Tab, store: Path) -> None:
+    """Arrow keys walk over the cards, Enter opens one, arrows go on from there, Escape leads back."""
+    opened(tab, store)
+    tab.press("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft")
+    until_focused(tab, 1)
+    tab.press("Enter")
+    assert tab.run("document.querySelector('dialog').open")
+    assert tab.run("document.querySelector('#detail-prompt').textContent") == PROMPTS[1]
+    assert f"{1:064x}" in tab.run("document.querySelector('#detail-facts').textContent")
+    tab.press("ArrowRight")
+    assert tab.run("document.querySelector('#detail-prompt').textContent") == PROMPTS[2]
+    tab.press("Escape")
+    assert not tab.run("document.querySelector('dialog').open")
+    until_focused(tab, 2)
+    columns = tab.run(
+        "getComputedStyle(document.querySelector('#grid')).gridTemplateColumns.split(' ').length"
+    )
+    tab.press("ArrowDown")
+    until_focused(tab, 2 + columns)
+    tab.press("ArrowUp")
+    until_focused(tab, 2)
+    assert tab.complaints == []
+
+
+def test_the_detail_shows_the_image_itself(tab: Tab, store: Path, tmp_path: Path) -> None:
+    """On click the image from beside the page is shown at its own size and linked to, also to its copies."""
+    opened(tab, store)
+    tab.click("#grid li:nth-child(2) .card")
+    tab.until("document.querySelector('#stage img').naturalHeight === 300")
+    image = (store / "images" / f"{1:064x}.png").as_uri()
+    assert tab.run("document.querySelector('#stage a').href") == image
+    links = tab.run("[...document.querySelectorAll('#detail-facts a')].map(link => link.href)")
+    assert links == [image, f"{store.as_uri()}/site/1.png"]
+    assert tab.complaints == []
+    tab.screenshot(tmp_path / "detail.png")
+
+
+def test_a_page_moves_with_its_folder(tab: Tab, store: Path, tmp_path: Path) -> None:
+    """Moved together with the images, the page finds them; without them it shows the thumbnail."""
+    moved = tmp_path / "else where"
+    shutil.move(store, moved)
+    opened(tab, moved)
+    tab.click(".card")
+    tab.until("document.querySelector('#stage img').naturalWidth === 300")
+    shutil.rmtree(moved / "images")
+    opened(tab, moved)
+    tab.click(".card")
+    tab.until("document.querySelector('#stage img.small')?.naturalWidth === 256")
+
+
+def test_search_and_filters(tab: Tab, store: Path) -> None:
+    """Words, status and model narrow the cards; what matches nothing offers a way back."""
+    opened(tab, store)
+    tab.press("/")
+    tab.type("LIGHTHOUSE dusk")
+    assert shown(tab) == [PROMPTS[0]]
+    assert tab.run("document.querySelector('#count').value") == "1 of 8"
+    tab.type(" no such thing")
+    assert shown(tab) == []
+    tab.click("#empty button")
+    assert len(shown(tab)) == 8
+    tab.click("[data-status=failed]")
+    assert shown(tab) == ["a forbidden thing"]
+    tab.click("[data-status=generated]")
+    assert len(shown(tab)) == 7
+    assert tab.complaints == []
+
+
+def test_sorted_by_prompt(tab: Tab, store: Path) -> None:
+    """Sorting by prompt puts the cards in the order of the alphabet, and back."""
+    opened(tab, store)
+
+    def choose(order: str) -> None:
+        tab.run(f"document.querySelector('#sort').value = {json.dumps(order)}")
+        tab.run("document.querySelector('#sort').dispatchEvent(new Event('input'))")
+
+    choose("prompt")
+    made = [prompt for prompt in shown(tab) if prompt.startswith(("a l", "a f", "long"))]
+    assert made == ["a forbidden thing", "a lighthouse at dusk", PROMPTS[5]]
+    choose("row")
+    assert shown(tab)[: len(PROMPTS)] == PROMPTS
+
+
+def test_on_a_phone(tab: Tab, store: Path, tmp_path: Path) -> None:
+    """On a narrow screen nothing is wider than the screen, neither the cards nor the detail."""
+    opened(tab, store)
+    tab.screen(360, 740, phone=True)
+    assert tab.run("document.documentElement.scrollWidth") == 360
+    tab.click("#grid li:nth-child(6) .card")
+    tab.until("document.querySelector('#stage img').naturalWidth > 0")
+    assert tab.run("document.querySelector('dialog').scrollWidth") <= 360
+    assert tab.run("document.querySelector('dialog').scrollTop") == 0
+    tab.screenshot(tmp_path / "phone.png")
+
+
+def test_light_and_dark(tab: Tab, store: Path, tmp_path: Path) -> None:
+    """The page follows the system's scheme until somebody chooses the other."""
+    opened(tab, store)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = tab.run(paper)
+    tab.screen(1200, 900, dark=True)
+    dark = tab.run(paper)
+    assert light != dark
+    tab.screenshot(tmp_path / "dark.png")
+    tab.click("#theme")
+    assert tab.run(paper) == light
+    tab.click("#theme")
+    assert tab.run(paper) == dark
+    tab.run("localStorage.clear()")
+
+
+def test_an_empty_batch(tab: Tab, store: Path) -> None:
+    """A batch of nothing says so and offers nothing to search."""
+    opened(tab, store, "empty")
+    assert "Nothing was asked for" in tab.run("document.querySelector('main').innerText")
+    assert tab.run("document.querySelector('#bar').hidden")
+    assert tab.complaints == []
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_served_over_http(tab: Tab, store: Path) -> None:
+    """From a web server too, the page asks for itself and for the images beside it, nothing else."""
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(_Quiet, directory=str(store))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            base = f"http://127.0.0.1:{server.server_port}"
+            tab.open(f"{base}/batches/campaign/index.html")
+            tab.click(".card")
+            tab.until("document.querySelector('#stage img').naturalWidth === 300")
+            assert tab.requested == [f"{base}/batches/campaign/index.html", f"{base}/images/{0:064x}.png"]
+            assert tab.complaints == []
+        finally:
+            server.shutdown()
+            thread.join()
