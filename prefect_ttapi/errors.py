@@ -13,6 +13,7 @@ TTAPIError                    the API, or the way to it; has status_code, reques
 ├── InvalidResponseError      a 200 that is no usable answer: perhaps paid
 └── DownloadError             paid, but an image URL could not be fetched
 StoreError                    the image store: unreachable, unwritable, refused
+├── NotStoredError            paid for, but the store did not take the images
 └── ImageMissingError         an object that a record names is gone or has another size
 BudgetExceeded                the batch's budget does not allow another request
 BatchError                    a batch ended with failed rows
@@ -176,6 +177,10 @@ class StoreError(Exception):
 
 class ImageMissingError(StoreError):
     """An object that a record names is gone, or has another size than recorded."""
+
+
+class NotStoredError(StoreError):
+    """The API answered, and was paid, but the store did not take the images: they are lost."""
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - the public name

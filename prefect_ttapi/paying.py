@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from prefect_ttapi.errors import InvalidResponseError, Outcome, TTAPIError
+from prefect_ttapi.errors import InvalidResponseError, NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import (
     CompletedImage,
@@ -30,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 #: After these nothing was paid, so that the claim can be given back and anyone may send again.
 SURELY_UNPAID = frozenset({Outcome.NEVER_DELIVERED, Outcome.REJECTED, Outcome.REFUSED})
+
+
+def perhaps_paid(error: Exception) -> bool:
+    """Whether a request that ended in `error` may cost money all the same."""
+    if isinstance(error, TTAPIError):
+        return error.outcome not in SURELY_UNPAID
+    return isinstance(error, NotStoredError) or not isinstance(error, StoreError)
 
 
 @dataclass(frozen=True)
@@ -89,27 +96,44 @@ def pay_once(
             # each send, a repeated one too, needs a claim that is proven to stand
             answer = ask(request, before_send=lambda _attempt: claim.before_sending())
         except TTAPIError as error:
-            if error.outcome in SURELY_UNPAID:
-                claim.release()
-            else:
+            if perhaps_paid(error):
                 claim.mark_unknown(str(error), error.outcome)
+            else:
+                claim.release()
             raise
-        # objects named by their content are shared: whose they are is the ledger's to say
-        metadata = {"request-hash": request.request_hash, "model": request.model}
-        generation = Generation(
-            request=request,
-            request_hash=request.request_hash,
-            api_origin=client.api_origin,
-            images=tuple(store.put_image(image, metadata) for image in answer.images),
-            created_at=datetime.now(UTC),
-            usage=answer.usage,
-            api_calls=answer.attempts,
-            seconds=round(time.monotonic() - started, 3),
-            flow_run_id=payer.flow_run_id,
-            task_run_id=payer.task_run_id,
-            request_id=answer.request_id,
-        )
-        return Paid(claim.record(generation, result_key=result_key), sent=True, fresh=answer.images)
+        try:
+            generation = _stored(request, answer, client.api_origin, store, payer, time.monotonic() - started)
+            record = claim.record(generation, result_key=result_key)
+        except StoreError as error:
+            raise NotStoredError(f"paid for, but its images could not be stored: {error}") from error
+        return Paid(record, sent=True, fresh=answer.images)
+
+
+def _stored(
+    request: ImageRequest,
+    answer: GeneratedImages,
+    api_origin: str,
+    store: ImageStore,
+    payer: Payer,
+    seconds: float,
+) -> Generation:
+    """The answer's images, put into the store, and what is to be remembered of them."""
+    # objects named by their content are shared: whose they are is the ledger's to say
+    metadata = {"request-hash": request.request_hash, "model": request.model}
+    return Generation(
+        request=request,
+        request_hash=request.request_hash,
+        api_origin=api_origin,
+        images=tuple(store.put_image(image, metadata) for image in answer.images),
+        created_at=datetime.now(UTC),
+        usage=answer.usage,
+        api_calls=answer.attempts,
+        seconds=round(seconds, 3),
+        flow_run_id=payer.flow_run_id,
+        task_run_id=payer.task_run_id,
+        request_id=answer.request_id,
+        earlier_outcomes=answer.earlier_outcomes,
+    )
 
 
 def _read_stream(

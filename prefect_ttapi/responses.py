@@ -90,6 +90,7 @@ class Generation(BaseModel):
         seconds: from the first attempt to the recorded answer.
         flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
         request_id: the API's id of the call, where it sent one.
+        earlier_outcomes: what became of the sends before the answered one; some of these may be paid, too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -105,6 +106,7 @@ class Generation(BaseModel):
     flow_run_id: str | None = None
     task_run_id: str | None = None
     request_id: str | None = None
+    earlier_outcomes: tuple[Outcome, ...] = ()
 
 
 class Presigns(Protocol):

@@ -24,6 +24,7 @@ from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown
 from prefect_ttapi.lineage.pictures import pictures
+from prefect_ttapi.lineage.previews import publish_preview, with_previews
 from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
@@ -53,24 +54,28 @@ def _deliver_name(parameters: dict[str, Any]) -> str:
 
 
 def _generate(
-    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore
+    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore, preview: bool
 ) -> Generation:
     _must_be(credentials, TTAPICredentials, "credentials")
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
+    asked = with_previews(as_request(request)) if preview else as_request(request)
+    ledger = Ledger(
+        store,
+        credentials.api_origin,
+        run_id=run_id(task_ctx),
+        retry_unknown_outcome=credentials.retry_unknown_outcome,
+        log=get_run_logger(),
+    )
     paid = pay_once(
-        as_request(request),
+        asked,
         shared_client(credentials),
         store,
-        Ledger(
-            store,
-            credentials.api_origin,
-            run_id=run_id(task_ctx),
-            retry_unknown_outcome=credentials.retry_unknown_outcome,
-        ),
+        ledger,
         payer=payer_of(task_ctx),
         not_before=not_before(task_ctx),
         result_key=nonce_of(task_ctx),
+        on_preview=partial(publish_preview, asked) if preview and asked.stream else None,
     )
     get_run_logger().info(_what_was_paid(paid))
     return paid.generation
@@ -130,7 +135,11 @@ def _must_be(value: object, kind: type, name: str) -> None:
     result_serializer="json",
 )
 def generate_images(
-    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore
+    request: ImageRequest | Mapping[str, Any],
+    credentials: TTAPICredentials,
+    store: ImageStore,
+    *,
+    preview: bool = False,
 ) -> Generation:
     """The images of `request`, in `store`: paid for now, or found there because they were paid for before.
 
@@ -141,6 +150,8 @@ def generate_images(
         request: what to make; a mapping of its fields will do.
         credentials: the API key, and how patient to be.
         store: where the images and the ledger are.
+        preview: show the picture as it grows, in an artifact of the run. GPT Image models only, by a stream of
+            `partial_images` previews (3 where the request doesn't say), which the vendor may bill a little for.
 
     Returns:
         References to the stored images; no bytes.
@@ -150,7 +161,7 @@ def generate_images(
         TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
         StoreError: the store failed.
     """
-    return _generate(request, credentials, store)
+    return _generate(request, credentials, store, preview)
 
 
 @task(
@@ -160,10 +171,14 @@ def generate_images(
     result_serializer="json",
 )
 async def agenerate_images(
-    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore
+    request: ImageRequest | Mapping[str, Any],
+    credentials: TTAPICredentials,
+    store: ImageStore,
+    *,
+    preview: bool = False,
 ) -> Generation:
     """`generate_images` for async flows: same arguments, result, errors and cache."""
-    return await in_thread(partial(_generate, request, credentials, store))
+    return await in_thread(partial(_generate, request, credentials, store, preview))
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)

@@ -106,12 +106,20 @@ class Recorder:
     def finish(self) -> BatchReport:
         """Write manifest and page, publish the artifacts, and report."""
         folder = f"batches/{self._flow_run_id}"
-        shown = pictures(self._rows.rows(), self._thumbnail)
-        for file, page in pages(self._rows.rows(), shown, self._totals, title=self._name).items():
-            self._store.write(f"{folder}/{file}", page.encode(), "text/html; charset=utf-8")
-        manifest = self._store.write(
-            f"{folder}/manifest.jsonl", b"".join(self._rows.lines()), "application/x-ndjson"
+        gallery = pages(
+            self._rows.rows(),
+            self._thumbnail,
+            self._totals,
+            title=self._name,
+            folder_uri=self._store.uri(folder),
+            store_uri=self._store.uri("images").removesuffix("/images"),
+            manifest="manifest.jsonl",
         )
+        for file, page in gallery:
+            self._store.write(f"{folder}/{file}", page.encode(), "text/html; charset=utf-8")
+        # the manifest comes last: where it is, all else is
+        lines = b"".join(self._rows.lines())
+        manifest = self._store.write(f"{folder}/manifest.jsonl", lines, "application/x-ndjson")
         report = BatchReport(
             name=self._name,
             flow_run_id=self._flow_run_id,

@@ -19,6 +19,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
 
 from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
@@ -26,8 +27,9 @@ from prefect_ttapi.delivery import deliver
 from prefect_ttapi.errors import ACCOUNT_ERRORS, BudgetExceeded, StoreError, TTAPIError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail_or_none
-from prefect_ttapi.paying import SURELY_UNPAID, Paid, Payer, pay_once
+from prefect_ttapi.paying import SURELY_UNPAID, Paid, Payer, pay_once, perhaps_paid
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import Generation
 from prefect_ttapi.runs import named, payer_of, run_id
 from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.ledger import Ledger
@@ -137,6 +139,7 @@ def generate_shard(
         credentials.api_origin,
         run_id=run_id(task_ctx),
         retry_unknown_outcome=credentials.retry_unknown_outcome,
+        log=get_run_logger(),
     )
     with stop_of(plan.batch_id) as stop:
         work = partial(_run, shared_client(credentials), store, ledger, plan, stop, payer_of(task_ctx))
@@ -166,31 +169,39 @@ def _run(
             stop.because(error)
         if not isinstance(error, TTAPIError | StoreError):
             logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
-        return Done(_failed(asked, error), images_paid=_perhaps_paid(item.request, error))
-    made = paid.generation
+        images = item.request.n if perhaps_paid(error) else 0
+        return Done(_failed(asked, error), images_paid=images)
     row = Row.of(
         item.row,
-        made,
+        paid.generation,
         "generated" if paid.sent else "cached",
-        maybe_paid=tuple(payment.what for payment in paid.record.maybe_paid),
+        maybe_paid=_other_payments(paid),
         values=item.values,
     )
-    if plan.deliver_to is not None:
-        try:
-            delivered = deliver(
-                made,
-                plan.deliver_to,
-                plan.key,
-                values=item.values,
-                source=store,
-                date=plan.date,
-                batch=plan.name,
-            )
-            row = row.model_copy(update={"delivered": tuple(delivered)})
-        except (StoreError, KeyTemplateError) as error:
-            row = _failed(row, error)
-    thumbnails = _thumbnails(store, paid) if item.with_thumbnails else ()
-    return Done(row, thumbnails, images_paid=len(made.images) if paid.sent else 0)
+    return Done(
+        _delivered(row, paid.generation, item, store, plan),
+        thumbnails=_thumbnails(store, paid) if item.with_thumbnails else (),
+        images_paid=len(paid.generation.images) if paid.sent else 0,
+    )
+
+
+def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: Plan) -> Row:
+    """The row with its copies, or failed with its images where they could not be delivered."""
+    if plan.deliver_to is None:
+        return row
+    try:
+        copies = deliver(
+            made,
+            plan.deliver_to,
+            plan.key,
+            values=item.values,
+            source=store,
+            date=plan.date,
+            batch=plan.name,
+        )
+    except (StoreError, KeyTemplateError) as error:
+        return _failed(row, error)
+    return row.model_copy(update={"delivered": tuple(copies)})
 
 
 def recorded(ledger: Ledger, request_hash: str, not_before: datetime | None) -> Record | None:
@@ -208,17 +219,22 @@ def _found(ledger: Ledger, item: Item, plan: Plan) -> Paid:
 
 def _failed(row: Row, error: Exception) -> Row:
     calls = {"api_calls": error.attempts, "seconds": error.elapsed} if isinstance(error, TTAPIError) else {}
-    return row.model_copy(
-        update={"status": "failed", "error": str(error), "error_type": type(error).__name__} | calls
-    )
+    paid = {"maybe_paid": (*row.maybe_paid, str(error))} if not row.images and perhaps_paid(error) else {}
+    failure = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
+    return row.model_copy(update=failure | calls | paid)
 
 
-def _perhaps_paid(request: ImageRequest, error: Exception) -> int:
-    """Images that a failed request may have cost all the same."""
-    unpaid = isinstance(error, StoreError) or (
-        isinstance(error, TTAPIError) and error.outcome in SURELY_UNPAID
+def _other_payments(paid: Paid) -> tuple[str, ...]:
+    """What else may have been paid for this request, besides its images."""
+    earlier = [outcome for outcome in paid.generation.earlier_outcomes if outcome not in SURELY_UNPAID]
+    return (
+        *(f"an earlier send of the same call: {outcome}" for outcome in earlier),
+        *(f"run {payment.run_id}: {payment.what}" for payment in paid.record.maybe_paid),
+        *(
+            f"run {payment.run_id}, its answer was not used: {payment.what}"
+            for payment in paid.record.also_paid
+        ),
     )
-    return 0 if unpaid else request.n
 
 
 def _thumbnails(store: ImageStore, paid: Paid) -> tuple[bytes | None, ...]:

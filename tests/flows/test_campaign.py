@@ -154,7 +154,7 @@ class TestCampaign:
     def test_bad_input_is_one_clear_message(
         self, content: str, options: tuple[str, ...], message: str, sandbox: Sandbox, tmp_path: Path, capsys
     ):
-        """What is wrong with file, template, store or arguments is said before the flow starts: status 2, no traceback."""
+        """What is wrong with file, template, store or arguments is said before the flow starts: status 2."""
         prompts = prompts_file(tmp_path, content)
         deliver = () if "--deliver" in options else ("--deliver", str(tmp_path / "shop"))
         assert campaign.main([prompts, "--store", str(tmp_path / "out"), *deliver, *options]) == 2

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import Artifact
+
+from prefect_ttapi import (
+    BatchError,
+    BatchReport,
+    Budget,
+    IllegalBatchError,
+    ImageRequest,
+    ImageStore,
+    Price,
+    StoreError,
+    TTAPICredentials,
+    agenerate_batch,
+    generate_batch,
+)
+from prefect_ttapi.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def prompts(count: int, **fields: object) -> list[dict[str, object]]:
+    return [{"prompt": f"tree {number}", "model": "gpt-image-1"} | fields for number in range(count)]
+
+
+def manifest(report: BatchReport) -> list[dict]:
+    lines = Path(report.manifest_uri.removeprefix("file://")).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def artifacts(report: BatchReport) -> list[Artifact]:
+    async def read() -> list[Artifact]:
+        async with get_client() as client:
+            found = await client.read_artifacts(limit=200)
+            return [artifact for artifact in found if str(artifact.flow_run_id) == report.flow_run_id]
+
+    return asyncio.run(read())
+
+
+def test_rows_come_in_order_and_a_second_batch_is_free(store, credentials, sandbox: Sandbox):
+    """Every request has its row, in order; a second batch finds them all and calls nothing."""
+    report = generate_batch(prompts(12), credentials, store, max_in_flight=4)
+    assert [row.request.prompt for row in report.rows] == [f"tree {number}" for number in range(12)]
+    assert {row.status for row in report.rows} == {"generated"}
+    again = generate_batch(prompts(12), credentials, store)
+    assert {row.status for row in again.rows} == {"cached"}
+    assert again.totals.api_calls == 0
+    assert [row.images for row in again.rows] == [row.images for row in report.rows]
+    assert sandbox.calls == 12
+
+
+def test_the_manifest_lies_beside_the_images(store, credentials):
+    """The manifest has a line per request, in order, at batches/<flow run>/manifest.jsonl, and no secrets."""
+    report = generate_batch(prompts(3), credentials, store)
+    assert report.manifest_uri == store.uri(f"batches/{report.flow_run_id}/manifest.jsonl")
+    rows = manifest(report)
+    assert [row["row"] for row in rows] == [0, 1, 2]
+    assert all(row["images"][0]["sha256"] in row["images"][0]["uri"] for row in rows)
+    assert (
+        Path(report.gallery_uri.removeprefix("file://"))
+        .read_text()
+        .lstrip()
+        .lower()
+        .startswith("<!doctype html>")
+    )
+
+
+def test_requests_are_side_by_side_up_to_the_limit(store, sandbox: Sandbox):
+    """`max_in_flight` requests are under way at once, and no more."""
+    with Sandbox(tiny=True, latency=0.3) as slow:
+        credentials = TTAPICredentials(api_key="sandbox", base_url=slow.base_url)
+        generate_batch(prompts(12), credentials, store, max_in_flight=5)
+        assert slow.most_in_flight == 5
+
+
+def test_shards_carry_many_requests(store, credentials, sandbox: Sandbox):
+    """With `shard_size` a task run carries several requests; rows are the same."""
+    report = generate_batch(prompts(10), credentials, store, shard_size=4, max_in_flight=3)
+    assert [row.row for row in report.rows] == list(range(10))
+    assert report.totals.generated == 10
+    assert len({row.task_run_id for row in report.rows}) == 3
+    assert sandbox.most_in_flight <= 3
+
+
+def test_one_bad_prompt_costs_one_row(store, credentials, sandbox: Sandbox):
+    """A refused prompt is a failed row; the others go on; the error says how many of what kind."""
+    requests = prompts(6)
+    requests[2]["prompt"] = "[[sandbox:moderation]] something refused"
+    with pytest.raises(BatchError, match="1 x ModerationError") as caught:
+        generate_batch(requests, credentials, store)
+    rows = list(caught.value.report.rows)
+    assert [row.status for row in rows] == ["generated"] * 2 + ["failed"] + ["generated"] * 3
+    assert rows[2].error_type == "ModerationError"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, "AuthenticationError"), (402, "InsufficientBalanceError")]
+)
+def test_account_errors_stop_the_rest(store, credentials, sandbox: Sandbox, status: int, kind: str):
+    """After 401 or 402 nothing more is sent: the rest is skipped, and says why."""
+    requests = prompts(10)
+    requests[1]["prompt"] = f"[[sandbox:status={status}]] stops here"
+    report = generate_batch(requests, credentials, store, max_in_flight=1, raise_on_failure=False)
+    assert [row.status for row in report.rows] == ["generated", "failed"] + ["skipped"] * 8
+    assert {row.error_type for row in report.rows[1:]} == {kind}
+    assert sandbox.calls == 2
+
+
+def test_duplicates_are_paid_once_and_delivered_under_each_name(store, shop, credentials, sandbox: Sandbox):
+    """The same request twice in a batch is one call, one cached row, and two delivered files."""
+    values = [{"name": "first"}, {"name": "second"}, {"name": "third"}]
+    report = generate_batch(
+        [prompts(1)[0]] * 3, credentials, store, deliver_to=shop, key="{name}.{ext}", values=values
+    )
+    assert [row.status for row in report.rows] == ["generated", "cached", "cached"]
+    assert [row.delivered[0].uri for row in report.rows] == [shop.uri(f"{v['name']}.png") for v in values]
+    assert sandbox.calls == 1
+
+
+def test_input_errors_are_reported_together_and_cost_nothing(store, shop, credentials, sandbox: Sandbox):
+    """All illegal requests of a list are named at once, before anything is sent."""
+    requests = prompts(5)
+    requests[1] |= {"size": "1x1"}
+    requests[3] = {"prompt": "", "modle": "x"}
+    with pytest.raises(IllegalBatchError) as caught:
+        generate_batch(requests, credentials, store)
+    assert "request 1: size is '1x1' for gpt-image-1" in str(caught.value)
+    assert "did you mean model?" in str(caught.value)
+    assert sandbox.calls == 0
+
+
+def test_key_collisions_are_found_before_paying(store, shop, credentials, sandbox: Sandbox):
+    """A template that puts two images under one key is refused; so is one with an unknown name."""
+    with pytest.raises(IllegalBatchError, match="also that of another image"):
+        generate_batch(prompts(2), credentials, store, deliver_to=shop, key="picture.{ext}")
+    with pytest.raises(IllegalBatchError, match="also that of another image"):
+        generate_batch(prompts(1, n=2), credentials, store, deliver_to=shop, key="{slug}.{ext}")
+    with pytest.raises(IllegalBatchError, match="slug"):
+        generate_batch(prompts(1), credentials, store, deliver_to=shop, key="{slugg}.{ext}")
+    assert sandbox.calls == 0
+
+
+def test_an_iterator_is_read_as_it_goes(store, credentials, sandbox: Sandbox):
+    """A generator's illegal item is a failed row; the rest is generated."""
+    requests = prompts(5)
+    requests[2] = {"prompt": "x", "model": "gpt-image-9"}
+    report = generate_batch(iter(requests), credentials, store, raise_on_failure=False)
+    assert [row.status for row in report.rows] == [
+        "generated",
+        "generated",
+        "failed",
+        "generated",
+        "generated",
+    ]
+    assert report.rows[2].given == requests[2]
+    assert "gpt-image-9" in report.rows[2].error
+
+
+def test_an_empty_batch_is_a_report_without_rows(store, credentials):
+    """No requests: no rows, no failure."""
+    report = generate_batch([], credentials, store)
+    assert report.ok
+    assert list(report.rows) == []
+
+
+def test_a_budget_of_images_is_a_hard_limit(store, credentials, sandbox: Sandbox):
+    """Images are reserved before sending; what does not fit is skipped; what is in the store costs nothing."""
+    report = generate_batch(
+        prompts(8, n=2), credentials, store, budget=Budget(images=7), max_in_flight=3, raise_on_failure=False
+    )
+    assert sandbox.images == 6
+    assert [row.status for row in report.rows].count("skipped") == 5
+    assert {row.error_type for row in report.rows if row.status == "skipped"} == {"BudgetExceeded"}
+    rest = generate_batch(prompts(8, n=2), credentials, store, budget=Budget(images=10))
+    assert (rest.totals.cached, rest.totals.generated) == (3, 5)
+    assert sandbox.images == 16
+
+
+def test_a_used_up_budget_still_finds_what_is_paid_for(store, credentials, sandbox: Sandbox):
+    """With no budget at all a batch is served from the store as far as that goes."""
+    generate_batch(prompts(3), credentials, store)
+    report = generate_batch(prompts(5), credentials, store, budget=Budget(images=0), raise_on_failure=False)
+    assert [row.status for row in report.rows] == ["cached"] * 3 + ["skipped"] * 2
+    assert sandbox.calls == 3
+
+
+def test_tokens_and_usd_stop_the_batch(store, credentials, sandbox: Sandbox):
+    """Once the settled sum reaches the limit nothing more is sent."""
+    report = generate_batch(
+        prompts(6), credentials, store, budget=Budget(tokens=1), max_in_flight=1, raise_on_failure=False
+    )
+    assert report.totals.generated == 1
+    price = {"gpt-image-1": Price(per_image=0.5)}
+    report = generate_batch(
+        prompts(6),
+        credentials,
+        store,
+        budget=Budget(usd=1.0, prices=price),
+        max_in_flight=1,
+        raise_on_failure=False,
+    )
+    assert report.totals.generated == 2
+    with pytest.raises(IllegalBatchError, match="price for dall-e-2"):
+        generate_batch([{"prompt": "x"}], credentials, store, budget=Budget(usd=1.0, prices=price))
+
+
+def test_a_failed_delivery_keeps_the_image(store, shop, credentials, sandbox: Sandbox):
+    """Where something else has the key already, the row fails with its images, and the rerun pays nothing."""
+    shop.write("tree-1.png", b"something else", "image/png")
+    report = generate_batch(
+        prompts(3), credentials, store, deliver_to=shop, key="{slug}.{ext}", raise_on_failure=False
+    )
+    failed = report.rows[1]
+    assert (failed.status, failed.error_type, len(failed.images)) == ("failed", "StoreError", 1)
+    generate_batch(prompts(3), credentials, store)
+    assert sandbox.calls == 3
+
+
+def test_nothing_is_sent_where_a_store_is_no_good(store, credentials, sandbox: Sandbox, tmp_path: Path):
+    """An unwritable store raises before anything is sent, whatever `raise_on_failure` says."""
+    (tmp_path / "file").write_text("in the way")
+    bad = ImageStore(url=str(tmp_path / "file" / "below"))
+    for stores in ({"store": bad}, {"store": store, "deliver_to": bad}):
+        with pytest.raises(StoreError):
+            generate_batch(prompts(2), credentials, raise_on_failure=False, **stores)
+    assert sandbox.calls == 0
+
+
+def test_the_run_shows_progress_totals_and_images(store, credentials):
+    """On the run: a progress artifact at 100 %, a markdown artifact with a gallery, a table with a row per image."""
+    report = generate_batch(prompts(3, n=2), credentials, store)
+    found = {artifact.type: artifact for artifact in artifacts(report)}
+    assert {"progress", "markdown", "table"} <= found.keys()
+    assert float(found["progress"].data) == 100
+    assert found["markdown"].data.count("data:image/webp;base64,") == 6
+    assert len(json.loads(found["table"].data)) == 6
+
+
+def test_in_an_async_flow(store, credentials, sandbox: Sandbox):
+    """The async twin gives the same report, with task runs and artifacts of its flow."""
+
+    @flow
+    async def asynchronous() -> BatchReport:
+        return await agenerate_batch(prompts(4), credentials, store)
+
+    report = asyncio.run(asynchronous())
+    assert report.totals.generated == 4
+    assert len(artifacts(report)) >= 3
+
+
+def test_refresh_cache_pays_anew_once(store, credentials, sandbox: Sandbox):
+    """With `refresh_cache` what this run did not pay for is paid anew, duplicates once."""
+    generate_batch(prompts(2), credentials, store)
+    report = generate_batch([*prompts(2), prompts(1)[0]], credentials, store, refresh_cache=True)
+    assert [row.status for row in report.rows] == ["generated", "generated", "cached"]
+    assert sandbox.calls == 4
+
+
+def test_a_report_survives_pickling_without_the_stores_secret(store, credentials):
+    """A persisted report has no store in it, and reads its rows all the same."""
+    import pickle
+
+    report = generate_batch(prompts(2), credentials, store)
+    pickled = pickle.dumps(report)
+    assert b"ImageStore" not in pickled
+    assert [row.status for row in pickle.loads(pickled).rows] == ["generated", "generated"]
+
+
+def test_a_single_request_is_no_batch(store, credentials):
+    """A request or a mapping in place of an iterable of them is refused."""
+    for single in (ImageRequest(prompt="x"), {"prompt": "x"}, "x"):
+        with pytest.raises(IllegalBatchError, match="iterable"):
+            generate_batch(single, credentials, store)
