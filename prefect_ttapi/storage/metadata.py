@@ -50,5 +50,8 @@ def _encoded(value: str) -> str:
 
 
 def _cut(value: str, length: int) -> str:
-    """At most `length` characters, and no escape cut in two."""
-    return re.sub(r"%[0-9A-F]?$", "", value[: max(length, 0)]).rstrip(" ")
+    """At most `length` characters of an encoded value, and no character cut in two."""
+    if len(value) <= length:
+        return value
+    whole_escapes = re.sub(r"%[0-9A-F]?$", "", value[: max(length, 0)])
+    return _encoded(unquote(whole_escapes, errors="ignore").rstrip(" "))

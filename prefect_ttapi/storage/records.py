@@ -202,7 +202,5 @@ def record_of(document: Document, store: ImageStore) -> Record | None:
 
 def payment(token: str, run_id: str, when: datetime, what: str, found_by: str | None = None) -> Payment:
     """A note of a payment, its text on one line and of bounded length."""
-    line = "".join(sign if sign.isprintable() else " " for sign in what)
-    return Payment(
-        token=token, run_id=run_id, when=when, what=" ".join(line.split())[:_LONGEST_TEXT], found_by=found_by
-    )
+    line = "".join(sign if sign.isprintable() else " " for sign in what)[:_LONGEST_TEXT]
+    return Payment(token=token, run_id=run_id, when=when, what=line, found_by=found_by)

@@ -141,6 +141,19 @@ def break_down(claim: Claim, store: Broken) -> None:
     raise ZeroDivisionError
 
 
+def test_a_store_that_ignores_conditions_gets_no_claim(s3_server: S3Server) -> None:
+    """Before the first claim of a process the store shows that it refuses what it should, or nothing is claimed."""
+
+    def drop(_method: str, _path: str, headers: dict[str, str]) -> None:
+        headers.pop("If-None-Match", None)
+
+    with meddling_proxy(s3_server.url, drop) as proxy:
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
+        with pytest.raises(StoreError, match="two machines could pay"):
+            ledger_of(store).acquire(HASH)
+        assert store.read(ledger_of(store).key(HASH)) is None
+
+
 def test_recording_waits_for_a_store_that_comes_back(s3_server: S3Server) -> None:
     """What was paid for is recorded as soon as the store answers again."""
     silent = []

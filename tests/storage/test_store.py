@@ -99,7 +99,7 @@ def test_a_pickle_is_the_settings_only(store: ImageStore) -> None:
     data = pickle.dumps(store)
     assert b"s3fs" not in data
     assert len(data) < 4000
-    assert pickle.loads(data).read_bytes(image.uri) == b"pixels"  # noqa: S301
+    assert pickle.loads(data).read_bytes(image.uri) == b"pixels"
 
 
 def test_it_is_a_good_block() -> None:
@@ -260,3 +260,12 @@ def test_metadata_fits_and_comes_back(metadata: dict[str, str]) -> None:
     whole = {name.lower().replace("_", "-").replace(" ", "-"): value for name, value in metadata.items()}
     if sum(len(name) + 12 * len(value) for name, value in whole.items()) <= MOST:
         assert {name: read_metadata(value) for name, value in encoded.items()} == whole
+
+
+def test_long_metadata_is_cut_between_characters() -> None:
+    """Where all of it is too long the longest values lose their ends, and no half character remains."""
+    encoded = ascii_metadata({"model": "dall-e-2", "prompt": "灯台 " * 1000, "title": "x" * 5000})
+    assert MOST - 64 <= sum(len(name) + len(value) for name, value in encoded.items()) <= MOST
+    assert encoded["model"] == "dall-e-2"
+    assert ("灯台 " * 1000).startswith(read_metadata(encoded["prompt"]))
+    assert encoded["title"].strip("x") == ""
