@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from prefect.settings import (
     PREFECT_LOGGING_SERVER_LEVEL,
     PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     get_current_settings,
     temporary_settings,
 )
@@ -89,10 +90,14 @@ def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
 
 def exit_status(main: Callable[[], int]) -> int:
     """What `main` returns, or 2 after one clear message where input, store or credentials are wrong."""
-    # a temporary server has nothing to say that a person at this command line could use
-    quiet = {PREFECT_LOGGING_SERVER_LEVEL: "CRITICAL", PREFECT_SERVER_ANALYTICS_ENABLED: False}
+    # a temporary server may be slow to start, and has nothing to say that a person at this command line could use
+    temporary_server = {
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
+        PREFECT_LOGGING_SERVER_LEVEL: "CRITICAL",
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+    }
     try:
-        with temporary_settings(set_defaults=quiet):
+        with temporary_settings(set_defaults=temporary_server):
             return main()
     except (ValueError, StoreError, TTAPIError) as error:
         print(f"error: {error}", file=sys.stderr)

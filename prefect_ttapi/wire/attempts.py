@@ -69,7 +69,7 @@ class Answered(Generic[Answer]):
 
 
 def attempt(
-    send: Callable[[], Answer | Failure],
+    send: Callable[[int], Answer | Failure],
     *,
     name: str,
     policy: RetryPolicy,
@@ -79,6 +79,7 @@ def attempt(
     """The answer that `send` gives, calling it as often as `policy` allows.
 
     Args:
+        send: called with 1, 2, ...
         name: what the log calls the request.
         before_send: called with 1, 2, ... right before each send; what it raises ends the request.
 
@@ -89,20 +90,21 @@ def attempt(
     started = clock.monotonic()
     past: list[Verdict] = []
     while True:
+        number = len(past) + 1
         if before_send is not None:
-            before_send(len(past) + 1)
-        answer = send()
+            before_send(number)
+        answer = send(number)
         elapsed = clock.monotonic() - started
         outcomes = tuple(verdict.error.outcome for verdict in past)
         if not isinstance(answer, Failure):
-            log.info("%s: attempt %d was answered after %.1f s", name, len(past) + 1, elapsed)
+            log.info("%s: attempt %d was answered after %.1f s", name, number, elapsed)
             return Answered(answer, outcomes, started)
         past.append(answer.verdict)
         step = policy.next_step(past, retry_after=answer.retry_after, elapsed=elapsed, jitter=clock.jitter)
         log.warning(
             "%s: attempt %d failed (%s; outcome: %s): %s; %s",
             name,
-            len(past),
+            number,
             f"HTTP {answer.status_code}" if answer.status_code else "no answer",
             answer.verdict.error.outcome,
             answer.message,

@@ -16,6 +16,10 @@ class BodyError(ValueError):
     """The body is not in the encoding it claims, or in none that was asked for."""
 
 
+class BodyEndsEarly(BodyError):  # noqa: N818 - named for what it says
+    """The body is the beginning of compressed data: perhaps it was cut short on its way."""
+
+
 def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     """The body's own bytes, from `chunks` as they come from the network.
 
@@ -23,7 +27,8 @@ def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     body can't fill the memory.
 
     Raises:
-        BodyError: another encoding, damaged data, or an early end.
+        BodyError: another encoding, or damaged data.
+        BodyEndsEarly: the data is incomplete.
     """
     if encoding.strip().lower() not in _ENCODINGS:
         raise BodyError("the body has a Content-Encoding that was not asked for")
@@ -37,14 +42,15 @@ def _inflated(chunks: Iterable[bytes], window: int) -> Iterator[bytes]:
         while rest:
             if inflate.eof:  # gzip files may follow one another
                 inflate = zlib.decompressobj(window)
-            piece = _PIECE * b"."
-            while len(piece) == _PIECE and not inflate.eof:
+            more = True
+            while more and not inflate.eof:
                 piece = _inflate(inflate, rest)
                 rest = inflate.unconsumed_tail
+                more = len(piece) == _PIECE
                 yield piece
             rest = inflate.unused_data
     if not inflate.eof:
-        raise BodyError("the compressed body ends early")
+        raise BodyEndsEarly("the compressed body ends early")
 
 
 def _inflate(inflate: zlib._Decompress, data: bytes) -> bytes:

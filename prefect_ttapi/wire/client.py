@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, TypeVar
 
@@ -26,6 +27,8 @@ from prefect_ttapi.wire.redaction import Redactor, checked_key
 from prefect_ttapi.wire.streaming import Finished, read_stream
 
 log: Final = logging.getLogger(__name__)
+
+LONGEST_TIMEOUT: Final = 86_400.0  # seconds
 
 BeforeSend = Callable[[int], None]
 _T = TypeVar("_T")
@@ -52,9 +55,10 @@ class TTAPIClient:
     Raises:
         ValueError: an argument makes no sense; the key is in no message.
 
-    Connections: as many as there are requests in flight; idle ones are kept for 2 s, less than servers keep
-    them. Proxies for the API are taken from the environment, as httpx does; image URLs are fetched without
-    any.
+    Connections: as many as there are requests in flight. Idle ones are kept for 2 s, less than servers keep
+    them, and repeated sends get new ones: a request that meets the end of its connection has an unknown
+    outcome. Proxies for the API are taken from the environment, as httpx does; image URLs are fetched
+    without any.
     """
 
     def __init__(
@@ -72,8 +76,10 @@ class TTAPIClient:
         max_image_bytes: int = MAX_IMAGE_BYTES,
         clock: Clock | None = None,
     ) -> None:
-        if not (connect_timeout > 0 and read_timeout > 0):
-            raise ValueError("connect_timeout and read_timeout must be more than 0 seconds")
+        if not (0 < connect_timeout <= LONGEST_TIMEOUT and 0 < read_timeout <= LONGEST_TIMEOUT):
+            raise ValueError(
+                "connect_timeout and read_timeout must be more than 0 seconds, and at most a day"
+            )
         self.base_url = checked_base_url(base_url)
         self.api_origin = origin_of(base_url)
         self._policy = RetryPolicy(max_attempts, retry_unknown_outcome, retry_after_ceiling, total_timeout)
@@ -131,7 +137,7 @@ class TTAPIClient:
             TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid.
         """
         name = request.request_hash[:12]
-        done = self._attempt(lambda: self._ask(request), name, before_send)
+        done = self._attempt(partial(self._ask, request), name, before_send)
         reply = done.answer
         images = tuple(
             self._image(received, index, name, done, reply.request_id)
@@ -150,7 +156,7 @@ class TTAPIClient:
 
     def stream(
         self, request: ImageRequest, *, before_send: BeforeSend | None = None
-    ) -> Iterator[PartialImage | CompletedImage]:
+    ) -> Generator[PartialImage | CompletedImage, None, None]:
         """Previews and finished images of `request` as they come; a generator, so nothing is sent before it
         runs.
 
@@ -165,8 +171,8 @@ class TTAPIClient:
             TTAPIError: no image was finished, or the stream reports an error.
         """
         name = request.request_hash[:12]
-        body = request.body(stream=True)
-        done = self._attempt(lambda: self._exchange.open(body, "text/event-stream"), name, before_send)
+        send = partial(self._exchange.open, request.body(stream=True), "text/event-stream")
+        done = self._attempt(send, name, before_send)
         finished = 0
         with closing(done.answer) as opened:
             for part in read_stream(opened, request.n, self._max_body_bytes):
@@ -180,15 +186,15 @@ class TTAPIClient:
                     yield part
         self._warn_of_fewer(name, request.n, finished)
 
-    def _ask(self, request: ImageRequest) -> Reply | Failure:
-        opened = self._exchange.open(request.body(), "application/json")
+    def _ask(self, request: ImageRequest, number: int) -> Reply | Failure:
+        opened = self._exchange.open(request.body(), "application/json", number)
         if isinstance(opened, Failure):
             return opened
         with closing(opened):
             return read_reply(opened, self._max_body_bytes)
 
     def _attempt(
-        self, send: Callable[[], _T | Failure], name: str, before_send: BeforeSend | None
+        self, send: Callable[[int], _T | Failure], name: str, before_send: BeforeSend | None
     ) -> Answered[_T]:
         return attempt(send, name=name, policy=self._policy, clock=self._clock, before_send=before_send)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 from prefect_ttapi.origins import is_loopback
 from prefect_ttapi.wire.answers import is_moderation, read_error
 from prefect_ttapi.wire.attempts import Clock, Failure
-from prefect_ttapi.wire.bodies import BodyError, decoded
+from prefect_ttapi.wire.bodies import BodyEndsEarly, BodyError, decoded
 from prefect_ttapi.wire.outcomes import (
     BREAKS,
     MODERATED,
@@ -59,7 +60,7 @@ class Broken(Exception):  # noqa: N818 - raised to be turned into a Failure
         self.failure = failure
 
 
-class _Sending:
+class Sending:
     """Follows httpcore's trace to know whether the request was certainly not written in full.
 
     Whatever the trace does not say counts as written: a doubt must not make a request be sent, and paid,
@@ -98,8 +99,8 @@ class Opened:
         self.status_code = response.status_code
         self.request_id = exchange.request_id(response)
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        #: Without a length, only the body itself can tell whether it is all there.
-        self.ends_with_connection = response.status_code != 204 and not (
+        # without a length, only the body itself can tell whether it is all there
+        self._ends_with_connection = response.status_code != 204 and not (
             {"content-length", "transfer-encoding"} & response.headers.keys()
         )
 
@@ -112,10 +113,16 @@ class Opened:
         failure = None
         try:
             yield from decoded(self._raw(), self._response.headers.get("content-encoding", ""))
+        except BodyEndsEarly as error:
+            failure = self.ends_early(str(error))
         except BodyError as error:
             failure = self.failure(UNUSABLE, str(error))
         if failure:
             raise Broken(failure)
+
+    def ends_early(self, message: str) -> Failure:
+        """A body that came in full by its length, yet is only the beginning of an answer, or was cut."""
+        return self.failure(BREAKS[Break.CUT] if self._ends_with_connection else UNUSABLE, message)
 
     def _raw(self) -> Iterator[bytes]:
         raw = self._response.iter_raw()
@@ -160,30 +167,32 @@ class Exchange:
         self._api_key = api_key
         self.clean = redactor.clean
         self._clock = clock
-        host = urlsplit(base_url).hostname or ""
-        self._http = httpx.Client(
+        make_client = partial(
+            httpx.Client,
             timeout=timeout,
             verify=ssl_context,
             # proxies come from the environment; plain http, which is for this machine, would show one the key
-            trust_env=not is_loopback(host),
+            trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            # how many requests are in flight is the caller's to say
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE
-            ),
             headers={"User-Agent": "prefect-ttapi", "Accept-Encoding": "identity"},
             event_hooks={"response": [_stop_redirects]},
         )
+        # how many requests are in flight is the caller's to say
+        self._http = make_client(limits=httpx.Limits(keepalive_expiry=KEEPALIVE))
+        # who fails often hangs up afterwards, and a repeated send must not run into that
+        self._fresh = make_client(limits=httpx.Limits(max_keepalive_connections=0))
 
     def close(self) -> None:
         """Close all connections."""
         with quiet():
             self._http.close()
+            self._fresh.close()
 
-    def open(self, body: Mapping[str, Any], accept: str) -> Opened | Failure:
-        """Send `body` and wait for the headers of the answer."""
-        sending = _Sending()
-        request = self._http.build_request(
+    def open(self, body: Mapping[str, Any], accept: str, number: int) -> Opened | Failure:
+        """Send `body`, for the `number`-th time, and wait for the headers of the answer."""
+        sending = Sending()
+        http = self._http if number == 1 else self._fresh
+        request = http.build_request(
             "POST",
             self._url,
             json=body,
@@ -192,7 +201,7 @@ class Exchange:
         )
         with quiet():
             try:
-                response = self._http.send(request, stream=True)
+                response = http.send(request, stream=True)
             except _Redirected as redirected:
                 return self._redirected(redirected.response)
             except httpx.TransportError as error:
@@ -202,7 +211,7 @@ class Exchange:
         with quiet():
             return self._refused(response)
 
-    def _broken(self, error: httpx.TransportError, sending: _Sending) -> Failure:
+    def _broken(self, error: httpx.TransportError, sending: Sending) -> Failure:
         broke = next((found for kind, found in _BREAKS.items() if isinstance(error, kind)), Break.LOST)
         if sending.unwritten and broke is not Break.CONNECTING:
             broke = Break.SENDING

@@ -14,7 +14,7 @@ from prefect_ttapi.wire.attempts import Failure
 from prefect_ttapi.wire.decoding import DecodingError, EarlyEnd, StreamingJSON
 from prefect_ttapi.wire.exchange import Broken, Opened
 from prefect_ttapi.wire.images import ImageFacts, NotAnImage, read_image
-from prefect_ttapi.wire.outcomes import BREAKS, UNUSABLE, Break
+from prefect_ttapi.wire.outcomes import UNUSABLE
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def read_reply(opened: Opened, max_bytes: int) -> Reply | Failure:
     except Broken as broken:
         return broken.failure
     except EarlyEnd as error:
-        return opened.failure(BREAKS[Break.CUT] if opened.ends_with_connection else UNUSABLE, str(error))
+        return opened.ends_early(str(error))
     except (DecodingError, UnusableAnswer, NotAnImage) as error:
         return opened.failure(UNUSABLE, str(error))
     except OSError as error:

@@ -129,6 +129,16 @@ def test_before_each_send_the_caller_is_asked(server: HostileServer, client: TTA
     assert len(server.requests) == 1
 
 
+def test_a_repeated_send_gets_a_new_connection(make_client: MakeClient) -> None:
+    """A server that hangs up after a failure, without having said so, must not make an outcome unknown."""
+    bad, fault = then_close(answer(429)), then_close(answer(502))
+    with HostileServer(*[bad, fault, bad, GOOD] * 50) as server:
+        client = make_client(base_url=server.url)
+        for _ in range(50):
+            assert client.generate(CAT).attempts == 4
+        assert len(server.requests) == 200
+
+
 BODY = answered(png())
 UNCERTAIN = {
     "close": close(),

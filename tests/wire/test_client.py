@@ -288,6 +288,7 @@ def test_failures_leak_nothing(server: HostileServer) -> None:
         ({"base_url": f"https://{KEY}@api.ttapi.io"}, "base_url"),
         ({"connect_timeout": 0}, "connect_timeout"),
         ({"read_timeout": float("nan")}, "read_timeout"),
+        ({"read_timeout": float("inf")}, "read_timeout"),
         ({"max_attempts": 0}, "max_attempts"),
         ({"total_timeout": -1}, "total_timeout"),
     ],

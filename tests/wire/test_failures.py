@@ -22,6 +22,7 @@ from prefect_ttapi.errors import (
 )
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.exchange import Sending
 from prefect_ttapi.wire.outcomes import Again, judge_status
 from tests.wire.clocks import StoppedClock
 from tests.wire.conftest import KEY
@@ -156,6 +157,7 @@ LOST = {
     "no chunk size": raw(head(200, CHUNKED) + b"zz\r\n"),
     "cut without a length": raw(head(200) + BODY[:100]),
     "closed without a length": raw(head(200)),
+    "half a gzip without a length": raw(head(200, {"Content-Encoding": "gzip"}) + gzip.compress(BODY)[:-9]),
     "silent": stall(),
     "silent in the headers": stall(b"HTTP/1.1 200 OK\r\n"),
     "silent in the body": stall(head(200, LENGTH) + BODY[:100]),
@@ -297,6 +299,25 @@ def test_a_request_that_was_not_written_in_full(deaf_port: int, stopped: Stopped
     ):
         client.generate(long)
     assert caught.value.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("events", "unwritten"),
+    [
+        ([], False),
+        (["connection.connect_tcp.complete"], False),
+        (["http11.something_new.failed"], False),
+        (["http11.send_request_headers.started", "http11.send_request_headers.failed"], True),
+        (["http11.send_request_headers.complete", "http11.send_request_body.failed"], True),
+        (["http11.send_request_body.complete", "http11.receive_response_headers.failed"], False),
+    ],
+)
+def test_only_what_certainly_was_not_written_counts_as_unwritten(events: list[str], unwritten: bool) -> None:
+    """Where the HTTP library's trace says nothing, or something new, the request counts as written."""
+    sending = Sending()
+    for event in events:
+        sending(event, {})
+    assert sending.unwritten is unwritten
 
 
 def test_a_connection_that_was_closed_while_idle() -> None:
