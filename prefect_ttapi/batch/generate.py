@@ -172,9 +172,9 @@ def check_batch(
             raise IllegalBatchError([f"a {kind.__name__} is needed, not {type(argument).__name__}"])
     keys = KeyCheck(key, name, datetime.now(UTC)) if deliver_to is not None else None
     intake = take_in(requests, values, keys, budget)
-    for place in (store, deliver_to):
-        if place is not None:
-            place.check()
+    store.check()
+    if deliver_to is not None:
+        deliver_to.check_writable()
     return intake
 
 

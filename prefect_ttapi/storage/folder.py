@@ -132,6 +132,16 @@ class Folder:
             _forget(temporary)
         return tag
 
+    def try_writing(self) -> None:
+        temporary = self._root / f".tmp-{secrets.token_hex(8)}"
+        try:
+            _make_folder(self._root)
+            temporary.touch(exist_ok=False)
+        except OSError as error:
+            raise self._explained("can't write", temporary.name, error) from error
+        finally:
+            _forget(temporary)
+
     def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
         del source, source_key, key, facts, expected  # there is no server that could copy
         return False

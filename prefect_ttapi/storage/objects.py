@@ -91,6 +91,9 @@ class ObjectStore(Protocol):
         are tried again for `patience` seconds while the store gives no answer.
         """
 
+    def try_writing(self) -> None:
+        """See whether objects may be written, and leave nothing behind."""
+
     def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
         """Copy without the bytes passing through here; False, and nothing done, where that can't be."""
 

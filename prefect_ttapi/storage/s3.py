@@ -32,6 +32,9 @@ Answer = TypeVar("Answer")
 
 _CHUNK: Final = 256 * 1024
 
+#: Where it is tried whether one may write.
+_TRIED: Final = "write-test"
+
 #: Enough for 100 requests in flight, their renewals and look-ups.
 _CONNECTIONS: Final = 128
 
@@ -135,6 +138,14 @@ class S3:
 
         once = expected is not Condition.ANYTHING
         return self._run(self._patiently("can't write", key, attempt, 0 if once else patience))
+
+    def try_writing(self) -> None:
+        async def attempt() -> None:
+            # whoever may begin an upload may write; one that is given up leaves no object
+            begun = await self._fs._call_s3("create_multipart_upload", **self._at(_TRIED))
+            await self._fs._call_s3("abort_multipart_upload", **self._at(_TRIED), UploadId=begun["UploadId"])
+
+        self._run(self._patiently("can't write", _TRIED, attempt))
 
     def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
         if not isinstance(source, S3) or source.settings.account != self.settings.account:

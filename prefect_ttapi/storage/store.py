@@ -159,6 +159,14 @@ class ImageStore(NotMapped, Block):
             if self.identity not in _probed:
                 self.check()
 
+    def check_writable(self) -> None:
+        """Make sure that objects can be written, and leave none: what a place for deliveries needs.
+
+        Raises:
+            StoreError: what is wrong, and what to do, in one line.
+        """
+        self.objects.try_writing()
+
     def put_image(
         self, image: GeneratedImage, metadata: Mapping[str, str], *, patience: float = UPLOAD_PATIENCE
     ) -> StoredImage:

@@ -269,3 +269,23 @@ def test_long_metadata_is_cut_between_characters() -> None:
     assert encoded["model"] == "dall-e-2"
     assert ("灯台 " * 1000).startswith(read_metadata(encoded["prompt"]))
     assert encoded["title"].strip("x") == ""
+
+
+@pytest.mark.parametrize("kind", ["folder_store", "s3_store"])
+def test_asking_whether_one_may_write_leaves_nothing(kind: str, request: pytest.FixtureRequest) -> None:
+    """A place for deliveries is tried without leaving an object in it."""
+    place: ImageStore = request.getfixturevalue(kind)
+    place.check_writable()
+    assert list(place.list("")) == []
+
+
+def test_a_place_that_can_not_be_written_is_found(s3_server: S3Server, tmp_path: Path) -> None:
+    """A folder below a file, and a bucket that does not exist, are refused in one line."""
+    (tmp_path / "file").touch()
+    for place in (
+        ImageStore(url=str(tmp_path / "file" / "below")),
+        ImageStore(url="s3://no-such-bucket/x", **s3_server.settings()),
+    ):
+        with pytest.raises(StoreError) as refused:
+            place.check_writable()
+        assert "\n" not in str(refused.value)
