@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from prefect_ttapi.errors import InvalidResponseError, Outcome, TTAPIError
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.wire.bodies import decoded
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.wire.conftest import KEY
 from tests.wire.hostile import (
@@ -213,6 +214,13 @@ def test_a_body_over_the_limit(server: HostileServer, make_client: MakeClient) -
         server.play(behaviour)
         with pytest.raises(InvalidResponseError, match="longer than 100,000 bytes"):
             make_client(max_body_bytes=100_000).generate(CAT)
+
+
+def test_a_small_body_does_not_fill_the_memory() -> None:
+    """Compressed bodies are undone a little at a time, however much is in one piece."""
+    pieces = [len(piece) for piece in decoded([gzip.compress(bytes(10_000_000))], "gzip")]
+    assert sum(pieces) == 10_000_000
+    assert max(pieces) <= 64 * 1024
 
 
 def test_no_room_for_the_image(

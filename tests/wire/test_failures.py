@@ -29,6 +29,7 @@ from tests.wire.conftest import KEY
 from tests.wire.hostile import (
     Behaviour,
     HostileServer,
+    Wire,
     answer,
     answered,
     close,
@@ -195,6 +196,19 @@ def test_a_stalled_error_body_costs_no_outcome(server: HostileServer, make_clien
         server.play(behaviour)
         with pytest.raises(errors.InsufficientBalanceError):
             make_client(read_timeout=0.2).generate(CAT)
+
+
+def test_an_endless_error_body_is_left(server: HostileServer, client: TTAPIClient) -> None:
+    """Of an error's body no more is read than its words can take."""
+
+    def behave(wire: Wire) -> bool:
+        wire.send(head(400))
+        while True:  # until the client hangs up
+            wire.send(b"no " * 10_000)
+
+    server.play(behave)
+    with pytest.raises(errors.InvalidRequestError, match="no no no"):
+        client.generate(CAT)
 
 
 def test_a_redirect_is_not_followed(server: HostileServer, client: TTAPIClient) -> None:

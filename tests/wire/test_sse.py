@@ -36,6 +36,7 @@ LAWS: dict[str, tuple[bytes, list[Event]]] = {
     "CRLF": (b"data: a\r\n\r\n", [("", b"a")]),
     "mixed": (b"data: a\r\rdata: b\n\r\ndata: c\r\n\n", [("", b"a"), ("", b"b"), ("", b"c")]),
     "several lines": (b"data: a\ndata: b\ndata:c\n\n", [("", b"a\nb\nc")]),
+    "several lines, CRLF": (b"event: x\r\ndata: a\r\ndata: b\r\n\r\n", [("x", b"a\nb")]),
     "name": (b"event: x\ndata: a\n\ndata: b\n\n", [("x", b"a"), ("", b"b")]),
     "name after data": (b"data: a\nevent: x\n\n", [("x", b"a")]),
     "last name counts": (b"event: x\nevent:y\ndata: a\n\n", [("y", b"a")]),

@@ -191,13 +191,20 @@ def test_a_stream_that_breaks_is_unknown_and_not_sent_again(
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("end_of_event", [b"\n\n", b"\n", b""])
 @pytest.mark.parametrize("ending", [b"", b"5\r\nab", b"zz\r\n"])
 @pytest.mark.parametrize("n", [1, 2])
 def test_what_breaks_after_the_image_does_no_harm(
-    server: HostileServer, client: TTAPIClient, caplog: pytest.LogCaptureFixture, ending: bytes, n: int
+    server: HostileServer,
+    client: TTAPIClient,
+    caplog: pytest.LogCaptureFixture,
+    end_of_event: bytes,
+    ending: bytes,
+    n: int,
 ) -> None:
     """A connection that drops after a finished image is a success, with a warning where more was asked for."""
-    chunk = b"%x\r\n%s\r\n" % (len(completed()), completed())
+    image = completed().rstrip() + end_of_event
+    chunk = b"%x\r\n%s\r\n" % (len(image), image)
     server.play(raw(HEAD + chunk + ending, reset=True))
     with caplog.at_level(logging.WARNING, "prefect_ttapi"):
         request = ImageRequest(prompt="a cat", model="gpt-image-1", n=n)
@@ -227,10 +234,8 @@ def test_an_error_in_the_stream_tells_of_the_attempts_before(
 
 
 def test_several_images(server: HostileServer, client: TTAPIClient) -> None:
-    """Finished images are numbered as they come; after the last the rest of the stream is not waited for."""
-    server.play(
-        stall(HEAD, *[b"%x\r\n%s\r\n" % (len(e), e) for e in (completed(png(1, 1)), completed(png(2, 2)))])
-    )
+    """Finished images are numbered as they come; what follows the last one does not matter."""
+    server.play(streaming(completed(png(1, 1)), completed(png(2, 2)), event({"error": "late"}), completed()))
     request = ImageRequest(prompt="cats", model="gpt-image-1", n=2)
     assert seen(client.stream(request)) == [
         ("CompletedImage", 0, png(1, 1)),
