@@ -192,7 +192,7 @@ def test_a_stream_that_breaks_is_unknown_and_not_sent_again(
 
 
 @pytest.mark.parametrize("end_of_event", [b"\n\n", b"\n", b""])
-@pytest.mark.parametrize("ending", [b"", b"5\r\nab", b"zz\r\n"])
+@pytest.mark.parametrize("ending", [b"", b"5\r\n\n: ", b"zz\r\n"])
 @pytest.mark.parametrize("n", [1, 2])
 def test_what_breaks_after_the_image_does_no_harm(
     server: HostileServer,
