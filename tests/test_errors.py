@@ -133,7 +133,7 @@ def test_copies_keep_everything(cls: type[TTAPIError], message: str, told: dict[
     """Pickle, copy and deepcopy keep class, message, every fact and notes."""
     error = cls(message, **told)  # type: ignore[arg-type]
     error.add_note("while testing")
-    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):  # noqa: S301
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is cls
         assert vars(twin) == vars(error)
         assert (str(twin), twin.args) == (str(error), error.args)
@@ -142,7 +142,7 @@ def test_copies_keep_everything(cls: type[TTAPIError], message: str, told: dict[
 
 def test_a_batch_error_keeps_its_report() -> None:
     """A pickled BatchError still has message and report."""
-    twin = pickle.loads(pickle.dumps(BatchError("2 of 9 failed", report={"failed": 2})))  # noqa: S301
+    twin = pickle.loads(pickle.dumps(BatchError("2 of 9 failed", report={"failed": 2})))
     assert (str(twin), twin.report) == ("2 of 9 failed", {"failed": 2})
     assert BatchError("x").report is None
 
@@ -151,7 +151,7 @@ def test_an_illegal_batch_keeps_its_problems() -> None:
     """The message shows twenty problems and counts the others; a pickle keeps them all."""
     problems = [f"request {row}: n is 0" for row in range(30)]
     error = IllegalBatchError(problems)
-    twin = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    twin = pickle.loads(pickle.dumps(error))
     assert twin.problems == error.problems == problems
     assert str(twin) == str(error)
     assert str(error).split("\n")[-2:] == ["  request 19: n is 0", "  and 10 more"]

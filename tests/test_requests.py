@@ -285,7 +285,7 @@ def test_requests_travel(given: dict[str, Any]) -> None:
         ImageRequest.model_validate_json(request.model_dump_json()),
         ImageRequest.model_validate(request.model_dump()),
         ImageRequest.model_validate(request),
-        pickle.loads(pickle.dumps(request)),  # noqa: S301 - our own
+        pickle.loads(pickle.dumps(request)),
         copy.copy(request),
         copy.deepcopy(request),
         request.model_copy(),

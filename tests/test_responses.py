@@ -60,7 +60,7 @@ def test_references_travel(thing: Any) -> None:
     """References survive JSON and pickle whole: results, records and manifests are made of them."""
     assert type(thing).model_validate_json(thing.model_dump_json()) == thing
     assert type(thing).model_validate(json.loads(json.dumps(thing.model_dump(mode="json")))) == thing
-    assert pickle.loads(pickle.dumps(thing)) == thing  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(thing)) == thing
 
 
 @pytest.mark.parametrize("thing", [STORED, GENERATION, DELIVERED, Usage()])
