@@ -24,7 +24,11 @@ settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Prefect leaves sockets to its server to the garbage collector; only its tests may."""
+    """Tests with a Prefect server come last: its threads open files and draw random numbers under all that follows.
+
+    Prefect leaves sockets to its server to the garbage collector; only these tests may.
+    """
+    items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
     forgiven = (
         "ignore:unclosed:ResourceWarning",
         "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
