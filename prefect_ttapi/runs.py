@@ -34,6 +34,12 @@ def payer_of(task_ctx: TaskRunContext | None) -> Payer:
     )
 
 
+def run_attempt() -> int:
+    """Which attempt at the flow run this is, from 1."""
+    flow = FlowRunContext.get()
+    return flow.flow_run.run_count if flow and flow.flow_run else 1
+
+
 def run_date(task_ctx: TaskRunContext | None) -> datetime:
     """The run's expected start, UTC: a retry past midnight has the same."""
     flow = FlowRunContext.get()

@@ -56,10 +56,11 @@ class Budget(BaseModel):
             raise ValueError("usd needs prices, e.g. prices={'gpt-image-2': Price(per_image=0.05)}")
         return self
 
-    def unpriced(self, requests: list[ImageRequest]) -> set[str]:
-        """Models among `requests` that a limit in USD can't be held for."""
-        asked: set[str] = {request.model for request in requests}
-        return asked - set(self.prices or {}) if self.usd is not None else set()
+    def problem(self, request: ImageRequest) -> str | None:
+        """Why the limit in USD can't be held for this request, or None."""
+        if self.usd is not None and request.model not in (self.prices or {}):
+            return f"a budget in USD needs a price for {request.model}"
+        return None
 
 
 class Spending:

@@ -1,12 +1,11 @@
-"""`generate_batch`, its async twin, and `estimate_batch`, which only looks."""
+"""`generate_batch` and its async twin."""
 
 from __future__ import annotations
 
 import math
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -18,13 +17,13 @@ from prefect.settings import get_current_settings
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.coordinator import Coordinator
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
-from prefect_ttapi.batch.recording import Recorder
+from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.shards import Item, Plan
+from prefect_ttapi.batch.shards import Plan, stop_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import run_date, run_id, run_start
+from prefect_ttapi.runs import run_attempt, run_date, run_id, run_start
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
@@ -34,9 +33,6 @@ Requests = Iterable[ImageRequest | Mapping[str, Any]]
 
 #: A batch makes at most this many task runs by itself: a Prefect server takes about 20 a second.
 TASK_RUNS = 300
-
-#: Look-ups side by side, where a batch asks the ledger about all its requests.
-LOOK_UPS = 16
 
 
 def generate_batch(
@@ -58,7 +54,8 @@ def generate_batch(
     """Generate, and deliver, every request; each ends as a row of the report, and one bad prompt costs one row.
 
     To be called inside any flow, whose task runs and artifacts its own then are; outside, it opens a flow run. The
-    manifest lies beside the images, at `batches/<flow run>/manifest.jsonl` in `store`, and a gallery page with it.
+    manifest lies beside the images, at `batches/<flow run>/manifest.jsonl` in `store`, and a gallery page with it;
+    those of the run's second batch at `batches/<flow run>/2/`, and so on.
 
     Args:
         requests: requests or mappings of their fields. A sequence is checked whole before anything is paid for; in
@@ -81,6 +78,82 @@ def generate_batch(
         StoreError: a store can't be reached or written; nothing was sent.
         BatchError: rows failed, and `raise_on_failure`; its `report` has them.
     """
+    return _generate(
+        uuid.uuid4().hex,
+        requests,
+        credentials,
+        store,
+        deliver_to,
+        key,
+        values,
+        max_in_flight,
+        shard_size,
+        budget,
+        raise_on_failure,
+        name,
+        refresh_cache,
+        cache_expiration,
+    )
+
+
+async def agenerate_batch(
+    requests: Requests,
+    credentials: TTAPICredentials,
+    store: ImageStore,
+    deliver_to: ImageStore | None = None,
+    key: str = DEFAULT_KEY,
+    values: Values = None,
+    max_in_flight: int = 8,
+    shard_size: int | None = None,
+    budget: Budget | None = None,
+    raise_on_failure: bool = True,
+    name: str = "batch",
+    *,
+    refresh_cache: bool | None = None,
+    cache_expiration: timedelta | None = None,
+) -> BatchReport:
+    """`generate_batch` for async flows: same arguments, report and errors, in a worker thread.
+
+    A cancellation or a time-out stops the batch: what is under way is finished, the rest is skipped.
+    """
+    batch_id = uuid.uuid4().hex
+    work = partial(
+        _generate,
+        batch_id,
+        requests,
+        credentials,
+        store,
+        deliver_to,
+        key,
+        values,
+        max_in_flight,
+        shard_size,
+        budget,
+        raise_on_failure,
+        name,
+        refresh_cache,
+        cache_expiration,
+    )
+    with stop_of(batch_id) as stop:
+        return await in_thread(work, on_cancel=stop.cancel)
+
+
+def _generate(
+    batch_id: str,
+    requests: Requests,
+    credentials: TTAPICredentials,
+    store: ImageStore,
+    deliver_to: ImageStore | None,
+    key: str,
+    values: Values,
+    max_in_flight: int,
+    shard_size: int | None,
+    budget: Budget | None,
+    raise_on_failure: bool,
+    name: str,
+    refresh_cache: bool | None,
+    cache_expiration: timedelta | None,
+) -> BatchReport:
     intake = check_batch(
         requests,
         credentials,
@@ -96,7 +169,7 @@ def generate_batch(
 
     def work() -> BatchReport:
         plan = Plan(
-            batch_id=uuid.uuid4().hex,
+            batch_id=batch_id,
             name=name,
             date=run_date(TaskRunContext.get()),
             key=key,
@@ -110,40 +183,6 @@ def generate_batch(
     if raise_on_failure:
         report.raise_for_failures()
     return report
-
-
-async def agenerate_batch(
-    requests: Requests,
-    credentials: TTAPICredentials,
-    store: ImageStore,
-    deliver_to: ImageStore | None = None,
-    key: str = DEFAULT_KEY,
-    values: Values = None,
-    max_in_flight: int = 8,
-    shard_size: int | None = None,
-    budget: Budget | None = None,
-    raise_on_failure: bool = True,
-    name: str = "batch",
-    **options: Any,
-) -> BatchReport:
-    """`generate_batch` for async flows: same arguments, report and errors, in a worker thread."""
-    return await in_thread(
-        partial(
-            generate_batch,
-            requests,
-            credentials,
-            store,
-            deliver_to,
-            key,
-            values,
-            max_in_flight,
-            shard_size,
-            budget,
-            raise_on_failure,
-            name,
-            **options,
-        )
-    )
 
 
 def check_batch(
@@ -178,35 +217,6 @@ def check_batch(
     return intake
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a batch would do: requests in all, those already paid for, those to send, and their images."""
-
-    requests: int
-    paid: int
-    to_send: int
-    images: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.requests} requests: {self.paid} already paid for, {self.requests - self.paid - self.to_send} "
-            f"duplicates, {self.to_send} to send for {self.images} images"
-        )
-
-
-def estimate_batch(intake: Intake, credentials: TTAPICredentials, store: ImageStore) -> Estimate:
-    """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
-    requests = [item.request for item in intake.items if isinstance(item, Item)]
-    distinct = list({request.request_hash: request for request in requests}.values())
-    ledger = Ledger(store, credentials.api_origin, run_id=uuid.uuid4().hex)
-    with ThreadPoolExecutor(LOOK_UPS) as threads:
-        found = list(threads.map(lambda request: ledger.look_up(request.request_hash), distinct))
-    unpaid = [request for request, record in zip(distinct, found, strict=True) if record is None]
-    unpaid_hashes = {request.request_hash for request in unpaid}
-    paid = sum(request.request_hash not in unpaid_hashes for request in requests)
-    return Estimate(len(requests), paid, len(unpaid), sum(request.n for request in unpaid))
-
-
 def _run(
     intake: Intake,
     credentials: TTAPICredentials,
@@ -222,7 +232,8 @@ def _run(
     ledger = Ledger(
         store, credentials.api_origin, run_id=run, retry_unknown_outcome=credentials.retry_unknown_outcome
     )
-    with Recorder(store, plan.name, run, intake.total) as recorder:
+    folder = folder_of_batch(run, run_attempt())
+    with Recorder(store, plan.name, run, folder, intake.total) as recorder:
         coordinator = Coordinator(
             credentials,
             store,

@@ -46,17 +46,13 @@ def take_in(
     """
     if isinstance(requests, Mapping | str | bytes | ImageRequest):
         raise IllegalBatchError(["requests must be an iterable of requests, not a single one"])
-    items = _items(requests, values, keys)
+    items = _items(requests, values, keys, budget)
     if not isinstance(requests, Sequence):
         return Intake(items, None)
     if isinstance(values, Sequence) and len(values) != len(requests):
         raise IllegalBatchError([f"there are {len(requests)} requests but {len(values)} values"])
     whole = list(items)
     problems = _told_once([item for item in whole if isinstance(item, Row)])
-    unpriced = (
-        budget.unpriced([item.request for item in whole if isinstance(item, Item)]) if budget else set()
-    )
-    problems += [f"a budget in USD needs a price for {model}" for model in sorted(unpriced)]
     if problems:
         raise IllegalBatchError(problems)
     return Intake(iter(whole), len(whole))
@@ -104,7 +100,10 @@ def _digest(text: str) -> bytes:
 
 
 def _items(
-    requests: Iterable[ImageRequest | Mapping[str, Any]], values: Values, keys: KeyCheck | None
+    requests: Iterable[ImageRequest | Mapping[str, Any]],
+    values: Values,
+    keys: KeyCheck | None,
+    budget: Budget | None,
 ) -> Iterator[Item | Row]:
     given_values = iter(values) if values is not None and not callable(values) else repeat({})
     for row, given in enumerate(requests):
@@ -120,12 +119,18 @@ def _items(
             yield _refused(row, given, "there are fewer values than requests", "ValueError")
             continue
         item = Item(row, request, dict(mine))
-        problem = keys.problem(item) if keys else None
-        yield item if problem is None else _with_problem(item, problem)
+        unpriced = budget.problem(request) if budget else None
+        collision = keys.problem(item) if keys else None
+        if unpriced:
+            yield _with_problem(item, unpriced, "ValueError")
+        elif collision:
+            yield _with_problem(item, collision, "KeyTemplateError")
+        else:
+            yield item
 
 
-def _with_problem(item: Item, problem: str) -> Row:
-    update = {"status": "failed", "error": problem, "error_type": "KeyTemplateError"}
+def _with_problem(item: Item, problem: str, error_type: str) -> Row:
+    update = {"status": "failed", "error": problem, "error_type": error_type}
     return row_of(item, api_origin=None).model_copy(update=update)
 
 

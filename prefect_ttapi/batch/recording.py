@@ -5,7 +5,9 @@ from __future__ import annotations
 import array
 import io
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,6 +29,22 @@ from prefect_ttapi.storage.store import ImageStore
 
 #: Rows whose images are shown on the gallery page; the others are in the manifest.
 GALLERY_ROWS: Final = 500
+
+
+#: How many batches each attempt at a flow run has begun in this process.
+_BEGUN: Counter[tuple[str, int]] = Counter()
+_BEGUN_LOCK = threading.Lock()
+
+
+def folder_of_batch(flow_run_id: str, attempt: int) -> str:
+    """Where the next batch of a flow run keeps its manifest: `batches/<run>`, the second `batches/<run>/2`, and so on.
+
+    Another attempt at the run begins from the first again, and writes over what the attempt before left.
+    """
+    with _BEGUN_LOCK:
+        _BEGUN[flow_run_id, attempt] += 1
+        number = _BEGUN[flow_run_id, attempt]
+    return f"batches/{flow_run_id}" + (f"/{number}" if number > 1 else "")
 
 
 class RowFile:
@@ -65,14 +83,18 @@ class Recorder:
     Args:
         store: where manifest and gallery page go.
         name: the batch's name.
-        flow_run_id: names the folder of manifest and page.
+        flow_run_id: the run it belongs to.
+        folder: of manifest and page, in `store`.
         total: how many rows there will be, where that is known.
     """
 
-    def __init__(self, store: ImageStore, name: str, flow_run_id: str, total: int | None) -> None:
+    def __init__(
+        self, store: ImageStore, name: str, flow_run_id: str, folder: str, total: int | None
+    ) -> None:
         self._store = store
         self._name = name
         self._flow_run_id = flow_run_id
+        self._folder = folder
         self._total = total
         self._started = time.monotonic()
         self._totals = Totals()
@@ -105,7 +127,7 @@ class Recorder:
 
     def finish(self) -> BatchReport:
         """Write manifest and page, publish the artifacts, and report."""
-        folder = f"batches/{self._flow_run_id}"
+        folder = self._folder
         gallery = pages(
             self._rows.rows(),
             self._thumbnail,

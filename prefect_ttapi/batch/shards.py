@@ -79,14 +79,17 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.error_type: str | None = None
+        self.cancelled = False
 
-    def because(self, error: BaseException) -> None:
+    def cancel(self) -> None:
+        """Whoever waits for the batch does so no longer: stop sending, and reading what has no known end."""
+        self.because("the batch was cancelled", "CancelledError")
+        self.cancelled = True
+
+    def because(self, why: str, error_type: str) -> None:
         """Stop sending; the first reason stays."""
         if self.reason is None:
-            self.reason, self.error_type = (
-                f"not sent, because an earlier request failed: {error}",
-                type(error).__name__,
-            )
+            self.reason, self.error_type = f"not sent, because {why}", error_type
 
 
 _STOPS: dict[str, Stop] = {}
@@ -166,7 +169,7 @@ def _run(
         return Done(asked.model_copy(update={"error": str(error), "error_type": "BudgetExceeded"}))
     except Exception as error:
         if isinstance(error, ACCOUNT_ERRORS):
-            stop.because(error)
+            stop.because(f"an earlier request failed: {error}", type(error).__name__)
         if not isinstance(error, TTAPIError | StoreError):
             logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
         images = item.request.n if perhaps_paid(error) else 0
@@ -199,7 +202,9 @@ def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: 
             date=plan.date,
             batch=plan.name,
         )
-    except (StoreError, KeyTemplateError) as error:
+    except Exception as error:
+        if not isinstance(error, StoreError | KeyTemplateError):
+            logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
         return _failed(row, error)
     return row.model_copy(update={"delivered": tuple(copies)})
 

@@ -212,6 +212,16 @@ def test_tokens_and_usd_stop_the_batch(store, credentials, sandbox: Sandbox):
         generate_batch([{"prompt": "x"}], credentials, store, budget=Budget(usd=1.0, prices=price))
 
 
+def test_what_has_no_price_is_not_sent_on_a_budget_in_usd(store, credentials, sandbox: Sandbox):
+    """In an iterator, too, a model without a price is refused: it could spend without end."""
+    budget = Budget(usd=1.0, prices={"gpt-image-1": Price(per_image=0.1)})
+    requests = iter([{"prompt": "x"}, *prompts(1)])
+    report = generate_batch(requests, credentials, store, budget=budget, raise_on_failure=False)
+    assert [row.status for row in report.rows] == ["failed", "generated"]
+    assert "price for dall-e-2" in report.rows[0].error
+    assert sandbox.calls == 1
+
+
 def test_a_failed_delivery_keeps_the_image(store, shop, credentials, sandbox: Sandbox):
     """Where something else has the key already, the row fails with its images, and the rerun pays nothing."""
     shop.write("tree-1.png", b"something else", "image/png")

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import flow, task
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, agenerate_batch, generate_batch
+from prefect_ttapi.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def slow_sandbox() -> Iterator[Sandbox]:
+    with Sandbox(tiny=True, latency=0.3) as slow:
+        yield slow
+
+
+@pytest.fixture
+def slow(slow_sandbox: Sandbox) -> TTAPICredentials:
+    return TTAPICredentials(api_key="sandbox-key", base_url=slow_sandbox.base_url)
+
+
+def prompts(count: int, kind: str = "tree") -> list[dict[str, object]]:
+    return [{"prompt": f"{kind} {number}", "model": "gpt-image-1"} for number in range(count)]
+
+
+def statuses(store: ImageStore) -> list[str]:
+    """Of the rows in the store's one manifest."""
+    (manifest,) = Path(store.url).glob("batches/*/manifest.jsonl")
+    return [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
+
+
+def test_a_source_that_breaks_leaves_a_row_for_all_that_it_gave(store, credentials, sandbox: Sandbox):
+    """Requests that were taken for a task run that is not full yet are listed as not sent, duplicates too."""
+
+    def source() -> Iterator[dict[str, object]]:
+        yield from prompts(7)
+        yield prompts(6)[5]
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        generate_batch(source(), credentials, store, shard_size=5, max_in_flight=1)
+    rows = statuses(store)
+    assert len(rows) == 8
+    assert rows.count("generated") == sandbox.calls
+    assert rows[5:] == ["skipped"] * 3
+
+
+def test_a_time_out_of_the_flow_ends_the_batch(store, slow, slow_sandbox: Sandbox):
+    """In a thread a time-out comes with a task run's end, whose row is there all the same; nothing waits for ever."""
+
+    @flow(timeout_seconds=2)
+    def timed() -> None:
+        generate_batch(prompts(60), slow, store, max_in_flight=2)
+
+    async def in_a_thread() -> None:
+        await asyncio.to_thread(timed)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(in_a_thread())
+    rows = statuses(store)
+    assert len(rows) == 60
+    assert rows.count("generated") == slow_sandbox.paid < 60
+
+
+def test_a_cancelled_async_batch_sends_nothing_more(store, slow, slow_sandbox: Sandbox):
+    """A cancellation waits for what is under way; the rest of the rows is skipped, before the await ends."""
+
+    @flow
+    async def cancelled() -> None:
+        batch = asyncio.ensure_future(agenerate_batch(prompts(60), slow, store, max_in_flight=2))
+        while not slow_sandbox.paid:
+            await asyncio.sleep(0.05)
+        batch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await batch
+
+    asyncio.run(cancelled())
+    rows = statuses(store)
+    assert len(rows) == 60
+    assert rows.count("generated") == slow_sandbox.calls < 60
+
+
+def test_a_time_out_of_an_async_flow_ends_the_batch(store, slow, slow_sandbox: Sandbox):
+    """The scope of Prefect's time-out cancels as asyncio does."""
+
+    @flow(timeout_seconds=2)
+    async def timed() -> None:
+        await agenerate_batch(prompts(60), slow, store, max_in_flight=2)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(timed())
+    rows = statuses(store)
+    assert len(rows) == 60
+    assert rows.count("generated") == slow_sandbox.calls < 60
+
+
+def test_batches_in_tasks_do_not_wait_for_their_own_threads(store, credentials, sandbox: Sandbox):
+    """With as many tasks as the runner has threads, each with a batch, all batches come to an end."""
+
+    @task
+    def part(kind: str) -> BatchReport:
+        return generate_batch(prompts(3, kind), credentials, store, name=kind)
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
+    def parts() -> list[BatchReport]:
+        return part.map(["oak", "elm"]).result()
+
+    reports = parts()
+    assert [report.totals.generated for report in reports] == [3, 3]
+    assert [report.rows[0].prompt for report in reports] == ["oak 0", "elm 0"]
+
+
+def test_each_batch_of_a_run_keeps_its_manifest(store, credentials):
+    """The second batch of a flow run has a folder of its own; a retry of the run writes over those of the first try."""
+    attempts = []
+
+    @flow(retries=1, persist_result=False)
+    def twice() -> list[BatchReport]:
+        attempts.append(1)
+        reports = [generate_batch(prompts(count), credentials, store) for count in (3, 2)]
+        if len(attempts) == 1:
+            raise RuntimeError("a later step fails")
+        return reports
+
+    first, second = twice()
+    assert first.manifest_uri == store.uri(f"batches/{first.flow_run_id}/manifest.jsonl")
+    assert second.manifest_uri == store.uri(f"batches/{first.flow_run_id}/2/manifest.jsonl")
+    assert [len(report.rows) for report in (first, second)] == [3, 2]
+    assert len(list(Path(store.url).glob("batches/**/manifest.jsonl"))) == 2
+    assert [row.status for row in BatchReport.model_validate(second.model_dump()).rows] == ["cached"] * 2
+
+
+class Deadly:
+    """Ends the process that a task run is sent to."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (1,)
+
+
+def test_other_processes_stop_and_die_as_threads_do(store, credentials, sandbox: Sandbox):
+    """A 401 that a task run in another process gets stops the batch; one whose process dies is a failed row."""
+
+    @flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
+    def elsewhere() -> list[BatchReport]:
+        refused = [*prompts(1), {"prompt": "[[sandbox:status=401]]"}, *prompts(4, "later")]
+        options = {"max_in_flight": 1, "raise_on_failure": False}
+        return [
+            generate_batch(refused, credentials, store, **options),
+            generate_batch(prompts(1, "dead"), credentials, store, values=[{"x": Deadly()}], **options),
+        ]
+
+    refused, dead = elsewhere()
+    assert [row.status for row in refused.rows] == ["generated", "failed", *["skipped"] * 4]
+    assert sandbox.calls == 2
+    assert [(row.status, row.error_type) for row in dead.rows] == [("failed", "ShardLost")]
