@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from prefect_ttapi.errors import InvalidResponseError, NotStoredError, Outcome, StoreError, TTAPIError
+from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import (
     CompletedImage,
@@ -21,6 +21,7 @@ from prefect_ttapi.responses import (
     Generation,
     PartialImage,
 )
+from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
@@ -85,10 +86,28 @@ def pay_once(
         TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
         StoreError: the store failed. Before sending: nothing was sent.
     """
-    found = ledger.acquire(request.request_hash, not_before=not_before)
-    if isinstance(found, Record):
-        return Paid(found, sent=False)
-    with found as claim:
+    while True:
+        found = ledger.acquire(request.request_hash, not_before=not_before)
+        if isinstance(found, Record):
+            return Paid(found, sent=False)
+        try:
+            return _pay(found, request, client, store, payer, result_key, on_preview)
+        except ClaimLostError as lost:
+            # held up for too long: whoever took the claim over may have the answer by now
+            logger.warning("%s", lost)
+
+
+def _pay(
+    held: Claim,
+    request: ImageRequest,
+    client: TTAPIClient,
+    store: ImageStore,
+    payer: Payer,
+    result_key: str | None,
+    on_preview: Callable[[PartialImage], None] | None,
+) -> Paid:
+    """Send the request under a claim, store what comes, and settle the claim, whatever happens."""
+    with held as claim:
         started = time.monotonic()
         try:
             streamed = request.stream or on_preview is not None
@@ -144,14 +163,18 @@ def _read_stream(
     on_preview: Callable[[PartialImage], None] | None,
 ) -> GeneratedImages:
     """The completed images of a stream, as `generate` would give them."""
+    sends: list[int] = []
+
+    def counted(number: int) -> None:
+        before_send(number)
+        sends.append(number)
+
     completed: list[CompletedImage] = []
-    for event in client.stream(request, before_send=before_send):
+    for event in client.stream(request, before_send=counted):
         if isinstance(event, CompletedImage):
             completed.append(event)
         elif on_preview is not None:
             on_preview(event)
-    if not completed:
-        raise InvalidResponseError("the stream ended without an image")
     usage = next((event.usage for event in reversed(completed) if event.usage), None)
     images: tuple[GeneratedImage, ...] = tuple(completed)
-    return GeneratedImages(images=images, usage=usage)
+    return GeneratedImages(images=images, usage=usage, attempts=len(sends))

@@ -1,0 +1,169 @@
+"""Paying once without any Prefect run: client, store and ledger together, against the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from prefect_ttapi.errors import (
+    InvalidRequestError,
+    NotStoredError,
+    Outcome,
+    StoreError,
+    TTAPIError,
+    UnknownOutcomeError,
+)
+from prefect_ttapi.paying import Payer, pay_once
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.wire.client import TTAPIClient
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Iterator[TTAPIClient]:
+    with TTAPIClient("sandbox-key", sandbox.base_url, read_timeout=2) as client:
+        yield client
+
+
+def _refuse_images(method: str, path: str, headers: dict[str, str]) -> int | None:
+    return 403 if method == "PUT" and "/images/" in path else None
+
+
+def ledger_of(store: ImageStore, run: str) -> Ledger:
+    return Ledger(store, "sandbox", run)
+
+
+def request_for(prompt: str, **fields: object) -> ImageRequest:
+    return ImageRequest.model_validate({"prompt": prompt, "model": "gpt-image-1"} | fields)
+
+
+def test_the_first_pays_and_the_next_finds_it(store, client, sandbox: Sandbox):
+    """The second call has the first one's answer, and has no bytes at hand."""
+    request = request_for("a kite", n=2)
+    first = pay_once(request, client, store, ledger_of(store, "one"), payer=Payer("flow", "task"))
+    second = pay_once(request, client, store, ledger_of(store, "two"))
+    assert (first.sent, second.sent) == (True, False)
+    assert second.generation == first.generation
+    assert (first.generation.flow_run_id, first.generation.task_run_id) == ("flow", "task")
+    assert [image.sha256 for image in first.fresh] == [image.sha256 for image in first.generation.images]
+    assert second.fresh == ()
+    assert sandbox.calls == 1
+
+
+def test_sixteen_threads_pay_once(store, client, sandbox: Sandbox):
+    """Threads that ask for the same at the same moment send it once, and all have the answer."""
+    request = request_for("a crowd")
+    with ThreadPoolExecutor(16) as threads:
+        paid = list(
+            threads.map(lambda n: pay_once(request, client, store, ledger_of(store, f"{n}")), range(16))
+        )
+    assert sum(one.sent for one in paid) == 1
+    assert len({one.generation.model_dump_json() for one in paid}) == 1
+    assert sandbox.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("steering", "calls", "outcome"),
+    [
+        ("[[sandbox:status=400]]", 1, Outcome.REFUSED),
+        ("[[sandbox:moderation]]", 1, Outcome.REFUSED),
+        ("[[sandbox:status=402]]", 1, Outcome.REFUSED),
+    ],
+)
+def test_what_was_surely_not_paid_is_free_to_be_sent_again(
+    store, client, sandbox: Sandbox, steering: str, calls: int, outcome: Outcome
+):
+    """A refusal gives the claim back: the same run may ask again at once."""
+    request = request_for(f"{steering} no")
+    ledger = ledger_of(store, "one")
+    for _ in range(2):
+        with pytest.raises(TTAPIError) as refused:
+            pay_once(request, client, store, ledger)
+        assert refused.value.outcome == outcome
+    assert sandbox.calls == 2 * calls
+
+
+def test_an_unknown_outcome_is_not_sent_again_within_the_run(store, client, sandbox: Sandbox):
+    """After a 504 the same run is refused without a call; a new run sends it, and its record says what went before."""
+    request = request_for("[[sandbox:status=504]] [[sandbox:times=1]] a slow picture")
+    with pytest.raises(UnknownOutcomeError):
+        pay_once(request, client, store, ledger_of(store, "one"))
+    with pytest.raises(UnknownOutcomeError, match="within one run it is not sent again"):
+        pay_once(request, client, store, ledger_of(store, "one"))
+    assert sandbox.calls == 1
+    paid = pay_once(request, client, store, ledger_of(store, "two"))
+    assert [note.run_id for note in paid.record.maybe_paid] == ["one"]
+    assert sandbox.calls == 2
+
+
+def test_a_resent_server_fault_is_named(store, client, sandbox: Sandbox):
+    """A 503 that is sent again is in the record: it may have been paid for, too."""
+    paid = pay_once(
+        request_for("[[sandbox:status=503]] [[sandbox:times=1]] at last"),
+        client,
+        store,
+        ledger_of(store, "one"),
+    )
+    assert paid.generation.api_calls == 2
+    assert paid.generation.earlier_outcomes == (Outcome.SERVER_FAULT,)
+    assert sandbox.calls == 2
+
+
+def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
+    """A streamed request is one call, its previews are handed on, and its image is that of a plain call."""
+    previews: list[int] = []
+    request = request_for("a wave", stream=True, partial_images=2)
+    paid = pay_once(
+        request,
+        client,
+        store,
+        ledger_of(store, "one"),
+        on_preview=lambda preview: previews.append(preview.index),
+    )
+    assert previews == [0, 1]
+    assert paid.generation.api_calls == 1
+    assert paid.generation.usage is not None
+    plain = request_for("a wave")
+    assert not pay_once(plain, client, store, ledger_of(store, "two")).sent
+
+
+def test_paid_but_not_stored_says_so(s3_server: S3Server, client, sandbox: Sandbox):
+    """A store that refuses the image after the answer is told apart: the money is gone, and the run knows."""
+    bucket = s3_server.new_bucket()
+    fine = ImageStore(url=f"s3://{bucket}", **s3_server.settings())
+    fine.check_once()
+    with meddling_proxy(s3_server.url, _refuse_images) as proxy:
+        bad = ImageStore(url=f"s3://{bucket}", **s3_server.settings(endpoint_url=proxy.url))
+        with pytest.raises(NotStoredError, match="paid for"):
+            pay_once(request_for("a loss"), client, bad, ledger_of(bad, "one"))
+    with pytest.raises(UnknownOutcomeError):
+        pay_once(request_for("a loss"), client, fine, ledger_of(fine, "one"))
+    assert sandbox.calls == 1
+
+
+def test_a_store_that_is_down_sends_nothing(client, sandbox: Sandbox):
+    """Without a store nobody can know what was paid for, so nothing is sent."""
+    nowhere = ImageStore(
+        url="s3://bucket", endpoint_url="http://127.0.0.1:9", access_key_id="key", secret_access_key="secret"
+    )
+    with pytest.raises(StoreError):
+        pay_once(request_for("a hope"), client, nowhere, ledger_of(nowhere, "one"))
+    assert sandbox.calls == 0
+
+
+def test_an_illegal_answer_is_an_error_of_the_request(store, client, sandbox: Sandbox):
+    """What the server refuses though our table allows it is its own error."""
+    with pytest.raises(InvalidRequestError):
+        pay_once(
+            ImageRequest(prompt="huge", model="gpt-image-2", size="16000x16000"),
+            client,
+            store,
+            ledger_of(store, "one"),
+        )
+    assert sandbox.paid == 0
