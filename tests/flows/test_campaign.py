@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 
 from flows import campaign, catalogue, compare_models
 from prefect_ttapi.sandbox import Sandbox
@@ -220,6 +221,7 @@ def test_compare_models_makes_a_contact_sheet(
     assert store.read_bytes(sheet).startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_an_interrupted_campaign_goes_on_from_there(tmp_path: Path):
     """Ctrl-C finishes what is under way, writes the manifest and exits 130; the next run pays for the rest only."""
     prompts = prompts_file(tmp_path, "prompt\n" + "".join(f"boat {number}\n" for number in range(12)))
@@ -228,6 +230,7 @@ def test_an_interrupted_campaign_goes_on_from_there(tmp_path: Path):
             "TTAPI_BASE_URL": slow.base_url,
             "TTAPI_API_KEY": "sandbox-key",
             "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_API_URL": PREFECT_API_URL.value(),
         }
         command = [
             sys.executable,
