@@ -170,11 +170,18 @@ def _read_stream(
         sends.append(number)
 
     completed: list[CompletedImage] = []
-    for event in client.stream(request, before_send=counted):
-        if isinstance(event, CompletedImage):
-            completed.append(event)
-        elif on_preview is not None:
-            on_preview(event)
+    try:
+        for event in client.stream(request, before_send=counted):
+            if isinstance(event, CompletedImage):
+                completed.append(event)
+            elif on_preview is not None:
+                on_preview(event)
+    except TTAPIError as error:
+        if not completed:
+            raise
+        logger.warning(
+            "%s: %d of %d images came: %s", request.request_hash[:12], len(completed), request.n, error
+        )
     usage = next((event.usage for event in reversed(completed) if event.usage), None)
     images: tuple[GeneratedImage, ...] = tuple(completed)
     return GeneratedImages(images=images, usage=usage, attempts=len(sends))

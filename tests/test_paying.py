@@ -23,6 +23,7 @@ from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.meddling import meddling_proxy
 from tests.s3 import S3Server
+from tests.wire.hostile import HostileServer, answer, b64, png
 
 
 @pytest.fixture
@@ -131,6 +132,20 @@ def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     assert paid.generation.usage is not None
     plain = request_for("a wave")
     assert not pay_once(plain, client, store, ledger_of(store, "two")).sent
+
+
+def test_a_stream_that_fails_after_an_image_keeps_it(store):
+    """A finished image is paid for: what befalls the next one does not throw it away, nor pay for it again."""
+    finished = f'data: {{"type": "image_generation.completed", "b64_json": "{b64(png())}"}}\n\n'
+    events = f'{finished}data: {{"error": "late"}}\n\n'
+    request = request_for("two waves", n=2, stream=True)
+    with HostileServer(answer(200, events.encode(), {"Content-Type": "text/event-stream"})) as server:
+        with TTAPIClient("any-key", server.url) as client:
+            first = pay_once(request, client, store, ledger_of(store, "one"))
+            second = pay_once(request, client, store, ledger_of(store, "two"))
+        assert [image.read_bytes() for image in first.fresh] == [png()]
+        assert second.generation == first.generation
+        assert len(server.requests) == 1
 
 
 def test_paid_but_not_stored_says_so(s3_server: S3Server, client, sandbox: Sandbox):

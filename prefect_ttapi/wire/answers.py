@@ -63,11 +63,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """The images of an answer, at least one; the tokens they took; the API's time stamp in Unix seconds."""
+    """The images of an answer, at least one; the tokens they took; the API's time stamp in Unix seconds;
+    what is wrong with each item that is no image."""
 
     items: tuple[Item, ...]
     usage: Usage | None = None
     created: int | None = None
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def read_answer(document: object) -> Answer:
     """The facts of a 200's document, as `StreamingJSON` gives it, with or without the vendor's older wrapper.
 
     Raises:
-        UnusableAnswer: it reports an error, or has no images, or an item that is none.
+        UnusableAnswer: it reports an error, or has no images.
 
     >>> read_answer({"created": 1745818538, "data": [{"url": "https://host/cat.webp"}]}).items
     (Item(spool=None, url='https://host/cat.webp', revised_prompt=None),)
@@ -111,17 +113,22 @@ def read_answer(document: object) -> Answer:
     items = facts.get("data")
     if not isinstance(items, list) or not items:
         raise UnusableAnswer(f"the answer has no images: {_error_body(document).message}")
+    read = [_item(index, item) for index, item in enumerate(items)]
+    problems = tuple(item for item in read if isinstance(item, str))
+    if len(problems) == len(read):
+        raise UnusableAnswer(problems[0])
     created = facts.get("created")
     return Answer(
-        items=tuple(_item(index, item) for index, item in enumerate(items)),
+        items=tuple(item for item in read if isinstance(item, Item)),
         usage=read_usage(facts.get("usage")),
         created=created if type(created) is int else None,
+        problems=problems,
     )
 
 
-def _item(index: int, item: object) -> Item:
+def _item(index: int, item: object) -> Item | str:
     if not isinstance(item, Mapping):
-        raise UnusableAnswer(f"item {index} of the answer is no JSON object")
+        return f"item {index} of the answer is no JSON object"
     spool, url = item.get("b64_json"), item.get("url")
     # a relay may send both, and one of them empty
     found = Item(
@@ -130,7 +137,7 @@ def _item(index: int, item: object) -> Item:
         revised_prompt=_storable(item.get("revised_prompt")),
     )
     if found.spool is None and found.url is None:
-        raise UnusableAnswer(f"item {index} of the answer has neither b64_json nor url")
+        return f"item {index} of the answer has neither b64_json nor url"
     return found
 
 

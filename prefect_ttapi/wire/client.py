@@ -127,7 +127,8 @@ class TTAPIClient:
         self._downloader.close()
 
     def generate(self, request: ImageRequest, *, before_send: BeforeSend | None = None) -> GeneratedImages:
-        """The images that `request` asks for; perhaps fewer than `n`, with a warning in the log.
+        """The images that `request` asks for; perhaps fewer than `n`, with a warning in the log: where some of
+        those that came are of no use, or can't be fetched, the others are paid all the same.
 
         Args:
             before_send: called with 1, 2, ... right before each send; what it raises goes to the caller, and
@@ -139,13 +140,18 @@ class TTAPIClient:
         name = request.request_hash[:12]
         done = self._attempt(partial(self._ask, request), name, before_send)
         reply = done.answer
-        images = tuple(
-            self._image(received, index, name, done, reply.request_id)
-            for index, received in enumerate(reply.images)
-        )
-        self._warn_of_fewer(name, request.n, len(images))
+        images: list[GeneratedImage] = []
+        lost: list[DownloadError] = []
+        for received in reply.images:
+            try:
+                images.append(self._image(received, len(images), name, done, reply.request_id))
+            except DownloadError as error:
+                lost.append(error)  # the others are paid, too
+        if not images:
+            raise lost[0]
+        self._warn_of_fewer(name, request.n, len(images), *reply.problems)
         return GeneratedImages(
-            images=images,
+            images=tuple(images),
             usage=reply.usage,
             created=reply.created,
             attempts=done.attempts,
@@ -218,6 +224,6 @@ class TTAPIClient:
         )
 
     @staticmethod
-    def _warn_of_fewer(name: str, asked: int, came: int) -> None:
+    def _warn_of_fewer(name: str, asked: int, came: int, *problems: str) -> None:
         if came < asked:
-            log.warning("%s: %d images were asked for, %d came", name, asked, came)
+            log.warning("%s: %s", name, "; ".join((f"{asked} images were asked for, {came} came", *problems)))

@@ -28,9 +28,10 @@ class Received:
 
 @dataclass(frozen=True)
 class Reply:
-    """A usable answer."""
+    """A usable answer: at least one image; `problems` say why others that came are not among them."""
 
     images: tuple[Received, ...]
+    problems: tuple[str, ...]
     usage: Usage | None
     created: int | None
     request_id: str | None
@@ -47,22 +48,33 @@ def receive(item: Item) -> Received:
 
 
 def read_reply(opened: Opened, max_bytes: int) -> Reply | Failure:
-    """The answer, or why it is none."""
+    """The answer, or why it is none. One bad image does not cost the others: they are paid."""
     decoder = StreamingJSON(max_bytes=max_bytes)
     try:
         for chunk in opened.chunks():
             decoder.feed(chunk)
         answer = read_answer(decoder.finish())
-        images = tuple(receive(item) for item in answer.items)
+        received = [_received(item) for item in answer.items]
     except Broken as broken:
         return broken.failure
     except EarlyEnd as error:
         return opened.ends_early(str(error))
-    except (DecodingError, UnusableAnswer, NotAnImage) as error:
+    except (DecodingError, UnusableAnswer) as error:
         return opened.failure(UNUSABLE, str(error))
     except OSError as error:
         return not_kept(opened, error)
-    return Reply(images, answer.usage, answer.created, opened.request_id)
+    images = tuple(image for image in received if isinstance(image, Received))
+    problems = (*answer.problems, *(str(image) for image in received if isinstance(image, NotAnImage)))
+    if not images:
+        return opened.failure(UNUSABLE, problems[0])
+    return Reply(images, problems, answer.usage, answer.created, opened.request_id)
+
+
+def _received(item: Item) -> Received | NotAnImage:
+    try:
+        return receive(item)
+    except NotAnImage as error:
+        return error
 
 
 def not_kept(opened: Opened, error: OSError) -> Failure:

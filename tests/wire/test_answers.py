@@ -108,7 +108,7 @@ UNUSABLE = {
     "no data": ({}, "no images"),
     "data that is null": ({"status": "ON_QUEUE", "message": "wait", "data": None}, "no images: wait"),
     "data that is text": ({"data": "https://host/a.png"}, "no images"),
-    "an item without image": ({"data": [{"url": "u"}, {"revised_prompt": "x"}]}, "item 1 .* neither"),
+    "items without image": ({"data": [{"revised_prompt": "x"}, "y"]}, "item 0 .* neither"),
     "an empty item": ({"data": [{"url": "", "b64_json": ""}]}, "item 0 .* neither"),
     "an item with a number": ({"data": [{"url": 1, "b64_json": 2}]}, "item 0 .* neither"),
     "an item that is text": ({"data": ["https://host/a.png"]}, "item 0 .* no JSON object"),
@@ -124,6 +124,13 @@ def test_unusable_answers(name: str) -> None:
     document, message = UNUSABLE[name]
     with pytest.raises(UnusableAnswer, match=message):
         read_answer(decoded(document))
+
+
+def test_an_item_that_is_no_image_costs_no_other() -> None:
+    """Images are paid together: what is wrong with one of them is said beside the others."""
+    answer = read_answer(decoded({"data": [{"b64_json": None}, {"url": "u"}, "text"]}))
+    assert answer.items == (Item(None, "u"),)
+    assert [problem.partition(" of ")[0] for problem in answer.problems] == ["item 0", "item 2"]
 
 
 def test_the_error_behind_an_unusable_answer() -> None:

@@ -114,6 +114,18 @@ def test_fewer_images_than_asked_for_are_a_warning(
     assert f"{MANY.request_hash[:12]}: 10 images were asked for, 2 came" in caplog.messages
 
 
+def test_a_bad_image_costs_no_other(
+    server: HostileServer, client: TTAPIClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of several paid images, the good ones are given, and the log says what was wrong with the others."""
+    items = answered(png(1, 1), b"<html>no</html>", png(2, 2))["data"]
+    server.play(answer(200, {"data": [*items, {"b64_json": None}]}))
+    with caplog.at_level(logging.WARNING, "prefect_ttapi"):
+        images = client.generate(ImageRequest(prompt="cats", n=4)).images
+    assert [(image.index, image.width) for image in images] == [(0, 1), (1, 2)]
+    assert any("item 3" in message and "web page" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP", "deflate", "identity"])
 def test_an_encoding_nobody_asked_for_is_undone(
     server: HostileServer, client: TTAPIClient, encoding: str

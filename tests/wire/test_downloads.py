@@ -285,6 +285,15 @@ def test_no_room(server: HostileServer, downloader: Downloader, monkeypatch: pyt
     refused(downloader, f"{server.url}/x", "temporary file")
 
 
+def test_a_failed_download_costs_no_other_image(server: HostileServer, client: TTAPIClient) -> None:
+    """Where one of several images can't be fetched, the others, which are paid, are given."""
+    document = {"data": [{"url": f"{server.url}/{name}.png"} for name in "ab"]}
+    server.play(answer(200, document), *[answer(404)] * FIRST, answer(200, IMAGE))
+    (image,) = client.generate(ImageRequest(prompt="cats", n=2)).images
+    assert (image.index, image.read_bytes()) == (0, IMAGE)
+    assert [request.method for request in server.requests].count("POST") == 1
+
+
 def test_a_failed_download_never_asks_for_another_image(server: HostileServer, client: TTAPIClient) -> None:
     """The request was answered, hence paid: the error says so, and the API hears of it once."""
     document = {"data": [{"url": f"{server.url}/x.png?{SECRET}"}]}
