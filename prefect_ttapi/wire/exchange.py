@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -103,6 +104,7 @@ class Opened:
         self._ends_with_connection = response.status_code != 204 and not (
             {"content-length", "transfer-encoding"} & response.headers.keys()
         )
+        self._body = self._decoded()
 
     def chunks(self) -> Iterator[bytes]:
         """The body's bytes as they arrive.
@@ -110,6 +112,19 @@ class Opened:
         Raises:
             Broken: the body did not arrive in full, or can't be decompressed.
         """
+        return self._body
+
+    def peek(self) -> bytes:
+        """The first piece of the body, which `chunks` gives all the same; empty where there is none.
+
+        Raises:
+            Broken: as for `chunks`.
+        """
+        first = next(self._body, b"")
+        self._body = chain([first], self._body)
+        return first
+
+    def _decoded(self) -> Iterator[bytes]:
         failure = None
         try:
             yield from decoded(self._raw(), self._response.headers.get("content-encoding", ""))

@@ -37,9 +37,12 @@ def read_stream(opened: Opened, most: int, max_bytes: int) -> Iterator[Part]:
         most: finished images after which the rest of the stream does not matter.
         max_bytes: the longest event, and the longest answer of a server that does not stream.
     """
-    if opened.media_type.endswith("json"):
-        return _read_at_once(opened, max_bytes)
-    return _read_events(opened, most, max_bytes)
+    try:
+        # whatever its type is said to be: no event begins with a bracket
+        at_once = opened.peek().lstrip().startswith(b"{") or opened.media_type.endswith("json")
+    except Broken as broken:
+        return iter([broken.failure])
+    return _read_at_once(opened, max_bytes) if at_once else _read_events(opened, most, max_bytes)
 
 
 def _read_events(opened: Opened, most: int, max_bytes: int) -> Iterator[Part]:

@@ -243,6 +243,18 @@ def test_several_images(server: HostileServer, client: TTAPIClient) -> None:
     ]
 
 
+@pytest.mark.parametrize("media_type", ["text/event-stream", "text/plain", ""])
+def test_an_answer_at_once_by_another_name(
+    server: HostileServer, client: TTAPIClient, media_type: str
+) -> None:
+    """JSON where a stream was asked for is known by its first byte: its image is paid, its error has words."""
+    server.play(answer(200, answered(png()), {"Content-Type": media_type}))
+    assert seen(client.stream(CAT)) == [("CompletedImage", 0, png())]
+    server.play(answer(200, {"status": "FAILED", "message": "busy"}, {"Content-Type": media_type}))
+    with pytest.raises(InvalidResponseError, match="busy"):
+        list(client.stream(CAT))
+
+
 def test_a_server_that_does_not_stream(server: HostileServer, client: TTAPIClient) -> None:
     """An answer all at once, although a stream was asked for, is paid: its images are given, its error raised."""
     json_type = {"Content-Type": "application/json; charset=utf-8"}
