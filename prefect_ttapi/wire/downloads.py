@@ -10,6 +10,7 @@ import logging
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from prefect_ttapi.spool import Spool
 from prefect_ttapi.wire.addresses import PUBLIC, AddressRefused, CheckedBackend, Reach, Resolve
 from prefect_ttapi.wire.attempts import Clock
 from prefect_ttapi.wire.bodies import BodyError, decoded
+from prefect_ttapi.wire.deadlines import BoundedBackend
 from prefect_ttapi.wire.images import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.wire.outcomes import read_retry_after
 from prefect_ttapi.wire.redaction import quiet
@@ -114,12 +116,16 @@ class Downloader:
         self._max_bytes = max_bytes
         self._clock = clock or Clock()
         self._clean = clean
+        self._present = threading.local()  # the deadline of what this thread fetches
         self._pool = httpcore.ConnectionPool(
             ssl_context=ssl_context or httpx.create_ssl_context(),
             max_connections=None,
             keepalive_expiry=2.0,
-            network_backend=CheckedBackend(reach.allows, resolve),
+            network_backend=BoundedBackend(CheckedBackend(reach.allows, resolve), self._left),
         )
+
+    def _left(self) -> float:
+        return float(self._present.deadline - self._clock.monotonic())
 
     def close(self) -> None:
         """Close idle connections."""
@@ -162,6 +168,7 @@ class Downloader:
         return max(half + self._clock.jitter(half), problem.wait)
 
     def _try(self, url: SecretStr, partial: _Partial, deadline: float) -> ImageFacts | _Problem:
+        self._present.deadline = deadline
         try:
             with quiet():
                 self._follow(url, partial, deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 import socket
@@ -27,6 +28,7 @@ from tests.wire.conftest import KEY
 from tests.wire.hostile import (
     Behaviour,
     HostileServer,
+    Wire,
     answer,
     close,
     cut,
@@ -202,6 +204,24 @@ def test_the_total_timeout_ends_the_tries(server: HostileServer, stopped: Stoppe
     server.play(drip(IMAGE, size=1000, pause=0.05))
     assert refused(real_time, f"{server.url}/x", "too long").attempts == 1
     real_time.close()
+
+
+def test_a_drip_of_headers_does_not_outlast_the_total_timeout(server: HostileServer) -> None:
+    """A host that never stops beginning its answer is left when the time for one image is over."""
+    outlasted = []
+
+    def drip_headers(wire: Wire) -> bool:
+        wire.send(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(100):
+            wire.send(b"x")
+            wire.wait(0.05)
+        outlasted.append(True)
+        return False
+
+    server.play(drip_headers)
+    with contextlib.closing(Downloader(reach=ANYWHERE, total_timeout=0.3)) as impatient:
+        refused(impatient, f"{server.url}/x", "too long")
+    assert not outlasted
 
 
 def test_five_redirects_and_no_more(server: HostileServer, downloader: Downloader) -> None:
