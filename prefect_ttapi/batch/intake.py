@@ -155,6 +155,6 @@ def _requests(positions: Sequence[int]) -> str:
 def problems_of(error: ValidationError) -> list[str]:
     """A line per problem: `size is '1x1' for dall-e-3; legal: ...`."""
     return [
-        f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg']}"
+        f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors(include_url=False, include_input=False)
     ]
