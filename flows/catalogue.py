@@ -14,13 +14,22 @@ from prefect import flow, task, unmapped
 
 from flows.options import add_store_options, credentials_from, exit_status, sandbox_if, store_at
 from prefect_ttapi import DeliveredImage, ImageRequest, deliver_images, generate_images
+from prefect_ttapi.batch import check_batch
+
+COLUMNS = {"sku", "title", "material"}
+KEY = "{sku}.{ext}"
 
 
 @task
 def extract(products: str) -> list[dict[str, str]]:
     """The products as they come from elsewhere."""
-    with Path(products).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    with Path(products).open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, restkey="more", restval=""))
+    if not rows or not rows[0].keys() >= COLUMNS:
+        raise ValueError(
+            f"{products} needs a row for each product, with the columns {', '.join(sorted(COLUMNS))}"
+        )
+    return rows
 
 
 @task
@@ -51,9 +60,7 @@ def catalogue(products: str, store: str, shop: str, credentials: str | None = No
     generations = generate_images.map(
         requests, credentials=unmapped(credentials_from(credentials)), store=unmapped(store_at(store))
     )
-    delivered = deliver_images.map(
-        generations, to=unmapped(store_at(shop)), key=unmapped("{sku}.{ext}"), values=rows
-    )
+    delivered = deliver_images.map(generations, to=unmapped(store_at(shop)), key=unmapped(KEY), values=rows)
     return publish.map(rows, delivered).result()
 
 
@@ -69,6 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     with sandbox_if(options.sandbox):
+        # Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it
+        products = extract.fn(options.products)
+        check_batch(
+            [describe.fn(product) for product in products],
+            credentials_from(options.credentials),
+            store_at(options.store),
+            deliver_to=store_at(options.shop),
+            key=KEY,
+            values=products,
+        )
         for product in catalogue(options.products, options.store, options.shop, options.credentials):
             print(product["sku"], product["image"])
     return 0

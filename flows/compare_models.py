@@ -13,6 +13,7 @@ from prefect import flow
 
 from flows.options import add_store_options, credentials_from, exit_status, sandbox_if, store_at
 from prefect_ttapi import ImageRequest, ImageStore, generate_batch
+from prefect_ttapi.batch import check_batch
 from prefect_ttapi.lineage.contact_sheet import CELL, contact_sheet
 from prefect_ttapi.lineage.thumbnails import thumbnail
 from prefect_ttapi.responses import StoredImage
@@ -38,7 +39,7 @@ def compare_models(
         credentials: name of a credentials block; else TTAPI_API_KEY is used.
         max_in_flight: requests under way at once.
     """
-    columns = [(model, size) for model, size in product(models, sizes) if RULES[model]["size"].allows(size)]
+    columns = columns_of(models, sizes)
     requests = [ImageRequest(prompt=p, model=model, size=size) for p in prompts for model, size in columns]
     place = store_at(store)
     report = generate_batch(
@@ -53,6 +54,14 @@ def compare_models(
     grid = [cells[start : start + len(columns)] for start in range(0, len(cells), len(columns))]
     sheet = contact_sheet(prompts, [f"{model} {size}" for model, size in columns], grid)
     return place.write(f"batches/{report.flow_run_id}/contact-sheet.png", sheet, "image/png")
+
+
+def columns_of(models: list[str], sizes: list[str]) -> list[tuple[str, str]]:
+    """The models with each of the sizes that they have."""
+    columns = [(model, size) for model, size in product(models, sizes) if RULES[model]["size"].allows(size)]
+    if not columns:
+        raise ValueError(f"none of {', '.join(models)} has a size of {', '.join(sizes)}")
+    return columns
 
 
 def _cell(images: tuple[StoredImage, ...], error: str | None, place: ImageStore) -> bytes | str:
@@ -77,6 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     with sandbox_if(options.sandbox):
+        # Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it
+        columns = columns_of(options.models, options.sizes)
+        check_batch(
+            [{"prompt": p, "model": model, "size": size} for p in options.prompts for model, size in columns],
+            credentials_from(options.credentials),
+            store_at(options.store),
+            max_in_flight=options.max_in_flight,
+        )
         sheet = compare_models(
             options.prompts,
             options.store,

@@ -17,8 +17,10 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from pydantic import ValidationError
 
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials
+from prefect_ttapi.batch.intake import problems_of
 from prefect_ttapi.errors import StoreError, TTAPIError
 from prefect_ttapi.sandbox import Sandbox
 
@@ -99,7 +101,10 @@ def exit_status(main: Callable[[], int]) -> int:
     try:
         with temporary_settings(set_defaults=temporary_server):
             return main()
-    except (ValueError, StoreError, TTAPIError) as error:
+    except ValidationError as error:
+        print(f"error: {'; '.join(problems_of(error))}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, StoreError, TTAPIError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

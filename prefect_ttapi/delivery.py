@@ -38,7 +38,7 @@ def deliver(
     keys = [
         template.key(generation.request, image, values, date=date, batch=batch) for image in generation.images
     ]
-    if len(set(keys)) < len(keys):
+    if len({place.lower() for place in keys}) < len(keys):
         raise KeyTemplateError(
             f"the key template {key!r} gives {len(keys)} images the same key: add {{index}}"
         )

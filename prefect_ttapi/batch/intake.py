@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import KeyTemplateError
+from prefect_ttapi.storage.taken import TakenKeys
 
 Values = Iterable[Mapping[str, Any]] | Callable[[ImageRequest], Mapping[str, Any]] | None
 
@@ -65,9 +64,7 @@ class KeyCheck:
         self._template = template
         self._batch = batch
         self._date = date
-        # digests of keys and of their folders: what is kept does not grow with their length
-        self._owners: dict[bytes, tuple[int, bytes]] = {}
-        self._folders: dict[bytes, int] = {}
+        self._taken = TakenKeys()
 
     def problem(self, item: Item) -> str | None:
         """What is wrong with the item's keys, or None; the keys are then its own."""
@@ -76,27 +73,11 @@ class KeyCheck:
             keys = template.planned_keys(item.request, item.values, batch=self._batch, date=self._date)
         except KeyTemplateError as error:
             return str(error)
-        for index, key in enumerate(keys):
-            image = _digest(f"{item.request.request_hash}-{index}")
-            # folders on some systems don't tell upper from lower case: what works here is to work there
-            path = key.lower()
-            row, owner = self._owners.setdefault(_digest(path), (item.row, image))
-            if owner != image:
-                return f"its key {key} is also that of another image, of request {row}"
-            if _digest(path) in self._folders:
-                return f"its key {key} is a folder in a key of request {self._folders[_digest(path)]}"
-            for slash in re.finditer("/", path):
-                folder = _digest(path[: slash.start()])
-                if folder in self._owners:
-                    return (
-                        f"its key {key} needs a folder where request {self._owners[folder][0]} has an image"
-                    )
-                self._folders.setdefault(folder, item.row)
-        return None
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=12).digest()
+        problems = (
+            self._taken.take(key, f"{item.request.request_hash}-{index}", item.row)
+            for index, key in enumerate(keys)
+        )
+        return next((problem for problem in problems if problem), None)
 
 
 def _items(
@@ -155,6 +136,6 @@ def _requests(positions: Sequence[int]) -> str:
 def problems_of(error: ValidationError) -> list[str]:
     """A line per problem: `size is '1x1' for dall-e-3; legal: ...`."""
     return [
-        f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg']}"
+        f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors(include_url=False, include_input=False)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import io
+import logging
 import tempfile
 import threading
 import time
@@ -25,7 +26,11 @@ from prefect_ttapi.lineage.pictures import pictures
 from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.storage.objects import Facts
+from prefect_ttapi.storage.store import UPLOAD_PATIENCE, ImageStore
+
+logger = logging.getLogger(__name__)
 
 #: Rows whose images are shown on the gallery page; the others are in the manifest.
 GALLERY_ROWS: Final = 500
@@ -126,32 +131,44 @@ class Recorder:
         self._progress.update(self._totals.rows, self._total, self._described())
 
     def finish(self) -> BatchReport:
-        """Write manifest and page, publish the artifacts, and report."""
-        folder = self._folder
-        gallery = pages(
-            self._rows.rows(),
-            self._thumbnail,
-            self._totals,
-            title=self._name,
-            folder_uri=self._store.uri(folder),
-            store_uri=self._store.uri("images").removesuffix("/images"),
-            manifest="manifest.jsonl",
-        )
-        for file, page in gallery:
-            self._store.write(f"{folder}/{file}", page.encode(), "text/html; charset=utf-8")
-        # the manifest comes last: where it is, all else is
-        lines = b"".join(self._rows.lines())
-        manifest = self._store.write(f"{folder}/manifest.jsonl", lines, "application/x-ndjson")
+        """Write page and manifest, publish the artifacts, and report."""
+        try:
+            self._write_gallery()
+        except Exception as error:  # it shows what the manifest says, which must not be lost with it
+            logger.warning("The gallery page was not written: %s: %s", type(error).__name__, error)
+        manifest = self._write_manifest()
         report = BatchReport(
             name=self._name,
             flow_run_id=self._flow_run_id,
             totals=self._totals,
             manifest_uri=manifest,
-            gallery_uri=self._store.uri(f"{folder}/index.html"),
+            gallery_uri=self._store.uri(f"{self._folder}/index.html"),
             seconds=round(time.monotonic() - self._started, 3),
         ).with_store(self._store)
         self._publish(report)
         return report
+
+    def _write_gallery(self) -> None:
+        gallery = pages(
+            self._rows.rows(),
+            self._thumbnail,
+            self._totals,
+            title=self._name,
+            folder_uri=self._store.uri(self._folder),
+            store_uri=self._store.uri("images").removesuffix("/images"),
+            manifest="manifest.jsonl",
+        )
+        for file, page in gallery:
+            self._store.write(f"{self._folder}/{file}", page.encode(), "text/html; charset=utf-8")
+
+    def _write_manifest(self) -> str:
+        """Its address. It comes last, and as patiently as the images, since nothing else tells why rows failed."""
+        spool = Spool()
+        for line in self._rows.lines():
+            spool.write(line)
+        key = f"{self._folder}/manifest.jsonl"
+        self._store.objects.write(key, spool.open, Facts("application/x-ndjson"), patience=UPLOAD_PATIENCE)
+        return self._store.uri(key)
 
     def _publish(self, report: BatchReport) -> None:
         markdown = batch_markdown(

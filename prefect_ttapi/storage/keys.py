@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 import string
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -155,27 +154,6 @@ class KeyTemplate:
                 f"the key template {self.template!r} makes a name longer than {_LONGEST_SEGMENT} characters"
             )
         return key
-
-
-def collisions(keys: Iterable[str]) -> list[list[int]]:
-    """Positions of keys that can't all be files of one store: equal but for case, or a file where a folder
-    must be.
-
-    A bucket could hold them, a folder on some systems could not: what works in one place is to work in the
-    other.
-
-    >>> collisions(["a.png", "b", "A.png", "b/c.png", "d.png"])
-    [[0, 2], [1, 3]]
-    """
-    places: dict[str, list[int]] = defaultdict(list)
-    folders: dict[str, list[int]] = defaultdict(list)
-    for position, key in enumerate(keys):
-        name = key.lower()
-        places[name].append(position)
-        for slash in re.finditer("/", name):
-            folders[name[: slash.start()]].append(position)
-    groups = (sorted({*positions, *folders.get(name, ())}) for name, positions in places.items())
-    return [group for group in groups if len(group) > 1]
 
 
 def _facts(request: ImageRequest, values: Mapping[str, Any], when: datetime, batch: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.spool import Spool
+from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.objects import (
     PATIENCE,
     Body,
@@ -44,17 +45,6 @@ _READ_TIMEOUT: Final = 20
 
 #: Seconds between attempts: doubled each time, up to the second figure.
 _PAUSES: Final = (0.2, 5.0)
-
-
-@dataclass(frozen=True)
-class Account:
-    """A service and who asks it; None leaves it to the AWS chain."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.media import EXTENSIONS
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
+from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.addresses import (
     bucket_and_prefix,
     checked_web_address,
@@ -35,7 +36,7 @@ from prefect_ttapi.storage.objects import (
     ObjectStore,
 )
 from prefect_ttapi.storage.probe import probe
-from prefect_ttapi.storage.s3 import S3, Account, S3Settings
+from prefect_ttapi.storage.s3 import S3, S3Settings
 
 #: Seconds for which an upload that was paid for is tried again while the store gives no answer.
 UPLOAD_PATIENCE: Final = 120.0
@@ -307,26 +308,14 @@ class ImageStore(NotMapped, Block):
         return Facts(media_type, self.cache_control, ascii_metadata({**metadata, "sha256": sha256}))
 
     def _settings(self) -> S3Settings:
-        bucket, prefix = bucket_and_prefix(self.url)
-        environ = os.environ.get
         account = Account(
-            endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
-            region=self.region or environ("AWS_REGION"),
-            **self._keys(),
+            endpoint_url=self.endpoint_url,
+            region=self.region,
+            access_key_id=self.access_key_id,
+            secret_access_key=_told(self.secret_access_key),
+            session_token=_told(self.session_token),
         )
-        return S3Settings(bucket, prefix, account)
-
-    def _keys(self) -> dict[str, str | None]:
-        """The block's own key, else the environment's; without either, AWS's tools look further.
-
-        The environment's comes first in their chain, too. It is read here because clients are shared by their
-        settings, and another environment is to mean another client.
-        """
-        environ = os.environ.get
-        own = (self.access_key_id, _told(self.secret_access_key), _told(self.session_token))
-        found = (environ("AWS_ACCESS_KEY_ID"), environ("AWS_SECRET_ACCESS_KEY"), environ("AWS_SESSION_TOKEN"))
-        keys = own if own[0] else found if all(found[:2]) else (None, None, None)
-        return dict(zip(("access_key_id", "secret_access_key", "session_token"), keys, strict=True))
+        return S3Settings(*bucket_and_prefix(self.url), account.or_environment())
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,8 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, agenerate_batch, generate_batch
 from prefect_ttapi.sandbox import Sandbox
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -136,6 +138,18 @@ def test_each_batch_of_a_run_keeps_its_manifest(store, credentials):
     assert [len(report.rows) for report in (first, second)] == [3, 2]
     assert len(list(Path(store.url).glob("batches/**/manifest.jsonl"))) == 2
     assert [row.status for row in BatchReport.model_validate(second.model_dump()).rows] == ["cached"] * 2
+
+
+def test_the_manifest_is_there_without_its_page(credentials, s3_server: S3Server, new_bucket):
+    """Where the gallery page can't be written, what became of the requests is written all the same."""
+
+    def refuse_pages(method: str, path: str, headers: dict[str, str]) -> int | None:
+        return 403 if method == "PUT" and path.endswith(".html") else None
+
+    with meddling_proxy(s3_server.url, refuse_pages) as proxy:
+        store = ImageStore(url=f"s3://{new_bucket()}/art", **s3_server.settings(endpoint_url=proxy.url))
+        report = generate_batch(prompts(2), credentials, store)
+        assert [row.status for row in report.rows] == ["generated", "generated"]
 
 
 class Deadly:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.storage.keys import DEFAULT_KEY, NAMES, KeyTemplate, KeyTemplateError, collisions
+from prefect_ttapi.storage.keys import DEFAULT_KEY, NAMES, KeyTemplate, KeyTemplateError
 from prefect_ttapi.storage.objects import LONGEST_KEY, checked_key
 from prefect_ttapi.storage.slugs import LONGEST_SLUG, LONGEST_VALUE, segment, slug
 
@@ -147,9 +147,8 @@ def test_keys_are_known_before_paying() -> None:
     first, second = template.planned_keys(REQUEST, date=WHEN)
     assert first.startswith("a-lighthouse-at-dusk-0-")
     assert second == first.replace("-0-", "-1-", 1)
-    assert not collisions([first, second])
-    without_index = KeyTemplate("{slug}-{size}.{ext}").planned_keys(REQUEST, date=WHEN)
-    assert collisions(without_index) == [[0, 1]]
+    first, second = KeyTemplate("{slug}-{size}.{ext}").planned_keys(REQUEST, date=WHEN)
+    assert first == second
 
 
 def test_a_template_travels() -> None:
@@ -218,23 +217,3 @@ def test_no_key_leads_outside(template: str, v: str, w: str, prompt: str) -> Non
         assert set(key) <= LEGAL
         assert len(key) <= LONGEST_KEY
         assert checked_key(key) == key
-
-
-SMALL = st.sampled_from(["a", "A", "b", "a/b", "a/b/c", "A/b", "a.b", "a-b"])
-
-
-@given(st.lists(SMALL, max_size=7))
-def test_no_collision_goes_unreported(keys: list[str]) -> None:
-    """Two keys are in one group exactly if they can't both be files of one folder that ignores case."""
-    grouped = {(first, second) for group in collisions(keys) for first in group for second in group}
-    for first, one in enumerate(keys):
-        for second, other in enumerate(keys):
-            a, b = one.lower(), other.lower()
-            clash = a == b or a.startswith(b + "/") or b.startswith(a + "/")
-            if first != second and clash:
-                assert (first, second) in grouped
-
-
-def test_keys_that_get_along_are_not_reported() -> None:
-    """Different keys, also in one folder or with one's name in another's, are no collision."""
-    assert collisions(["a/b", "a/c", "ab", "b", "a-b/c", "a.b"]) == []

@@ -1,0 +1,31 @@
+"""Which S3 service, and who asks it: a block's own settings, then the environment's."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Account:
+    """A service and who asks it; None leaves it to the AWS chain."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    def or_environment(self) -> Self:
+        """This account, with what it lacks from the usual AWS variables.
+
+        The key of the environment comes first in AWS's own chain, too. It is read here because clients are shared by
+        their account, and another environment is to mean another client. AWS_REGION is unknown to botocore.
+        """
+        environ = os.environ.get
+        own = (self.access_key_id, self.secret_access_key, self.session_token)
+        found = (environ("AWS_ACCESS_KEY_ID"), environ("AWS_SECRET_ACCESS_KEY"), environ("AWS_SESSION_TOKEN"))
+        key = own if own[0] else found if all(found[:2]) else (None, None, None)
+        endpoint_url = self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL")
+        return type(self)(endpoint_url, self.region or environ("AWS_REGION"), *key)
