@@ -1,9 +1,11 @@
-"""Worker threads for the async twins."""
+"""Threads: workers for the async twins, and one that no interruption disturbs."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TypeVar
 
 import anyio.to_thread
@@ -38,3 +40,44 @@ async def in_thread(call: Callable[[], R], on_cancel: Callable[[], None] = lambd
             await asyncio.wait([work])
         work.exception()  # whoever was to hear of it is gone
         raise
+
+
+#: Seconds between looks whether undisturbed work is done: a waiting thread hears of an interruption only then.
+POLL = 0.1
+
+
+def undisturbed(work: Callable[[], None], interrupted: Callable[[BaseException], None]) -> None:
+    """Run `work` in a thread of its own, with this context, and wait for it.
+
+    Ctrl-C, SIGTERM and time-outs are raised anywhere in the thread that waits; no step of `work` is left half done.
+    A second interruption does not wait any longer.
+
+    Args:
+        interrupted: told of an interruption, which is raised once `work` has come to its end.
+    """
+    ended = threading.Event()
+    errors: list[BaseException] = []
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            context.run(work)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="ttapi-batch", daemon=True).start()
+    try:
+        _wait_for(ended)
+    except BaseException as interruption:
+        interrupted(interruption)
+        _wait_for(ended)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def _wait_for(ended: threading.Event) -> None:
+    while not ended.wait(POLL):
+        pass

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from traceback import format_exception_only
 from typing import Any, Final
@@ -24,6 +25,7 @@ from prefect_ttapi.errors import ACCOUNT_ERRORS, StoreError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.threads import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
 
 
 class Coordinator:
-    """Runs the items of a batch, `slots` shards of `shard_size` requests at a time. Used by one thread.
+    """Runs the items of a batch, `slots` shards of `shard_size` requests at a time. It works in a thread of its own.
 
     A request that stands in the batch more than once is sent once: the later ones wait until the first is back and
     then find it in the ledger, or fail with it.
@@ -70,19 +72,26 @@ class Coordinator:
             bounded: `items` come to an end, so that after an interruption the rest can be listed as skipped.
         """
         with stop_of(self._plan.batch_id) as stop, _task_runner(self._slots) as runner:
-            try:
-                self._loop(items if bounded else takewhile(lambda _: not stop.cancelled, items), stop, runner)
-            except BaseException as interruption:
-                what = format_exception_only(interruption)[-1].strip()
-                stop.because(f"the batch was interrupted: {what}", type(interruption).__name__)
-                logger.warning(
-                    "Interrupted; finishing %d request(s) under way", sum(map(len, self._open.values()))
-                )
-                while self._open:  # what the queue says of them may have been lost with the interruption
-                    self._settle(next(iter(self._open)), stop)
-                self._put_back()
-                self._loop(items if bounded else iter(()), stop, runner)
-                raise
+            source = items if bounded else takewhile(lambda _: not stop.cancelled, items)
+
+            def interrupted(interruption: BaseException) -> None:
+                stop.cancel(f"the batch was interrupted: {_what(interruption)}", type(interruption).__name__)
+                logger.warning("Interrupted; finishing what is under way")
+
+            undisturbed(partial(self._to_the_end, source, bounded, stop, runner), interrupted)
+
+    def _to_the_end(
+        self, source: Iterator[Item | Row], bounded: bool, stop: Stop, runner: TaskRunner[Any]
+    ) -> None:
+        try:
+            self._loop(source, stop, runner)
+        except BaseException as broken:
+            stop.because(f"the batch was interrupted: {_what(broken)}", type(broken).__name__)
+            while self._open:
+                self._settle(next(iter(self._open)), stop)
+            self._put_back()
+            self._loop(source if bounded else iter(()), stop, runner)
+            raise
 
     def _loop(self, items: Iterator[Item | Row], stop: Stop, runner: TaskRunner[Any]) -> None:
         while True:
@@ -176,6 +185,10 @@ class Coordinator:
         else:
             outcome = leader.row.model_dump(include={"status", "error", "error_type"})
             self._on_done(Done(row_of(follower, self._ledger.api_origin).model_copy(update=outcome)))
+
+
+def _what(error: BaseException) -> str:
+    return format_exception_only(error)[-1].strip()
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def generate_batch(
 
     Args:
         requests: requests or mappings of their fields. A sequence is checked whole before anything is paid for; in
-            any other iterable an illegal item is a failed row.
+            any other iterable, read in a thread of the batch, an illegal item is a failed row.
         credentials: the API key, and how patient to be.
         store: where the images and the ledger are.
         deliver_to: where copies go under keys of the template `key`; None delivers nothing.

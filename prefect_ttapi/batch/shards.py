@@ -81,9 +81,9 @@ class Stop:
         self.error_type: str | None = None
         self.cancelled = False
 
-    def cancel(self) -> None:
+    def cancel(self, why: str = "the batch was cancelled", error_type: str = "CancelledError") -> None:
         """Whoever waits for the batch does so no longer: stop sending, and reading what has no known end."""
-        self.because("the batch was cancelled", "CancelledError")
+        self.because(why, error_type)
         self.cancelled = True
 
     def because(self, why: str, error_type: str) -> None:
