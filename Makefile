@@ -15,7 +15,7 @@ demo: $(VENV)/.installed ## generate a small campaign against the sandbox into .
 
 test: $(VENV)/.installed-dev ## the tests, with coverage
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not integration" --cov --cov-report=term
+	@$(BIN)/python -m pytest -n 2 -m "not integration" --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev
 	@echo "==> ruff"

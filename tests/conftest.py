@@ -23,12 +23,10 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Prefect server are apart: its threads open files and draw random numbers under other tests.
+    """Tests with a Prefect server come last: its threads open files and draw random numbers under all that follows.
 
-    They run in a process of their own (`-n 2 --dist loadgroup`), or last. Prefect leaves sockets to its server to
-    the garbage collector; only these tests may.
+    Prefect leaves sockets to its server to the garbage collector; only these tests may.
     """
     items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
     forgiven = (
@@ -37,7 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
     for item in items:
         names = getattr(item, "fixturenames", [])
-        item.add_marker(pytest.mark.xdist_group("prefect" if "prefect_server" in names else "plain"))
         if "prefect_server" in names:
             names.append("collected_at_once")
             for warning in forgiven:
