@@ -19,7 +19,7 @@ from prefect.context import TaskRunContext
 
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import not_before, run_id
+from prefect_ttapi.runs import run_id, task_not_before
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 
@@ -50,12 +50,9 @@ class RequestHash(CachePolicy):
             request_hash = as_request(inputs["request"]).request_hash
         except ValueError:
             return None
-        record = Ledger(store, credentials.api_origin, run_id=run_id(task_ctx)).look_up(request_hash)
-        since = not_before(task_ctx)
-        counts = record is not None and (since is None or record.generation.created_at >= since)
-        nonce = (
-            record.result_key or str(record.generation.created_at) if record and counts else uuid.uuid4().hex
-        )
+        ledger = Ledger(store, credentials.api_origin, run_id=run_id(task_ctx))
+        record = ledger.look_up(request_hash, task_not_before(task_ctx))
+        nonce = record.result_key or str(record.generation.created_at) if record else uuid.uuid4().hex
         _LAST_NONCE.set((str(task_ctx.task_run.id), nonce))
         named = "\n".join((credentials.api_origin, store.identity, request_hash, nonce))
         return "ttapi-" + hashlib.sha256(named.encode()).hexdigest()

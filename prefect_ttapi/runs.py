@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from prefect.context import FlowRunContext, TaskRunContext
@@ -69,17 +69,22 @@ def run_start(task_ctx: TaskRunContext | None) -> datetime:
     )
 
 
-def not_before(task_ctx: TaskRunContext | None) -> datetime | None:
-    """Records older than this don't count, by the task's `refresh_cache` and `cache_expiration`; None: all count.
+def not_before(
+    refresh_cache: bool | None, cache_expiration: timedelta | None, task_ctx: TaskRunContext | None
+) -> datetime | None:
+    """Records older than this don't count, by Prefect's two options; None: all count.
 
-    Refreshing means older than this run's start: a retry within the run does not pay again.
+    Refreshing means older than this run's start: a retry within the run does not pay again. Where `refresh_cache` is
+    None, Prefect's setting decides.
     """
-    if task_ctx is None:
-        return None
-    task = task_ctx.task
-    refresh = (
-        task.refresh_cache if task.refresh_cache is not None else get_current_settings().tasks.refresh_cache
-    )
+    refresh = get_current_settings().tasks.refresh_cache if refresh_cache is None else refresh_cache
     if refresh:
         return run_start(task_ctx)
-    return datetime.now(UTC) - task.cache_expiration if task.cache_expiration else None
+    return datetime.now(UTC) - cache_expiration if cache_expiration else None
+
+
+def task_not_before(task_ctx: TaskRunContext | None) -> datetime | None:
+    """`not_before` by the options of the task that is running; outside one, all records count."""
+    if task_ctx is None:
+        return None
+    return not_before(task_ctx.task.refresh_cache, task_ctx.task.cache_expiration, task_ctx)

@@ -29,7 +29,7 @@ from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
-from prefect_ttapi.runs import named, not_before, payer_of, run_date, run_id, run_name
+from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
@@ -73,7 +73,7 @@ def _generate(
         store,
         ledger,
         payer=payer_of(task_ctx),
-        not_before=not_before(task_ctx),
+        not_before=task_not_before(task_ctx),
         result_key=nonce_of(task_ctx),
         on_preview=partial(publish_preview, asked) if preview and asked.stream else None,
     )

@@ -19,7 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_ttapi.batch.budget import Spending
-from prefect_ttapi.batch.shards import Done, Item, Plan, Stop, generate_shard, recorded, row_of, stop_of
+from prefect_ttapi.batch.shards import Done, Item, Plan, Stop, generate_shard, row_of, stop_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import ACCOUNT_ERRORS, StoreError
 from prefect_ttapi.lineage.manifest import Row
@@ -140,7 +140,7 @@ class Coordinator:
     def _is_recorded(self, item: Item) -> bool:
         """Whether the item costs nothing; where the store doesn't say, its shard meets the store's error."""
         try:
-            return recorded(self._ledger, item.request.request_hash, self._plan.not_before) is not None
+            return self._ledger.look_up(item.request.request_hash, self._plan.not_before) is not None
         except StoreError:
             return True
 

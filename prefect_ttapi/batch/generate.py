@@ -12,7 +12,6 @@ from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.settings import get_current_settings
 
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.coordinator import Coordinator
@@ -23,7 +22,7 @@ from prefect_ttapi.batch.shards import Plan, stop_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import run_attempt, run_date, run_id, run_start
+from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
@@ -174,7 +173,7 @@ def _generate(
             date=run_date(TaskRunContext.get()),
             key=key,
             deliver_to=deliver_to,
-            not_before=_not_before(refresh_cache, cache_expiration),
+            not_before=not_before(refresh_cache, cache_expiration, TaskRunContext.get()),
             in_flight=1,
         )
         return _run(intake, credentials, store, plan, Spending(budget), max_in_flight, shard_size)
@@ -260,13 +259,6 @@ def _shape(total: int | None, max_in_flight: int, shard_size: int | None) -> tup
     size = shard_size or max(1, math.ceil((total or 0) / TASK_RUNS))
     in_flight = min(size, math.ceil(max_in_flight / 4))  # several shards, so that the end of one is no pause
     return max(1, max_in_flight // in_flight), size, in_flight
-
-
-def _not_before(refresh_cache: bool | None, cache_expiration: timedelta | None) -> datetime | None:
-    refresh = get_current_settings().tasks.refresh_cache if refresh_cache is None else refresh_cache
-    if refresh:
-        return run_start(TaskRunContext.get())
-    return datetime.now(UTC) - cache_expiration if cache_expiration else None
 
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:

@@ -33,7 +33,6 @@ from prefect_ttapi.responses import Generation
 from prefect_ttapi.runs import named, payer_of, run_id
 from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.ledger import Ledger
-from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 
@@ -209,14 +208,8 @@ def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: 
     return row.model_copy(update={"delivered": tuple(copies)})
 
 
-def recorded(ledger: Ledger, request_hash: str, not_before: datetime | None) -> Record | None:
-    """What is paid for already and counts, without a claim to pay."""
-    record = ledger.look_up(request_hash)
-    return record if record and (not_before is None or record.generation.created_at >= not_before) else None
-
-
 def _found(ledger: Ledger, item: Item, plan: Plan) -> Paid:
-    record = recorded(ledger, item.request.request_hash, plan.not_before)
+    record = ledger.look_up(item.request.request_hash, plan.not_before)
     if record is None:
         raise BudgetExceeded("the budget is used up, and its images are no longer in the store")
     return Paid(record, sent=False)
