@@ -89,6 +89,8 @@ class Row(BaseModel):
         flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
         maybe_paid: notes on payments that may have given no images.
         values: the prompts file's other columns, as text.
+        ledger_tag, ledger_size: tag and length in bytes of the ledger record that the row was made from: while a
+            listing of the store shows both, the row still says what the record says.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -111,6 +113,8 @@ class Row(BaseModel):
     task_run_id: str | None = None
     maybe_paid: tuple[_Text, ...] = ()
     values: Annotated[dict[str, str], BeforeValidator(_as_text)] = {}
+    ledger_tag: str | None = None
+    ledger_size: int | None = Field(None, ge=0)
 
     @classmethod
     def of(cls, row: int, generation: Generation, status: Status = "generated", **others: Any) -> Self:
