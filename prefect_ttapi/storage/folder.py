@@ -146,6 +146,13 @@ class Folder:
         del source, source_key, key, facts, expected  # there is no server that could copy
         return False
 
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._explained("can't delete", key, error) from error
+
     def list(self, prefix: str) -> Iterator[Listed]:
         inside = prefix.rpartition("/")[0]
         folders = [self._path(inside) if inside else self._root]

@@ -97,6 +97,9 @@ class ObjectStore(Protocol):
     def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
         """Copy without the bytes passing through here; False, and nothing done, where that can't be."""
 
+    def delete(self, key: str) -> None:
+        """Remove the object; one that is not there is none to remove. The ledger never does this."""
+
     def list(self, prefix: str) -> Iterator[Listed]:
         """Every object whose key starts with `prefix`, in no particular order."""
 

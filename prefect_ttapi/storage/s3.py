@@ -156,6 +156,12 @@ class S3:
         once = expected is not Condition.ANYTHING
         return self._run(self._patiently("can't copy to", key, attempt, 0 if once else PATIENCE))
 
+    def delete(self, key: str) -> None:
+        async def attempt() -> None:
+            await self._call_if_there("delete_object", key)
+
+        self._run(self._patiently("can't delete", key, attempt))
+
     def list(self, prefix: str) -> Iterator[Listed]:
         token: dict[str, str] = {}
         while True:

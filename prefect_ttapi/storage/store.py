@@ -238,6 +238,16 @@ class ImageStore(NotMapped, Block):
         """Key, size and tag of every object whose key starts with `prefix`, in no particular order."""
         return self.objects.list(prefix)
 
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is none to remove.
+
+        For tidying up only: nothing that was paid for depends on it.
+
+        Raises:
+            StoreError: the store failed, or does not allow it.
+        """
+        self.objects.delete(key)
+
     def read_document(self, key: str) -> tuple[bytes, str] | None:
         """A document and its tag, or None where there is none."""
         return self.objects.read(key)

@@ -110,6 +110,15 @@ def test_no_update_is_lost(objects: ObjectStore) -> None:
     assert objects.read("count")[0] == b"40"
 
 
+def test_deletes_one_object(store: ImageStore, objects: ObjectStore) -> None:
+    """What is deleted is gone, its neighbour is not, and deleting what is not there succeeds."""
+    put(objects, "a/b", b"1")
+    put(objects, "a/b.c", b"2")
+    for _ in range(2):
+        store.delete("a/b")
+    assert objects.sizes(["a/b", "a/b.c"]) == [None, 1]
+
+
 def test_lists_by_prefix(objects: ObjectStore) -> None:
     """A listing gives key, size and current tag of what starts with the prefix, and nothing else."""
     tags = {key: put(objects, key, b"x" * size) for size, key in enumerate(["a/1", "a/2", "a/deep/3", "b/1"])}
