@@ -123,6 +123,8 @@ class DeliveredImage(BaseModel):
         url: public address, where the store has a `public_base_url`.
         sha256: hex digest of the bytes.
         source_uri: the stored image it is a copy of.
+        size_bytes: length of the object.
+        etag: changes with every write to the object: while a listing shows the same, the copy stands.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -131,6 +133,8 @@ class DeliveredImage(BaseModel):
     url: str | None = None
     sha256: str
     source_uri: str
+    size_bytes: int | None = None
+    etag: str | None = None
 
     def presign(self, store: Presigns, seconds: int = 3600) -> str:
         """A signed address that works for `seconds`; never kept in results, manifest or ledger.

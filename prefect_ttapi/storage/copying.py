@@ -16,37 +16,36 @@ _PAUSES: Final = (0.2, 1.0, 3.0)
 
 def copy_image(
     image: StoredImage, origin: ObjectStore, target: ObjectStore, key: str, facts: Facts, *, overwrite: bool
-) -> None:
-    """Put a copy of `image` at `key` of `target`; nothing to do where it is there already.
+) -> str:
+    """Put a copy of `image` at `key` of `target`, unless it is there already; the tag of what is there now.
 
     Raises:
         StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
         ImageMissingError: the image is gone.
     """
     for pause in _PAUSES:
-        if not overwrite and _holds(target, key, image):
-            return
+        if not overwrite and (tag := _tag_if_there(target, key, image)):
+            return tag
         try:
-            _copy(image, origin, target, key, facts, Condition.ANYTHING if overwrite else Condition.NOTHING)
+            return _copy(
+                image, origin, target, key, facts, Condition.ANYTHING if overwrite else Condition.NOTHING
+            )
         except ConflictError:
             continue  # somebody else was faster: look at what is there now
         except NoAnswerError:
             time.sleep(pause)
-        else:
-            return
     raise NoAnswerError(f"can't write {target.uri(key)}: the store gives no answer; try again")
 
 
-def _holds(target: ObjectStore, key: str, image: StoredImage) -> bool:
-    """Whether the image is at `key` already. StoreError: something else is."""
-    found = target.metadata(key)
+def _tag_if_there(target: ObjectStore, key: str, image: StoredImage) -> str | None:
+    """The object's tag if the image is at `key` already. StoreError: something else is."""
+    found = target.look(key)
     if found is None:
-        return False
-    size, metadata = found
-    if size == image.size_bytes:
-        sha256 = metadata.get("sha256") or _sha256(target.fetch(key)())
+        return None
+    if found.size == image.size_bytes:
+        sha256 = found.metadata.get("sha256") or _sha256(target.fetch(key)())
         if sha256 == image.sha256:
-            return True
+            return found.tag
     raise StoreError(
         f"{target.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
     )
@@ -59,14 +58,14 @@ def _copy(
     key: str,
     facts: Facts,
     expected: Condition,
-) -> None:
+) -> str:
     source_key = origin.key(image.uri)
-    if target.copy(origin, source_key, key, facts, expected):
-        return
+    if tag := target.copy(origin, source_key, key, facts, expected):
+        return tag
     body = origin.fetch(source_key)
     if _sha256(body()) != image.sha256:
         raise StoreError(f"{image.uri} is damaged: its bytes don't have the recorded SHA-256")
-    target.write(key, body, facts, expected)
+    return target.write(key, body, facts, expected)
 
 
 def _sha256(reader: BinaryIO) -> str:

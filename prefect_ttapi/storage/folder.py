@@ -22,6 +22,7 @@ from prefect_ttapi.storage.objects import (
     Condition,
     ConflictError,
     Facts,
+    Found,
     Listed,
     NoAnswerError,
     ObjectStore,
@@ -89,19 +90,19 @@ class Folder:
             raise self._explained("can't read", key, error) from error
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        return [self._size(key) for key in keys]
+        return [facts and facts.st_size for facts in map(self._stat, keys)]
 
-    def _size(self, key: str) -> int | None:
+    def _stat(self, key: str) -> os.stat_result | None:
         try:
-            return self._path(key).stat().st_size
+            return self._path(key).stat()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._explained("can't look at", key, error) from error
 
-    def metadata(self, key: str) -> tuple[int, Mapping[str, str]] | None:
-        size = self._size(key)
-        return None if size is None else (size, {})
+    def look(self, key: str) -> Found | None:
+        facts = self._stat(key)
+        return facts and Found(facts.st_size, {}, _tag(facts))
 
     def write(
         self,
@@ -142,9 +143,11 @@ class Folder:
         finally:
             _forget(temporary)
 
-    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
+    def copy(
+        self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
+    ) -> str | None:
         del source, source_key, key, facts, expected  # there is no server that could copy
-        return False
+        return None
 
     def delete(self, key: str) -> None:
         path = self._path(key)

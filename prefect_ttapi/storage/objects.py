@@ -48,6 +48,15 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Found:
+    """An object as it stands: length in bytes, metadata, and the tag of its last write."""
+
+    size: int
+    metadata: Mapping[str, str]
+    tag: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is kept beside an object's bytes. `metadata` is ASCII; local folders keep none of it."""
 
@@ -74,8 +83,8 @@ class ObjectStore(Protocol):
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Length in bytes of each, side by side; None where there is no such object."""
 
-    def metadata(self, key: str) -> tuple[int, Mapping[str, str]] | None:
-        """Length in bytes and metadata, or None where there is no such object."""
+    def look(self, key: str) -> Found | None:
+        """Length, metadata and tag, or None where there is no such object."""
 
     def write(
         self,
@@ -94,8 +103,10 @@ class ObjectStore(Protocol):
     def try_writing(self) -> None:
         """See whether objects may be written, and leave nothing behind."""
 
-    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
-        """Copy without the bytes passing through here; False, and nothing done, where that can't be."""
+    def copy(
+        self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
+    ) -> str | None:
+        """Copy without the bytes passing through here; the new tag. None, and nothing done, where that can't be."""
 
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is none to remove. The ledger never does this."""

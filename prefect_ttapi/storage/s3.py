@@ -22,6 +22,7 @@ from prefect_ttapi.storage.objects import (
     Body,
     Condition,
     Facts,
+    Found,
     Listed,
     NoAnswerError,
     ObjectStore,
@@ -105,9 +106,9 @@ class S3:
 
         return [None if facts is None else int(facts["ContentLength"]) for facts in self._run(all_facts())]
 
-    def metadata(self, key: str) -> tuple[int, Mapping[str, str]] | None:
+    def look(self, key: str) -> Found | None:
         facts = self._run(self._head(key))
-        return None if facts is None else (int(facts["ContentLength"]), facts.get("Metadata", {}))
+        return facts and Found(int(facts["ContentLength"]), facts.get("Metadata", {}), _tag(facts))
 
     async def _head(self, key: str) -> dict[str, Any] | None:
         return await self._patiently("can't look at", key, lambda: self._call_if_there("head_object", key))
@@ -137,21 +138,23 @@ class S3:
 
         self._run(self._patiently("can't write", _TRIED, attempt))
 
-    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
+    def copy(
+        self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
+    ) -> str | None:
         if not isinstance(source, S3) or source.settings.account != self.settings.account:
-            return False
+            return None
         arguments = self._at(key) | _described(facts) | _conditions(expected)
 
-        async def attempt() -> bool:
+        async def attempt() -> str:
             try:
-                await self._fs._call_s3(
+                answer = await self._fs._call_s3(
                     "copy_object", CopySource=source._at(source_key), MetadataDirective="REPLACE", **arguments
                 )
             except OSError as error:
                 if is_missing(error):
                     raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
                 raise
-            return True
+            return _tag(answer["CopyObjectResult"])
 
         once = expected is not Condition.ANYTHING
         return self._run(self._patiently("can't copy to", key, attempt, 0 if once else PATIENCE))

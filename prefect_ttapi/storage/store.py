@@ -285,9 +285,16 @@ class ImageStore(NotMapped, Block):
         """
         origin = (source or self._beside(image.uri)).objects
         facts = self._facts(image.media_type, image.sha256, metadata or {})
-        copy_image(image, origin, self.objects, key, facts, overwrite=overwrite)
+        etag = copy_image(image, origin, self.objects, key, facts, overwrite=overwrite)
         uri = self.objects.uri(key)
-        return DeliveredImage(uri=uri, url=self.public_url(uri), sha256=image.sha256, source_uri=image.uri)
+        return DeliveredImage(
+            uri=uri,
+            url=self.public_url(uri),
+            sha256=image.sha256,
+            source_uri=image.uri,
+            size_bytes=image.size_bytes,
+            etag=etag,
+        )
 
     def uri(self, key: str) -> str:
         """The address of an object of this store: `file:///...` or `s3://bucket/prefix/...`."""

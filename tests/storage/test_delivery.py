@@ -36,6 +36,8 @@ def test_a_copy_is_a_copy(store: ImageStore, target: ImageStore) -> None:
     assert delivered.uri == target.uri(KEY)
     assert delivered.url == f"https://cdn.example.com/x/{KEY}"
     assert (delivered.sha256, delivered.source_uri) == (image.sha256, image.uri)
+    # a listing tells that the copy stands
+    assert [(found.tag, found.size) for found in target.list("")] == [(delivered.etag, delivered.size_bytes)]
 
 
 def test_within_one_store(store: ImageStore) -> None:

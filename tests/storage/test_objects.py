@@ -32,15 +32,15 @@ def test_reads_back_what_was_written(objects: ObjectStore) -> None:
     with objects.fetch("a/b.json")() as reader:
         assert reader.read() == b"one"
     assert objects.sizes(["a/b.json", "a/c.json"]) == [3, None]
-    found = objects.metadata("a/b.json")
+    found = objects.look("a/b.json")
     assert found is not None
-    assert found[0] == 3
+    assert (found.size, found.tag) == (3, tag)
 
 
 def test_a_missing_object_is_no_failure(objects: ObjectStore) -> None:
     """What is not there reads as None; only a caller that needs the bytes gets an error."""
     assert objects.read("none") is None
-    assert objects.metadata("none") is None
+    assert objects.look("none") is None
     with pytest.raises(ImageMissingError, match="there is no"):
         objects.fetch("none")
 
