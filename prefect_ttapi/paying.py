@@ -22,7 +22,7 @@ from prefect_ttapi.responses import (
     PartialImage,
 )
 from prefect_ttapi.storage.claims import Claim, ClaimLostError
-from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
@@ -64,6 +64,16 @@ class Paid:
         return self.record.generation
 
 
+def other_payments(paid: Paid) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was paid for the request besides its images: perhaps, and surely but in vain. For people to read."""
+    earlier = [outcome for outcome in paid.generation.earlier_outcomes if outcome not in SURELY_UNPAID]
+    maybe = (
+        *(f"an earlier send of the same call: {outcome}" for outcome in earlier),
+        *(f"run {payment.run_id}: {payment.what}" for payment in paid.record.maybe_paid),
+    )
+    return maybe, tuple(f"run {payment.run_id}: {payment.what}" for payment in paid.record.also_paid)
+
+
 def pay_once(
     request: ImageRequest,
     client: TTAPIClient,
@@ -72,29 +82,74 @@ def pay_once(
     *,
     payer: Payer = Payer(),
     not_before: datetime | None = None,
+    known_absent: bool = False,
     result_key: str | None = None,
+    before_send: Callable[[int], None] | None = None,
     on_preview: Callable[[PartialImage], None] | None = None,
 ) -> Paid:
     """The request's images: from the store where they are already paid for, else from the API.
 
+    While somebody else is paying, their record is waited for.
+
     Args:
         not_before: records older than this don't count.
+        known_absent: there was no record a moment ago: don't look before claiming.
         result_key: kept in a new record, for the cache of the caller.
+        before_send: called with 1, 2, ... before each send. It may sleep: that the claim stands is proven after it.
+            What it raises goes to the caller, and nothing is sent.
         on_preview: given each partial picture; the request is then read as a stream.
 
     Raises:
         TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
         StoreError: the store failed. Before sending: nothing was sent.
     """
+    attempt = partial(
+        try_pay_once,
+        request,
+        client,
+        store,
+        ledger,
+        payer=payer,
+        not_before=not_before,
+        known_absent=known_absent,
+        result_key=result_key,
+        before_send=before_send,
+        on_preview=on_preview,
+    )
+    found = attempt()
+    while isinstance(found, Waiting):
+        time.sleep(found.pause)
+        found = attempt(waiting=found)
+    return found
+
+
+def try_pay_once(
+    request: ImageRequest,
+    client: TTAPIClient,
+    store: ImageStore,
+    ledger: Ledger,
+    *,
+    payer: Payer = Payer(),
+    not_before: datetime | None = None,
+    known_absent: bool = False,
+    result_key: str | None = None,
+    before_send: Callable[[int], None] | None = None,
+    on_preview: Callable[[PartialImage], None] | None = None,
+    waiting: Waiting | None = None,
+) -> Paid | Waiting:
+    """As `pay_once`, but gives `Waiting` while somebody else is paying: hand it back after its `pause`."""
     while True:
-        found = ledger.acquire(request.request_hash, not_before=not_before)
+        found = ledger.try_acquire(request.request_hash, not_before, waiting, known_absent=known_absent)
+        if isinstance(found, Waiting):
+            return found
         if isinstance(found, Record):
             return Paid(found, sent=False)
         try:
-            return _pay(found, request, client, store, payer, result_key, on_preview)
+            return _pay(found, request, client, store, payer, result_key, before_send, on_preview)
         except ClaimLostError as lost:
             # held up for too long: whoever took the claim over may have the answer by now
             logger.warning("%s", lost)
+            waiting, known_absent = None, False
 
 
 def _pay(
@@ -104,16 +159,23 @@ def _pay(
     store: ImageStore,
     payer: Payer,
     result_key: str | None,
+    before_send: Callable[[int], None] | None,
     on_preview: Callable[[PartialImage], None] | None,
 ) -> Paid:
     """Send the request under a claim, store what comes, and settle the claim, whatever happens."""
     with held as claim:
+
+        def before(number: int) -> None:
+            if before_send is not None:
+                before_send(number)
+            # last: each send, a repeated one too, needs a claim that is proven to stand
+            claim.before_sending()
+
         started = time.monotonic()
         try:
             streamed = request.stream or on_preview is not None
             ask = partial(_read_stream, client, on_preview=on_preview) if streamed else client.generate
-            # each send, a repeated one too, needs a claim that is proven to stand
-            answer = ask(request, before_send=lambda _attempt: claim.before_sending())
+            answer = ask(request, before_send=before)
         except TTAPIError as error:
             if perhaps_paid(error):
                 claim.mark_unknown(str(error), error.outcome)

@@ -29,8 +29,9 @@ from prefect_ttapi.storage.transitions import counts
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at somebody else's claim: the first pause, and the longest.
-_PAUSES: Final = (0.05, 2.0)
+#: Seconds between looks at somebody else's claim.
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
 _SLOWER: Final = 1.5
 
 
@@ -41,10 +42,12 @@ class Waiting:
     Attributes:
         claimed: their claim.
         since: when it was first seen with this tag, on `leases.clock`.
+        pause: seconds until it is worth another look.
     """
 
     claimed: Seen
     since: float
+    pause: float = _FIRST_PAUSE
 
 
 class Ledger:
@@ -127,15 +130,9 @@ class Ledger:
             UnknownOutcomeError: this very run has sent it before, and doesn't know what became of it.
             StoreError: the store fails. In either case, nothing may be sent.
         """
-        pause, longest = _PAUSES
         found = self.try_acquire(request_hash, not_before, known_absent=known_absent)
-        told = False
         while isinstance(found, Waiting):
-            if not told:
-                self._log.info("%s", _who_holds(found.claimed.document))
-                told = True
-            time.sleep(pause)
-            pause = min(_SLOWER * pause, longest)
+            time.sleep(found.pause)
             found = self.try_acquire(request_hash, not_before, found)
         return found
 
@@ -153,15 +150,14 @@ class Ledger:
         self._store.check_once()
         # before the read: a claim that this read finds unchanged has stood at least until now
         asked = self._clock()
-        seen = None if known_absent else self._shelf.read(request_hash)
+        seen = None if known_absent and waiting is None else self._shelf.read(request_hash)
         while True:
             record = self._hit(seen, not_before) if seen else None
             if record is not None:
                 return record
             claimed = seen is not None and seen.document.state is State.CLAIMED
             if seen and claimed and not self._is_dead(seen, waiting, asked):
-                same = waiting is not None and waiting.claimed.tag == seen.tag
-                return waiting if waiting and same else Waiting(seen, self._clock())
+                return self._wait(seen, waiting)
             notes = self._maybe_paid(seen) if seen else ()
             own = self._own(notes)
             if own and not claimed:
@@ -180,6 +176,14 @@ class Ledger:
             if notes:
                 self._log.warning("%s", _perhaps_paid(request_hash, notes))
             return claim
+
+    def _wait(self, seen: Seen, before: Waiting | None) -> Waiting:
+        if before is None:
+            self._log.info("%s", _who_holds(seen.document))
+            return Waiting(seen, self._clock())
+        same = before.claimed.tag == seen.tag
+        since = before.since if same else self._clock()
+        return Waiting(seen, since, min(_SLOWER * before.pause, _LONGEST_PAUSE))
 
     def _new_claim(self, request_hash: str, not_before: datetime | None) -> Claim:
         return Claim(self._shelf, request_hash, self._run_id, self._ttl, not_before, self._log, self._clock)
