@@ -175,7 +175,7 @@ class Claim:
             lambda: self._settle(lambda standing: answered(standing, answer, self._stands)), patience
         )
         assert seen is not None  # noqa: S101 - an answer always leaves a document
-        record = self._shelf.record(seen.document)
+        record = self._shelf.record_as_seen(seen)
         assert record is not None  # noqa: S101 - and holds an answer
         return record
 

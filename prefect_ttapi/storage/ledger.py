@@ -190,7 +190,7 @@ class Ledger:
 
     def _hit(self, seen: Seen, not_before: datetime | None) -> Record | None:
         """The record, if it counts and its images are there."""
-        record = self._shelf.record(seen.document)
+        record = self._shelf.record_as_seen(seen)
         if record is None or not counts(record, not_before, self._run_id):
             return None
         missing = self._store.missing(record.generation.images)

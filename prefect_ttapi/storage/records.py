@@ -116,6 +116,7 @@ class Record(_Part):
         result_key: an opaque text that was recorded with it.
         maybe_paid: earlier sends whose outcome nobody knows.
         also_paid: other answers to the same request, paid for and not used.
+        tag, size: of the stored document, as a listing of the store shows them.
     """
 
     generation: Generation
@@ -124,6 +125,8 @@ class Record(_Part):
     result_key: str | None = None
     maybe_paid: tuple[Payment, ...] = ()
     also_paid: tuple[Payment, ...] = ()
+    tag: str | None = None
+    size: int | None = None
 
 
 def encode(document: Document) -> bytes:

@@ -21,10 +21,11 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Seen:
-    """A document and the tag it had when it was read or written."""
+    """A document, the tag it had when it was read or written, and its length in bytes."""
 
     document: Document
     tag: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Shelf:
             return None
         data, tag = found
         try:
-            return Seen(decode(data, request_hash, self.api_origin), tag)
+            return Seen(decode(data, request_hash, self.api_origin), tag, len(data))
         except ValueError as error:
             raise self._senseless(key, error) from None
 
@@ -67,6 +68,11 @@ class Shelf:
             return record_of(document, self.store)
         except ValueError as error:
             raise self._senseless(self.key(document.request_hash), error) from None
+
+    def record_as_seen(self, seen: Seen) -> Record | None:
+        """`record`, with the tag and length by which a listing shows that it still stands."""
+        record = self.record(seen.document)
+        return record and record.model_copy(update={"tag": seen.tag, "size": seen.size})
 
     def swap(self, document: Document, tag: str | None) -> Swap:
         """Put `document` in the place of the one with `tag`, or (None) of none.
@@ -83,7 +89,7 @@ class Shelf:
         for pause in _PAUSES:
             time.sleep(pause)
             try:
-                return Swap(True, Seen(document, self.store.compare_and_swap(key, data, tag)))
+                return Swap(True, Seen(document, self.store.compare_and_swap(key, data, tag), len(data)))
             except (ConflictError, NoAnswerError) as error:
                 trouble = str(error)  # the error itself would keep its caller's claim alive
             found = self.read(document.request_hash)
