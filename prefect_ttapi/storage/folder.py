@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -100,6 +101,16 @@ class Folder:
         except OSError as error:
             raise self._explained("can't look at", key, error) from error
 
+    def digest(self, key: str) -> tuple[int, str] | None:
+        try:
+            with self._path(key).open("rb") as file:
+                digest = hashlib.file_digest(file, hashlib.sha256)
+                return file.tell(), digest.hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._explained("can't read", key, error) from error
+
     def look(self, key: str) -> Found | None:
         facts = self._stat(key)
         return facts and Found(facts.st_size, {}, _tag(facts))
@@ -158,23 +169,38 @@ class Folder:
 
     def list(self, prefix: str) -> Iterator[Listed]:
         inside = prefix.rpartition("/")[0]
-        folders = [self._path(inside) if inside else self._root]
+        for found in self._walk(self._path(inside) if inside else self._root, _is_object):
+            if found.key.startswith(prefix):
+                yield found
+
+    def half_written(self) -> Iterator[Listed]:
+        return self._walk(self._root, _is_temporary)
+
+    def delete_half_written(self, key: str) -> None:
+        path = self._root / key
+        if not _is_temporary(path.name) or not path.resolve().is_relative_to(self._root.resolve()):
+            raise StoreError(f"{path} is no half-written object of this folder")
+        _forget(path)
+
+    def _walk(self, top: Path, wanted: Callable[[str], bool]) -> Iterator[Listed]:
+        """Files below `top` whose names are wanted; what goes while it is listed is left out."""
+        folders = [top]
         while folders:
+            folder = folders.pop()
             try:
-                with os.scandir(folders.pop()) as entries:
+                with os.scandir(folder) as entries:
                     for entry in entries:
-                        if reserved(entry.name):
-                            continue
                         path = Path(entry.path)
-                        if entry.is_dir():
+                        if entry.is_dir() and not reserved(entry.name):
                             folders.append(path)
-                        elif (key := path.relative_to(self._root).as_posix()).startswith(prefix):
-                            facts = entry.stat()
-                            yield Listed(key, facts.st_size, _tag(facts))
+                        elif wanted(entry.name) and (facts := _facts(path)):
+                            key = path.relative_to(self._root).as_posix()
+                            yield Listed(key, facts.st_size, _tag(facts), facts.st_mtime)
             except FileNotFoundError:
                 continue  # gone since it was listed, or nothing written yet
             except OSError as error:
-                raise self._explained("can't list", prefix or ".", error) from error
+                where = folder.relative_to(self._root).as_posix()
+                raise self._explained("can't list", where, error) from error
 
     def presign(self, key: str, seconds: int) -> str:  # noqa: ARG002
         raise StoreError(
@@ -191,6 +217,21 @@ class Folder:
 
 def _tag(facts: os.stat_result) -> str:
     return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
+
+
+def _is_object(name: str) -> bool:
+    return not reserved(name)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".tmp-")
+
+
+def _facts(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _create(temporary: Path, path: Path) -> None:

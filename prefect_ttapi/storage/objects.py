@@ -40,11 +40,17 @@ class Condition(Enum):
 
 @dataclass(frozen=True)
 class Listed:
-    """One object of a listing; `tag` is the tag of its last write."""
+    """One object of a listing.
+
+    Attributes:
+        tag: the tag of its last write.
+        modified: when that was, Unix seconds by the store's clock, which S3 keeps within 15 minutes of ours.
+    """
 
     key: str
     size: int
     tag: str
+    modified: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ class ObjectStore(Protocol):
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Length in bytes of each, side by side; None where there is no such object."""
 
+    def digest(self, key: str) -> tuple[int, str] | None:
+        """Length in bytes and hex SHA-256, read as a stream; None where there is no such object."""
+
     def look(self, key: str) -> Found | None:
         """Length, metadata and tag, or None where there is no such object."""
 
@@ -113,6 +122,12 @@ class ObjectStore(Protocol):
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """Every object whose key starts with `prefix`, in no particular order."""
+
+    def half_written(self) -> Iterator[Listed]:
+        """What writers that were killed left behind, or others are still at work on: no objects yet."""
+
+    def delete_half_written(self, key: str) -> None:
+        """Remove what `half_written` listed under this key."""
 
     def presign(self, key: str, seconds: int) -> str:
         """An address that lets anyone read the object for `seconds`."""

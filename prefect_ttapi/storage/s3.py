@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -106,6 +107,20 @@ class S3:
 
         return [None if facts is None else int(facts["ContentLength"]) for facts in self._run(all_facts())]
 
+    def digest(self, key: str) -> tuple[int, str] | None:
+        async def attempt() -> tuple[int, str] | None:
+            answer = await self._call_if_there("get_object", key)
+            if answer is None:
+                return None
+            size, digest = 0, hashlib.sha256()
+            async with answer["Body"] as body:
+                while chunk := await body.read(_CHUNK):
+                    size += len(chunk)
+                    digest.update(chunk)
+            return size, digest.hexdigest()
+
+        return self._run(self._patiently("can't read", key, attempt))
+
     def look(self, key: str) -> Found | None:
         facts = self._run(self._head(key))
         return facts and Found(int(facts["ContentLength"]), facts.get("Metadata", {}), _tag(facts))
@@ -171,7 +186,8 @@ class S3:
             page = self._run(self._patiently("can't list", prefix, partial(self._page, prefix, token)))
             for found in page.get("Contents", ()):
                 key = found["Key"].removeprefix(self._base)
-                yield Listed(key, int(found["Size"]), found["ETag"].strip('"'))
+                tag, written = found["ETag"].strip('"'), found["LastModified"].timestamp()
+                yield Listed(key, int(found["Size"]), tag, written)
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -180,6 +196,12 @@ class S3:
         where = {"Bucket": self.settings.bucket, "Prefix": self._base + prefix}
         page: dict[str, Any] = await self._fs._call_s3("list_objects_v2", **where, **token)
         return page
+
+    def half_written(self) -> Iterator[Listed]:
+        return iter(())  # uploads that were given up are ended by the bucket's own lifecycle rules
+
+    def delete_half_written(self, key: str) -> None:
+        raise StoreError(f"a bucket has no half-written objects: {key}")
 
     def presign(self, key: str, seconds: int) -> str:
         async def attempt() -> str:

@@ -238,7 +238,7 @@ class ImageStore(NotMapped, Block):
         """Key, size and tag of every object whose key starts with `prefix`, in no particular order."""
         return self.objects.list(prefix)
 
-    def delete(self, key: str) -> None:
+    def remove(self, key: str) -> None:
         """Remove an object; one that is not there is none to remove.
 
         For tidying up only: nothing that was paid for depends on it.

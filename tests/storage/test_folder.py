@@ -71,12 +71,18 @@ def test_a_tag_never_comes_back(tmp_path: Path) -> None:
 
 
 def test_half_written_files_are_no_objects(tmp_path: Path) -> None:
-    """What a killed process left behind is not listed, and hinders nobody."""
+    """What a killed process left behind is not listed, hinders nobody, and only it can be tidied away."""
     folder = Folder(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".tmp-dead").write_bytes(b"half")
     folder.write("a/b", lambda: io.BytesIO(b"whole"), FACTS)
     assert [found.key for found in folder.list("")] == ["a/b"]
+    assert [(found.key, found.size) for found in folder.half_written()] == [("a/.tmp-dead", 4)]
+    for other in ("a/b", "../.tmp-other"):
+        with pytest.raises(StoreError, match="no half-written object"):
+            folder.delete_half_written(other)
+    folder.delete_half_written("a/.tmp-dead")
+    assert list(folder.half_written()) == []
 
 
 def test_a_failing_body_leaves_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -115,8 +117,16 @@ def test_deletes_one_object(store: ImageStore, objects: ObjectStore) -> None:
     put(objects, "a/b", b"1")
     put(objects, "a/b.c", b"2")
     for _ in range(2):
-        store.delete("a/b")
+        store.remove("a/b")
     assert objects.sizes(["a/b", "a/b.c"]) == [None, 1]
+
+
+def test_tells_the_digest(objects: ObjectStore) -> None:
+    """Length and SHA-256 are those of the bytes that are there; of none where nothing is."""
+    data = b"pixels" * 100_000
+    put(objects, "a/b", data)
+    assert objects.digest("a/b") == (len(data), hashlib.sha256(data).hexdigest())
+    assert objects.digest("a/c") is None
 
 
 def test_lists_by_prefix(objects: ObjectStore) -> None:
@@ -127,6 +137,7 @@ def test_lists_by_prefix(objects: ObjectStore) -> None:
         ("a/2", 1, tags["a/2"]),
         ("a/deep/3", 2, tags["a/deep/3"]),
     }
+    assert all(abs(found.modified - time.time()) < 60 for found in objects.list("a/"))
     assert {found.key for found in objects.list("")} == set(tags)
     assert [found.key for found in objects.list("a/de")] == ["a/deep/3"]
     assert list(objects.list("none/")) == []
