@@ -7,9 +7,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate, KeyTemplateError
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.version import VERSION
 
 
 @lru_cache(maxsize=256)
@@ -42,19 +43,25 @@ def deliver(
         raise KeyTemplateError(
             f"the key template {key!r} gives {len(keys)} images the same key: add {{index}}"
         )
-    metadata = metadata_of(generation)
     return [
-        to.deliver(image, place, source, metadata)
+        to.deliver(image, place, source, metadata_of(generation, image))
         for image, place in zip(generation.images, keys, strict=True)
     ]
 
 
-def metadata_of(generation: Generation) -> dict[str, str]:
-    """What a delivered object says of itself: enough to find its record in the ledger."""
+def metadata_of(generation: Generation, image: StoredImage) -> dict[str, str]:
+    """What a delivered object says of itself: who made it, and where the image and the ledger's record of it are.
+
+    `prefect-ttapi` is the version of this package.
+    """
     facts = {
         "request-hash": generation.request_hash,
+        "api-origin": generation.api_origin,
+        "request-id": generation.request_id,
         "model": generation.request.model,
         "flow-run-id": generation.flow_run_id,
         "task-run-id": generation.task_run_id,
+        "source-uri": image.uri,
+        "prefect-ttapi": VERSION,
     }
     return {name: value for name, value in facts.items() if value}

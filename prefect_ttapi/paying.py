@@ -25,6 +25,7 @@ from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.version import VERSION
 from prefect_ttapi.wire.client import TTAPIClient
 
 logger = logging.getLogger(__name__)
@@ -214,6 +215,7 @@ def _stored(
         task_run_id=payer.task_run_id,
         request_id=answer.request_id,
         earlier_outcomes=answer.earlier_outcomes,
+        package_version=VERSION,
     )
 
 

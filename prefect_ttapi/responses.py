@@ -91,6 +91,7 @@ class Generation(BaseModel):
         flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
         request_id: the API's id of the call, where it sent one.
         earlier_outcomes: what became of the sends before the answered one; some of these may be paid, too.
+        package_version: of the prefect-ttapi that recorded the answer.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -107,6 +108,7 @@ class Generation(BaseModel):
     task_run_id: str | None = None
     request_id: str | None = None
     earlier_outcomes: tuple[Outcome, ...] = ()
+    package_version: str | None = None
 
 
 class Presigns(Protocol):
