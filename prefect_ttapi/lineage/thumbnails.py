@@ -81,9 +81,11 @@ def _opened(file: BinaryIO) -> ImageFile:
 
 
 def _small(image: ImageFile, box: int) -> Image:
-    image.draft("RGB", (2 * box, 2 * box))  # a JPEG is decoded at a fraction of its size
-    small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    small.thumbnail((box, box), Resampling.LANCZOS, reducing_gap=2.0)
+    image.draft("RGB", (box, box))  # a JPEG is decoded at a fraction of its size, at least this large
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    small = image if image.mode == mode else image.convert(mode)
+    # whole multiples are averaged away first: a fifth of the time, and no difference that one could see
+    small.thumbnail((box, box), Resampling.LANCZOS, reducing_gap=1.0)
     return small
 
 
@@ -91,7 +93,8 @@ def _webp(image: Image, box: int) -> bytes:
     for quality in (70, 40, 10):
         out = io.BytesIO()
         # no profile, no Exif: a thumbnail of 3 KB must not carry 10 KB of them
-        image.save(out, "WEBP", quality=quality, alpha_quality=quality, method=4, icc_profile=b"", exif=b"")
+        # half the time of the usual method, for 5 % more bytes
+        image.save(out, "WEBP", quality=quality, alpha_quality=quality, method=2, icc_profile=b"", exif=b"")
         if out.tell() <= box * box // 3:  # 5 KB at 128 pixels, 21 KB at 256: only noise needs more
             break
     return out.getvalue()
