@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate, KeyTemplateError
 from prefect_ttapi.storage.store import ImageStore
@@ -35,18 +36,30 @@ def deliver(
         KeyTemplateError: the template is illegal, or two of the images would get one key; nothing was copied.
         StoreError: a store failed, or another object has the key.
     """
-    template = key_template(key, tuple(sorted(values)))
-    keys = [
-        template.key(generation.request, image, values, date=date, batch=batch) for image in generation.images
-    ]
-    if len({place.lower() for place in keys}) < len(keys):
-        raise KeyTemplateError(
-            f"the key template {key!r} gives {len(keys)} images the same key: add {{index}}"
-        )
+    keys = keys_of(generation.request, generation.images, key, values=values, date=date, batch=batch)
     return [
         to.deliver(image, place, source, metadata_of(generation, image))
         for image, place in zip(generation.images, keys, strict=True)
     ]
+
+
+def keys_of(
+    request: ImageRequest,
+    images: Sequence[StoredImage],
+    key: str,
+    *,
+    values: Mapping[str, Any],
+    date: datetime,
+    batch: str,
+) -> list[str]:
+    """The key of each image. KeyTemplateError: the template is illegal, or two would get one key."""
+    template = key_template(key, tuple(sorted(values)))
+    keys = [template.key(request, image, values, date=date, batch=batch) for image in images]
+    if len({place.lower() for place in keys}) < len(keys):
+        raise KeyTemplateError(
+            f"the key template {key!r} gives {len(keys)} images the same key: add {{index}}"
+        )
+    return keys
 
 
 def metadata_of(generation: Generation, image: StoredImage) -> dict[str, str]:

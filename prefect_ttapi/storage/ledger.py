@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from prefect_ttapi.errors import UnknownOutcomeError
+from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage import leases
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.records import LONGEST_TTL, Document, Payment, Record, State, payment
@@ -28,6 +29,9 @@ from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.storage.transitions import counts
 
 logger = logging.getLogger(__name__)
+
+#: From images, those of them that are gone or cut short.
+Missing = Callable[[Iterable[StoredImage]], list[StoredImage]]
 
 #: Seconds between looks at somebody else's claim.
 _FIRST_PAUSE: Final = 0.05
@@ -97,6 +101,11 @@ class Ledger:
         return self._shelf.api_origin
 
     @property
+    def log(self) -> logging.Logger | logging.LoggerAdapter[Any]:
+        """Where to say what is waited for, taken over, sent again."""
+        return self._log
+
+    @property
     def prefix(self) -> str:
         """Every record's key is this, the request's hash and `.json`: one listing tells which there are."""
         return self._shelf.prefix
@@ -105,17 +114,20 @@ class Ledger:
         """The key of a request's record in the store."""
         return self._shelf.key(request_hash)
 
-    def look_up(self, request_hash: str, not_before: datetime | None = None) -> Record | None:
+    def look_up(
+        self, request_hash: str, not_before: datetime | None = None, *, missing: Missing | None = None
+    ) -> Record | None:
         """The request's images, if they were paid for and are there with the recorded size.
 
         Args:
             not_before: records older than this (with a time zone) don't count, but for the run's own.
+            missing: tells which images are gone, where a listing has shown it; else the store is asked.
 
         Raises:
             StoreError: the store fails, or holds something that makes no sense under this hash.
         """
         seen = self._shelf.read(request_hash)
-        return self._hit(seen, not_before) if seen else None
+        return self._hit(seen, not_before, missing or self._store.missing) if seen else None
 
     def acquire(
         self, request_hash: str, not_before: datetime | None = None, *, known_absent: bool = False
@@ -143,8 +155,14 @@ class Ledger:
         waiting: Waiting | None = None,
         *,
         known_absent: bool = False,
+        has_answer: bool = False,
     ) -> Record | Claim | Waiting:
-        """As `acquire`, but gives `Waiting` instead of waiting: hand it back the next time."""
+        """As `acquire`, but gives `Waiting` instead of waiting: hand it back the next time.
+
+        Args:
+            has_answer: the claim is for recording an answer that is in hand, not for sending: what this run sent
+                before is no obstacle.
+        """
         if not_before is not None and not_before.tzinfo is None:
             raise ValueError("not_before needs a time zone: datetime.now(UTC)")
         self._store.check_once()
@@ -152,14 +170,14 @@ class Ledger:
         asked = self._clock()
         seen = None if known_absent and waiting is None else self._shelf.read(request_hash)
         while True:
-            record = self._hit(seen, not_before) if seen else None
+            record = self._hit(seen, not_before, self._store.missing) if seen else None
             if record is not None:
                 return record
             claimed = seen is not None and seen.document.state is State.CLAIMED
             if seen and claimed and not self._is_dead(seen, waiting, asked):
                 return self._wait(seen, waiting)
             notes = self._maybe_paid(seen) if seen else ()
-            own = self._own(notes)
+            own = () if has_answer else self._own(notes)
             if own and not claimed:
                 raise _unknown(request_hash, own)
             claim = self._new_claim(request_hash, not_before)
@@ -173,7 +191,7 @@ class Ledger:
                 continue
             if own:
                 raise _unknown(request_hash, own)
-            if notes:
+            if notes and not has_answer:
                 self._log.warning("%s", _perhaps_paid(request_hash, notes))
             return claim
 
@@ -188,12 +206,12 @@ class Ledger:
     def _new_claim(self, request_hash: str, not_before: datetime | None) -> Claim:
         return Claim(self._shelf, request_hash, self._run_id, self._ttl, not_before, self._log, self._clock)
 
-    def _hit(self, seen: Seen, not_before: datetime | None) -> Record | None:
+    def _hit(self, seen: Seen, not_before: datetime | None, find_missing: Missing) -> Record | None:
         """The record, if it counts and its images are there."""
         record = self._shelf.record_as_seen(seen)
         if record is None or not counts(record, not_before, self._run_id):
             return None
-        missing = self._store.missing(record.generation.images)
+        missing = find_missing(record.generation.images)
         # of a claimed one there is nothing to say: somebody is at it
         for image in missing if seen.document.state is State.GENERATED else ():
             self._log.warning(
