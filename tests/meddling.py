@@ -28,11 +28,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif order == "swallow":  # neither forward nor answer
             self.close_connection = True
         else:
-            status, answer_headers, answer = self._forward(headers, body)
+            sent = _altered(body) if order == "alter the body" else body
+            status, answer_headers, answer = self._forward(headers, sent)
             if order == "lose the answer":
                 self.close_connection = True
             else:
-                self._answer(status, answer_headers, answer)
+                told = _altered(answer) if order == "alter the answer" else answer
+                self._answer(status, answer_headers, told)
 
     def _forward(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(*self.server.target)
@@ -59,6 +61,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+def _altered(body: bytes) -> bytes:
+    """The same length, with one bit of its middle byte flipped."""
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
 
 
 class _Proxy(ThreadingHTTPServer):
