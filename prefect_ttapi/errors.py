@@ -13,7 +13,7 @@ TTAPIError                    the API, or the way to it; has status_code, reques
 ├── InvalidResponseError      a 200 that is no usable answer: perhaps paid
 └── DownloadError             paid, but an image URL could not be fetched
 StoreError                    the image store: unreachable, unwritable, refused
-├── NotStoredError            paid for, but the store did not take the images
+├── NotStoredError            paid for, but the store did not take the images: kept in the rescue folder
 └── ImageMissingError         an object that a record names is gone or has another size
 BudgetExceeded                the batch's budget does not allow another request
 BatchError                    a batch ended with failed rows
@@ -180,7 +180,10 @@ class ImageMissingError(StoreError):
 
 
 class NotStoredError(StoreError):
-    """The API answered, and was paid, but the store did not take the images: they are lost."""
+    """The API answered, and was paid, but the store did not take the images.
+
+    The message says where they are kept: the next run takes them from there, and pays nothing.
+    """
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - the public name

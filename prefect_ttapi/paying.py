@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from functools import partial
 
 from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
+from prefect_ttapi.keeping import Keeper
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.rescue import Rescue
 from prefect_ttapi.responses import (
     CompletedImage,
     GeneratedImage,
@@ -53,7 +55,7 @@ class Payer:
 class Paid:
     """A request's record, and whether this very call sent it (`sent`) or found it paid for.
 
-    `fresh` are the images with their bytes still at hand; there are none where the record was found.
+    `fresh` are the images with their bytes still at hand; there are none where the record was found in the store.
     """
 
     record: Record
@@ -90,7 +92,8 @@ def pay_once(
 ) -> Paid:
     """The request's images: from the store where they are already paid for, else from the API.
 
-    While somebody else is paying, their record is waited for.
+    While somebody else is paying, their record is waited for. What an earlier run paid for and could not store is
+    taken from the store's rescue folder.
 
     Args:
         not_before: records older than this don't count.
@@ -102,7 +105,8 @@ def pay_once(
 
     Raises:
         TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
-        StoreError: the store failed. Before sending: nothing was sent.
+        NotStoredError: paid for, but the store did not take it; the next run takes it from the rescue folder.
+        StoreError: the store failed before anything was sent.
     """
     attempt = partial(
         try_pay_once,
@@ -139,78 +143,76 @@ def try_pay_once(
     waiting: Waiting | None = None,
 ) -> Paid | Waiting:
     """As `pay_once`, but gives `Waiting` while somebody else is paying: hand it back after its `pause`."""
+    request_hash = request.request_hash
+    keeper = Keeper(store, Rescue(store, ledger.api_origin, ledger.log), ledger.log)
+    has_answer = keeper.rescue.holds(request_hash)
     while True:
-        found = ledger.try_acquire(request.request_hash, not_before, waiting, known_absent=known_absent)
+        found = ledger.try_acquire(
+            request_hash, not_before, waiting, known_absent=known_absent, has_answer=has_answer
+        )
         if isinstance(found, Waiting):
             return found
         if isinstance(found, Record):
+            if has_answer:
+                keeper.forget(found)
             return Paid(found, sent=False)
         try:
-            return _pay(found, request, client, store, payer, result_key, before_send, on_preview)
+            with found as claim:
+                if not has_answer:
+                    answer = _ask(claim, request, client, before_send, on_preview)
+                    generation = _generation(request, answer, store, client.api_origin, payer)
+                    record = keeper.keep(
+                        claim, claim.answer(generation, result_key), answer.images, request.model
+                    )
+                    return Paid(record, sent=True, fresh=answer.images)
+                if (taken := keeper.take_back(claim, result_key)) is not None:
+                    return Paid(taken[0], sent=False, fresh=taken[1])
         except ClaimLostError as lost:
             # held up for too long: whoever took the claim over may have the answer by now
-            logger.warning("%s", lost)
-            waiting, known_absent = None, False
+            ledger.log.warning("%s", lost)
+        waiting, known_absent, has_answer = None, False, False
 
 
-def _pay(
-    held: Claim,
+def _ask(
+    claim: Claim,
     request: ImageRequest,
     client: TTAPIClient,
-    store: ImageStore,
-    payer: Payer,
-    result_key: str | None,
     before_send: Callable[[int], None] | None,
     on_preview: Callable[[PartialImage], None] | None,
-) -> Paid:
-    """Send the request under a claim, store what comes, and settle the claim, whatever happens."""
-    with held as claim:
+) -> GeneratedImages:
+    """The answer to a claimed request; where there is none, the claim says what became of it."""
 
-        def before(number: int) -> None:
-            if before_send is not None:
-                before_send(number)
-            # last: each send, a repeated one too, needs a claim that is proven to stand
-            claim.before_sending()
+    def before(number: int) -> None:
+        if before_send is not None:
+            before_send(number)
+        # last: each send, a repeated one too, needs a claim that is proven to stand
+        claim.before_sending()
 
-        started = time.monotonic()
-        try:
-            streamed = request.stream or on_preview is not None
-            ask = partial(_read_stream, client, on_preview=on_preview) if streamed else client.generate
-            answer = ask(request, before_send=before)
-        except TTAPIError as error:
-            if perhaps_paid(error):
-                claim.mark_unknown(str(error), error.outcome)
-            else:
-                claim.release()
-            raise
-        try:
-            generation = _stored(request, answer, client.api_origin, store, payer, time.monotonic() - started)
-            record = claim.record(generation, result_key=result_key)
-        except StoreError as error:
-            raise NotStoredError(f"paid for, but its images could not be stored: {error}") from error
-        return Paid(record, sent=True, fresh=answer.images)
+    try:
+        if request.stream or on_preview is not None:
+            return _read_stream(client, request, before_send=before, on_preview=on_preview)
+        return client.generate(request, before_send=before)
+    except TTAPIError as error:
+        if perhaps_paid(error):
+            claim.mark_unknown(str(error), error.outcome)
+        else:
+            claim.release()
+        raise
 
 
-def _stored(
-    request: ImageRequest,
-    answer: GeneratedImages,
-    api_origin: str,
-    store: ImageStore,
-    payer: Payer,
-    seconds: float,
+def _generation(
+    request: ImageRequest, answer: GeneratedImages, store: ImageStore, api_origin: str, payer: Payer
 ) -> Generation:
-    """The answer's images, put into the store, and what is to be remembered of them."""
-    # objects named by their content are shared: whose they are is the ledger's to say
-    metadata = {"request-hash": request.request_hash, "model": request.model}
+    """What is to be remembered of an answer, whose images are yet to be stored."""
     return Generation(
         request=request,
         request_hash=request.request_hash,
         api_origin=api_origin,
-        images=tuple(store.put_image(image, metadata) for image in answer.images),
+        images=tuple(map(store.reference, answer.images)),
         created_at=datetime.now(UTC),
         usage=answer.usage,
         api_calls=answer.attempts,
-        seconds=round(seconds, 3),
+        seconds=round(answer.seconds, 3),
         flow_run_id=payer.flow_run_id,
         task_run_id=payer.task_run_id,
         request_id=answer.request_id,
@@ -227,15 +229,10 @@ def _read_stream(
     on_preview: Callable[[PartialImage], None] | None,
 ) -> GeneratedImages:
     """The completed images of a stream, as `generate` would give them."""
-    sends: list[int] = []
-
-    def counted(number: int) -> None:
-        before_send(number)
-        sends.append(number)
-
+    started = time.monotonic()
     completed: list[CompletedImage] = []
     try:
-        for event in client.stream(request, before_send=counted):
+        for event in client.stream(request, before_send=before_send):
             if isinstance(event, CompletedImage):
                 completed.append(event)
             elif on_preview is not None:
@@ -246,6 +243,11 @@ def _read_stream(
         logger.warning(
             "%s: %d of %d images came: %s", request.request_hash[:12], len(completed), request.n, error
         )
-    usage = next((event.usage for event in reversed(completed) if event.usage), None)
-    images: tuple[GeneratedImage, ...] = tuple(completed)
-    return GeneratedImages(images=images, usage=usage, attempts=len(sends))
+    return GeneratedImages(
+        images=tuple(completed),
+        usage=next((event.usage for event in reversed(completed) if event.usage), None),
+        attempts=completed[0].attempts,
+        seconds=time.monotonic() - started,
+        request_id=completed[0].request_id,
+        earlier_outcomes=completed[0].earlier_outcomes,
+    )

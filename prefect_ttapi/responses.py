@@ -213,6 +213,12 @@ class PartialImage(_HasBytes):
 
 @dataclass(frozen=True)
 class CompletedImage(GeneratedImage):
-    """A finished image from a stream, with the tokens it took where the API says so."""
+    """A finished image from a stream, with the tokens it took where the API says so.
+
+    `attempts`, `request_id` and `earlier_outcomes` are as in `GeneratedImages`, the same for all images of a stream.
+    """
 
     usage: Usage | None = None
+    attempts: int = 1
+    request_id: str | None = None
+    earlier_outcomes: tuple[Outcome, ...] = ()

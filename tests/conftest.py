@@ -41,6 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def rescue_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where images are kept that a store would not take, away from the user's own."""
+    state = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_STATE_HOME", str(state))
+        yield state / "prefect-ttapi" / "rescue"
+
+
 @pytest.fixture
 def collected_at_once() -> Iterator[None]:
     """What a test leaves to the garbage collector is collected before the next test begins."""

@@ -9,7 +9,6 @@ import pytest
 
 from prefect_ttapi.errors import (
     InvalidRequestError,
-    NotStoredError,
     Outcome,
     StoreError,
     TTAPIError,
@@ -21,8 +20,6 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
 from tests.wire.hostile import HostileServer, answer, b64, png
 
 
@@ -30,10 +27,6 @@ from tests.wire.hostile import HostileServer, answer, b64, png
 def client(sandbox: Sandbox) -> Iterator[TTAPIClient]:
     with TTAPIClient("sandbox-key", sandbox.base_url, read_timeout=2) as client:
         yield client
-
-
-def _refuse_images(method: str, path: str, headers: dict[str, str]) -> int | None:
-    return 403 if method == "PUT" and "/images/" in path else None
 
 
 def ledger_of(store: ImageStore, run: str) -> Ledger:
@@ -146,20 +139,6 @@ def test_a_stream_that_fails_after_an_image_keeps_it(store):
         assert [image.read_bytes() for image in first.fresh] == [png()]
         assert second.generation == first.generation
         assert len(server.requests) == 1
-
-
-def test_paid_but_not_stored_says_so(s3_server: S3Server, client, sandbox: Sandbox):
-    """A store that refuses the image after the answer is told apart: the money is gone, and the run knows."""
-    bucket = s3_server.new_bucket()
-    fine = ImageStore(url=f"s3://{bucket}", **s3_server.settings())
-    fine.check_once()
-    with meddling_proxy(s3_server.url, _refuse_images) as proxy:
-        bad = ImageStore(url=f"s3://{bucket}", **s3_server.settings(endpoint_url=proxy.url))
-        with pytest.raises(NotStoredError, match="paid for"):
-            pay_once(request_for("a loss"), client, bad, ledger_of(bad, "one"))
-    with pytest.raises(UnknownOutcomeError):
-        pay_once(request_for("a loss"), client, fine, ledger_of(fine, "one"))
-    assert sandbox.calls == 1
 
 
 def test_a_store_that_is_down_sends_nothing(client, sandbox: Sandbox):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
 from prefect_ttapi.responses import Generation
 from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.records import Answer, Document, Payment, Record, State, packed, payment
 from prefect_ttapi.storage.shelf import Seen, Shelf, Swap
 from prefect_ttapi.storage.transitions import (
@@ -27,15 +25,8 @@ from prefect_ttapi.storage.transitions import (
     unknown,
 )
 
-Result = TypeVar("Result")
-
 #: From the standing document, what to write in its place; None: nothing.
 Follow = Callable[[Document | None], dict[str, Any] | None]
-
-#: Seconds for which a holder tries to record what was paid for.
-RECORD_PATIENCE: Final = 120.0
-
-_LONGEST_PAUSE: Final = 5.0
 
 
 class ClaimLostError(StoreError):
@@ -76,6 +67,7 @@ class Claim:
         self._lost = False
         self._sent = False
         self._settled = False
+        self._unrenewed = False
         self._lease_from = 0.0
         self._lock = threading.Lock()  # one write at a time: the renewing thread's or the holder's
         self._renewer = leases.renewer()
@@ -132,8 +124,12 @@ class Claim:
         if self._lock.acquire(blocking=False):
             try:
                 self._renew()
+                self._unrenewed = False
             except StoreError as error:
-                self._log.warning("the claim on request %s could not be renewed: %s", self._name, error)
+                if not self._unrenewed:
+                    what = "the claim on request %s could not be renewed, which is tried again: %s"
+                    self._log.warning(what, self._name, error)
+                self._unrenewed = True
             finally:
                 self._lock.release()
         due = self._lease_from + leases.RENEW_AFTER * self._ttl
@@ -157,27 +153,44 @@ class Claim:
                 )
             self._sent = True
 
-    def record(
-        self, generation: Generation, *, result_key: str | None = None, patience: float = RECORD_PATIENCE
-    ) -> Record:
-        """Record the answer, whose images are stored; the record that stands.
+    def record(self, generation: Generation, *, result_key: str | None = None) -> Record:
+        """`record_answer` of this claim's own answer; its images are stored."""
+        return self.record_answer(self.answer(generation, result_key))
+
+    def answer(self, generation: Generation, result_key: str | None = None) -> Answer:
+        """What there is to record of an answer to what was sent under this claim.
+
+        Args:
+            result_key: an opaque text to keep with the record.
+        """
+        return Answer(
+            token=self.token, run_id=self._run_id, generation=packed(generation), result_key=result_key
+        )
+
+    def record_answer(self, answer: Answer) -> Record:
+        """Record an answer, whose images are stored; the record that stands.
 
         That is somebody else's where theirs was first; this payment is then noted in its `also_paid`.
 
         Args:
-            result_key: an opaque text to keep with the record.
-            patience: seconds to try again while the store gives no answer.
+            answer: this claim's, or an earlier one's that came to light before anything was sent under this.
+
+        Raises:
+            NoAnswerError: it may be recorded or not: try again.
+            StoreError: it is not recorded.
         """
-        answer = Answer(
-            token=self.token, run_id=self._run_id, generation=packed(generation), result_key=result_key
-        )
-        seen = self._patiently(
-            lambda: self._settle(lambda standing: answered(standing, answer, self._stands)), patience
-        )
+        with self._lock:
+            seen = self._settle(
+                lambda standing: answered(standing, answer, {answer.token, self.token}, self._stands)
+            )
         assert seen is not None  # noqa: S101 - an answer always leaves a document
         record = self._shelf.record_as_seen(seen)
         assert record is not None  # noqa: S101 - and holds an answer
         return record
+
+    def counts(self, record: Record) -> bool:
+        """Whether a record is young enough for who holds this claim."""
+        return counts(record, self._not_before, self._run_id)
 
     def release(self) -> None:
         """Give the claim back: the request was surely not paid for.
@@ -214,23 +227,10 @@ class Claim:
         self._lost = True
         self._log.warning("the claim on request %s is no longer held: somebody took it over", self._name)
 
-    def _patiently(self, work: Callable[[], Result], patience: float) -> Result:
-        """Do `work` until the store answers; between attempts the renewing thread has its turn."""
-        started, pause = time.monotonic(), 0.2
-        while True:
-            try:
-                with self._lock:
-                    return work()
-            except NoAnswerError as error:
-                if time.monotonic() + pause > started + patience:
-                    raise
-                self._log.warning("what became of request %s is not recorded yet: %s", self._name, error)
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
     def _let_go(self, follow: Follow) -> None:
         try:
-            self._patiently(lambda: self._settle(follow), 0)
+            with self._lock:
+                self._settle(follow)
         except StoreError as error:
             self._settled = True
             self._log.warning("the claim on request %s stays until it expires: %s", self._name, error)
@@ -263,6 +263,6 @@ class Claim:
         record = self._shelf.record(document)
         return (
             record is not None
-            and counts(record, self._not_before, self._run_id)
+            and self.counts(record)
             and not self._shelf.store.missing(record.generation.images)
         )

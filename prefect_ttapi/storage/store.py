@@ -38,7 +38,7 @@ from prefect_ttapi.storage.objects import (
 from prefect_ttapi.storage.probe import probe
 from prefect_ttapi.storage.s3 import S3, S3Settings
 
-#: Seconds for which an upload that was paid for is tried again while the store gives no answer.
+#: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
 UPLOAD_PATIENCE: Final = 120.0
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
@@ -105,6 +105,20 @@ class ImageStore(NotMapped, Block):
         description="Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable.",
     )
 
+    patience: float = Field(
+        UPLOAD_PATIENCE,
+        ge=0,
+        allow_inf_nan=False,
+        title="Patience",
+        description="Seconds to go on trying to store images that are paid for while the store fails.",
+    )
+    rescue_folder: str | None = Field(
+        None,
+        title="Rescue folder",
+        description="Where images that are paid for wait on this machine when the store fails for longer than that; "
+        "the next run takes them from there. Else $XDG_STATE_HOME/prefect-ttapi/rescue, or below ~/.local/state.",
+    )
+
     @field_validator("url")
     @classmethod
     def _is_a_place(cls, url: str) -> str:
@@ -168,24 +182,23 @@ class ImageStore(NotMapped, Block):
         """
         self.objects.try_writing()
 
-    def put_image(
-        self, image: GeneratedImage, metadata: Mapping[str, str], *, patience: float = UPLOAD_PATIENCE
-    ) -> StoredImage:
+    def put_image(self, image: GeneratedImage, metadata: Mapping[str, str]) -> StoredImage:
         """Keep an image under its own SHA-256; nothing is sent where it is there already.
 
         Args:
             metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is
             cut.
-            patience: seconds to try again while the store gives no answer.
         """
         key = self.image_key(image.sha256, image.media_type)
         objects = self.objects
         if objects.sizes([key]) != [image.size_bytes]:
-            objects.write(
-                key, image.open, self._facts(image.media_type, image.sha256, metadata), patience=patience
-            )
+            objects.write(key, image.open, self._facts(image.media_type, image.sha256, metadata))
+        return self.reference(image)
+
+    def reference(self, image: GeneratedImage) -> StoredImage:
+        """What `put_image` gives for an image, whether it is there or not."""
         return StoredImage(
-            uri=objects.uri(key),
+            uri=self.uri(self.image_key(image.sha256, image.media_type)),
             sha256=image.sha256,
             size_bytes=image.size_bytes,
             media_type=image.media_type,

@@ -5,7 +5,7 @@ Each gives the facts of the new document, without what names the write, or None 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -59,28 +59,36 @@ def unknown(standing: Document | None, note: Payment) -> dict[str, Any] | None:
 
 
 def answered(
-    standing: Document | None, answer: Answer, stands: Callable[[Document], bool]
+    standing: Document | None,
+    answer: Answer,
+    tokens: Collection[str],
+    stands: Callable[[Document], bool],
 ) -> dict[str, Any] | None:
     """An answer in hand beats any claim, but not an answer that was recorded first and `stands`.
 
     Whoever else paid, or may have, is named: with a claim that is overruled, its holder; with an answer that came
     second, its own payer.
+
+    Args:
+        tokens: of the claims that end with this answer: the one it was paid for under, the one that records it.
     """
     if standing is None:
         return {"state": State.GENERATED, "answer": answer}
-    if standing.state is State.GENERATED and standing.answer == answer:
-        return None  # written before, and the store's answer lost
+    recorded = standing.answer if standing.state is State.GENERATED else None
+    if recorded is not None and recorded.token == answer.token:
+        return None  # written before, and the store's answer lost; or by whoever found it in a rescue folder
     now = datetime.now(UTC)
-    maybe = _without(standing.maybe_paid, answer.token)
-    if standing.state is State.GENERATED and stands(standing):
+    maybe = _without(standing.maybe_paid, *tokens)
+    if recorded is not None and stands(standing):
         note = payment(answer.token, answer.run_id, now, "answered too, after another answer was recorded")
-        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": (*standing.also_paid, note)}
-    if standing.holder is not None and not is_claim(standing, answer.token):
+        also = (*_without(standing.also_paid, answer.token), note)
+        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also}
+    if standing.holder is not None and standing.token not in tokens:
         what = "held the claim when another answer was recorded"
         maybe = (*maybe, payment(standing.token, standing.holder.run_id, now, what))
     also = standing.also_paid
     return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
 
 
-def _without(notes: tuple[Payment, ...], token: str) -> tuple[Payment, ...]:
-    return tuple(note for note in notes if note.token != token)
+def _without(notes: tuple[Payment, ...], *tokens: str) -> tuple[Payment, ...]:
+    return tuple(note for note in notes if note.token not in tokens)

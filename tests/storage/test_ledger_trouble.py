@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 from tests.meddling import meddling_proxy
 from tests.s3 import S3Server
 from tests.storage.ledgers import (
     HASH,
-    answer,
     claim_of,
     document,
     ledger_of,
@@ -152,42 +150,6 @@ def test_a_store_that_ignores_conditions_gets_no_claim(s3_server: S3Server) -> N
         with pytest.raises(StoreError, match="two machines could pay"):
             ledger_of(store).acquire(HASH)
         assert store.read(ledger_of(store).key(HASH)) is None
-
-
-def test_recording_waits_for_a_store_that_comes_back(folder_store: ImageStore, caplog) -> None:
-    """What was paid for is recorded as soon as the store answers again, and not given up before."""
-    silent = Silent(folder_store)
-    with claim_of(ledger_of(silent)) as claim:
-        claim.before_sending()
-        generation = answer(folder_store)
-        silent.times = 5
-        record = claim.record(generation)
-    assert silent.times == 0
-    assert f"what became of request {HASH[:12]} is not recorded yet: silence" in caplog.text
-    assert ledger_of(folder_store).look_up(HASH) == record
-
-
-class Silent:
-    """A store that gives no answer about documents the next few `times`."""
-
-    def __init__(self, store: ImageStore) -> None:
-        self._store, self.times = store, 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._store, name)
-
-    def compare_and_swap(self, key: str, data: bytes, tag: str | None) -> str:
-        self._answer()
-        return self._store.compare_and_swap(key, data, tag)
-
-    def read_document(self, key: str) -> tuple[bytes, str] | None:
-        self._answer()
-        return self._store.read_document(key)
-
-    def _answer(self) -> None:
-        if self.times:
-            self.times -= 1
-            raise NoAnswerError("silence")
 
 
 @pytest.mark.parametrize(
