@@ -39,17 +39,12 @@ class Spool:
             return
         if self._file is None:
             # unbuffered, so that readers, who go by position, see every byte
-            with tempfile.TemporaryFile(prefix="ttapi-", buffering=0) as file:
-                self._file = _Anonymous(os.dup(file.fileno()), "rb+")
-            self._write_out(self._memory)
+            with tempfile.TemporaryFile(prefix="ttapi-", buffering=0) as unnamed:
+                file = _Anonymous(os.dup(unnamed.fileno()), "rb+")
+            _write_out(file, self._memory)
+            self._file = file
             self._memory = bytearray()
-        self._write_out(data)
-
-    def _write_out(self, data: bytes | bytearray | memoryview) -> None:
-        assert self._file is not None  # noqa: S101
-        rest = memoryview(data)
-        while rest:  # an unbuffered file may take less than it is given
-            rest = rest[self._file.write(rest) :]
+        _write_out(self._file, data)
 
     @property
     def sha256(self) -> str:
@@ -68,16 +63,25 @@ class Spool:
             bytes(self._memory) if self._file is None else os.pread(self._file.fileno(), self.size_bytes, 0)
         )
 
+    def read_at(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on, or fewer at the end; what is written by then, also while more is written."""
+        memory, file = self._memory, self._file
+        return bytes(memory[start : start + size]) if file is None else os.pread(file.fileno(), size, start)
+
     def head(self, size: int) -> bytes:
         """The first `size` bytes, or all where there are fewer."""
-        return bytes(self._memory[:size]) if self._file is None else os.pread(self._file.fileno(), size, 0)
+        return self.read_at(0, size)
 
     def tail(self, size: int) -> bytes:
         """The last `size` bytes, or all where there are fewer."""
-        if self._file is None:
-            return bytes(self._memory[max(0, self.size_bytes - size) :])
         start = max(0, self.size_bytes - size)
-        return os.pread(self._file.fileno(), self.size_bytes - start, start)
+        return self.read_at(start, self.size_bytes - start)
+
+
+def _write_out(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:  # an unbuffered file may take less than it is given
+        rest = rest[file.write(rest) :]
 
 
 class _Anonymous(io.FileIO):

@@ -89,6 +89,7 @@ def test_heads_and_tails(pieces: list[bytes], files: int, size: int) -> None:
     assert spool.read_bytes() == whole
     assert spool.head(size) == whole[:size]
     assert spool.tail(size) == whole[len(whole) - size if size < len(whole) else 0 :]
+    assert spool.read_at(size, 30) == whole[size : size + 30]
 
 
 @pytest.mark.usefixtures("no_leak")
@@ -130,6 +131,29 @@ def test_many_threads_read_at_once() -> None:
 
     with ThreadPoolExecutor(32) as pool:
         assert all(pool.map(read, range(32)))
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_what_is_written_can_be_read_while_more_is() -> None:
+    """A thread that reads what was written so far gets all of it, also while the spool moves into a file."""
+    spool = Spool()
+    wrong: list[int] = []
+    ended = threading.Event()
+
+    def read() -> None:
+        while not ended.is_set():
+            size = spool.size_bytes  # written or about to be
+            settled = max(0, size - 1_000)
+            if len(spool.read_at(0, settled)) != settled:
+                wrong.append(settled)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(200):
+        spool.write(b"x" * 1_000)
+    ended.set()
+    reader.join()
+    assert not wrong
 
 
 @pytest.mark.usefixtures("no_leak")
