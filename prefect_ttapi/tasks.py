@@ -20,12 +20,16 @@ from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
 from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.delivery import deliver
+from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
+from prefect_ttapi.lineage.assets import materialise_images
+from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown
 from prefect_ttapi.lineage.pictures import pictures
 from prefect_ttapi.lineage.previews import publish_preview, with_previews
 from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
+from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
@@ -54,7 +58,11 @@ def _deliver_name(parameters: dict[str, Any]) -> str:
 
 
 def _generate(
-    request: ImageRequest | Mapping[str, Any], credentials: TTAPICredentials, store: ImageStore, preview: bool
+    request: ImageRequest | Mapping[str, Any],
+    credentials: TTAPICredentials,
+    store: ImageStore,
+    preview: bool,
+    record_prompts: bool,
 ) -> Generation:
     _must_be(credentials, TTAPICredentials, "credentials")
     _must_be(store, ImageStore, "store")
@@ -67,16 +75,22 @@ def _generate(
         retry_unknown_outcome=credentials.retry_unknown_outcome,
         log=get_run_logger(),
     )
-    paid = pay_once(
-        asked,
-        shared_client(credentials),
-        store,
-        ledger,
-        payer=payer_of(task_ctx),
-        not_before=task_not_before(task_ctx),
-        result_key=nonce_of(task_ctx),
-        on_preview=partial(publish_preview, asked) if preview and asked.stream else None,
-    )
+    caption = (asked if record_prompts else request_without_prompt(asked)).prompt
+    show = partial(publish_preview, asked.request_hash, caption)
+    try:
+        paid = pay_once(
+            asked,
+            shared_client(credentials),
+            store,
+            ledger,
+            payer=payer_of(task_ctx),
+            not_before=task_not_before(task_ctx),
+            result_key=nonce_of(task_ctx),
+            on_preview=show if preview and asked.stream else None,
+        )
+    except InsufficientBalanceError as error:
+        balance_exhausted(credentials.api_origin, str(error))
+        raise
     get_run_logger().info(_what_was_paid(paid))
     return paid.generation
 
@@ -97,21 +111,25 @@ def _deliver(
     key: str = DEFAULT_KEY,
     values: Mapping[str, Any] | None = None,
     source: ImageStore | None = None,
+    record_prompts: bool = True,
 ) -> list[DeliveredImage]:
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
     task_ctx = TaskRunContext.get()
+    shown = generation if record_prompts else generation_without_prompts(generation)
     delivered = deliver(
-        generation, to, key, values=values or {}, source=source, date=run_date(task_ctx), batch=run_name()
+        shown, to, key, values=values or {}, source=source, date=run_date(task_ctx), batch=run_name()
     )
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
     )
-    _publish_lineage(generation, delivered, to)
+    materialise_images(shown, delivered)
+    images_delivered(shown, delivered)
+    _publish_artifact(shown, delivered, to)
     return delivered
 
 
-def _publish_lineage(generation: Generation, delivered: list[DeliveredImage], to: ImageStore) -> None:
+def _publish_artifact(generation: Generation, delivered: list[DeliveredImage], to: ImageStore) -> None:
     """The artifact of one delivery, with thumbnails read from the copies."""
     copies = {copy.source_uri: copy for copy in delivered}
     row = Row.of(0, generation, delivered=tuple(delivered))
@@ -140,6 +158,7 @@ def generate_images(
     store: ImageStore,
     *,
     preview: bool = False,
+    record_prompts: bool = True,
 ) -> Generation:
     """The images of `request`, in `store`: paid for now, or found there because they were paid for before.
 
@@ -152,6 +171,7 @@ def generate_images(
         store: where the images and the ledger are.
         preview: show the picture as it grows, in an artifact of the run. GPT Image models only, by a stream of
             `partial_images` previews (3 where the request doesn't say), which the vendor may bill a little for.
+        record_prompts: show the prompt beside a preview; else the request's hash.
 
     Returns:
         References to the stored images; no bytes.
@@ -161,7 +181,7 @@ def generate_images(
         TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
         StoreError: the store failed.
     """
-    return _generate(request, credentials, store, preview)
+    return _generate(request, credentials, store, preview, record_prompts)
 
 
 @task(
@@ -176,9 +196,10 @@ async def agenerate_images(
     store: ImageStore,
     *,
     preview: bool = False,
+    record_prompts: bool = True,
 ) -> Generation:
     """`generate_images` for async flows: same arguments, result, errors and cache."""
-    return await in_thread(partial(_generate, request, credentials, store, preview))
+    return await in_thread(partial(_generate, request, credentials, store, preview, record_prompts))
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
@@ -188,8 +209,13 @@ def deliver_images(
     key: str = DEFAULT_KEY,
     values: Mapping[str, Any] | None = None,
     source: ImageStore | None = None,
+    *,
+    record_prompts: bool = True,
 ) -> list[DeliveredImage]:
     """Copies of the images where their consumers look, under keys made by a template.
+
+    Each copy is a Prefect asset with its address for a key, which the run materialises, and an event
+    `ttapi.image.delivered`.
 
     Args:
         generation: what `generate_images` gave.
@@ -197,12 +223,14 @@ def deliver_images(
         key: a template over `name slug hash index ext model size date batch` and the names in `values`.
         values: more names for the template.
         source: the store the images came from, needed where the settings of `to` can't read it.
+        record_prompts: let the prompt, and what the model made of it, into artifact, asset, event and object; else
+            the request's hash stands in its place, in a key's `slug` too. The ledger has it in either case.
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
         StoreError: a store failed, or another object already has the key.
     """
-    return _deliver(generation, to, key, values, source)
+    return _deliver(generation, to, key, values, source, record_prompts)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
@@ -212,6 +240,8 @@ async def adeliver_images(
     key: str = DEFAULT_KEY,
     values: Mapping[str, Any] | None = None,
     source: ImageStore | None = None,
+    *,
+    record_prompts: bool = True,
 ) -> list[DeliveredImage]:
     """`deliver_images` for async flows: same arguments, result and errors."""
-    return await in_thread(partial(_deliver, generation, to, key, values, source))
+    return await in_thread(partial(_deliver, generation, to, key, values, source, record_prompts))

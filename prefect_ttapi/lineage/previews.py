@@ -28,18 +28,18 @@ def with_previews(request: ImageRequest) -> ImageRequest:
     return request.model_copy(update=wanted)
 
 
-def publish_preview(request: ImageRequest, preview: PartialImage) -> None:
+def publish_preview(request_hash: str, caption: str, preview: PartialImage) -> None:
     """Show `preview` in the run's artifact for this request; each is a new version of it."""
     publish_markdown(
-        f"ttapi-preview-{request.request_hash}",
-        preview_markdown(request, preview),
-        description=f"Request {request.request_hash[:12]} as it grows",
+        f"ttapi-preview-{request_hash}",
+        preview_markdown(caption, preview),
+        description=f"Request {request_hash[:12]} as it grows",
     )
 
 
-def preview_markdown(request: ImageRequest, preview: PartialImage) -> str:
+def preview_markdown(caption: str, preview: PartialImage) -> str:
     """The artifact of one preview."""
     webp = thumbnail_or_none(partial(preview.spool.open), GALLERY_BOX)
     picture = f'<img width="{GALLERY_BOX}" src="{as_data_uri(webp)}">' if webp else "no picture"
-    caption = f'<span dir="auto">{inert(one_line(request.prompt, CAPTION))}</span>'
-    return f"## Preview {preview.index + 1}\n\n<p>\n{picture}<br>\n{caption}\n</p>\n"
+    shown = f'<span dir="auto">{inert(one_line(caption, CAPTION))}</span>'
+    return f"## Preview {preview.index + 1}\n\n<p>\n{picture}<br>\n{shown}\n</p>\n"

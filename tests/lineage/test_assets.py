@@ -1,0 +1,233 @@
+"""Assets and events as Prefect gets them: what was delivered, what a batch is, and what others make of both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+from prefect import flow, unmapped
+from prefect.assets import materialize
+from prefect.events import Event
+from prefect.events.clients import AssertingEventsClient
+from prefect.events.worker import EventsWorker
+
+from prefect_ttapi import (
+    DeliveredImage,
+    ImageStore,
+    InsufficientBalanceError,
+    adeliver_images,
+    agenerate_images,
+    deliver_images,
+    generate_images,
+)
+from prefect_ttapi.batch.report import BatchReport
+from prefect_ttapi.lineage.assets import TRACKED, asset_at, materialise_batch
+from prefect_ttapi.lineage.events import batch_completed
+from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.withheld import without_prompts
+from tests.lineage.samples import failed, generated
+
+Told = Callable[[str], list[Event]]
+
+MATERIALISED = "prefect.asset.materialization.succeeded"
+REPORT = BatchReport(
+    name="autumn",
+    flow_run_id="5f0c1c1e-0000-4000-8000-000000000001",
+    totals=Totals(rows=3, generated=2, failed=1, images=2),
+    manifest_uri="s3://bucket/batches/5f0c1c1e/manifest.jsonl",
+    gallery_uri="s3://bucket/batches/5f0c1c1e/index.html",
+    seconds=1.5,
+)
+
+
+@pytest.fixture(scope="module")
+def prefect_s_test_client(prefect_server: None) -> Iterator[None]:
+    """Prefect's own client for tests in the place of the one that tells its server."""
+    EventsWorker.set_client_override(AssertingEventsClient)
+    try:
+        yield
+    finally:
+        EventsWorker.instance().drain()
+        EventsWorker.set_client_override(None)
+
+
+@pytest.fixture
+def told(prefect_s_test_client: None) -> Told:
+    """The events of a kind that Prefect was told of during the test."""
+    if AssertingEventsClient.last:
+        EventsWorker.instance().wait_until_empty()
+        AssertingEventsClient.last.pop_events()
+
+    def events(kind: str) -> list[Event]:
+        EventsWorker.instance().wait_until_empty()
+        client = AssertingEventsClient.last
+        return [event for event in getattr(client, "events", ()) if event.event == kind]
+
+    return events
+
+
+def related(event: Event, role: str) -> set[str]:
+    return {resource.id for resource in event.related if resource.role == role}
+
+
+@pytest.mark.parametrize(
+    ("uri", "legal"),
+    [
+        ("s3://bucket/shop/Größe~a+b=c.png", True),
+        ("file:///srv/shop/a.png", True),
+        ("file:///srv/my%20shop/a.png", False),
+        ("s3://bucket/" + "x" * 500, True),
+        ("s3://bucket/" + "x" * 501, False),
+    ],
+)
+def test_what_prefect_takes_for_a_key(uri: str, legal: bool) -> None:
+    """An address that Prefect takes for an asset's key is one, any other is none, and nothing is raised."""
+    asset = asset_at(uri)
+    assert (asset and asset.key) == (uri if legal else None)
+
+
+def test_delivered_images_are_assets_and_events(
+    store: ImageStore, shop: ImageStore, credentials, told: Told
+) -> None:
+    """Each delivered object is materialised with its facts, is upstream of the user's own asset, and is an event."""
+
+    @materialize("s3://site/page.html")
+    def page(images: list[DeliveredImage]) -> int:
+        return len(images)
+
+    @flow
+    def site() -> list[DeliveredImage]:
+        request = {"prompt": "a | <b>heron</b>", "model": "gpt-image-2", "n": 2}
+        delivered = deliver_images(generate_images(request, credentials, store), shop)
+        page(delivered)
+        return delivered
+
+    delivered = site()
+    made = {event.resource.id: event for event in told(MATERIALISED)}
+    uris = {copy.uri for copy in delivered}
+    assert made.keys() == {*uris, "s3://site/page.html"}
+    assert related(made["s3://site/page.html"], "asset") == uris
+    images = {event.resource.id: event for event in told("ttapi.image.delivered")}
+    assert images.keys() == uris
+    for copy in delivered:
+        assert made[copy.uri].payload == images[copy.uri].payload
+        facts = images[copy.uri].payload
+        assert facts["sha256"] == copy.sha256
+        assert facts["source_uri"] == copy.source_uri
+        assert facts["prompt"] == "a | <b>heron</b>"
+        assert related(images[copy.uri], "task-run")
+
+
+def test_in_async_flows(store: ImageStore, shop: ImageStore, credentials, told: Told) -> None:
+    """The async twin's worker thread materialises the same, and so does a batch that ends in one."""
+
+    @materialize("s3://site/page.html")
+    async def page(report: BatchReport) -> None:
+        """Made of a batch."""
+
+    @flow
+    async def site() -> str:
+        generation = await agenerate_images({"prompt": "a heron"}, credentials, store)
+        (delivered,) = await adeliver_images(generation, shop)
+        await page(await asyncio.to_thread(materialise_batch, REPORT))
+        return delivered.uri
+
+    uri = asyncio.run(site())
+    made = {event.resource.id: event for event in told(MATERIALISED)}
+    assert made.keys() == {uri, REPORT.manifest_uri, "s3://site/page.html"}
+    assert related(made["s3://site/page.html"], "asset") == {REPORT.manifest_uri}
+
+
+def test_a_batch_is_one_asset_and_one_event(told: Told) -> None:
+    """A batch's manifest is materialised with its totals; what takes the report is downstream of it."""
+
+    @materialize("s3://site/report.html")
+    def publish(report: BatchReport) -> str:
+        return report.name
+
+    @flow
+    def nightly() -> bool:
+        report = materialise_batch(REPORT)
+        batch_completed(report)
+        publish(report)
+        return report is REPORT
+
+    assert nightly()
+    made = {event.resource.id: event for event in told(MATERIALISED)}
+    assert related(made["s3://site/report.html"], "asset") == {REPORT.manifest_uri}
+    (completed,) = told("ttapi.batch.completed")
+    assert completed.payload == made[REPORT.manifest_uri].payload
+    assert completed.payload["totals"]["generated"] == 2
+    assert completed.resource["ttapi.ok"] == "false"
+    assert related(completed, "flow-run")
+
+
+def test_a_user_s_event_survives_many_deliveries(
+    store: ImageStore, shop: ImageStore, credentials, told: Told
+) -> None:
+    """More deliveries than Prefect relates to one event: all are materialised, the first are linked, none is lost."""
+    generation = generate_images({"prompt": "a heron", "n": 10}, credentials, store)
+
+    @materialize("s3://site/page.html")
+    def page(images: list[DeliveredImage]) -> None:
+        """Made of all of them."""
+
+    @flow
+    def site() -> None:
+        keys = [f"{number}/{{index}}.png" for number in range(11)]
+        page(deliver_images.map(unmapped(generation), unmapped(shop), key=keys))
+
+    site()
+    made = {event.resource.id: event for event in told(MATERIALISED)}
+    assert len(made) == 111
+    assert len(related(made["s3://site/page.html"], "asset")) == TRACKED
+
+
+def test_an_empty_account_is_told_once(store: ImageStore, credentials, told: Told) -> None:
+    """However many tasks of a run meet a 402, one event tells of it; the next run tells again."""
+
+    @flow
+    def broke() -> None:
+        for number in range(2):
+            with pytest.raises(InsufficientBalanceError):
+                generate_images({"prompt": f"[[sandbox:status=402]] {number}"}, credentials, store)
+
+    broke()
+    broke()
+    events = told("ttapi.balance.exhausted")
+    assert len(events) == 2
+    assert {event.resource.id for event in events} == {"ttapi.account.sandbox"}
+    assert all(event.payload["message"] and related(event, "flow-run") for event in events)
+
+
+def test_outside_a_run_nothing_is_told(told: Told) -> None:
+    """Without a run there is nobody to tell: no task run, no event, no server started for it."""
+    assert materialise_batch(REPORT) is REPORT
+    batch_completed(REPORT)
+    assert told(MATERIALISED) + told("ttapi.batch.completed") == []
+
+
+def test_without_asset_contexts_images_are_delivered(
+    store: ImageStore, shop: ImageStore, credentials, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a Prefect that keeps its assets elsewhere, delivering goes on, and its event is told."""
+    generation = generate_images({"prompt": "a heron"}, credentials, store)
+    monkeypatch.delattr("prefect.context.AssetContext")
+    (delivered,) = deliver_images(generation, shop)
+    assert told(MATERIALISED) == []
+    assert [event.resource.id for event in told("ttapi.image.delivered")] == [delivered.uri]
+
+
+def test_what_is_shown_without_prompts() -> None:
+    """Prompt, revised prompt, an illegal item's fields and quotes in errors give way to the request's hash."""
+    row = generated(0, "a red cart")
+    image = row.images[0].model_copy(update={"revised_prompt": "a red cart, as the model sees it"})
+    row = row.model_copy(update={"images": (image,), "maybe_paid": ("run 1: a red cart was cut",)})
+    shown = without_prompts(row)
+    assert "a red cart" not in shown.model_dump_json()
+    assert shown.prompt == f"request {row.request_hash[:12]}"
+    assert shown.request_hash == row.request_hash
+    assert without_prompts(shown) == shown
+    refused = without_prompts(failed(1, "red", error="red is refused, as are reddish ones"))
+    assert refused.error == "prompt not recorded is refused, as are reddish ones"
