@@ -22,11 +22,15 @@ from tests.storage.ledgers import (
 )
 from tests.storage.samples import request_of
 
+#: Two machines' clocks: the holder's is right, 5 minutes fast, 5 minutes slow.
+clocks_apart = pytest.mark.parametrize("apart", [0, 300, -300])
 
-def test_a_silent_holder_is_taken_over_after_a_ttl(folder_store: ImageStore, caplog) -> None:
+
+@clocks_apart
+def test_a_silent_holder_is_taken_over_after_a_ttl(folder_store: ImageStore, caplog, apart: float) -> None:
     """A claim unchanged for its TTL on the waiter's own clock is taken over, not before, and noted."""
     clock, store = Clock(), folder_store
-    silent = claim_of(ledger_of(store, "run-a", ttl=60, clock=clock))
+    silent = claim_of(ledger_of(store, "run-a", ttl=60, clock=lambda: clock.now + apart))
     waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
     waiting = waiter.try_acquire(HASH)
     assert isinstance(waiting, Waiting)
@@ -42,10 +46,11 @@ def test_a_silent_holder_is_taken_over_after_a_ttl(folder_store: ImageStore, cap
         silent.before_sending()
 
 
-def test_a_renewed_claim_is_never_taken_over(folder_store: ImageStore) -> None:
-    """However slow the holder is, while it renews its claim others wait."""
+@clocks_apart
+def test_a_renewed_claim_is_never_taken_over(folder_store: ImageStore, apart: float) -> None:
+    """However slow the holder is, 15 minutes here, while it renews its claim others wait."""
     clock, store = Clock(), folder_store
-    slow = claim_of(ledger_of(store, ttl=60, clock=clock))
+    slow = claim_of(ledger_of(store, ttl=60, clock=lambda: clock.now + apart))
     waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
     waiting = waiter.try_acquire(HASH)
     for _ in range(20):
