@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class Account:
-    """A service and who asks it; None leaves it to the AWS chain."""
+    """A service, how it is reached and who asks it; None leaves it to the AWS chain."""
 
     endpoint_url: str | None = None
     region: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
+    addressing_style: str = "auto"
+    verify: bool | str = True
 
-    def or_environment(self) -> Self:
+    def or_environment(self) -> Account:
         """This account, with what it lacks from the usual AWS variables.
 
         The key of the environment comes first in AWS's own chain, too. It is read here because clients are shared by
@@ -27,5 +28,16 @@ class Account:
         own = (self.access_key_id, self.secret_access_key, self.session_token)
         found = (environ("AWS_ACCESS_KEY_ID"), environ("AWS_SECRET_ACCESS_KEY"), environ("AWS_SESSION_TOKEN"))
         key = own if own[0] else found if all(found[:2]) else (None, None, None)
-        endpoint_url = self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL")
-        return type(self)(endpoint_url, self.region or environ("AWS_REGION"), *key)
+        return replace(
+            self,
+            endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
+            region=self.region or environ("AWS_REGION"),
+            access_key_id=key[0],
+            secret_access_key=key[1],
+            session_token=key[2],
+        )
+
+    @property
+    def renewable(self) -> bool:
+        """Whether asking for credentials again may give newer ones: not where the keys are written down here."""
+        return self.access_key_id is None

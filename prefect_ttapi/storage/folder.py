@@ -144,7 +144,7 @@ class Folder:
             _forget(temporary)
         return tag
 
-    def try_writing(self) -> None:
+    def try_writing(self, facts: Facts) -> None:  # noqa: ARG002 - whoever may write may write anything
         temporary = self._root / f".tmp-{secrets.token_hex(8)}"
         try:
             _make_folder(self._root)

@@ -64,11 +64,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is kept beside an object's bytes. `metadata` is ASCII; local folders keep none of it."""
+    """What is kept beside an object's bytes; `metadata`, `disposition` and `acl` as S3 takes them."""
 
     media_type: str
     cache_control: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    disposition: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    acl: str | None = None
+    storage_class: str | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """Hex digest of the bytes, which images are kept with and documents are not."""
+        return self.metadata.get("sha256")
 
 
 class ObjectStore(Protocol):
@@ -109,8 +118,8 @@ class ObjectStore(Protocol):
         are tried again for `patience` seconds while the store gives no answer.
         """
 
-    def try_writing(self) -> None:
-        """See whether objects may be written, and leave nothing behind."""
+    def try_writing(self, facts: Facts) -> None:
+        """See whether objects like this may be written, and leave nothing behind."""
 
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition

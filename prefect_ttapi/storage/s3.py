@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Final, TypeVar
-
-import aiohttp
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError
+from urllib.parse import urlencode
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.accounts import Account
+from prefect_ttapi.storage.multipart import Upload
 from prefect_ttapi.storage.objects import (
     PATIENCE,
     Body,
@@ -29,7 +25,9 @@ from prefect_ttapi.storage.objects import (
     ObjectStore,
     checked_key,
 )
-from prefect_ttapi.storage.s3_errors import explain, is_missing
+from prefect_ttapi.storage.parts import Part, parts_of, plain_tag, size_of
+from prefect_ttapi.storage.s3_errors import is_missing, is_refused_copy
+from prefect_ttapi.storage.service import Service
 
 Answer = TypeVar("Answer")
 
@@ -38,24 +36,17 @@ _CHUNK: Final = 256 * 1024
 #: Where it is tried whether one may write.
 _TRIED: Final = "write-test"
 
-#: Enough for 100 requests in flight, their renewals and look-ups.
-_CONNECTIONS: Final = 128
-
-#: Seconds. Short of a claim's life, so that a renewal can be tried more than once.
-_CONNECT_TIMEOUT: Final = 10
-_READ_TIMEOUT: Final = 20
-
-#: Seconds between attempts: doubled each time, up to the second figure.
-_PAUSES: Final = (0.2, 5.0)
-
 
 @dataclass(frozen=True)
 class S3Settings:
-    """Where in a bucket objects are, without slashes around the prefix."""
+    """Where in a bucket objects are, without slashes around the prefix, and how they are put there."""
 
     bucket: str
     prefix: str
     account: Account
+    encryption: str | None = None
+    kms_key_id: str | None = None
+    multipart_above: int = 64 * 1024 * 1024
 
 
 class S3:
@@ -64,7 +55,7 @@ class S3:
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
         self._base = f"{settings.prefix}/" if settings.prefix else ""
-        self._fs = _connection(settings.account, os.getpid())
+        self._service = Service(settings.account)
 
     def uri(self, key: str) -> str:
         return f"s3://{self.settings.bucket}/{self._name(key)}"
@@ -83,7 +74,7 @@ class S3:
             async with answer["Body"] as body:
                 return await body.read(), _tag(answer)
 
-        return self._run(self._patiently("can't read", key, attempt))
+        return self._run("can't read", key, attempt)
 
     def fetch(self, key: str) -> Body:
         async def attempt() -> Spool | None:
@@ -96,16 +87,16 @@ class S3:
                     spool.write(chunk)
             return spool
 
-        spool = self._run(self._patiently("can't read", key, attempt))
+        spool = self._run("can't read", key, attempt)
         if spool is None:
             raise ImageMissingError(f"there is no {self.uri(key)}")
         return spool.open
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        async def all_facts() -> list[dict[str, Any] | None]:
-            return list(await asyncio.gather(*map(self._head, keys)))
+        async def all_facts() -> list[Found | None]:
+            return list(await asyncio.gather(*map(self._look, keys)))
 
-        return [None if facts is None else int(facts["ContentLength"]) for facts in self._run(all_facts())]
+        return [found.size if found else None for found in self._service.run(all_facts())]
 
     def digest(self, key: str) -> tuple[int, str] | None:
         async def attempt() -> tuple[int, str] | None:
@@ -119,14 +110,18 @@ class S3:
                     digest.update(chunk)
             return size, digest.hexdigest()
 
-        return self._run(self._patiently("can't read", key, attempt))
+        return self._run("can't read", key, attempt)
 
     def look(self, key: str) -> Found | None:
-        facts = self._run(self._head(key))
-        return facts and Found(int(facts["ContentLength"]), facts.get("Metadata", {}), _tag(facts))
+        return self._service.run(self._look(key))
 
-    async def _head(self, key: str) -> dict[str, Any] | None:
-        return await self._patiently("can't look at", key, lambda: self._call_if_there("head_object", key))
+    async def _look(self, key: str) -> Found | None:
+        facts = await self._patiently("can't look at", key, lambda: self._call_if_there("head_object", key))
+        return (
+            None
+            if facts is None
+            else Found(int(facts["ContentLength"]), facts.get("Metadata", {}), _tag(facts))
+        )
 
     def write(
         self,
@@ -136,54 +131,95 @@ class S3:
         expected: Condition | str = Condition.ANYTHING,
         patience: float = PATIENCE,
     ) -> str:
-        arguments = self._at(key) | _described(facts) | _conditions(expected)
+        parts = parts_of(body, self.settings.multipart_above)
+        patience = patience if expected is Condition.ANYTHING else 0
+        if len(parts) == 1:
+            put = partial(self._put, key, body, facts, expected, parts[0])
+            tag = self._run("can't write", key, put, patience)
+        else:
+            tag = self._write_in_parts(key, body, facts, expected, max(patience, PATIENCE), parts)
+        # the plain tag is an MD5: the service has what was sent, at no further request
+        if facts.sha256 and tag != plain_tag(parts) and not self._holds(key, facts, size_of(parts)):
+            raise StoreError(f"can't write {self._shown(key)}: the service has something else than was sent")
+        return tag
 
-        async def attempt() -> str:
-            with body() as stream:
-                return _tag(await self._fs._call_s3("put_object", Body=stream, **arguments))
+    async def _put(self, key: str, body: Body, facts: Facts, expected: Condition | str, whole: Part) -> str:
+        with body() as stream:
+            answer = await self._service.call(
+                "put_object",
+                **self._place(key, facts),
+                **_conditions(expected),
+                Body=stream,
+                ContentMD5=whole.content_md5,
+            )
+        return _tag(answer)
 
-        once = expected is not Condition.ANYTHING
-        return self._run(self._patiently("can't write", key, attempt, 0 if once else patience))
+    def _write_in_parts(
+        self,
+        key: str,
+        body: Body,
+        facts: Facts,
+        expected: Condition | str,
+        patience: float,
+        parts: Sequence[Part],
+    ) -> str:
+        steps = partial(self._patiently, "can't write", key)
+        upload = Upload(self._service, steps, self._place(key, facts), _conditions(expected))
+        try:
+            return self._service.run(upload.send(body, parts, patience))
+        except NoAnswerError:
+            # an upload whose last answer was lost is not sent again where it arrived
+            if expected is Condition.ANYTHING and (found := self._holds(key, facts, size_of(parts))):
+                return found.tag
+            raise
 
-    def try_writing(self) -> None:
+    def _holds(self, key: str, facts: Facts, size: int) -> Found | None:
+        """The object at `key` if it is the one that was sent."""
+        found = self.look(key)
+        same = found and facts.sha256 and (found.size, found.metadata.get("sha256")) == (size, facts.sha256)
+        return found if same else None
+
+    def try_writing(self, facts: Facts) -> None:
         async def attempt() -> None:
             # whoever may begin an upload may write; one that is given up leaves no object
-            begun = await self._fs._call_s3("create_multipart_upload", **self._at(_TRIED))
-            await self._fs._call_s3("abort_multipart_upload", **self._at(_TRIED), UploadId=begun["UploadId"])
+            begun = await self._service.call("create_multipart_upload", **self._place(_TRIED, facts))
+            await self._service.call("abort_multipart_upload", **self._at(_TRIED), UploadId=begun["UploadId"])
 
-        self._run(self._patiently("can't write", _TRIED, attempt))
+        self._run("can't write", _TRIED, attempt)
 
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
     ) -> str | None:
         if not isinstance(source, S3) or source.settings.account != self.settings.account:
             return None
-        arguments = self._at(key) | _described(facts) | _conditions(expected)
+        arguments = self._place(key, facts) | _conditions(expected)
+        arguments |= {"CopySource": source._at(source_key), "MetadataDirective": "REPLACE"}
+        arguments |= {"TaggingDirective": "REPLACE"} if facts.tags else {}
 
-        async def attempt() -> str:
+        async def attempt() -> str | None:
             try:
-                answer = await self._fs._call_s3(
-                    "copy_object", CopySource=source._at(source_key), MetadataDirective="REPLACE", **arguments
-                )
+                answer = await self._service.call("copy_object", **arguments)
             except OSError as error:
                 if is_missing(error):
                     raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
+                if is_refused_copy(error):
+                    return None
                 raise
             return _tag(answer["CopyObjectResult"])
 
         once = expected is not Condition.ANYTHING
-        return self._run(self._patiently("can't copy to", key, attempt, 0 if once else PATIENCE))
+        return self._run("can't copy to", key, attempt, 0 if once else PATIENCE)
 
     def delete(self, key: str) -> None:
         async def attempt() -> None:
             await self._call_if_there("delete_object", key)
 
-        self._run(self._patiently("can't delete", key, attempt))
+        self._run("can't delete", key, attempt)
 
     def list(self, prefix: str) -> Iterator[Listed]:
         token: dict[str, str] = {}
         while True:
-            page = self._run(self._patiently("can't list", prefix, partial(self._page, prefix, token)))
+            page = self._run("can't list", prefix, partial(self._page, prefix, token))
             for found in page.get("Contents", ()):
                 key = found["Key"].removeprefix(self._base)
                 tag, written = found["ETag"].strip('"'), found["LastModified"].timestamp()
@@ -194,8 +230,7 @@ class S3:
 
     async def _page(self, prefix: str, token: Mapping[str, str]) -> dict[str, Any]:
         where = {"Bucket": self.settings.bucket, "Prefix": self._base + prefix}
-        page: dict[str, Any] = await self._fs._call_s3("list_objects_v2", **where, **token)
-        return page
+        return await self._service.call("list_objects_v2", **where, **token)
 
     def half_written(self) -> Iterator[Listed]:
         return iter(())  # uploads that were given up are ended by the bucket's own lifecycle rules
@@ -204,20 +239,33 @@ class S3:
         raise StoreError(f"a bucket has no half-written objects: {key}")
 
     def presign(self, key: str, seconds: int) -> str:
-        async def attempt() -> str:
-            client = await self._fs.set_session()
-            url: str = await client.generate_presigned_url(
-                "get_object", Params=self._at(key), ExpiresIn=seconds
-            )
-            return url
-
-        return self._run(self._patiently("can't sign an address for", key, attempt))
+        return self._run(
+            "can't sign an address for",
+            key,
+            partial(self._service.sign, "get_object", self._at(key), seconds),
+        )
 
     def _name(self, key: str) -> str:
         return checked_key(self._base + key)
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.settings.bucket, "Key": self._name(key)}
+
+    def _place(self, key: str, facts: Facts) -> dict[str, Any]:
+        """Where an object is put, and all that is said of it."""
+        said = {
+            "ContentType": facts.media_type,
+            "Metadata": dict(facts.metadata),
+            "CacheControl": facts.cache_control,
+            "ContentDisposition": facts.disposition,
+            "Tagging": urlencode(facts.tags),
+            "ACL": facts.acl,
+            "StorageClass": facts.storage_class,
+            "ServerSideEncryption": self.settings.encryption,
+            "SSEKMSKeyId": self.settings.kms_key_id,
+        }
+        # what is not asked for is not said: stores refuse headers that they don't know
+        return self._at(key) | {name: value for name, value in said.items() if value}
 
     def _shown(self, key: str) -> str:
         """The object and the service, for an error's message."""
@@ -226,70 +274,26 @@ class S3:
 
     async def _call_if_there(self, method: str, key: str) -> dict[str, Any] | None:
         try:
-            answer: dict[str, Any] = await self._fs._call_s3(method, **self._at(key))
+            return await self._service.call(method, **self._at(key))
         except OSError as error:
             if is_missing(error):
                 return None
             raise
-        return answer
 
-    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        return asyncio.run_coroutine_threadsafe(work, self._fs.loop).result()
+    def _run(
+        self, doing: str, key: str, attempt: Callable[[], Awaitable[Answer]], patience: float = PATIENCE
+    ) -> Answer:
+        return self._service.run(self._patiently(doing, key, attempt, patience))
 
     async def _patiently(
-        self,
-        doing: str,
-        key: str,
-        attempt: Callable[[], Awaitable[Answer]],
-        patience: float = PATIENCE,
+        self, doing: str, key: str, attempt: Callable[[], Awaitable[Answer]], patience: float = PATIENCE
     ) -> Answer:
-        """What `attempt` gives, tried again for `patience` seconds while no answer settles it."""
-        started, (pause, longest_pause) = time.monotonic(), _PAUSES
-        while True:
-            try:
-                return await attempt()
-            except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-                explained = explain(error, f"{doing} {self._shown(key)}")
-                if not isinstance(explained, NoAnswerError) or time.monotonic() + pause > started + patience:
-                    raise explained from error
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, longest_pause)
-
-
-@lru_cache(maxsize=32)
-def _connection(account: Account, process: int) -> s3fs.S3FileSystem:  # noqa: ARG001 - it doesn't survive a fork
-    """One client, with its pool of connections, for all stores of an account."""
-    filesystem = s3fs.S3FileSystem(
-        key=account.access_key_id,
-        secret=account.secret_access_key,
-        token=account.session_token,
-        endpoint_url=account.endpoint_url,
-        client_kwargs={"region_name": account.region} if account.region else {},
-        config_kwargs={
-            # tries are counted here, in one place: s3fs and botocore would multiply them
-            "retries": {"total_max_attempts": 1},
-            "max_pool_connections": _CONNECTIONS,
-            "connect_timeout": _CONNECT_TIMEOUT,
-            "read_timeout": _READ_TIMEOUT,
-            "signature_version": "s3v4",
-            # trailing checksums are AWS's own; other stores refuse or ignore them
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        },
-        skip_instance_cache=True,  # fsspec's cache would share the retries set below with other users
-    )
-    filesystem.retries = 1
-    return filesystem
+        return await self._service.patiently(f"{doing} {self._shown(key)}", attempt, patience)
 
 
 def _tag(answer: Mapping[str, Any]) -> str:
     # unquoted: Ceph refuses a quoted tag in If-Match
     return str(answer["ETag"]).strip('"')
-
-
-def _described(facts: Facts) -> dict[str, Any]:
-    described: dict[str, Any] = {"ContentType": facts.media_type, "Metadata": dict(facts.metadata)}
-    return described | ({"CacheControl": facts.cache_control} if facts.cache_control else {})
 
 
 def _conditions(expected: Condition | str) -> dict[str, str]:

@@ -47,6 +47,12 @@ _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
 #: A missing object, with a body that says so and without; a missing bucket is another thing.
 _MISSING: Final = frozenset({(404, "NoSuchKey"), (404, "404")})
 
+#: What a service says of credentials that were good before.
+_OLD_CREDENTIALS: Final = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId"})
+
+#: Permissions may allow to read and to write but not to copy, and not every service can.
+_REFUSED_COPY: Final = frozenset({"AccessDenied", "NotImplemented", "403", "501"})
+
 #: botocore's errors for connections that failed on the way, rather than for something wrong here.
 _LOST: Final = (HTTPClientError, IncompleteReadError)
 
@@ -54,6 +60,18 @@ _LOST: Final = (HTTPClientError, IncompleteReadError)
 def is_missing(error: Exception) -> bool:
     """Whether the service says that there is no such object."""
     return _status_and_code(error) in _MISSING
+
+
+def may_be_expired(error: Exception) -> bool:
+    """Whether the service may mean that the credentials are no longer good."""
+    status, code = _status_and_code(error)
+    # an answer to HEAD has no body that would say more
+    return code in _OLD_CREDENTIALS or (status, code) == (400, "400")
+
+
+def is_refused_copy(error: Exception) -> bool:
+    """Whether the service won't copy by itself, which may yet let the bytes be read and written."""
+    return _status_and_code(error)[1] in _REFUSED_COPY
 
 
 def explain(error: Exception, doing: str) -> StoreError:

@@ -6,26 +6,20 @@ import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import HttpUrl
 
 from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.media import EXTENSIONS
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
-from prefect_ttapi.storage.accounts import Account
-from prefect_ttapi.storage.addresses import (
-    bucket_and_prefix,
-    checked_web_address,
-    folder_of,
-    is_s3,
-    normalised,
-)
+from prefect_ttapi.storage.addresses import folder_of, is_s3, normalised
 from prefect_ttapi.storage.copying import copy_image
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.metadata import ascii_metadata
@@ -37,6 +31,7 @@ from prefect_ttapi.storage.objects import (
 )
 from prefect_ttapi.storage.probe import probe
 from prefect_ttapi.storage.s3 import S3, S3Settings
+from prefect_ttapi.storage.settings import StoreSettings
 
 #: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
 UPLOAD_PATIENCE: Final = 120.0
@@ -46,7 +41,7 @@ _probed: set[str] = set()
 _probing = threading.Lock()
 
 
-class ImageStore(NotMapped, Block):
+class ImageStore(NotMapped, StoreSettings, Block):
     """Where images live: a local folder or an S3 bucket, with the ledger of what was paid for beside them.
 
     Example:
@@ -68,79 +63,6 @@ class ImageStore(NotMapped, Block):
         "Keeps generated images in a local folder or an S3 bucket, and remembers what was paid for."
     )
     _documentation_url = HttpUrl("https://s3fs.readthedocs.io/en/latest/#credentials")
-
-    # pydantic's echo of the input would show secrets
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    url: str = Field(
-        title="Folder or S3 address",
-        description="A local folder, or s3://bucket/prefix. Images, ledger and manifests are kept below it.",
-    )
-    endpoint_url: str | None = Field(
-        None,
-        title="Endpoint URL",
-        description="Of an S3 service other than AWS: Cloudflare R2, MinIO, Ceph. "
-        "Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS.",
-    )
-    region: str | None = Field(
-        None, title="Region", description="Else AWS_REGION, else as AWS's tools find it."
-    )
-    access_key_id: str | None = Field(
-        None, title="Access key ID", description="Else as AWS's tools find it: environment, profile, role."
-    )
-    secret_access_key: SecretStr | None = Field(
-        None, title="Secret access key", description="Belongs to the access key ID."
-    )
-    session_token: SecretStr | None = Field(
-        None, title="Session token", description="Only with temporary credentials."
-    )
-    public_base_url: str | None = Field(
-        None,
-        title="Public base URL",
-        description="Public address of the folder or prefix above, as a CDN's: delivered images get a link.",
-    )
-    cache_control: str | None = Field(
-        None,
-        title="Cache-Control",
-        description="Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable.",
-    )
-
-    patience: float = Field(
-        UPLOAD_PATIENCE,
-        ge=0,
-        allow_inf_nan=False,
-        title="Patience",
-        description="Seconds to go on trying to store images that are paid for while the store fails.",
-    )
-    rescue_folder: str | None = Field(
-        None,
-        title="Rescue folder",
-        description="Where images that are paid for wait on this machine when the store fails for longer than that; "
-        "the next run takes them from there. Else $XDG_STATE_HOME/prefect-ttapi/rescue, or below ~/.local/state.",
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _is_a_place(cls, url: str) -> str:
-        return normalised(url)
-
-    @field_validator("endpoint_url", "public_base_url")
-    @classmethod
-    def _is_a_web_address(cls, url: str | None) -> str | None:
-        return checked_web_address(url) if url else None
-
-    @field_validator("cache_control")
-    @classmethod
-    def _fits_a_header(cls, text: str | None) -> str | None:
-        if text and not (text.isascii() and text.isprintable()):
-            raise ValueError("holds characters that no HTTP header may have")
-        return text or None
-
-    @model_validator(mode="after")
-    def _has_both_keys_or_none(self) -> Self:
-        if bool(self.access_key_id) != bool(self.secret_access_key):
-            raise ValueError("access_key_id and secret_access_key belong together: give both or neither")
-        return self
 
     @property
     def identity(self) -> str:
@@ -180,7 +102,7 @@ class ImageStore(NotMapped, Block):
         Raises:
             StoreError: what is wrong, and what to do, in one line.
         """
-        self.objects.try_writing()
+        self.objects.try_writing(self._delivered_facts("image/png", "0" * 64, {}, "write-test.png"))
 
     def put_image(self, image: GeneratedImage, metadata: Mapping[str, str]) -> StoredImage:
         """Keep an image under its own SHA-256; nothing is sent where it is there already.
@@ -297,7 +219,7 @@ class ImageStore(NotMapped, Block):
             ImageMissingError: the image is gone.
         """
         origin = (source or self._beside(image.uri)).objects
-        facts = self._facts(image.media_type, image.sha256, metadata or {})
+        facts = self._delivered_facts(image.media_type, image.sha256, metadata or {}, key)
         etag = copy_image(image, origin, self.objects, key, facts, overwrite=overwrite)
         uri = self.objects.uri(key)
         return DeliveredImage(
@@ -335,23 +257,22 @@ class ImageStore(NotMapped, Block):
         return self.model_copy(update={"url": normalised(place)})
 
     def _facts(self, media_type: str, sha256: str, metadata: Mapping[str, str]) -> Facts:
-        return Facts(media_type, self.cache_control, ascii_metadata({**metadata, "sha256": sha256}))
-
-    def _settings(self) -> S3Settings:
-        account = Account(
-            endpoint_url=self.endpoint_url,
-            region=self.region,
-            access_key_id=self.access_key_id,
-            secret_access_key=_told(self.secret_access_key),
-            session_token=_told(self.session_token),
+        return Facts(
+            media_type,
+            self.cache_control,
+            ascii_metadata({**metadata, "sha256": sha256}),
+            storage_class=self.upload.storage_class,
         )
-        return S3Settings(*bucket_and_prefix(self.url), account.or_environment())
+
+    def _delivered_facts(self, media_type: str, sha256: str, metadata: Mapping[str, str], key: str) -> Facts:
+        return replace(
+            self._facts(media_type, sha256, metadata),
+            disposition=self.upload.disposition(key),
+            tags=self.upload.tags,
+            acl=self.upload.acl,
+        )
 
 
 @lru_cache(maxsize=64)
 def _place(where: S3Settings | Path, process: int) -> ObjectStore:  # noqa: ARG001 - a part of the cache's key
     return S3(where) if isinstance(where, S3Settings) else Folder(where)
-
-
-def _told(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None

@@ -1,0 +1,105 @@
+"""What is asked for in an image store's form: where it is, who may use it, and how."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from prefect_ttapi.storage.accounts import Account
+from prefect_ttapi.storage.addresses import bucket_and_prefix, checked_web_address, normalised
+from prefect_ttapi.storage.options import ConnectionOptions, UploadOptions, header_text
+from prefect_ttapi.storage.s3 import S3Settings
+
+
+class StoreSettings(BaseModel):
+    """The fields of an `ImageStore`."""
+
+    # pydantic's echo of the input would show secrets
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    url: str = Field(
+        title="Folder or S3 address",
+        description="A local folder, or s3://bucket/prefix. Images, ledger and manifests are kept below it.",
+    )
+    endpoint_url: str | None = Field(
+        None,
+        title="Endpoint URL",
+        description="Of an S3 service other than AWS: Cloudflare R2, MinIO, Ceph. "
+        "Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS.",
+    )
+    region: str | None = Field(
+        None, title="Region", description="Else AWS_REGION, else as AWS's tools find it."
+    )
+    access_key_id: str | None = Field(
+        None, title="Access key ID", description="Else as AWS's tools find it: environment, profile, role."
+    )
+    secret_access_key: SecretStr | None = Field(
+        None, title="Secret access key", description="Belongs to the access key ID."
+    )
+    session_token: SecretStr | None = Field(
+        None, title="Session token", description="Only with temporary credentials."
+    )
+    public_base_url: str | None = Field(
+        None,
+        title="Public base URL",
+        description="Public address of the folder or prefix above, as a CDN's: delivered images get a link.",
+    )
+    cache_control: str | None = Field(
+        None,
+        title="Cache-Control",
+        description="Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable.",
+    )
+    upload: UploadOptions = Field(
+        default_factory=UploadOptions,
+        title="Upload",
+        description="What is said of objects on S3: disposition, tags, ACL, storage class, encryption.",
+    )
+    connection: ConnectionOptions = Field(
+        default_factory=ConnectionOptions,
+        title="Connection",
+        description="How the S3 service is reached: addressing style, TLS.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_place(cls, url: str) -> str:
+        return normalised(url)
+
+    @field_validator("endpoint_url", "public_base_url")
+    @classmethod
+    def _is_a_web_address(cls, url: str | None) -> str | None:
+        return checked_web_address(url) if url else None
+
+    @field_validator("cache_control")
+    @classmethod
+    def _fits_a_header(cls, text: str | None) -> str | None:
+        return header_text(text)
+
+    @model_validator(mode="after")
+    def _has_both_keys_or_none(self) -> Self:
+        if bool(self.access_key_id) != bool(self.secret_access_key):
+            raise ValueError("access_key_id and secret_access_key belong together: give both or neither")
+        return self
+
+    def _settings(self) -> S3Settings:
+        account = Account(
+            endpoint_url=self.endpoint_url,
+            region=self.region,
+            access_key_id=self.access_key_id,
+            secret_access_key=_told(self.secret_access_key),
+            session_token=_told(self.session_token),
+            addressing_style=self.connection.addressing_style,
+            verify=self.connection.verify,
+        )
+        return S3Settings(
+            *bucket_and_prefix(self.url),
+            account.or_environment(),
+            encryption=self.upload.encryption,
+            kms_key_id=self.upload.kms_key_id,
+            multipart_above=self.upload.multipart_above,
+        )
+
+
+def _told(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
