@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Self
 
@@ -64,7 +65,7 @@ class Budget(BaseModel):
 
 
 class Spending:
-    """What a batch has spent and reserved, against its budget. Used by one thread."""
+    """What a batch has spent and reserved, against its budget; for all threads of a process."""
 
     def __init__(self, budget: Budget | None) -> None:
         self.budget = budget or Budget()
@@ -72,6 +73,7 @@ class Spending:
         self.reserved = 0
         self.tokens = 0
         self.usd = 0.0
+        self._lock = threading.Lock()
 
     def denial(self, images: int) -> str | None:
         """Why `images` more may not be asked for, or None."""
@@ -85,13 +87,38 @@ class Spending:
         return None
 
     def reserve(self, images: int) -> None:
-        self.reserved += images
+        """Set `images` aside before they are asked for."""
+        with self._lock:
+            self.reserved += images
 
     def settle(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """The request came back: its reservation becomes the `images` that were paid for, perhaps none."""
-        self.reserved -= request.n
-        self.images += images
-        if images:
-            self.tokens += usage.total_tokens if usage else 0
-            price = (self.budget.prices or {}).get(request.model)
-            self.usd += price.of(images, usage) if price else 0.0
+        with self._lock:
+            self.reserved -= request.n
+            self.images += images
+            if images:
+                self.tokens += usage.total_tokens if usage else 0
+                price = (self.budget.prices or {}).get(request.model)
+                self.usd += price.of(images, usage) if price else 0.0
+
+    def share(self, parts: int) -> Budget:
+        """What one of `parts` that can't see each other's spending may spend; images are reserved beforehand."""
+        budget = self.budget
+        return Budget(
+            tokens=None if budget.tokens is None else max(1, (budget.tokens - self.tokens) // parts),
+            usd=None if budget.usd is None else max(0.000_001, (budget.usd - self.usd) / parts),
+            prices=budget.prices,
+        )
+
+    def overshoot(self) -> tuple[str, ...]:
+        """A line for each limit that was passed: what was under way when it was reached."""
+        budget = self.budget
+        passed = (
+            (budget.tokens is not None and self.tokens > budget.tokens)
+            and f"{self.tokens - (budget.tokens or 0):,} tokens over the limit of {budget.tokens:,}, by what was "
+            "under way when it was reached",
+            (budget.usd is not None and self.usd > budget.usd)
+            and f"{self.usd - (budget.usd or 0):.4f} USD over the limit of {budget.usd:.2f}, by what was under way "
+            "when it was reached",
+        )
+        return tuple(line for line in passed if line)

@@ -1,13 +1,15 @@
-"""Keeps a batch going: shards are submitted as others end, and each request's row is handed on as it comes."""
+"""Keeps a batch going: shards are submitted as room comes up, and each request's row is handed on as it comes."""
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from traceback import format_exception_only
@@ -18,25 +20,39 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from prefect_ttapi.batch.budget import Spending
-from prefect_ttapi.batch.shards import Done, Item, Plan, Stop, generate_shard, row_of, stop_of
+from prefect_ttapi.batch.items import Done, Item, row_of, skipped
+from prefect_ttapi.batch.session import Session, Stop
+from prefect_ttapi.batch.shape import Shape
+from prefect_ttapi.batch.shards import Plan, generate_shard
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import ACCOUNT_ERRORS, StoreError
-from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import undisturbed
 
 logger = logging.getLogger(__name__)
 
-_STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
+#: Seconds for which a shard waits for a slow source to fill it.
+_FILLING: Final = 0.5
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """One item came back."""
+
+    item: Item
+    done: Done
+
+
+class _Left:
+    """Nobody waits for what is under way any longer."""
 
 
 class Coordinator:
-    """Runs the items of a batch, `slots` shards of `shard_size` requests at a time. It works in a thread of its own.
+    """Runs the items of a batch in shards, so that the session's workers never lack work.
 
     A request that stands in the batch more than once is sent once: the later ones wait until the first is back and
-    then find it in the ledger, or fail with it.
+    have then its images, or fail with it.
     """
 
     def __init__(
@@ -45,97 +61,130 @@ class Coordinator:
         store: ImageStore,
         ledger: Ledger,
         plan: Plan,
-        spending: Spending,
-        *,
-        slots: int,
-        shard_size: int,
+        shape: Shape,
         on_done: Callable[[Done], None],
     ) -> None:
         self._credentials = credentials
         self._store = store
         self._ledger = ledger
         self._plan = plan
-        self._spending = spending
-        self._slots = slots
-        self._shard_size = shard_size
+        self._shape = shape
         self._on_done = on_done
-        self._returned: queue.SimpleQueue[PrefectFuture[Any]] = queue.SimpleQueue()
-        self._open: dict[PrefectFuture[Any], list[Item]] = {}
+        self._events: queue.SimpleQueue[_Ended | _Left | PrefectFuture[Any]] = queue.SimpleQueue()
+        self._shards: dict[PrefectFuture[Any], list[Item]] = {}
+        self._open: dict[int, Item] = {}  # submitted, and not back yet
         self._followers: dict[str, list[Item]] = {}  # by the hash under way that they wait for
         self._ready: deque[Item] = deque()  # to be looked at before the source
-        self._shard: list[Item] = []  # taken, and not submitted yet
+        self._filling: list[Item] = []  # taken, and not submitted yet
+        self._submitted = 0
+        self._leave_at: float | None = None
 
-    def run(self, items: Iterator[Item | Row], *, bounded: bool) -> None:
+    def returned(self, item: Item, done: Done) -> None:
+        """One item came back; from any thread."""
+        self._events.put(_Ended(item, done))
+
+    def in_flight(self, session: Session) -> int:
+        """How many requests are under way; an estimate where shards run in other processes."""
+        elsewhere = min(len(self._open), self._shape.in_flight * len(self._shards))
+        return len(session.under_way()) if self._shape.local else elsewhere
+
+    def run(self, items: Iterator[Item | Done], session: Session, *, bounded: bool, grace: float) -> None:
         """Every item to its row. On an interruption what is under way is finished, and nothing more is sent.
 
         Args:
             bounded: `items` come to an end, so that after an interruption the rest can be listed as skipped.
+            grace: seconds for which an interruption waits for what is under way.
         """
-        with stop_of(self._plan.batch_id) as stop, _task_runner(self._slots) as runner:
-            source = items if bounded else takewhile(lambda _: not stop.cancelled, items)
+        stop = session.stop
+        source = items if bounded else takewhile(lambda _: not stop.cancelled, items)
 
-            def interrupted(interruption: BaseException) -> None:
-                stop.cancel(f"the batch was interrupted: {_what(interruption)}", type(interruption).__name__)
-                logger.warning("Interrupted; finishing what is under way")
+        def interrupted(interruption: BaseException) -> None:
+            stop.cancel(f"the batch was interrupted: {_what(interruption)}", type(interruption).__name__)
+            logger.warning(
+                "Interrupted: nothing more is sent; %d requests under way have %.0f s to be finished and recorded",
+                self.in_flight(session),
+                grace,
+            )
 
-            undisturbed(partial(self._to_the_end, source, bounded, stop, runner), interrupted)
+        with _task_runner(self._shape.slots) as runner:
+            work = partial(self._to_the_end, source, bounded, session, runner)
+            undisturbed(work, interrupted, partial(self._watch, stop, grace))
+
+    def _watch(self, stop: Stop, grace: float) -> None:
+        """See that a cancelled batch ends in time."""
+        if not stop.cancelled:
+            return
+        self._leave_at = self._leave_at or time.monotonic() + grace
+        if time.monotonic() >= self._leave_at:
+            self._leave_at = math.inf
+            self._events.put(_Left())
 
     def _to_the_end(
-        self, source: Iterator[Item | Row], bounded: bool, stop: Stop, runner: TaskRunner[Any]
+        self, source: Iterator[Item | Done], bounded: bool, session: Session, runner: TaskRunner[Any]
     ) -> None:
         try:
-            self._loop(source, stop, runner)
+            self._loop(source, session, runner)
         except BaseException as broken:
-            stop.because(f"the batch was interrupted: {_what(broken)}", type(broken).__name__)
-            while self._open:
-                self._settle(next(iter(self._open)), stop)
+            session.stop.because(f"the batch was interrupted: {_what(broken)}", type(broken).__name__)
+            while self._shards:
+                self._settle(self._events.get(), session)
             self._put_back()
-            self._loop(source if bounded else iter(()), stop, runner)
+            self._loop(source if bounded else iter(()), session, runner)
             raise
 
-    def _loop(self, items: Iterator[Item | Row], stop: Stop, runner: TaskRunner[Any]) -> None:
+    def _loop(self, items: Iterator[Item | Done], session: Session, runner: TaskRunner[Any]) -> None:
         while True:
-            while len(self._open) < self._slots and self._fill_shard(items, stop):
-                self._submit(runner)
-            if not self._open:
+            while self._has_room() and self._fill(items, session):
+                self._submit(runner, session)
+            if not self._shards:
                 return
-            self._settle(self._returned.get(), stop)
+            self._settle(self._events.get(), session)
 
-    def _fill_shard(self, items: Iterator[Item | Row], stop: Stop) -> bool:
-        while len(self._shard) < self._shard_size and (item := self._next_item(items, stop)):
-            self._shard.append(item)
-        return bool(self._shard)
+    def _has_room(self) -> bool:
+        if self._shape.local:
+            return len(self._open) < self._shape.enough
+        return len(self._shards) < self._shape.slots
+
+    def _fill(self, items: Iterator[Item | Done], session: Session) -> bool:
+        size = self._shape.size(self._submitted)
+        began = time.monotonic()
+        while len(self._filling) < size and (item := self._next_item(items, session)):
+            self._filling.append(item)
+            if time.monotonic() - began > _FILLING:
+                break
+        return bool(self._filling)
 
     def _put_back(self) -> None:
         """What was taken and not submitted has become of nothing yet, nor have those that wait for it."""
-        for item in self._shard:
+        for item in self._filling:
             self._ready.extend([item, *self._followers.pop(item.request.request_hash)])
-        self._shard = []
+        self._filling = []
 
-    def _next_item(self, items: Iterator[Item | Row], stop: Stop) -> Item | None:
+    def _next_item(self, items: Iterator[Item | Done], session: Session) -> Item | None:
         """The next item to be sent, or None where there is none for now; what isn't sent is handed on as a row."""
+        stop, spending = session.stop, session.spending
         while True:
             item = self._ready.popleft() if self._ready else next(items, None)
             if item is None:
                 return None
-            if isinstance(item, Row):
-                self._on_done(Done(item))
+            if isinstance(item, Done):
+                self._on_done(item)
             elif stop.reason:
-                self._skip(item, stop.reason, stop.error_type)
+                self._on_done(skipped(item, self._ledger.api_origin, stop.reason, stop.error_type))
             elif (request_hash := item.request.request_hash) in self._followers:
                 self._followers[request_hash].append(item)
-            elif (denial := self._spending.denial(item.request.n)) is None:
-                self._spending.reserve(item.request.n)
+            elif (denial := spending.denial(item.request.n)) is None:
+                spending.reserve(item.request.n)
                 self._followers[request_hash] = []
                 return item
-            elif self._spending.reserved:  # what is under way may turn out to be free
+            elif spending.reserved:  # what is under way may turn out to be free
                 self._ready.appendleft(item)
                 return None
-            elif self._is_recorded(item):
+            elif not item.known_absent and self._is_recorded(item):
                 self._followers[request_hash] = []
                 return replace(item, may_pay=False)
             else:
-                self._skip(item, denial, "BudgetExceeded")
+                self._on_done(skipped(item, self._ledger.api_origin, denial, "BudgetExceeded"))
 
     def _is_recorded(self, item: Item) -> bool:
         """Whether the item costs nothing; where the store doesn't say, its shard meets the store's error."""
@@ -144,47 +193,90 @@ class Coordinator:
         except StoreError:
             return True
 
-    def _skip(self, item: Item, reason: str, error_type: str | None) -> None:
-        row = row_of(item, self._ledger.api_origin)
-        self._on_done(Done(row.model_copy(update={"error": reason, "error_type": error_type})))
-
-    def _submit(self, runner: TaskRunner[Any]) -> None:
+    def _submit(self, runner: TaskRunner[Any], session: Session) -> None:
+        shard = self._filling
         parameters = {
-            "items": self._shard,
+            "items": shard,
             "credentials": self._credentials,
             "store": self._store,
             "plan": self._plan,
+            "share": session.spending.share(self._shape.slots),
         }
+        # before its items can come back
+        self._open.update((item.row, item) for item in shard)
+        self._filling = []
+        self._submitted += 1
         future = runner.submit(generate_shard, parameters)
-        self._open[future], self._shard = self._shard, []
-        future.add_done_callback(self._returned.put)
+        self._shards[future] = shard
+        future.add_done_callback(self._events.put)
 
-    def _settle(self, future: PrefectFuture[Any], stop: Stop) -> None:
+    def _settle(self, event: _Ended | _Left | PrefectFuture[Any], session: Session) -> None:
+        match event:
+            case _Ended(item, done):
+                self._end(item, done)
+            case _Left():
+                self._leave(session)
+            case future if future in self._shards:
+                self._close_shard(future, session)
+
+    def _close_shard(self, future: PrefectFuture[Any], session: Session) -> None:
         try:
             result = future.result(raise_on_failure=False)
         except Exception as error:  # its process died
             result = error
-        shard = self._open.pop(future)
-        dones = (
-            _lost(shard, result, self._ledger.api_origin) if isinstance(result, State | Exception) else result
+        shard = self._shards.pop(future)
+        if isinstance(result, State | Exception):
+            result = [_lost(item, result, self._ledger.api_origin) for item in shard]
+        for item, done in zip(shard, result, strict=True):
+            if done is None or item.row not in self._open:
+                continue  # handed on before
+            if self._is_left_over(item, done, session):
+                session.spending.settle(item.request, 0, None)
+                del self._open[item.row]
+                self._ready.extend([item, *self._followers.pop(item.request.request_hash)])
+            else:
+                session.account(item, done)
+                self._end(item, done)
+
+    def _is_left_over(self, item: Item, done: Done, session: Session) -> bool:
+        """Whether only the share of its shard was used up, and the batch has something left for the item."""
+        return (
+            done.row.error_type == "BudgetExceeded"
+            and item.may_pay
+            and session.stop.reason is None
+            and session.spending.denial(0) is None
         )
-        for item, done in zip(shard, dones, strict=True):
-            if item.may_pay:
-                self._spending.settle(item.request, done.images_paid, done.row.usage)
-            if done.row.status == "failed" and done.row.error_type in _STOPPING:
-                # shards in other processes have a `Stop` of their own
-                stop.because(f"an earlier request failed: {done.row.error}", done.row.error_type)
-            self._on_done(done)
-            for follower in self._followers.pop(item.request.request_hash):
-                self._follow(follower, done)
+
+    def _end(self, item: Item, done: Done) -> None:
+        if self._open.pop(item.row, None) is None:
+            return  # its row was written when the batch was left
+        self._on_done(done)
+        for follower in self._followers.pop(item.request.request_hash):
+            self._follow(follower, done)
 
     def _follow(self, follower: Item, leader: Done) -> None:
-        """After its leader a duplicate is found in the ledger; where the leader has no images it has none either."""
-        if leader.row.images:
-            self._ready.append(follower)
-        else:
+        """A duplicate has its leader's images, and copies of its own; where the leader has none it has none either."""
+        row = row_of(follower, self._ledger.api_origin)
+        if not leader.row.images:
             outcome = leader.row.model_dump(include={"status", "error", "error_type"})
-            self._on_done(Done(row_of(follower, self._ledger.api_origin).model_copy(update=outcome)))
+            self._on_done(Done(row.model_copy(update=outcome)))
+        elif self._plan.deliver_to is not None:
+            self._ready.append(replace(follower, known_absent=False))
+        else:
+            again = {"row": row.row, "values": row.values, "status": "cached", "api_calls": 0, "seconds": 0.0}
+            self._on_done(Done(leader.row.model_copy(update=again)))
+
+    def _leave(self, session: Session) -> None:
+        """Write down what is known of the items that nobody waits for any longer."""
+        stop, under_way = session.stop, session.under_way()
+        for item in list(self._open.values()):
+            done = skipped(item, self._ledger.api_origin, stop.reason, stop.error_type)
+            if not self._shape.local or item.row in under_way:
+                error = "it was under way when the batch ended: if it is answered yet, the ledger will know"
+                what = {"status": "failed", "error": error, "maybe_paid": (error,)}
+                done = Done(done.row.model_copy(update=what))
+            self._end(item, done)
+        self._shards.clear()
 
 
 def _what(error: BaseException) -> str:
@@ -194,20 +286,24 @@ def _what(error: BaseException) -> str:
 @contextmanager
 def _task_runner(slots: int) -> Iterator[TaskRunner[Any]]:
     """The flow's; inside a task threads of its own, because tasks that wait for others in one pool may fill it."""
-    flow_run = FlowRunContext.get()
-    if flow_run and TaskRunContext.get() is None:
-        yield flow_run.task_runner
+    runner = flow_task_runner()
+    if runner is not None:
+        yield runner
     else:
         own: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=slots)
         with own:
             yield own
 
 
-def _lost(shard: list[Item], result: object, api_origin: str) -> list[Done]:
-    """The rows of a shard whose task run broke down, so that what became of its requests is not known."""
+def flow_task_runner() -> TaskRunner[Any] | None:
+    """The task runner of the flow that this is called in; None inside a task."""
+    flow_run = FlowRunContext.get()
+    return flow_run.task_runner if flow_run and TaskRunContext.get() is None else None
+
+
+def _lost(item: Item, result: object, api_origin: str) -> Done:
+    """The row of a request whose task run broke down, so that what became of it is not known."""
     message = result.message if isinstance(result, State) else str(result)
     error = f"its task run broke down: {message}"
     update = {"status": "failed", "error": error, "error_type": "ShardLost", "maybe_paid": (error,)}
-    return [
-        Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n) for item in shard
-    ]
+    return Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n)

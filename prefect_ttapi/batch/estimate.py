@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from prefect_ttapi.batch.intake import Intake
-from prefect_ttapi.batch.shards import Item
+from prefect_ttapi.batch.items import Done
+from prefect_ttapi.batch.known import Known
+from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
-
-#: Look-ups side by side.
-LOOK_UPS = 16
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,22 @@ class Estimate:
         )
 
 
-def estimate_batch(intake: Intake, credentials: TTAPICredentials, store: ImageStore) -> Estimate:
+def estimate_batch(
+    intake: Intake, credentials: TTAPICredentials, store: ImageStore, name: str = "batch"
+) -> Estimate:
     """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
-    requests = [item.request for item in intake.items if isinstance(item, Item)]
-    distinct = list({request.request_hash: request for request in requests}.values())
     ledger = Ledger(store, credentials.api_origin, run_id=uuid.uuid4().hex)
-    with ThreadPoolExecutor(LOOK_UPS) as threads:
-        found = list(threads.map(lambda request: ledger.look_up(request.request_hash), distinct))
-    unpaid = [request for request, record in zip(distinct, found, strict=True) if record is None]
-    unpaid_hashes = {request.request_hash for request in unpaid}
-    paid = sum(request.request_hash not in unpaid_hashes for request in requests)
-    return Estimate(len(requests), paid, len(unpaid), sum(request.n for request in unpaid))
+    plan = Plan(batch_id="", name=name, date=datetime.now(UTC), thumbnails=False)
+    requests = paid = images = 0
+    to_send: set[str] = set()
+    for found in Known(store, ledger, plan, intake.hashes).sort_out(intake.items):
+        requests += 1
+        if isinstance(found, Done):
+            paid += found.row.status == "cached"
+        elif found.request.request_hash not in to_send:
+            record = None if found.known_absent else ledger.look_up(found.request.request_hash)
+            paid += record is not None
+            if record is None:
+                to_send.add(found.request.request_hash)
+                images += found.request.n
+    return Estimate(requests, paid, len(to_send), images)

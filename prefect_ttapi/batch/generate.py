@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Final, ParamSpec, TypeVar
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.task_runners import ThreadPoolTaskRunner
 
+from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
-from prefect_ttapi.batch.coordinator import Coordinator
+from prefect_ttapi.batch.coordinator import Coordinator, flow_task_runner
+from prefect_ttapi.batch.earlier import remember
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
+from prefect_ttapi.batch.known import Known
+from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.shards import Plan, stop_of
+from prefect_ttapi.batch.session import Session, Stop, shared
+from prefect_ttapi.batch.shape import Shape
+from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.requests import ImageRequest
@@ -28,10 +35,16 @@ from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import in_thread
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Requests = Iterable[ImageRequest | Mapping[str, Any]]
 
-#: A batch makes at most this many task runs by itself: a Prefect server takes about 20 a second.
-TASK_RUNS = 300
+#: Seconds: Prefect's workers kill a cancelled run 30 s after they asked it to end.
+GRACE: Final = 20.0
+
+#: How a cancellation reaches the batch that runs in a worker thread of an async flow.
+_STOP: ContextVar[Stop | None] = ContextVar("ttapi_stop", default=None)
 
 
 def generate_batch(
@@ -49,6 +62,10 @@ def generate_batch(
     *,
     refresh_cache: bool | None = None,
     cache_expiration: timedelta | None = None,
+    breaker: int | None = 10,
+    rate_limit: float | None = None,
+    grace: float = GRACE,
+    thumbnails: bool = True,
 ) -> BatchReport:
     """Generate, and deliver, every request; each ends as a row of the report, and one bad prompt costs one row.
 
@@ -71,88 +88,17 @@ def generate_batch(
         name: names the batch in artifacts, pages and key templates.
         refresh_cache: pay anew for what was paid for before this run; by default as Prefect's setting says.
         cache_expiration: pay anew for what was paid for longer ago than this.
+        breaker: so many failures of one kind in a row stop the batch; refused prompts don't count. None: never.
+        rate_limit: requests per minute, at most.
+        grace: seconds after a cancellation, SIGTERM or Ctrl-C for what is under way to be finished and recorded,
+            before the manifest is written without it.
+        thumbnails: show small pictures in the gallery and the artifact; about 10 ms of CPU each.
 
     Raises:
         IllegalBatchError: illegal requests, keys or arguments; nothing was sent.
         StoreError: a store can't be reached or written; nothing was sent.
         BatchError: rows failed, and `raise_on_failure`; its `report` has them.
     """
-    return _generate(
-        uuid.uuid4().hex,
-        requests,
-        credentials,
-        store,
-        deliver_to,
-        key,
-        values,
-        max_in_flight,
-        shard_size,
-        budget,
-        raise_on_failure,
-        name,
-        refresh_cache,
-        cache_expiration,
-    )
-
-
-async def agenerate_batch(
-    requests: Requests,
-    credentials: TTAPICredentials,
-    store: ImageStore,
-    deliver_to: ImageStore | None = None,
-    key: str = DEFAULT_KEY,
-    values: Values = None,
-    max_in_flight: int = 8,
-    shard_size: int | None = None,
-    budget: Budget | None = None,
-    raise_on_failure: bool = True,
-    name: str = "batch",
-    *,
-    refresh_cache: bool | None = None,
-    cache_expiration: timedelta | None = None,
-) -> BatchReport:
-    """`generate_batch` for async flows: same arguments, report and errors, in a worker thread.
-
-    A cancellation or a time-out stops the batch: what is under way is finished, the rest is skipped.
-    """
-    batch_id = uuid.uuid4().hex
-    work = partial(
-        _generate,
-        batch_id,
-        requests,
-        credentials,
-        store,
-        deliver_to,
-        key,
-        values,
-        max_in_flight,
-        shard_size,
-        budget,
-        raise_on_failure,
-        name,
-        refresh_cache,
-        cache_expiration,
-    )
-    with stop_of(batch_id) as stop:
-        return await in_thread(work, on_cancel=stop.cancel)
-
-
-def _generate(
-    batch_id: str,
-    requests: Requests,
-    credentials: TTAPICredentials,
-    store: ImageStore,
-    deliver_to: ImageStore | None,
-    key: str,
-    values: Values,
-    max_in_flight: int,
-    shard_size: int | None,
-    budget: Budget | None,
-    raise_on_failure: bool,
-    name: str,
-    refresh_cache: bool | None,
-    cache_expiration: timedelta | None,
-) -> BatchReport:
     intake = check_batch(
         requests,
         credentials,
@@ -164,24 +110,60 @@ def _generate(
         shard_size=shard_size,
         budget=budget,
         name=name,
+        breaker=breaker,
+        rate_limit=rate_limit,
     )
 
     def work() -> BatchReport:
+        local = isinstance(flow_task_runner() or ThreadPoolTaskRunner(), ThreadPoolTaskRunner)
+        shape = Shape.of(intake.total, max_in_flight, shard_size, local=local)
         plan = Plan(
-            batch_id=batch_id,
+            batch_id=uuid.uuid4().hex,
             name=name,
             date=run_date(TaskRunContext.get()),
             key=key,
             deliver_to=deliver_to,
             not_before=not_before(refresh_cache, cache_expiration, TaskRunContext.get()),
-            in_flight=1,
+            in_flight=shape.in_flight,
+            rate_limit=rate_limit and rate_limit / shape.slots,
+            breaker=breaker,
+            thumbnails=thumbnails,
         )
-        return _run(intake, credentials, store, plan, Spending(budget), max_in_flight, shard_size)
+        session = partial(
+            Session,
+            max_in_flight,
+            Spending(budget),
+            breaker=Breaker(breaker),
+            rate=RateLimit(rate_limit) if rate_limit else None,
+            stop=_STOP.get(),
+        )
+        return _run(intake, credentials, store, plan, shape, session, grace)
 
     report = work() if FlowRunContext.get() else _in_own_flow(work, name)
     if raise_on_failure:
         report.raise_for_failures()
     return report
+
+
+def _async_twin(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    @wraps(function)
+    async def twin(*args: P.args, **kwargs: P.kwargs) -> R:
+        stop = Stop()
+        token = _STOP.set(stop)
+        try:
+            return await in_thread(partial(function, *args, **kwargs), on_cancel=stop.cancel)
+        finally:
+            _STOP.reset(token)
+
+    return twin
+
+
+agenerate_batch = _async_twin(generate_batch)
+agenerate_batch.__name__ = agenerate_batch.__qualname__ = "agenerate_batch"
+agenerate_batch.__doc__ = """`generate_batch` for async flows: same arguments, report and errors, in a worker thread.
+
+A cancellation or a time-out stops the batch: what is under way is finished, the rest is skipped.
+"""
 
 
 def check_batch(
@@ -196,6 +178,8 @@ def check_batch(
     shard_size: int | None = None,
     budget: Budget | None = None,
     name: str = "batch",
+    breaker: int | None = None,
+    rate_limit: float | None = None,
 ) -> Intake:
     """All that can be found wrong with a batch before it is sent; `generate_batch` begins with it.
 
@@ -203,8 +187,16 @@ def check_batch(
         IllegalBatchError: illegal requests, keys or arguments.
         StoreError: a store can't be reached or written.
     """
-    if max_in_flight < 1 or (shard_size is not None and shard_size < 1):
-        raise IllegalBatchError(["max_in_flight and shard_size must be at least 1"])
+    at_least_one = {"max_in_flight": max_in_flight, "shard_size": shard_size, "breaker": breaker}
+    problems = [
+        f"{option} must be at least 1, not {value}"
+        for option, value in at_least_one.items()
+        if value is not None and value < 1
+    ]
+    if rate_limit is not None and not 0 < rate_limit < math.inf:
+        problems.append(f"rate_limit must be a number of requests per minute above 0, not {rate_limit}")
+    if problems:
+        raise IllegalBatchError(problems)
     for argument, kind in ((credentials, TTAPICredentials), (store, ImageStore)):
         if not isinstance(argument, kind):
             raise IllegalBatchError([f"a {kind.__name__} is needed, not {type(argument).__name__}"])
@@ -221,44 +213,27 @@ def _run(
     credentials: TTAPICredentials,
     store: ImageStore,
     plan: Plan,
-    spending: Spending,
-    max_in_flight: int,
-    shard_size: int | None,
+    shape: Shape,
+    new_session: Callable[..., Session],
+    grace: float,
 ) -> BatchReport:
     """The batch, inside a flow run."""
     run = run_id(None)
-    slots, size, in_flight = _shape(intake.total, max_in_flight, shard_size)
     ledger = Ledger(
         store, credentials.api_origin, run_id=run, retry_unknown_outcome=credentials.retry_unknown_outcome
     )
     folder = folder_of_batch(run, run_attempt())
     with Recorder(store, plan.name, run, folder, intake.total) as recorder:
-        coordinator = Coordinator(
-            credentials,
-            store,
-            ledger,
-            replace(plan, in_flight=in_flight),
-            spending,
-            slots=slots,
-            shard_size=size,
-            on_done=recorder.add,
-        )
-        try:
-            coordinator.run(recorder.marked(intake.items), bounded=intake.total is not None)
-        finally:
-            report = recorder.finish()
+        coordinator = Coordinator(credentials, store, ledger, plan, shape, recorder.add)
+        with shared(new_session(on_done=coordinator.returned), plan.batch_id) as session:
+            stop = session.stop
+            items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, lambda: stop.cancelled)
+            try:
+                coordinator.run(items, session, bounded=intake.total is not None, grace=grace)
+            finally:
+                report = recorder.finish()
+                remember(store, plan.name, ledger.api_origin, folder)
     return report
-
-
-def _shape(total: int | None, max_in_flight: int, shard_size: int | None) -> tuple[int, int, int]:
-    """How many shards at once, requests per shard, and how many of these at once.
-
-    >>> _shape(200, 8, None), _shape(10_000, 32, None)
-    ((8, 1, 1), (4, 34, 8))
-    """
-    size = shard_size or max(1, math.ceil((total or 0) / TASK_RUNS))
-    in_flight = min(size, math.ceil(max_in_flight / 4))  # several shards, so that the end of one is no pause
-    return max(1, max_in_flight // in_flight), size, in_flight
 
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from prefect_ttapi.batch.budget import Budget
-from prefect_ttapi.batch.shards import Item, row_of
+from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.caching import as_request
 from prefect_ttapi.delivery import key_template
 from prefect_ttapi.errors import IllegalBatchError
@@ -26,10 +26,16 @@ Values = Iterable[Mapping[str, Any]] | Callable[[ImageRequest], Mapping[str, Any
 
 @dataclass(frozen=True)
 class Intake:
-    """The items of a batch in order, each legal item or failed row; `total` is None where it can't be known."""
+    """The items of a batch in order, each a legal item or a failed row.
+
+    Attributes:
+        total: how many there are; None where that can't be known.
+        hashes: of all requests, where they are known.
+    """
 
     items: Iterator[Item | Row]
     total: int | None
+    hashes: frozenset[bytes] = frozenset()
 
 
 def take_in(
@@ -45,16 +51,23 @@ def take_in(
     """
     if isinstance(requests, Mapping | str | bytes | ImageRequest):
         raise IllegalBatchError(["requests must be an iterable of requests, not a single one"])
-    items = _items(requests, values, keys, budget)
     if not isinstance(requests, Sequence):
-        return Intake(items, None)
+        return Intake(_items(requests, values, keys, budget), None)
+    if not (values is None or callable(values) or isinstance(values, Sequence)):
+        values = list(values)
     if isinstance(values, Sequence) and len(values) != len(requests):
         raise IllegalBatchError([f"there are {len(requests)} requests but {len(values)} values"])
-    whole = list(items)
-    problems = _told_once([item for item in whole if isinstance(item, Row)])
-    if problems:
-        raise IllegalBatchError(problems)
-    return Intake(iter(whole), len(whole))
+    hashes: set[bytes] = set()
+    failed: list[Row] = []
+    for item in _items(requests, values, keys, budget):
+        if isinstance(item, Row):
+            failed.append(item)
+        else:
+            hashes.add(bytes.fromhex(item.request.request_hash))
+    if failed:
+        raise IllegalBatchError(_told_once(failed))
+    # read again as they are needed: to keep them all would take a hundred times the memory of their hashes
+    return Intake(_items(requests, values, None, None), len(requests), frozenset(hashes))
 
 
 class KeyCheck:

@@ -10,14 +10,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
+from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.shards import Done, Item
 from prefect_ttapi.lineage.artifacts import Progress, batch_key, publish_markdown, publish_table
 from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.manifest import Row, read_manifest, write_manifest
@@ -114,12 +113,6 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._rows.close()
-
-    def marked(self, items: Iterator[Item | Row]) -> Iterator[Item | Row]:
-        """The items, of which those that the gallery page shows are to come back with thumbnails."""
-        for item in items:
-            shown = isinstance(item, Item) and item.row < GALLERY_ROWS
-            yield replace(item, with_thumbnails=True) if shown and isinstance(item, Item) else item
 
     def add(self, done: Done) -> None:
         """One more row."""

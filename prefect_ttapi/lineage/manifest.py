@@ -88,6 +88,7 @@ class Row(BaseModel):
         api_origin: who answered, e.g. `https://api.ttapi.io`.
         flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
         maybe_paid: notes on payments that may have given no images.
+        also_paid: notes on payments whose answer came second, and was not used.
         values: the prompts file's other columns, as text.
         ledger_tag, ledger_size: tag and length in bytes of the ledger record that the row was made from: while a
             listing of the store shows both, the row still says what the record says.
@@ -112,6 +113,7 @@ class Row(BaseModel):
     flow_run_id: str | None = None
     task_run_id: str | None = None
     maybe_paid: tuple[_Text, ...] = ()
+    also_paid: tuple[_Text, ...] = ()
     values: Annotated[dict[str, str], BeforeValidator(_as_text)] = {}
     ledger_tag: str | None = None
     ledger_size: int | None = Field(None, ge=0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from prefect_ttapi.errors import Outcome, TTAPIError
+from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import Again, RetryPolicy, Verdict
+from prefect_ttapi.wire.pacing import Rejection, Turn
 
 log: Final = logging.getLogger(__name__)
 
@@ -25,23 +25,6 @@ _BY_DOUBT: Final = (
     Outcome.UNUSABLE,
     Outcome.UNKNOWN,
 )
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Time and chance. Tests bring their own.
-
-    Attributes:
-        monotonic: seconds that only grow.
-        now: Unix seconds.
-        sleep: waits that many seconds; what it raises ends the request.
-        jitter: a random number from 0 to its argument.
-    """
-
-    monotonic: Callable[[], float] = time.monotonic
-    now: Callable[[], float] = time.time
-    sleep: Callable[[float], None] = time.sleep
-    jitter: Callable[[float], float] = lambda most: random.uniform(0, most)  # noqa: S311 - no secret
 
 
 @dataclass(frozen=True)
@@ -68,52 +51,95 @@ class Answered(Generic[Answer]):
         return len(self.earlier) + 1
 
 
+class StopSending(Exception):  # noqa: N818 - a decision of the caller, not an error
+    """Raised by `before_send` or `while_waiting`: the request is no longer wanted; the message says why.
+
+    Whoever asked for it gets it as it is where nothing was sent, else the error of the last attempt, which says it too.
+    """
+
+
 def attempt(
     send: Callable[[int], Answer | Failure],
     *,
     name: str,
     policy: RetryPolicy,
     clock: Clock,
+    turn: Turn,
     before_send: Callable[[int], None] | None,
 ) -> Answered[Answer]:
-    """The answer that `send` gives, calling it as often as `policy` allows.
+    """The answer that `send` gives, calling it as often as `policy` allows and at the pace of `turn`.
+
+    Being one too many counts as an attempt only for the request because of which the pace slows down: the others of
+    the same burst never had a chance. So for each rejection that doesn't count there is one that did.
 
     Args:
         send: called with 1, 2, ...
         name: what the log calls the request.
+        turn: takes a place for each send, and keeps it for the answer.
         before_send: called with 1, 2, ... right before each send; what it raises ends the request.
 
     Raises:
+        StopSending: from `before_send` or `turn`, before anything was sent.
         TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most
             doubtful of all attempts', since any of them may have been paid.
     """
+    before = before_send or (lambda _number: None)
+    turn.take()
     started = clock.monotonic()
-    past: list[Verdict] = []
-    while True:
-        number = len(past) + 1
-        if before_send is not None:
-            before_send(number)
-        answer = send(number)
+    before(1)
+    answer = send(1)
+    earlier: tuple[Outcome, ...] = ()
+    counted: list[Verdict] = []
+    while isinstance(answer, Failure):
+        number = len(earlier) + 1
         elapsed = clock.monotonic() - started
-        outcomes = tuple(verdict.error.outcome for verdict in past)
-        if not isinstance(answer, Failure):
-            log.info("%s: attempt %d was answered after %.1f s", name, number, elapsed)
-            return Answered(answer, outcomes, started)
-        past.append(answer.verdict)
-        step = policy.next_step(past, retry_after=answer.retry_after, elapsed=elapsed, jitter=clock.jitter)
-        log.warning(
+        outcome = answer.verdict.error.outcome
+        rejection = turn.rejected() if outcome is Outcome.REJECTED else None
+        counts = rejection is not Rejection.IN_COMPANY
+        counted += [answer.verdict] if counts else []
+        step = policy.next_step(
+            counted,
+            retry_after=answer.retry_after,
+            elapsed=elapsed,
+            jitter=clock.jitter,
+            counts=counts,
+            backoff=rejection in (None, Rejection.ALONE),
+        )
+        log.log(
+            logging.WARNING if counts else logging.DEBUG,
             "%s: attempt %d failed (%s; outcome: %s): %s; %s",
             name,
             number,
             f"HTTP {answer.status_code}" if answer.status_code else "no answer",
-            answer.verdict.error.outcome,
+            outcome,
             answer.message,
             step,
         )
+        everybody = rejection is not None or answer.retry_after is not None
+        if everybody:
+            turn.hold(step.pause)
         if step.wait is None:
             why = None if answer.verdict.again is Again.NEVER else step.why
-            raise failed(answer, outcomes, elapsed, not_resent=why)
-        clock.sleep(step.wait)
+            raise failed(answer, earlier, elapsed, not_resent=why)
+        try:
+            if not everybody:
+                turn.sleep(step.wait)
+            turn.take()
+            _check_time(policy, clock.monotonic() - started)
+            before(number + 1)
+        except StopSending as stop:
+            raise failed(answer, earlier, clock.monotonic() - started, not_resent=str(stop)) from None
+        earlier += (outcome,)
+        answer = send(number + 1)
+    turn.answered()
+    log.info("%s: attempt %d was answered after %.1f s", name, len(earlier) + 1, clock.monotonic() - started)
+    return Answered(answer, earlier, started)
+
+
+def _check_time(policy: RetryPolicy, elapsed: float) -> None:
+    late = policy.too_late(elapsed)
+    if late:
+        raise StopSending(late)
 
 
 def failed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, TypeVar
@@ -17,11 +17,13 @@ from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 from prefect_ttapi.wire.addresses import reach_from
-from prefect_ttapi.wire.attempts import Answered, Clock, Failure, attempt, failed
+from prefect_ttapi.wire.attempts import Answered, Failure, attempt, failed
+from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.decoding import MAX_BYTES
 from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
 from prefect_ttapi.wire.exchange import Exchange
 from prefect_ttapi.wire.outcomes import RetryPolicy
+from prefect_ttapi.wire.pacing import Pace, Turn
 from prefect_ttapi.wire.reading import Received, Reply, read_reply
 from prefect_ttapi.wire.redaction import Redactor, checked_key
 from prefect_ttapi.wire.streaming import Finished, read_stream
@@ -31,6 +33,7 @@ log: Final = logging.getLogger(__name__)
 LONGEST_TIMEOUT: Final = 86_400.0  # seconds
 
 BeforeSend = Callable[[int], None]
+WhileWaiting = Callable[[], None]
 _T = TypeVar("_T")
 
 
@@ -54,6 +57,10 @@ class TTAPIClient:
 
     Raises:
         ValueError: an argument makes no sense; the key is in no message.
+
+    Pace: where the API says that it is too much (429, 499), all requests of the client are sent more slowly for a
+    while, those that wait longest first; a wait that it asks of one (Retry-After) is kept by all. Of a burst of
+    requests that are rejected together, one counts an attempt; the others did not have a chance.
 
     Connections: as many as there are requests in flight. Idle ones are kept for 2 s, less than servers keep
     them, and repeated sends get new ones: a request that meets the end of its connection has an unknown
@@ -85,6 +92,7 @@ class TTAPIClient:
         self._policy = RetryPolicy(max_attempts, retry_unknown_outcome, retry_after_ceiling, total_timeout)
         self._max_body_bytes = max_body_bytes
         self._clock = clock or Clock()
+        self._pace = Pace(self._clock)
         key = checked_key(api_key)
         redactor = Redactor(key)
         ssl_context = httpx.create_ssl_context()
@@ -126,19 +134,27 @@ class TTAPIClient:
         self._exchange.close()
         self._downloader.close()
 
-    def generate(self, request: ImageRequest, *, before_send: BeforeSend | None = None) -> GeneratedImages:
+    def generate(
+        self,
+        request: ImageRequest,
+        *,
+        before_send: BeforeSend | None = None,
+        while_waiting: WhileWaiting | None = None,
+    ) -> GeneratedImages:
         """The images that `request` asks for; perhaps fewer than `n`, with a warning in the log: where some of
         those that came are of no use, or can't be fetched, the others are paid all the same.
 
         Args:
             before_send: called with 1, 2, ... right before each send; what it raises goes to the caller, and
                 nothing is sent.
+            while_waiting: called every half second as long as the request waits to be sent; as is `before_send`.
 
         Raises:
             TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid.
         """
         name = request.request_hash[:12]
-        done = self._attempt(partial(self._ask, request), name, before_send)
+        with self._pace.turn(while_waiting) as turn:
+            done = self._attempt(partial(self._ask, request), name, turn, before_send)
         reply = done.answer
         images: list[GeneratedImage] = []
         lost: list[DownloadError] = []
@@ -161,33 +177,46 @@ class TTAPIClient:
         )
 
     def stream(
-        self, request: ImageRequest, *, before_send: BeforeSend | None = None
+        self,
+        request: ImageRequest,
+        *,
+        before_send: BeforeSend | None = None,
+        while_waiting: WhileWaiting | None = None,
     ) -> Generator[PartialImage | CompletedImage, None, None]:
         """Previews and finished images of `request` as they come; a generator, so nothing is sent before it
         runs.
 
         Sends `stream: true` whatever the request says. Never sent again once the answer began. Closing the
-        generator closes the connection; the vendor may go on, and bill. With `n` > 1 the events do not tell
+        generator closes the connection; the vendor may go on, and bill. Until its end the stream is in flight, and
+        other requests may have to wait for it. With `n` > 1 the events do not tell
         which image a preview belongs to, nor which finished image is which: they are numbered as they come.
 
         Args:
-            before_send: as in `generate`.
+            before_send, while_waiting: as in `generate`.
 
         Raises:
             TTAPIError: no image was finished, or the stream reports an error.
         """
         name = request.request_hash[:12]
         send = partial(self._exchange.open, request.body(stream=True), "text/event-stream")
-        done = self._attempt(send, name, before_send)
         finished = 0
-        with closing(done.answer) as opened:
+        with ExitStack() as open_until_the_end:
+            turn = open_until_the_end.enter_context(self._pace.turn(while_waiting))
+            done = self._attempt(send, name, turn, before_send)
+            opened = open_until_the_end.enter_context(closing(done.answer))
             for part in read_stream(opened, request.n, self._max_body_bytes):
                 if isinstance(part, Failure):
                     raise failed(part, done.earlier, self._clock.monotonic() - done.started)
                 if isinstance(part, Finished):
                     image = self._image(part.received, finished, name, done, opened.request_id)
                     finished += 1
-                    yield CompletedImage(**vars(image), usage=part.usage)
+                    yield CompletedImage(
+                        **vars(image),
+                        usage=part.usage,
+                        attempts=done.attempts,
+                        request_id=opened.request_id,
+                        earlier_outcomes=done.earlier,
+                    )
                 else:
                     yield part
         self._warn_of_fewer(name, request.n, finished)
@@ -200,9 +229,11 @@ class TTAPIClient:
             return read_reply(opened, self._max_body_bytes)
 
     def _attempt(
-        self, send: Callable[[int], _T | Failure], name: str, before_send: BeforeSend | None
+        self, send: Callable[[int], _T | Failure], name: str, turn: Turn, before_send: BeforeSend | None
     ) -> Answered[_T]:
-        return attempt(send, name=name, policy=self._policy, clock=self._clock, before_send=before_send)
+        return attempt(
+            send, name=name, policy=self._policy, clock=self._clock, turn=turn, before_send=before_send
+        )
 
     def _image(
         self, received: Received, index: int, name: str, done: Answered[Any], request_id: str | None

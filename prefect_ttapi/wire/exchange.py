@@ -15,8 +15,9 @@ from pydantic import SecretStr
 
 from prefect_ttapi.origins import is_loopback
 from prefect_ttapi.wire.answers import is_moderation, read_error
-from prefect_ttapi.wire.attempts import Clock, Failure
+from prefect_ttapi.wire.attempts import Failure
 from prefect_ttapi.wire.bodies import BodyEndsEarly, BodyError, decoded
+from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import (
     BREAKS,
     MODERATED,

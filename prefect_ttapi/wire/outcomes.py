@@ -3,12 +3,14 @@
 | what happened                                        | outcome              | sent again                  |
 |------------------------------------------------------|----------------------|-----------------------------|
 | no connection, or the request not written in full    | never delivered      | up to `max_attempts`        |
-| 429, 499                                             | rejected before work | up to `max_attempts`        |
+| 429, 499                                             | rejected before work | up to `max_attempts` (*)    |
 | 500, 502, 503                                        | server fault         | twice: three sends in all   |
 | 504, 520-524, lost or silent after it was written    | unknown              | only where opted in         |
 | any other 5xx                                        | unknown              | never                       |
 | any other 4xx                                        | refused for good     | never                       |
 | 1xx, 3xx; a 2xx that is no usable answer             | answered but unusable| never                       |
+
+(*) Of a burst of requests that are rejected together, one rejection counts: see `attempts`.
 
 A request of which the last byte was not handed to the network can't have been worked on: its JSON is
 incomplete.
@@ -105,10 +107,14 @@ def judge_status(status: int) -> Verdict:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do after a failed attempt: send again after `wait` seconds, or stop, and `why`."""
+    """What to do after a failed attempt: send again after `wait` seconds, or stop, and `why`.
+
+    `pause`: seconds for which other requests should not be sent either, where the API said something about them all.
+    """
 
     wait: float | None
     why: str = ""
+    pause: float = 0.0
 
     def __str__(self) -> str:
         return f"not sent again: {self.why}" if self.wait is None else f"sent again in {self.wait:.1f} s"
@@ -153,14 +159,44 @@ class RetryPolicy:
         retry_after: float | None,
         elapsed: float,
         jitter: Callable[[float], float],
+        counts: bool = True,
+        backoff: bool = True,
     ) -> Step:
         """What to do after the attempts in `past`, of which the last has just failed.
 
         Args:
+            past: those that count; without the last one where that does not.
             retry_after: seconds that the API asked to wait.
             elapsed: seconds since the first attempt began.
             jitter: a random number from 0 to its argument.
+            counts: False: it was rejected together with others, of which one counted.
+            backoff: False: requests are sent more slowly by other means.
         """
+        bearable = retry_after is None or retry_after <= self.retry_after_ceiling
+        asked = retry_after or 0.0 if bearable else 0.0
+        exhausted = self._exhausted(past, counts)
+        if exhausted:
+            return Step(None, exhausted, asked)
+        if not bearable:
+            ceiling = f"retry_after_ceiling ({self.retry_after_ceiling:g} s)"
+            return Step(None, f"the API asks to wait {retry_after:.0f} s, which is more than {ceiling}")
+        # the wait that was asked for is the same for every caller: jitter spreads them here, too
+        wait = asked + jitter(self._backoff(len(past))) if backoff else asked
+        late = self.too_late(elapsed + wait)
+        return Step(None, late, asked) if late else Step(wait, pause=wait)
+
+    def too_late(self, elapsed: float) -> str | None:
+        """Why nothing is sent `elapsed` seconds after the first attempt began; None where it may be."""
+        if self.total_timeout is None or elapsed < self.total_timeout:
+            return None
+        return f"total_timeout ({self.total_timeout:g} s) would be over"
+
+    def _exhausted(self, past: Sequence[Verdict], counts: bool) -> str | None:
+        """Why there is no further attempt, where there have been enough."""
+        if len(past) >= self.max_attempts or self.max_attempts == 1:
+            return Again.FREELY
+        if not counts:
+            return None
         again = past[-1].again
         allowed = {
             Again.FREELY: self.max_attempts,
@@ -168,18 +204,7 @@ class RetryPolicy:
             Again.OPTED_IN: self.max_attempts if self.retry_unknown_outcome else 1,
             Again.NEVER: 1,
         }[again]
-        if len(past) >= self.max_attempts:
-            return Step(None, Again.FREELY)
-        if sum(verdict.again is again for verdict in past) >= allowed:
-            return Step(None, again)
-        if retry_after is not None and retry_after > self.retry_after_ceiling:
-            ceiling = f"retry_after_ceiling ({self.retry_after_ceiling:g} s)"
-            return Step(None, f"the API asks to wait {retry_after:.0f} s, which is more than {ceiling}")
-        # the wait that was asked for is the same for every caller: jitter spreads them here, too
-        wait = (retry_after or 0.0) + jitter(self._backoff(len(past)))
-        if self.total_timeout is not None and elapsed + wait >= self.total_timeout:
-            return Step(None, f"total_timeout ({self.total_timeout:g} s) would be over")
-        return Step(wait)
+        return again if sum(verdict.again is again for verdict in past) >= allowed else None
 
     def _backoff(self, sends: int) -> float:
         return min(self.backoff_ceiling, self.backoff * 2.0 ** min(sends - 1, 60))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from prefect_ttapi.wire.attempts import Clock
+from prefect_ttapi.wire.clock import Clock
 
 
 class StoppedClock:

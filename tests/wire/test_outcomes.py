@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.errors import Outcome
 from prefect_ttapi.wire import attempts, events, outcomes, sse
-from prefect_ttapi.wire.attempts import Clock
+from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import (
     ABSURD_SECONDS,
     BREAKS,

@@ -1,0 +1,233 @@
+"""What of a batch is already paid for: told by listings, not by a look-up for each request.
+
+One listing of the ledger tells which requests have a record, one of the images which of these are there. What a record
+says comes from the manifests of earlier batches of the same name where the listing shows that it still stands, else
+from the record itself. Where listing would cost more than looking, as in a huge old store, it ends early.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Final
+
+from prefect_ttapi.batch.earlier import Earlier
+from prefect_ttapi.batch.items import Done, Item, row_of
+from prefect_ttapi.batch.shards import Plan, row_of_paid, thumbnails_of
+from prefect_ttapi.delivery import keys_of
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.paying import Paid
+from prefect_ttapi.responses import DeliveredImage, StoredImage
+from prefect_ttapi.storage.keys import KeyTemplateError
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.objects import Listed
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+#: Records read side by side, and how many may wait for the one before them.
+_LOOK_UPS: Final = 16
+_WINDOW: Final = 64
+
+#: Listing an object costs about a tenth of looking it up (measured on S3); what is listed is kept in memory.
+_LISTED_PER_LOOK_UP: Final = 10
+_LEAST_LISTED: Final = 1_000
+_MOST_LISTED: Final = 200_000
+
+#: What a row says of its request's images, whichever batch it stands in.
+_KEPT: Final = (
+    "images", "usage", "created_at", "flow_run_id", "task_run_id", "maybe_paid", "also_paid", "ledger_tag",
+    "ledger_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Objects by key, all there are below a prefix if it is `complete`."""
+
+    objects: dict[str, Listed]
+    complete: bool
+
+    def shows(self, key: str, size: int | None, tag: str | None) -> bool:
+        """Whether the object stands as it was when it had this length and tag."""
+        listed = self.objects.get(key)
+        return listed is not None and (listed.size, listed.tag) == (size, tag)
+
+
+def listing(store: ImageStore, prefix: str, most: int, wanted: Callable[[str], bool] = bool) -> Listing:
+    """The objects below `prefix` whose keys are `wanted`, looking at `most` objects."""
+    found: dict[str, Listed] = {}
+    try:
+        everything = store.list(prefix)
+        for listed in islice(everything, most):
+            if wanted(listed.key):
+                found[listed.key] = listed
+        complete = next(everything, None) is None
+    except StoreError as error:  # who may not list may still look up
+        logger.info("What is paid for is looked up one by one, as the store can't be listed: %s", error)
+        complete = False
+    return Listing(found, complete)
+
+
+class Known:
+    """Tells the requests of a batch that are paid for from those that are still to be sent, or to be delivered.
+
+    Args:
+        wanted: the hashes of all requests, where they are known; without them nothing is listed.
+    """
+
+    def __init__(
+        self, store: ImageStore, ledger: Ledger, plan: Plan, wanted: Collection[bytes] | None
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._plan = plan
+        self._wanted = wanted or frozenset()
+
+    def sort_out(
+        self, items: Iterator[Item | Row], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Item | Done]:
+        """In order: the outcome of what is paid for, and of illegal items; else the item itself.
+
+        Args:
+            stopped: once it is true the rest is given as it comes, and nothing more is looked at.
+        """
+        if not self._wanted:
+            yield from map(_as_it_comes, items)
+            return
+        most = min(max(_LEAST_LISTED, _LISTED_PER_LOOK_UP * len(self._wanted)), _MOST_LISTED)
+        records = listing(self._store, self._ledger.prefix, most, self._is_wanted)
+        with ExitStack() as stack:
+            shelf = stack.enter_context(self._shelf(records, most))
+            threads = stack.enter_context(ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="ttapi-look-up"))
+            window: deque[Item | Done | Future[Item | Done]] = deque()
+            for item in items:
+                found = _as_it_comes(item) if isinstance(item, Row) or stopped() else shelf.place(item)
+                window.append(threads.submit(found) if callable(found) else found)
+                while window and (len(window) > _WINDOW or not isinstance(window[0], Future)):
+                    yield _resolved(window.popleft())
+            yield from map(_resolved, window)
+
+    def _is_wanted(self, key: str) -> bool:
+        name = key.removeprefix(self._ledger.prefix).removesuffix(".json")
+        try:
+            return bytes.fromhex(name) in self._wanted
+        except ValueError:
+            return False
+
+    @contextmanager
+    def _shelf(self, records: Listing, most: int) -> Iterator[_Shelf]:
+        plan = self._plan
+        some = bool(records.objects)
+        images = listing(self._store, "images/", most) if some else Listing({}, True)
+        to = plan.deliver_to
+        copies = listing(to, plan.key.partition("{")[0], most) if some and to else Listing({}, True)
+        wanted = self._wanted if some else ()
+        with Earlier(
+            self._store, plan.name, self._ledger.api_origin, wanted, thumbnails=plan.thumbnails
+        ) as earlier:
+            yield _Shelf(self._store, self._ledger, plan, records, images, copies, earlier)
+
+
+def _as_it_comes(item: Item | Row) -> Item | Done:
+    return Done(item) if isinstance(item, Row) else item
+
+
+def _resolved(found: Item | Done | Future[Item | Done]) -> Item | Done:
+    return found.result() if isinstance(found, Future) else found
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """What listings and earlier manifests say."""
+
+    store: ImageStore
+    ledger: Ledger
+    plan: Plan
+    records: Listing
+    images: Listing
+    copies: Listing
+    earlier: Earlier
+
+    def place(self, item: Item) -> Item | Done | Callable[[], Item | Done]:
+        """What is known of the item; something to call in another thread where that takes a look into the store."""
+        request_hash = item.request.request_hash
+        listed = self.records.objects.get(self.ledger.key(request_hash))
+        if listed is None:
+            return replace(item, known_absent=self.records.complete)
+        row = self.earlier.row(request_hash)
+        if row is not None and self._stands(row, listed):
+            copies = self._standing_copies(item, row)
+            if copies is None:
+                return item
+            return self._again(item, row, copies)
+        # a record is read once: by the shard, where that has to deliver or may have to pay anew
+        needs_shard = self.plan.deliver_to is not None or self.plan.not_before is not None
+        return item if needs_shard else partial(self._read, item)
+
+    def _stands(self, row: Row, listed: Listed) -> bool:
+        """Whether an earlier row still says what the ledger says, and its images are there."""
+        made = row.created_at
+        young = self.plan.not_before is None or (made is not None and made >= self.plan.not_before)
+        same = (row.ledger_size, row.ledger_tag) == (listed.size, listed.tag)
+        return young and same and bool(row.images) and not self._missing(row.images)
+
+    def _missing(self, images: Iterable[StoredImage]) -> list[StoredImage]:
+        """Those of `images` that the listing does not show in full, at the place that this store has for them."""
+        return [image for image in images if not self._is_there(image)]
+
+    def _is_there(self, image: StoredImage) -> bool:
+        key = self.store.image_key(image.sha256, image.media_type)
+        listed = self.images.objects.get(key)
+        return listed is not None and listed.size == image.size_bytes and image.uri == self.store.uri(key)
+
+    def _standing_copies(self, item: Item, row: Row) -> tuple[DeliveredImage, ...] | None:
+        """The row's copies under the keys that the item asks for; None where one is still to be made."""
+        plan = self.plan
+        if plan.deliver_to is None:
+            return ()
+        try:
+            keys = keys_of(
+                item.request, row.images, plan.key, values=item.values, date=plan.date, batch=plan.name
+            )
+        except KeyTemplateError:
+            return None
+        known = {copy.uri: copy for copy in row.delivered}
+        copies = [known.get(plan.deliver_to.uri(key)) for key in keys]
+        standing = tuple(
+            copy.model_copy(update={"url": plan.deliver_to.public_url(copy.uri)})
+            for key, copy, image in zip(keys, copies, row.images, strict=True)
+            if copy and copy.sha256 == image.sha256 and self.copies.shows(key, copy.size_bytes, copy.etag)
+        )
+        return standing if len(standing) == len(keys) else None
+
+    def _again(
+        self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]
+    ) -> Done | Callable[[], Item | Done]:
+        now = row_of(item, row.api_origin)
+        found = {name: getattr(row, name) for name in _KEPT}
+        again = now.model_copy(update={**found, "status": "cached", "delivered": copies})
+        if not self.plan.thumbnails:
+            return Done(again)
+        thumbnails = self.earlier.thumbnails(row)
+        if None not in thumbnails:
+            return Done(again, thumbnails)
+        return lambda: Done(again, thumbnails_of(self.store, again.images))
+
+    def _read(self, item: Item) -> Item | Done:
+        try:
+            missing = self._missing if self.images.complete else None
+            record = self.ledger.look_up(item.request.request_hash, missing=missing)
+        except StoreError:
+            return item  # its shard meets the store's error
+        if record is None:
+            return item
+        shown = thumbnails_of(self.store, record.generation.images) if self.plan.thumbnails else ()
+        return Done(row_of_paid(item, Paid(record, sent=False)), shown)

@@ -1,0 +1,186 @@
+"""What the shards of one batch share within one process: workers, the budget, the reason to stop.
+
+In the process of the coordinator there is one session for the whole batch, so that `max_in_flight` requests are
+under way whatever shards they came in. A shard that runs in another process has a session of its own, with its share.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
+from typing import Final
+
+from prefect_ttapi.batch.breaker import Breaker
+from prefect_ttapi.batch.budget import Spending
+from prefect_ttapi.batch.items import Done, Item
+from prefect_ttapi.batch.rate import RateLimit
+from prefect_ttapi.errors import ACCOUNT_ERRORS
+from prefect_ttapi.storage.ledger import Waiting
+
+#: From an item, and what it waited for the last time, to its row; or to what it waits for now.
+Work = Callable[[Item, Waiting | None], Done | Waiting]
+
+#: Is given each item's outcome as soon as it is there.
+OnDone = Callable[[Item, Done], None]
+
+_STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
+
+
+class Stop:
+    """Why the rest of a batch is not sent, once there is a reason; set and read by threads of one process."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.error_type: str | None = None
+        self.cancelled = False
+
+    def cancel(self, why: str = "the batch was cancelled", error_type: str = "CancelledError") -> None:
+        """Whoever waits for the batch does so no longer: stop sending, and reading what has no known end."""
+        self.because(why, error_type)
+        self.cancelled = True
+
+    def because(self, why: str, error_type: str | None) -> None:
+        """Stop sending; the first reason stays."""
+        if self.reason is None:
+            self.reason, self.error_type = f"not sent, because {why}", error_type
+
+
+class Session:
+    """Workers for the requests of a batch, and an account of what becomes of them.
+
+    Args:
+        in_flight: how many requests are under way at once.
+        spending: the budget of all of them.
+        breaker: stops the batch after failures in a row.
+        rate: spaces the sends.
+        stop: the reason to stop, shared with whoever may cancel the batch.
+        on_done: is given each outcome at once, from a worker; None: `run` returns them.
+    """
+
+    def __init__(
+        self,
+        in_flight: int,
+        spending: Spending,
+        *,
+        breaker: Breaker,
+        rate: RateLimit | None = None,
+        stop: Stop | None = None,
+        on_done: OnDone | None = None,
+    ) -> None:
+        self.spending = spending
+        self.rate = rate
+        self.stop = stop or Stop()
+        self._breaker = breaker
+        self._on_done = on_done
+        self._workers = ThreadPoolExecutor(in_flight, thread_name_prefix="ttapi-batch")
+        self._accounting = threading.Lock()
+        self._under_way: set[int] = set()
+
+    def close(self) -> None:
+        """Start nothing more; what is under way goes on."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def under_way(self) -> frozenset[int]:
+        """The rows being worked on."""
+        return frozenset(self._under_way.copy())
+
+    def run(self, items: Sequence[Item], work: Work) -> list[Done | None]:
+        """Every item to its outcome, in order; None for one that was handed on, or left when the batch was.
+
+        An item that waits for somebody else's claim takes no place in flight: it comes back after its pause.
+        """
+        outcomes: list[Done | None] = [None] * len(items)
+        ended: queue.SimpleQueue[tuple[int, Future[Done | Waiting | None]]] = queue.SimpleQueue()
+        later: list[tuple[float, int, Waiting]] = []
+
+        def start(place: int, waiting: Waiting | None = None) -> None:
+            # each in a copy of the task run's context, so that what it does is known as the task run's
+            job: Future[Done | Waiting | None]
+            try:
+                job = self._workers.submit(copy_context().run, self._outcome, work, items[place], waiting)
+            except RuntimeError:  # closed, as the batch was left
+                job = Future()
+                job.cancel()
+            job.add_done_callback(lambda done: ended.put((place, done)))
+
+        for place in range(len(items)):
+            start(place)
+        missing = len(items)
+        while missing:
+            try:
+                place, job = ended.get(timeout=max(0.0, later[0][0] - time.monotonic()) if later else None)
+            except queue.Empty:
+                start(later[0][1], heapq.heappop(later)[2])
+                continue
+            found = None if job.cancelled() else job.result()
+            if isinstance(found, Waiting):
+                heapq.heappush(later, (time.monotonic() + found.pause, place, found))
+            else:
+                outcomes[place] = found
+                missing -= 1
+        return outcomes
+
+    def _outcome(self, work: Work, item: Item, waiting: Waiting | None) -> Done | Waiting | None:
+        self._under_way.add(item.row)
+        try:
+            done = work(item, waiting)
+        finally:
+            self._under_way.discard(item.row)
+        if isinstance(done, Waiting):
+            return done
+        self.account(item, done)
+        if self._on_done is None:
+            return done
+        self._on_done(item, done)
+        return None
+
+    def account(self, item: Item, done: Done) -> None:
+        """Note what an item cost, and whether its failure stops the rest."""
+        row = done.row
+        with self._accounting:
+            if item.may_pay:
+                self.spending.settle(item.request, done.images_paid, row.usage)
+            if row.status == "failed" and row.error_type in _STOPPING:
+                self.stop.because(f"an earlier request failed: {row.error}", row.error_type)
+            if row.status in ("generated", "failed"):
+                tripped = self._breaker.note(row.error_type)
+                if tripped:
+                    self.stop.because(f"{tripped}, the last with: {row.error}", row.error_type)
+
+
+#: By process, as a fork takes no threads along, and batch.
+_OPEN: dict[tuple[int, str], Session] = {}
+
+
+@contextmanager
+def shared(session: Session, batch_id: str) -> Iterator[Session]:
+    """Make the session known to the batch's shards in this process; closed at the end."""
+    key = os.getpid(), batch_id
+    _OPEN[key] = session
+    try:
+        yield session
+    finally:
+        del _OPEN[key]
+        session.close()
+
+
+@contextmanager
+def session_for(batch_id: str, own: partial[Session]) -> Iterator[Session]:
+    """The batch's session in this process, or one of the shard's own."""
+    session = _OPEN.get((os.getpid(), batch_id))
+    if session is not None:
+        yield session
+        return
+    session = own()
+    try:
+        yield session
+    finally:
+        session.close()

@@ -1,0 +1,230 @@
+"""How fast an API lets itself be asked, found out once for all requests of a client.
+
+Nothing is limited until the API says that it is too much (429, 499). Then the number of requests in flight is
+halved, once for each burst of such answers, and grows by one for each such number of answers in a row that are none:
+what TCP does, for the same reason. A wait that the API asks of one request is everybody's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from bisect import insort
+from collections.abc import Callable
+from enum import Enum
+from itertools import count
+from types import TracebackType
+from typing import Final, Self
+
+from prefect_ttapi.wire.clock import Clock
+
+log: Final = logging.getLogger(__name__)
+
+#: Seconds between two calls of `while_waiting`.
+POLL: Final = 0.5
+
+
+class Rejection(Enum):
+    """What it says of the pace that a request was one too many."""
+
+    ALONE = "nothing else was in flight"
+    SLOWED = "the limit falls because of it"
+    IN_COMPANY = "the limit has fallen since it started"
+
+
+class Window:
+    """How many requests may be in flight, and when the next one may start (sans-IO, for one thread at a time).
+
+    Attributes:
+        limit: requests in flight at once, at most; None: any number.
+        in_flight: those that started and have not ended.
+        not_before: no request starts earlier, on the caller's clock.
+        slowed: how often the limit was lowered; a request remembers what it was when it started.
+
+    >>> window = Window()
+    >>> seen = [window.start() for _ in range(8)]
+    >>> window.reject(seen[0]).name, window.reject(seen[1]).name, window.limit
+    ('SLOWED', 'IN_COMPANY', 4)
+    """
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+        self.in_flight = 0
+        self.not_before = -math.inf
+        self.slowed = 0
+        self._answers = 0  # since the limit last changed
+        self._wanted = 0  # the most places that were asked for since then
+
+    def wait(self, now: float, queued: int) -> float | None:
+        """Seconds until the next request may start; None: not before another one ends.
+
+        Args:
+            queued: requests that want to start, this one included.
+        """
+        self._wanted = max(self._wanted, self.in_flight + queued)
+        if self.limit is not None and self.in_flight >= self.limit:
+            return None
+        return max(0.0, self.not_before - now)
+
+    def start(self) -> int:
+        """A request starts. What this gives is to be handed back at its end."""
+        self.in_flight += 1
+        self._wanted = max(self._wanted, self.in_flight)
+        return self.slowed
+
+    def hold(self, until: float) -> None:
+        """Nothing starts before `until`."""
+        self.not_before = max(self.not_before, until)
+
+    def reject(self, slowed: int) -> Rejection:
+        """The API says that a request in flight was one too many.
+
+        The limit falls because of it, but where the request started before it last fell: that tells nothing new.
+        """
+        if slowed != self.slowed:
+            return Rejection.IN_COMPANY
+        alone = self.in_flight == 1
+        self._change(max(1, self.in_flight // 2))
+        self.slowed += 1
+        return Rejection.ALONE if alone else Rejection.SLOWED
+
+    def answer(self, slowed: int) -> None:
+        """A request in flight was answered. One from before the limit last fell doesn't show that it may grow."""
+        if self.limit is None or slowed != self.slowed:
+            return
+        self._answers += 1
+        if self._answers >= self.limit:
+            self._change(None if self.limit >= self._wanted else self.limit + 1)
+
+    def end(self) -> None:
+        """A request is no longer in flight."""
+        self.in_flight -= 1
+
+    def _change(self, limit: int | None) -> None:
+        self.limit = limit
+        self._answers = self._wanted = 0
+
+
+class Pace:
+    """The window that all threads of a client share; who waits longest is let through first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.window = Window()
+        self.lock = threading.Lock()
+        self._queue: list[tuple[int, threading.Condition]] = []
+        self._numbers = count()
+        self._lowest = math.inf
+
+    def turn(self, while_waiting: Callable[[], None] | None = None) -> Turn:
+        """For one request, however often it is sent; to be used as a context.
+
+        Args:
+            while_waiting: called every half second while the request waits; what it raises ends the wait.
+        """
+        return Turn(self, next(self._numbers), while_waiting)
+
+    def take(self, number: int, while_waiting: Callable[[], None] | None) -> int:
+        """Wait for a place; numbers are served in their order."""
+        me = (number, threading.Condition(self.lock))
+        with self.lock:
+            insort(self._queue, me, key=lambda waiting: waiting[0])
+        try:
+            while True:
+                with self.lock:
+                    first = self._queue[0] is me
+                    wait = self.window.wait(self.clock.monotonic(), len(self._queue)) if first else None
+                    if wait == 0:
+                        return self.window.start()
+                    if wait is None:
+                        me[1].wait(POLL if while_waiting else None)
+                if wait:
+                    self.sleep(wait, while_waiting)
+                elif while_waiting:
+                    while_waiting()
+        finally:
+            with self.lock:
+                self._queue.remove(me)
+                self.wake()
+
+    def sleep(self, seconds: float, while_waiting: Callable[[], None] | None) -> None:
+        """Let time pass, in pieces where somebody may lose patience."""
+        piece = POLL if while_waiting else seconds
+        while seconds > 0:
+            self.clock.sleep(min(piece, seconds))
+            seconds -= piece
+            if while_waiting:
+                while_waiting()
+
+    def wake(self) -> None:
+        """Let the first one in the queue look again; with the lock held."""
+        if self._queue:
+            self._queue[0][1].notify()
+
+    def tell(self) -> None:
+        """A line in the log where the limit is lower than ever, or gone; with the lock held."""
+        limit = self.window.limit
+        if limit is None and self._lowest < math.inf:
+            log.info("the API takes what is asked of it again: no limit on requests in flight")
+            self._lowest = math.inf
+        elif limit is not None and limit < self._lowest:
+            log.warning("the API takes no more for now: at most %d request(s) in flight", limit)
+            self._lowest = limit
+
+
+class Turn:
+    """One request's way through the pace. It has at most one place, which the end of the context gives back."""
+
+    def __init__(self, pace: Pace, number: int, while_waiting: Callable[[], None] | None) -> None:
+        self._pace = pace
+        self._number = number
+        self._while_waiting = while_waiting
+        self._has_place = False
+        self._slowed = 0  # what the window said when the place was taken
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.give_back()
+
+    def take(self) -> None:
+        """Wait until the request may be sent. One that was sent before goes ahead of those that never were."""
+        self._slowed = self._pace.take(self._number, self._while_waiting)
+        self._has_place = True
+
+    def sleep(self, seconds: float) -> None:
+        """Wait without a place, for reasons of this request alone."""
+        self.give_back()
+        self._pace.sleep(seconds, self._while_waiting)
+
+    def answered(self) -> None:
+        """The API works on the request, which has a place, or is done with it: there was room for it."""
+        with self._pace.lock:
+            self._pace.window.answer(self._slowed)
+            self._pace.tell()
+            self._pace.wake()
+
+    def rejected(self) -> Rejection:
+        """The request, which has a place, was one too many."""
+        with self._pace.lock:
+            rejection = self._pace.window.reject(self._slowed)
+            self._pace.tell()
+        return rejection
+
+    def hold(self, seconds: float) -> None:
+        """Give the place back; no request of the client starts within `seconds`."""
+        with self._pace.lock:
+            self._pace.window.hold(self._pace.clock.monotonic() + seconds)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The request is no longer in flight; nothing where it isn't."""
+        with self._pace.lock:
+            if self._has_place:
+                self._has_place = False
+                self._pace.window.end()
+                self._pace.wake()

@@ -1,0 +1,40 @@
+"""When a batch is given up."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_ttapi.batch.breaker import Breaker
+
+ENDS = {
+    "ten of a kind": (["ServerError"] * 10, [9]),
+    "and each one after": (["ServerError"] * 12, [9, 10, 11]),
+    "a success in between": (["ServerError"] * 9 + [None] + ["ServerError"] * 9, []),
+    "two kinds in turns": (["ServerError", "RateLimitError"] * 20, []),
+    "another kind counts from one": (["ServerError"] * 9 + ["RateLimitError"] * 10, [18]),
+    "refused prompts only": (["ModerationError"] * 50, []),
+    "refused prompts amid an outage": (["ServerError", "ModerationError"] * 10, [18]),
+    "success only": ([None] * 50, []),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ten_failures_of_one_kind_in_a_row_trip_it(name: str) -> None:
+    """A success ends the row, another kind begins a new one, a refused prompt is neither."""
+    ends, trips = ENDS[name]
+    breaker = Breaker()
+    reasons = [breaker.note(end) for end in ends]
+    assert [number for number, reason in enumerate(reasons) if reason] == trips
+    assert all(
+        reason == f"{number - trips[0] + 10} requests in a row failed with {ends[trips[0]]}"
+        for number, reason in enumerate(reasons)
+        if reason
+    )
+
+
+def test_without_a_limit_it_never_trips() -> None:
+    """None is no breaker, and less than one failure can't trip one."""
+    breaker = Breaker(None)
+    assert {breaker.note("ServerError") for _ in range(100)} == {None}
+    with pytest.raises(ValueError, match="at least 1"):
+        Breaker(0)

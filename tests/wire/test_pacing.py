@@ -1,0 +1,260 @@
+"""One request that was too many slows the others down, and they are back at full speed when there is room again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_ttapi.errors import Outcome, RateLimitError
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.wire.attempts import Answered, Failure, StopSending, attempt
+from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.outcomes import STATUSES, RetryPolicy
+from prefect_ttapi.wire.pacing import Pace, Rejection, Window
+from tests.wire.clocks import StoppedClock
+from tests.wire.hostile import HostileServer, answer, answered, png
+
+CAT = ImageRequest(prompt="a cat", model="gpt-image-1")
+GOOD = answer(200, answered(png()))
+SLOW_DOWN = answer(429, {"message": "slow down"}, {"Retry-After": "3"})
+TOO_MANY = Failure(STATUSES[429], "slow down", 429)
+
+
+def started(window: Window, count: int) -> list[int]:
+    return [window.start() for _ in range(count)]
+
+
+def test_a_burst_of_rejections_halves_the_window_once() -> None:
+    """Of 32 in flight, 27 are rejected: 16 may follow. Only one that started after that lowers it further."""
+    window = Window()
+    burst = started(window, 32)
+    told = []
+    for place in burst[5:]:
+        told.append(window.reject(place))
+        window.end()
+    assert (told.count(Rejection.SLOWED), told.count(Rejection.IN_COMPANY), window.limit) == (1, 26, 16)
+    assert window.wait(now=0, queued=27) == 0
+    later = started(window, 11)
+    assert window.wait(now=0, queued=16) is None
+    assert window.reject(later[0]) is Rejection.SLOWED
+    assert window.limit == 8
+
+
+def test_the_window_grows_by_one_for_each_window_of_answers() -> None:
+    """From 2 to 3 after two answers, to 4 after three more; it is gone when fewer are asked for than it allows."""
+    window = Window()
+    for place in started(window, 4)[:1]:
+        window.reject(place)
+    window.in_flight = 0
+    limits = []
+    for wanted in [9] * 9 + [4] * 9:
+        window.wait(0, queued=wanted)
+        window.answer(window.start())
+        window.end()
+        limits.append(window.limit)
+    assert limits == [2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 5, None, None, None, None, None]
+
+
+def test_answers_from_before_the_limit_fell_do_not_raise_it() -> None:
+    """What was in flight already shows nothing of the lower speed."""
+    window = Window()
+    burst = started(window, 4)
+    window.reject(burst[0])
+    window.wait(0, queued=4)
+    for place in burst[1:]:
+        window.answer(place)
+    assert window.limit == 2
+
+
+@given(st.integers(1, 12), st.integers(1, 40), st.lists(st.integers(0, 2**16), min_size=1, max_size=300))
+def test_whatever_the_order_of_events_the_window_keeps_its_word(
+    room: int, wanted: int, choices: list[int]
+) -> None:
+    """A server with so much room, ends in any order: nothing starts above the limit, which is never less than 1,
+    and the limit falls at most once between a request's start and its end."""
+    window = Window()
+    flying: list[int] = []
+    for choice in choices:
+        if len(flying) < wanted and window.wait(0, wanted - len(flying)) == 0:
+            assert window.limit is None or len(flying) < window.limit
+            flying.append(window.start())
+        place, falls = flying.pop(choice % len(flying)), window.slowed
+        if len(flying) >= room:
+            rejection = window.reject(place)
+            assert (rejection is Rejection.IN_COMPANY) == (place < falls)
+            assert window.slowed == max(falls, place + 1)
+        elif choice % 3:
+            flying.append(place)
+            continue
+        else:
+            window.answer(place)
+        window.end()
+        assert window.in_flight == len(flying)
+        assert window.limit is None or window.limit >= 1
+
+
+@pytest.fixture
+def limited(stopped: StoppedClock) -> Pace:
+    """A pace that lets one request through at a time."""
+    pace = Pace(stopped.clock)
+    with pace.turn() as turn:
+        turn.take()
+        assert turn.rejected() is Rejection.ALONE
+    return pace
+
+
+def test_who_waits_longest_goes_first(limited: Pace) -> None:
+    """Whatever the order in which they ask for a place, requests get it by age; so one sent before is sent first."""
+    order: list[int] = []
+    queued = [threading.Event() for _ in range(6)]
+    turns = [limited.turn(event.set) for event in queued]
+
+    def run(number: int) -> None:
+        with turns[number] as turn:
+            turn.take()
+            order.append(number)
+
+    with limited.turn() as holder, ThreadPoolExecutor(6) as threads:
+        holder.take()
+        for number in (3, 1, 5, 0, 4, 2):
+            threads.submit(run, number)
+        assert all(event.wait(10) for event in queued)
+        assert order == []
+        holder.give_back()
+    assert order == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_wait_that_is_asked_of_one_is_kept_by_all(limited: Pace, stopped: StoppedClock) -> None:
+    """Nothing starts before it is over, nor does a shorter one that is asked later cut it short."""
+    for seconds in (5.0, 2.0):
+        with limited.turn() as turn:
+            turn.hold(seconds)
+    stopped.sleeps.clear()
+    with limited.turn() as turn:
+        turn.take()
+    assert stopped.sleeps == [5]
+
+
+def test_the_company_of_a_rejected_request_has_its_attempts_left(
+    limited: Pace, stopped: StoppedClock
+) -> None:
+    """With two attempts, one rejected together with another request is sent three times: the first didn't count."""
+    pace = Pace(stopped.clock)
+    sent: list[int] = []
+    with pace.turn() as first, pace.turn() as second:
+        first.take()
+
+        def send(number: int) -> Failure:
+            sent.append(number)
+            if number == 1:
+                assert first.rejected() is Rejection.SLOWED
+                first.give_back()
+            return TOO_MANY
+
+        policy = RetryPolicy(max_attempts=2)
+        with pytest.raises(RateLimitError, match="max_attempts") as caught:
+            attempt(send, name="x", policy=policy, clock=stopped.clock, turn=second, before_send=None)
+    assert (sent, caught.value.attempts) == ([1, 2, 3], 3)
+
+
+@pytest.mark.parametrize("stops", ["before_send", "while_waiting"])
+def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stopped: StoppedClock, stops: str) -> None:
+    """Before anything was sent, the caller gets its own exception; after that the error of the last attempt."""
+    sent: list[int] = []
+
+    def send(number: int) -> Failure:
+        sent.append(number)
+        return TOO_MANY
+
+    def stop(number: int = 2) -> None:
+        if number == 2:
+            raise StopSending("the batch was cancelled")
+
+    hooks = {"before_send": None, "while_waiting": None, stops: stop}
+    with limited.turn(hooks["while_waiting"]) as turn, pytest.raises(RateLimitError) as caught:
+        attempt(
+            send,
+            name="x",
+            policy=RetryPolicy(),
+            clock=stopped.clock,
+            turn=turn,
+            before_send=hooks["before_send"],
+        )
+    assert "not sent again: the batch was cancelled" in str(caught.value)
+    assert (sent, caught.value.attempts, caught.value.outcome) == ([1], 1, Outcome.REJECTED)
+
+    limited.window.hold(stopped.clock.monotonic() + 60)
+    with limited.turn(stop) as turn, pytest.raises(StopSending):
+        turn.take()
+    with limited.turn() as turn:  # nobody's place was lost
+        answered: Answered[str] = attempt(
+            lambda _: "yes", name="x", policy=RetryPolicy(), clock=stopped.clock, turn=turn, before_send=None
+        )
+    assert answered.answer == "yes"
+
+
+@pytest.mark.parametrize("behaviour", [SLOW_DOWN, answer(503, b"", {"Retry-After": "3"})])
+def test_the_next_request_of_the_client_waits_too(
+    server: HostileServer,
+    make_client: Callable[..., TTAPIClient],
+    stopped: StoppedClock,
+    behaviour: Callable[..., object],
+) -> None:
+    """Also after a request that was given up: Retry-After is about the account, not about one image."""
+    server.play(behaviour, GOOD)
+    client = make_client(max_attempts=1)
+    with pytest.raises(Exception, match="not sent again: max_attempts"):
+        client.generate(CAT)
+    stopped.sleeps.clear()
+    client.generate(CAT)
+    assert stopped.sleeps == [3]
+
+
+def test_a_stream_keeps_its_place_until_its_end(
+    server: HostileServer, make_client: Callable[..., TTAPIClient]
+) -> None:
+    """While one may be in flight and a stream is being read, another request waits."""
+    client = make_client(retry_after_ceiling=50)
+    server.play(SLOW_DOWN, GOOD)
+    stream = client.stream(CAT)
+    next(stream)
+    queued = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(client.generate, CAT, while_waiting=queued.set)
+        assert queued.wait(10)
+        assert len(server.requests) == 2
+        stream.close()
+        assert other.result().attempts == 1
+
+
+@pytest.fixture
+def crowded() -> Iterator[Sandbox]:
+    with Sandbox(tiny=True, latency=0.05, room=5) as sandbox:
+        yield sandbox
+
+
+def test_a_crowd_finds_the_pace_that_the_server_allows(
+    crowded: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """32 threads and a server with room for 5: no request fails, each is paid once, and few calls are in vain. The log
+    tells of the slower pace in a few lines, not one per request."""
+    requests = [ImageRequest(prompt=f"cat {number}", model="gpt-image-1") for number in range(100)]
+    with (
+        caplog.at_level(logging.INFO, "prefect_ttapi.wire.pacing"),
+        TTAPIClient("k", crowded.base_url) as client,
+        ThreadPoolExecutor(32) as threads,
+    ):
+        answers = list(threads.map(client.generate, requests))
+        assert sum(answer.attempts for answer in answers) == crowded.calls
+        assert crowded.paid == 100
+        assert crowded.calls < 150
+        told = [record.message for record in caplog.records if record.name.endswith("pacing")]
+        assert 1 <= len(told) <= 10
+        assert told[0].startswith("the API takes no more for now: at most ")
