@@ -16,6 +16,7 @@ from prefect_ttapi.errors import StoreError, TTAPIError
 #: Name, module, and what `--help` says of it.
 COMMANDS: Final = (
     ("sandbox", "prefect_ttapi.sandbox.command", "serve a stand-in for the API: it draws placeholders"),
+    ("verify", "prefect_ttapi.verify.command", "read a whole store and say what is wrong with it"),
 )
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.origins import SANDBOX_ORIGIN
@@ -129,3 +130,19 @@ def slug_of(api_origin: str) -> str:
     return re.sub(
         r"[^A-Za-z0-9.-]", lambda sign: "".join(f"_{byte:02x}" for byte in sign[0].encode()), api_origin
     )
+
+
+def origin_of_slug(slug: str) -> str:
+    """The API origin that has this slug.
+
+    >>> origin_of_slug("api.ttapi.io"), origin_of_slug("http_3a_2f_2flocalhost_3a8080_2fproxy")
+    ('https://api.ttapi.io', 'http://localhost:8080/proxy')
+
+    Raises:
+        ValueError: no origin has.
+    """
+    origins = (SANDBOX_ORIGIN, f"https://{slug}", unquote(slug.replace("_", "%"), errors="replace"))
+    for origin in origins:
+        if (origin == SANDBOX_ORIGIN or "://" in origin) and slug_of(origin) == slug:
+            return origin
+    raise ValueError(f"{slug!r} is the folder of no API origin")

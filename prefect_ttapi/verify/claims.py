@@ -1,0 +1,71 @@
+"""Which of the claims that were seen have a holder: all are looked at again until that is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prefect_ttapi.storage import leases
+from prefect_ttapi.storage.records import Holder, State
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.verify.documents import shelf_of
+from prefect_ttapi.verify.findings import Finding, Kind
+from prefect_ttapi.verify.progress import Step, Tell
+from prefect_ttapi.verify.side_by_side import side_by_side
+
+#: Seconds between looks: a holder renews its claim four times in its life, which is a minute.
+_PAUSE: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A claim as it was seen: its document's key and tag, its holder, and when, on `leases.clock`."""
+
+    key: str
+    tag: str
+    token: str
+    holder: Holder
+    ttl: float
+    since: float
+
+
+def dead_claims(store: ImageStore, claims: list[Claimed], tell: Tell) -> Iterator[Finding]:
+    """Those whose holder is surely gone, or let the claim's life pass unchanged while this process watched."""
+    standing = claims
+    while standing:
+        left: list[Claimed] = []
+        for claim, unchanged_for in side_by_side(
+            lambda claim: (claim, _unchanged_for(store, claim)), standing
+        ):
+            why = _why_dead(claim, unchanged_for)
+            if why:
+                held = f"held by run {claim.holder.run_id} on {claim.holder.host}: {why}"
+                yield Finding(
+                    Kind.DEAD_CLAIM, store.uri(claim.key), held, records=(claim.key,), tag=claim.tag
+                )
+            elif unchanged_for is not None:
+                left.append(claim)
+        standing = left
+        if standing:
+            rest = min(claim.since + claim.ttl for claim in standing) - leases.clock()
+            tell(Step("watching claims", len(claims) - len(standing), len(claims)))
+            time.sleep(min(max(rest, 0.0), _PAUSE))
+
+
+def _unchanged_for(store: ImageStore, claim: Claimed) -> float | None:
+    """Seconds for which it surely has not changed; None where it has."""
+    asked = leases.clock()
+    shelf, request_hash = shelf_of(store, claim.key)
+    seen = shelf.read(request_hash)
+    same = seen is not None and seen.tag == claim.tag and seen.document.state is State.CLAIMED
+    return asked - claim.since if same else None
+
+
+def _why_dead(claim: Claimed, unchanged_for: float | None) -> str | None:
+    if unchanged_for is None:
+        return None
+    if leases.is_gone(claim.holder, claim.token):
+        return "that process is gone"
+    return f"not renewed for {unchanged_for:.0f} seconds" if unchanged_for >= claim.ttl else None

@@ -1,0 +1,111 @@
+"""The subcommand `verify`: read a whole store, say what is wrong, put right what surely can be."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.stores import store_at
+from prefect_ttapi.verify.checks import verify
+from prefect_ttapi.verify.findings import HEADINGS, Finding, Kind
+from prefect_ttapi.verify.progress import ProgressLine, Step
+from prefect_ttapi.verify.repair import Repair, repair
+
+#: How many findings of each kind are shown; --json has all.
+SHOWN: Final = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be said after `verify`."""
+    parser.epilog = "Exit status: 0 all is well, or was put right; 1 something is wrong; 2 it can't be told."
+    add = parser.add_argument
+    add("store", metavar="STORE", help="a folder, s3://bucket/prefix, or block:NAME")
+    add("--endpoint-url", metavar="URL", help="of an S3 service other than AWS")
+    add("--quick", action="store_true", help="compare lengths only: don't read the images")
+    add("--repair", action="store_true", help="put right what surely can be: a lost image is paid for anew")
+    add("--delete-orphans", action="store_true",
+        help="with --repair: delete images and half-written files that nothing names, older than an hour")  # fmt: skip
+    add("--json", action="store_true", help="all findings as JSON Lines, the totals last")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Verify, and repair where asked to."""
+    if arguments.delete_orphans and not arguments.repair:
+        raise ValueError("--delete-orphans needs --repair")
+    shown = _Shown(arguments.json)
+    try:
+        store = store_at(arguments.store, arguments.endpoint_url)
+        for finding in verify(store, quick=arguments.quick, tell=shown.tell):
+            mend = arguments.repair and finding.wrong
+            done = repair(store, finding, delete_orphans=arguments.delete_orphans) if mend else None
+            shown.add(finding, done)
+    except StoreError as error:
+        shown.progress.clear()
+        print(f"prefect-ttapi verify: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        shown.progress.clear()
+        print("prefect-ttapi verify: interrupted; nothing is left half done", file=sys.stderr)
+        return 130
+    shown.finish(store.identity)
+    return 1 if shown.wrong else 0
+
+
+class _Shown:
+    """Prints findings and totals, and remembers no more than it will show."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.progress = ProgressLine()
+        self.wrong = 0
+        self._as_json = as_json
+        self._counts: Counter[Kind] = Counter()
+        self._repaired = 0
+        self._first: dict[Kind, list[str]] = {}
+        self._steps: dict[str, Step] = {}
+
+    def tell(self, step: Step) -> None:
+        self._steps[step.doing] = step
+        self.progress(step)
+
+    def add(self, finding: Finding, done: Repair | None) -> None:
+        self._counts[finding.kind] += 1
+        repaired = done is not None and done.done
+        self._repaired += repaired
+        self.wrong += finding.wrong and not repaired
+        self.progress.clear()
+        if self._as_json:
+            print(
+                json.dumps(finding.as_json() | ({"repair": done.line, "repaired": done.done} if done else {}))
+            )
+        else:
+            if done is not None:
+                print(f"{finding.uri}: {done.line}")
+            first = self._first.setdefault(finding.kind, [])
+            if len(first) < SHOWN:
+                first.append(f"{finding.uri}: {finding.message}")
+
+    def finish(self, store: str) -> None:
+        self.progress.clear()
+        if self._as_json:
+            counts = {str(kind): count for kind, count in self._counts.items()}
+            totals = {"store": store, "findings": counts, "wrong": self.wrong, "repaired": self._repaired}
+            print(json.dumps({"kind": "summary"} | totals))
+            return
+        for line in self._lines(store):
+            print(line)
+
+    def _lines(self, store: str) -> Iterator[str]:
+        for kind in (kind for kind in Kind if self._counts[kind]):
+            yield f"{self._counts[kind]:,} {HEADINGS[kind]}"
+            yield from (f"  {line}" for line in self._first[kind])
+            if self._counts[kind] > SHOWN:
+                yield f"  and {self._counts[kind] - SHOWN:,} more; --json has all"
+        read = "; ".join(map(str, self._steps.values()))
+        repaired = f", {self._repaired:,} put right" if self._repaired else ""
+        verdict = f"{self.wrong:,} wrong" if self.wrong else "all is well"
+        yield f"{store}: {verdict}{repaired} ({read})"

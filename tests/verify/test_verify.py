@@ -1,0 +1,205 @@
+"""What `verify` finds in a store, and what it puts right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.__main__ import main
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.objects import Condition, Facts
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.verify import Finding, Kind, repair, verify
+from tests.s3 import S3Server
+from tests.storage.samples import API, fresh_image, request_of
+from tests.verify.stores import age, claimed, image_key, manifest, paid, record_key, unknown
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server) -> ImageStore:
+    """The test runs on each kind of store."""
+    if request.param == "folder":
+        return ImageStore(url=str(tmp_path / "store"))
+    return ImageStore(url=f"s3://{s3_server.new_bucket()}/some/prefix", **s3_server.settings())
+
+
+def found_in(store: ImageStore, **options: bool) -> dict[Kind, set[str]]:
+    """Keys of images and records by kind."""
+    found: dict[Kind, set[str]] = {}
+    for finding in verify(store, **options):
+        key = finding.uri.removeprefix(store.uri("x").removesuffix("x"))
+        found.setdefault(finding.kind, set()).add(key)
+    return found
+
+
+def mend(store: ImageStore, **options: bool) -> list[tuple[Finding, str, bool]]:
+    done = ((finding, repair(store, finding, **options)) for finding in verify(store) if finding.wrong)
+    return [(finding, step.line, step.done) for finding, step in done]
+
+
+def overwrite(store: ImageStore, key: str, data: bytes) -> None:
+    store.write(key, data, "image/png")
+
+
+def test_a_store_in_order_is_found_in_order(store: ImageStore) -> None:
+    """Records, their images and manifests in order, released claims and outcomes of today: nothing is wrong."""
+    manifest(store, paid(store, "one"), paid(store, "two", "three"))
+    claimed(store, "given back").release()
+    unknown(store, "timed out")
+    assert found_in(store) == {Kind.UNKNOWN_OUTCOME: {record_key("timed out")}}
+
+
+def test_each_thing_wrong_is_found_where_it_is(store: ImageStore) -> None:
+    """Lost, cut, damaged and unnamed images and a claim without holder are each found, and nothing else."""
+    good, lost, cut, damaged = [paid(store, prompt) for prompt in ("good", "lost", "cut", "damaged")]
+    store.remove(image_key(lost))
+    overwrite(store, image_key(cut), b"cu")
+    overwrite(store, image_key(damaged), b"dimaged")
+    orphan = store.put_image(fresh_image(b"nobody's"), {})
+    stands = claimed(store, "claimed", ttl=0.2)
+    store.write("images/notes.txt", b"", "text/plain")
+    key = manifest(store, good, lost)
+    assert found_in(store) == {
+        Kind.MISSING: {record_key("lost")},
+        Kind.WRONG_SIZE: {record_key("cut")},
+        Kind.DAMAGED: {image_key(damaged), image_key(cut)},
+        Kind.DEAD_CLAIM: {record_key("claimed")},
+        Kind.PAST: {key},
+        Kind.STRAY: {"images/notes.txt"},
+    }
+    stands.release()
+    assert found_in(store)[Kind.ORPHAN] == {store.objects.key(orphan.uri)}
+    assert Kind.DAMAGED not in found_in(store, quick=True)
+
+
+def test_what_is_put_right_is_in_order_and_paid_for_anew(store: ImageStore) -> None:
+    """After a repair nothing is wrong, lost images count as never generated, and what was paid stays noted."""
+    lost, damaged = paid(store, "lost", "twin"), paid(store, "damaged")
+    store.remove(image_key(lost))
+    overwrite(store, image_key(damaged), b"dimaged")
+    dead = claimed(store, "dead", ttl=0.1)
+    steps = mend(store)
+    assert {finding.kind for finding, _, _ in steps} == {Kind.MISSING, Kind.DAMAGED, Kind.DEAD_CLAIM}
+    assert all(done for _, _, done in steps)
+    assert set(found_in(store)) == {Kind.UNKNOWN_OUTCOME}
+    del dead
+    again = paid(store, "damaged")
+    assert store.read_bytes(again.images[0].uri) == b"damaged"
+    record = Ledger(store, API, "reader").look_up(request_of("damaged").request_hash)
+    assert record is not None
+    assert [note.run_id for note in record.also_paid] == ["run of damaged"]
+
+
+def test_only_what_still_stands_is_put_right(store: ImageStore) -> None:
+    """A record that has its images again, and a claim that was renewed, are left alone by a belated repair."""
+    lost = paid(store, "lost")
+    data = store.read_bytes(lost.images[0].uri)
+    store.remove(image_key(lost))
+    claim = claimed(store, "slow", ttl=0.1)
+    findings = list(verify(store))
+    overwrite(store, image_key(lost), data)
+    claim.renew()
+    before = {found.key: found.tag for found in store.list("ledger/api.ttapi.io/")}
+    assert len(findings) == 2
+    assert all(repair(store, finding).line.startswith("left ") for finding in findings)
+    assert {found.key: found.tag for found in store.list("ledger/api.ttapi.io/")} == before
+
+
+def test_a_living_claim_is_no_finding(store: ImageStore) -> None:
+    """A claim that is renewed is not wrong, and images stored under it in this hour are no orphans yet."""
+    with claimed(store, "alive", ttl=0.4) as claim:
+        store.put_image(fresh_image(b"just stored"), {})
+        assert found_in(store) == {}
+        claim.release()
+    assert set(found_in(store)) == {Kind.ORPHAN}
+
+
+@pytest.mark.parametrize("document", [b"{", b"{}", b'{"format": 2}', b"\xff"])
+def test_senseless_documents_are_found_and_left(store: ImageStore, document: bytes) -> None:
+    """What can't be understood is wrong and never overwritten; no image is called an orphan that it may name."""
+    store.put_image(fresh_image(b"perhaps named"), {})
+    key = record_key("senseless")
+    store.objects.write(key, fresh_image(document).open, Facts("application/json"), Condition.NOTHING)
+    store.write("batches/run-1/manifest.jsonl", b"{}\n", "application/x-ndjson")
+    assert found_in(store) == {Kind.SENSELESS: {key, "batches/run-1/manifest.jsonl"}}
+    assert not any(done for _, _, done in mend(store, delete_orphans=True))
+    assert store.read(key) == document
+
+
+def test_orphans_are_deleted_only_when_asked_for_and_old(tmp_path: Path) -> None:
+    """Without the option orphans stay, with it those older than an hour go, and half-written files with them."""
+    store = ImageStore(url=str(tmp_path))
+    old, young = [store.put_image(fresh_image(data), {}) for data in (b"old", b"young")]
+    for name in (".tmp-old", ".tmp-young"):
+        (tmp_path / "images" / name).write_bytes(b"half")
+    age(store, store.objects.key(old.uri))
+    age(store, "images/.tmp-old")
+    assert not any(done for _, _, done in mend(store))
+    assert store.size(old.uri) == 3
+    assert sum(done for _, _, done in mend(store, delete_orphans=True)) == 2
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(
+        [".tmp-young", Path(young.uri).name]
+    )
+
+
+def test_nothing_is_written_without_repair(tmp_path: Path) -> None:
+    """Verifying a folder leaves every file of it as it was, and makes none."""
+
+    def look() -> dict[str, tuple[int, int]]:
+        return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")}
+
+    store = ImageStore(url=str(tmp_path))
+    overwrite(store, image_key(paid(store, "damaged")), b"dimaged")
+    before = look()
+    assert found_in(store)
+    assert look() == before
+
+
+def test_a_place_without_a_store_is_an_error(tmp_path: Path) -> None:
+    """An address where nothing is, as after a slip of the pen, is not called in order."""
+    with pytest.raises(StoreError, match="is it a store"):
+        list(verify(ImageStore(url=str(tmp_path / "typo"))))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit status is 1 while something is wrong and 0 else; findings are lines, or JSON Lines with totals."""
+    store = ImageStore(url=str(tmp_path))
+    key = image_key(paid(store, "damaged"))
+    assert main(["verify", str(tmp_path)]) == 0
+    assert "all is well" in capsys.readouterr().out
+    overwrite(store, key, b"dimaged")
+    assert main(["verify", str(tmp_path), "--json"]) == 1
+    finding, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (finding["kind"], finding["records"]) == ("damaged", [record_key("damaged")])
+    assert (summary["wrong"], summary["findings"]) == (1, {"damaged": 1})
+    assert main(["verify", str(tmp_path), "--repair"]) == 0
+    assert f"deleted {key}; released {record_key('damaged')}" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["{folder}/none"], "is it a store"),
+        (["ftp://host/folder"], "is not understood"),
+        (["{folder}", "--delete-orphans"], "needs --repair"),
+        (["s3://bucket", "--endpoint-url", "http://127.0.0.1:9"], "nothing answers there"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    complaint: str,
+) -> None:
+    """What can't be verified gives status 2 and one line that says why."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "for-tests")
+    assert main(["verify", *(word.format(folder=tmp_path) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
