@@ -27,7 +27,8 @@ from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.objects import Facts
-from prefect_ttapi.storage.store import UPLOAD_PATIENCE, ImageStore
+from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
+from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
 

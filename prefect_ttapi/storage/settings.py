@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -10,6 +10,9 @@ from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.addresses import bucket_and_prefix, checked_web_address, normalised
 from prefect_ttapi.storage.options import ConnectionOptions, UploadOptions, header_text
 from prefect_ttapi.storage.s3 import S3Settings
+
+#: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
+UPLOAD_PATIENCE: Final = 120.0
 
 
 class StoreSettings(BaseModel):
@@ -59,6 +62,19 @@ class StoreSettings(BaseModel):
         default_factory=ConnectionOptions,
         title="Connection",
         description="How the S3 service is reached: addressing style, TLS.",
+    )
+    patience: float = Field(
+        UPLOAD_PATIENCE,
+        ge=0,
+        allow_inf_nan=False,
+        title="Patience",
+        description="Seconds to go on trying to store images that are paid for while the store fails.",
+    )
+    rescue_folder: str | None = Field(
+        None,
+        title="Rescue folder",
+        description="Where images that are paid for wait on this machine when the store fails for longer than that; "
+        "the next run takes them from there. Else $XDG_STATE_HOME/prefect-ttapi/rescue, or below ~/.local/state.",
     )
 
     @field_validator("url")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
@@ -32,9 +32,6 @@ from prefect_ttapi.storage.objects import (
 from prefect_ttapi.storage.probe import probe
 from prefect_ttapi.storage.s3 import S3, S3Settings
 from prefect_ttapi.storage.settings import StoreSettings
-
-#: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
-UPLOAD_PATIENCE: Final = 120.0
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
