@@ -1,0 +1,228 @@
+"""How a batch is getting on: a line that lives in a terminal, or one in the log every so often."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self, TextIO
+
+from prefect_ttapi.lineage.totals import Totals
+
+#: Seconds between two drawings of the line, and between lines in the log, of which the first comes sooner.
+REDRAW: Final = 0.2
+FIRST_LOGGED: Final = 10.0
+LOGGED: Final = 30.0
+
+#: Time left is told after so many requests: one that is back tells nothing yet of those beside it.
+ENOUGH: Final = 5
+
+_CLEAR: Final = "\r\x1b[K"
+_WIDTH: Final = 80
+
+#: One batch at a time has the terminal; others of the process write to the log.
+_TERMINAL: Final = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a batch has come.
+
+    Attributes:
+        totals: of the rows that are there.
+        total: rows that there will be, where that is known.
+        in_flight: requests under way, where that is known.
+        sent: rows of requests that had to be sent.
+        sending: seconds since the first of them was sent.
+    """
+
+    totals: Totals
+    total: int | None = None
+    in_flight: int | None = None
+    sent: int = 0
+    sending: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the pace of what had to be sent, as if all of the rest had to be; None while nobody can know."""
+        if self.total is None or self.sent < ENOUGH:
+            return None
+        return (self.total - self.totals.rows) * self.sending / self.sent
+
+    def line(self, width: int | None = None) -> str:
+        """What there is to tell, in words; in at most `width` characters, without what matters less.
+
+        >>> Standing(Totals(rows=120, cached=30, failed=2, usd=3.2), 1_000, in_flight=8).line()
+        '120 of 1,000 done, 30 cached, 2 failed, 8 in flight, 3.20 USD'
+        """
+        told = [(rank, text) for rank, text in self._told() if text]
+        while width is not None and len(told) > 1 and len(_joined(told)) > width:
+            told.remove(max(told))
+        return _joined(told)[:width]
+
+    def _told(self) -> Iterator[tuple[int, str]]:
+        """Each with its rank: 0 matters most."""
+        totals, left = self.totals, self.seconds_left
+        of = f" of {self.total:,}" if self.total is not None else ""
+        images = totals.images - totals.images_cached
+        pace = 60 * images / self.sending if images and self.sending else 0.0
+        yield 0, f"{totals.rows:,}{of} done"
+        yield 4, f"{totals.cached:,} cached" if totals.cached else ""
+        yield 1, f"{totals.failed:,} failed" if totals.failed else ""
+        yield 3, f"{self.in_flight:,} in flight" if self.in_flight is not None else ""
+        yield 6, f"{pace:,.0f} images/min" if pace >= 10 else f"{pace:.1f} images/min" if pace else ""
+        yield 7, f"{totals.total_tokens:,} tokens" if totals.total_tokens else ""
+        yield 5, f"{totals.usd:,.2f} USD" if totals.usd is not None else ""
+        yield 2, f"{duration(left)} left" if left else ""
+
+
+def _joined(told: list[tuple[int, str]]) -> str:
+    return ", ".join(text for _, text in told)
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(42), duration(170), duration(9_000)
+    ('42 s', '3 min', '2 h 30 min')
+    """
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Live:
+    """Tells how a batch stands until it is closed, from a thread of its own.
+
+    In a terminal that is one line, below what is logged meanwhile; else, and for TERM=dumb, lines in the log.
+
+    Args:
+        standing: asked for each line, from the thread.
+        log: takes a line.
+        stream: the terminal, if it is one.
+        every: seconds till the first line in the log, and from one to the next.
+    """
+
+    def __init__(
+        self,
+        standing: Callable[[], Standing],
+        log: Callable[[str], None],
+        stream: TextIO | None = None,
+        every: tuple[float, float] = (FIRST_LOGGED, LOGGED),
+    ) -> None:
+        self._standing = standing
+        self._log = log
+        self._stream = stream or sys.stderr
+        self._every = every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ttapi-live", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with _terminal(self._stream) as line:
+            if line is not None:
+                while not self._ended.wait(REDRAW):
+                    line.draw(self._standing())
+                return
+        first, every = self._every
+        ended = self._ended.wait(first)
+        while not ended:
+            self._log(self._standing().line())
+            ended = self._ended.wait(every)
+
+
+@contextmanager
+def _terminal(stream: TextIO) -> Iterator[_Line | None]:
+    """The line at the end of a terminal, gone again afterwards; None where there is no terminal to have."""
+    if not _is_terminal(stream) or not _TERMINAL.acquire(blocking=False):
+        yield None
+        return
+    line = _Line(stream)
+    with ExitStack() as after:
+        after.callback(_TERMINAL.release)
+        for handler in _handlers():
+            handler.addFilter(line.make_room)
+            after.callback(handler.removeFilter, line.make_room)
+        after.callback(line.clear)
+        yield line
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def _handlers() -> list[logging.Handler]:
+    """Those that write to a terminal."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
+    return [
+        handler
+        for handler in handlers
+        if isinstance(handler, logging.StreamHandler) and _is_terminal(handler.stream)
+    ]
+
+
+class _Line:
+    """The last line of a terminal, drawn again and again, which makes room for what others write.
+
+    The cursor waits at its beginning, so that what is written by no log handler writes over it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.RLock()  # a signal's handler may log while its thread is at it
+        self._quiet_until = 0.0
+        self._shown = ""
+
+    def draw(self, standing: Standing) -> None:
+        """Show it, unless it is shown already or something else is just being written."""
+        with self._lock:
+            if time.monotonic() < self._quiet_until:
+                return
+            text = standing.line(self._width() - 1)
+            if text != self._shown:
+                self._write(f"{_CLEAR}{text}\r")
+                self._shown = text
+
+    def clear(self) -> None:
+        """Take it away."""
+        with self._lock:
+            if self._shown:
+                self._write(_CLEAR)
+                self._shown = ""
+
+    def make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter of log handlers, passing all
+        """Called before a handler writes."""
+        with self._lock:
+            self.clear()
+            self._quiet_until = time.monotonic() + REDRAW
+        return True
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or _WIDTH
+        except (OSError, ValueError):
+            return _WIDTH
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a terminal that was closed needs no line
+            self._stream.write(text)
+            self._stream.flush()
