@@ -19,6 +19,9 @@ Body = Callable[[], BinaryIO]
 #: S3's limit on a key, in bytes.
 LONGEST_KEY: Final = 1024
 
+#: Where a local folder keeps what S3 keeps in an object's headers.
+SIDECARS: Final = ".metadata"
+
 #: Seconds for which a read, or a write that may be repeated, is tried again while the store gives no answer.
 PATIENCE: Final = 3.0
 
@@ -150,7 +153,7 @@ def checked_key(key: str) -> str:
 
     Raises:
         StoreError: empty, longer than 1,024 bytes, absolute, with `..`, `.` or empty segments, backslashes or
-            control characters, or a name that local folders reserve (`.lock`, `.tmp-...`).
+            control characters, or a name that local folders reserve (`.lock`, `.metadata`, `.tmp-...`).
     """
     wrong = _what_is_wrong(key)
     if wrong:
@@ -176,5 +179,5 @@ def _what_is_wrong(key: str) -> str | None:
 
 
 def reserved(name: str) -> bool:
-    """Whether a local folder keeps its own files (locks, half-written objects) under this name."""
-    return name == ".lock" or name.startswith(".tmp-")
+    """Whether a local folder keeps its own files (locks, half-written objects, metadata) under this name."""
+    return name in (".lock", SIDECARS) or name.startswith(".tmp-")
