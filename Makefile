@@ -28,7 +28,7 @@ types: $(VENV)/.installed-dev
 
 check: lint types test ## lint, types and tests
 
-integration: $(VENV)/.installed-dev ## tests against real servers and a browser; installs chromium, ceph-{common,mon,osd}, radosgw
+integration: $(VENV)/.installed-dev ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw
 	@tests/integration/install-packages
 	@echo "==> pytest -m integration"
 	@$(BIN)/python -m pytest -m integration

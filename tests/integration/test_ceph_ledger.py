@@ -12,7 +12,7 @@ from multiprocessing.queues import Queue
 import pytest
 
 from prefect_ttapi.errors import InvalidRequestError
-from prefect_ttapi.paying import pay_once
+from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
@@ -95,16 +95,29 @@ def test_the_first_pays_and_the_next_finds_it(ceph_store: ImageStore, client, sa
 def test_a_refresh_replaces_and_a_failed_one_restores(ceph_store: ImageStore, client, sandbox: Sandbox):
     """While a refresh is under way others find the old record; it stands again if the refresh comes to nothing."""
     ledgers = (Ledger(ceph_store, client.api_origin, f"run-{number}") for number in count())
-    old = pay_once(request_of(), client, ceph_store, next(ledgers))
     hash_ = request_of().request_hash
-    with pytest.raises(InvalidRequestError), next(ledgers).acquire(hash_, datetime.now(UTC)):
-        assert next(ledgers).look_up(hash_).generation == old.generation
-        raise InvalidRequestError("refused")
+    old = pay_once(request_of(), client, ceph_store, next(ledgers)).record
+    meanwhile = []
+
+    def refresh(client: TTAPIClient) -> Paid:
+        def look(_: int) -> None:
+            meanwhile.append(next(ledgers).look_up(hash_))
+
+        now = datetime.now(UTC)
+        return pay_once(request_of(), client, ceph_store, next(ledgers), not_before=now, before_send=look)
+
+    with (
+        Sandbox(fail={400: 1.0}) as refusing,
+        TTAPIClient("sandbox-key", refusing.base_url) as refused,
+        pytest.raises(InvalidRequestError),
+    ):
+        refresh(refused)
     restored = next(ledgers).look_up(hash_)
     assert (restored.generation, restored.state) == (old.generation, State.GENERATED)
-    new = pay_once(request_of(), client, ceph_store, next(ledgers), not_before=datetime.now(UTC))
+    new = refresh(client)
     assert (new.sent, sandbox.calls) == (True, 2)
     assert next(ledgers).look_up(hash_).generation == new.generation
+    assert [record.generation for record in meanwhile] == [old.generation] * 2
 
 
 class Heard(logging.Handler):
