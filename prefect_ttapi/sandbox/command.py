@@ -32,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--items", choices=ITEMS, default="model", help="how images come (default: as the vendor says)")
     add("--tiny", action="store_true", help="draw at most 64 pixels a side, whatever was asked")
     add("--image-bytes", type=_bytes, metavar="N", help="fill each PNG up to this length")
+    add("--room", type=_room, metavar="N", help="work on this many calls at once; further ones get 429")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     options = vars(arguments)
-    names = ("host", "port", "latency", "seed", "api_key", "items", "tiny", "image_bytes")
+    names = ("host", "port", "latency", "seed", "api_key", "items", "tiny", "image_bytes", "room")
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
@@ -66,6 +67,12 @@ def _port(text: str) -> int:
 def _bytes(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 2**30:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes up to 1 GiB")
+    return int(text)
+
+
+def _room(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of calls from 1")
     return int(text)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -33,6 +34,7 @@ class Generations:
         self._settings = settings
         self._counters = counters
         self._studio = studio
+        self._at_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._counters.arrived() as number:
@@ -64,7 +66,18 @@ class Generations:
         images = request.n if steering.images is None else min(request.n, steering.images)
         files_url = f"{http.url.scheme}://{http.url.netloc}{http.scope.get('root_path', '')}/files/"
         answer = Answer(request, images, latency, steering.wrapped, files_url)
-        await self._send_images(answer, send, headers, cut=ending == "cut")
+        with self._at_work_on_one_more():
+            await self._send_images(answer, send, headers, cut=ending == "cut")
+
+    @contextmanager
+    def _at_work_on_one_more(self) -> Iterator[None]:
+        if self._settings.room is not None and self._at_work >= self._settings.room:
+            raise Refused(FAILURES["429"])
+        self._at_work += 1
+        try:
+            yield
+        finally:
+            self._at_work -= 1
 
     async def _send_images(self, answer: Answer, send: Send, headers: dict[str, str], *, cut: bool) -> None:
         streaming = answer.request.stream

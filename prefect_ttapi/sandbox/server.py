@@ -28,6 +28,7 @@ class Sandbox:
         items: `model` (as the vendor says), `b64`, `url` or `mixed`.
         tiny: draw at most 64 pixels a side, whatever was asked.
         image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
+        room: calls that are worked on at once; further ones get 429. None: any number.
         host: address to listen at.
         port: 0 is any free one.
 
@@ -46,11 +47,14 @@ class Sandbox:
         items: Items = "model",
         tiny: bool = False,
         image_bytes: int | None = None,
+        room: int | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
         rates = {str(name): rate for name, rate in (fail or {}).items()}
-        self._settings = Settings(latency_range(latency), rates, seed, api_key, items, tiny, image_bytes)
+        self._settings = Settings(
+            latency_range(latency), rates, seed, api_key, items, tiny, image_bytes, room
+        )
         self._address = (host, port)
         self._counters = Counters()
 

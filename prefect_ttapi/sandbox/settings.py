@@ -26,6 +26,7 @@ class Settings:
             vendor says; `b64`, `url`: always; `mixed`: in turns within an answer, from base64.
         tiny: draw at most 64 pixels a side, whatever was asked: for measuring everything else.
         image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
+        room: calls that are worked on at once; further ones get 429. None: any number.
     """
 
     latency: tuple[float, float] = (0.0, 0.0)
@@ -35,6 +36,7 @@ class Settings:
     items: Items = "model"
     tiny: bool = False
     image_bytes: int | None = None
+    room: int | None = None
 
     def __post_init__(self) -> None:
         shortest, longest = self.latency
@@ -46,6 +48,8 @@ class Settings:
                 raise ValueError(f"the rate of {name} goes from 0 to 1, not {rate}")
         if sum(self.fail.values()) > 1:
             raise ValueError("the rates of all failures add up to more than 1")
+        if self.room is not None and self.room < 1:
+            raise ValueError(f"there is room for at least 1 call, not {self.room}")
         if self.items not in ITEMS:
             raise ValueError(f"items is one of {', '.join(ITEMS)}, not {self.items!r}")
 

@@ -115,7 +115,8 @@ def attempt(
             answer.message,
             step,
         )
-        everybody = rejection is not None or answer.retry_after is not None
+        asked_to_wait = answer.retry_after is not None and answer.verdict.again is not Again.NEVER
+        everybody = rejection is not None or asked_to_wait
         if everybody:
             turn.hold(step.pause)
         if step.wait is None:

@@ -64,6 +64,7 @@ def test_it_serves_until_it_is_stopped(number: signal.Signals) -> None:
         (["sandbox", "--latency", "2-1"], "latency"),
         (["sandbox", "--items", "both"], "both"),
         (["sandbox", "--image-bytes", "0"], "1 GiB"),
+        (["sandbox", "--room", "0"], "room"),
         (["sandbox", "--unknown"], "--unknown"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -105,6 +106,21 @@ def test_a_certain_failure_is_certain(client: httpx.Client) -> None:
     assert {fate(Settings(fail={"500": 0.0}), str(n), 1).failure for n in range(200)} == {None}
 
 
+def test_no_more_calls_than_there_is_room_for(connect: Connect) -> None:
+    """While a call is worked on, with room for one, others get 429; calls one after the other all find room."""
+    with (
+        Sandbox(tiny=True, room=1) as sandbox,
+        connect(base_url=sandbox.base_url) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        assert [post(client, f"dog {number}").status_code for number in range(3)] == [200] * 3
+        slow = thread.submit(post, client, "a cat [[sandbox:latency=0.5]]")
+        answers = []
+        while not slow.done():
+            answers.append(post(client, "a dog").status_code)
+        assert 429 in answers or slow.result().status_code == 429
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -117,6 +133,7 @@ def test_a_certain_failure_is_certain(client: httpx.Client) -> None:
         {"latency": -1},
         {"latency": float("nan")},
         {"items": "both"},
+        {"room": 0},
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, object]) -> None:
