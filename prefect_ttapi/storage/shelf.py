@@ -18,6 +18,7 @@ from prefect_ttapi.storage.store import ImageStore
 _PAUSES: Final = (0.0, 0.05, 0.2, 0.8, 2.0)
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_KEY: Final = re.compile(rf"ledger/([^/]+)/({_SHA256.pattern})\.json")
 
 
 @dataclass(frozen=True)
@@ -146,3 +147,19 @@ def origin_of_slug(slug: str) -> str:
         if (origin == SANDBOX_ORIGIN or "://" in origin) and slug_of(origin) == slug:
             return origin
     raise ValueError(f"{slug!r} is the folder of no API origin")
+
+
+def parts_of(key: str) -> tuple[str, str] | None:
+    """Folder and request hash of a ledger document's key; None where it is none.
+
+    >>> parts_of("ledger/sandbox/" + 64 * "0" + ".json")[0]
+    'sandbox'
+    """
+    found = _KEY.fullmatch(key)
+    return (found[1], found[2]) if found else None
+
+
+def shelf_of(store: ImageStore, key: str) -> tuple[Shelf, str]:
+    """Where a ledger document's key is read and written, and its request hash. ValueError: it is no such key."""
+    folder, request_hash = parts_of(key) or ("", "")
+    return Shelf(store, origin_of_slug(folder)), request_hash

@@ -12,6 +12,8 @@ from functools import partial
 from itertools import chain
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.progress import Step, Tell
+from prefect_ttapi.side_by_side import side_by_side
 from prefect_ttapi.storage import leases
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.probe import KEY as PROBE
@@ -22,8 +24,6 @@ from prefect_ttapi.verify.documents import Read, address_of, names, read_documen
 from prefect_ttapi.verify.findings import SETTLED, Finding, Kind
 from prefect_ttapi.verify.images import Images
 from prefect_ttapi.verify.manifests import NAME, PREFIX, check_manifest
-from prefect_ttapi.verify.progress import Step, Tell
-from prefect_ttapi.verify.side_by_side import side_by_side
 
 
 def verify(store: ImageStore, *, quick: bool = False, tell: Tell = lambda _step: None) -> Iterator[Finding]:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.progress import ProgressLine, Step
 from prefect_ttapi.stores import store_at
 from prefect_ttapi.verify.checks import verify
 from prefect_ttapi.verify.findings import HEADINGS, Finding, Kind
-from prefect_ttapi.verify.progress import ProgressLine, Step
 from prefect_ttapi.verify.repair import Repair, repair
 
 #: How many findings of each kind are shown; --json has all.

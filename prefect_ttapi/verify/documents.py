@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.records import Document, State, decode, record_of
-from prefect_ttapi.storage.shelf import Seen, Shelf, origin_of_slug
+from prefect_ttapi.storage.shelf import Seen, origin_of_slug, parts_of, shelf_of
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.verify.findings import Finding, Kind
 from prefect_ttapi.verify.images import Images
-
-_KEY: Final = re.compile(r"ledger/([^/]+)/([0-9a-f]{64})\.json")
 
 
 @dataclass(frozen=True)
@@ -37,16 +33,6 @@ class Read:
     findings: tuple[Finding, ...] = ()
 
 
-def parts_of(key: str) -> tuple[str, str] | None:
-    """Folder and request hash of a ledger document's key; None where it is none.
-
-    >>> parts_of("ledger/sandbox/" + 64 * "0" + ".json")[0]
-    'sandbox'
-    """
-    found = _KEY.fullmatch(key)
-    return (found[1], found[2]) if found else None
-
-
 def address_of(store: ImageStore, key: str) -> str:
     """An object's address to show, also where its key is none that this package would use.
 
@@ -54,12 +40,6 @@ def address_of(store: ImageStore, key: str) -> str:
     's3://pictures/images/a\\\\nb'
     """
     return store.uri("x").removesuffix("x") + (key if key.isprintable() else ascii(key)[1:-1])
-
-
-def shelf_of(store: ImageStore, key: str) -> tuple[Shelf, str]:
-    """Where a ledger document's key is read and written, and its request hash. ValueError: it is no such key."""
-    folder, request_hash = parts_of(key) or ("", "")
-    return Shelf(store, origin_of_slug(folder)), request_hash
 
 
 def read_document(store: ImageStore, images: Images, listed: Listed) -> Read:

@@ -16,10 +16,9 @@ from typing import Any, Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.records import Document, State, payment
-from prefect_ttapi.storage.shelf import Seen, Shelf
+from prefect_ttapi.storage.shelf import Seen, Shelf, shelf_of
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.storage.transitions import resting
-from prefect_ttapi.verify.documents import shelf_of
 from prefect_ttapi.verify.findings import SETTLED, Finding, Kind
 
 
