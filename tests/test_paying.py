@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,13 +15,17 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.paying import Payer, pay_once
+from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.records import payment
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.wire.hostile import HostileServer, answer, b64, png
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
+from tests.storage.ledgers import Clock
+from tests.wire.hostile import HostileServer, answer, answered, b64, png
 
 
 @pytest.fixture
@@ -110,21 +115,23 @@ def test_a_resent_server_fault_is_named(store, client, sandbox: Sandbox):
 
 
 def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
-    """A streamed request is one call, its previews are handed on, and its image is that of a plain call."""
+    """A stream's previews are handed on; its image, sends and request id are recorded as those of a plain call."""
     previews: list[int] = []
-    request = request_for("a wave", stream=True, partial_images=2)
+    prompt = "[[sandbox:status=503]] [[sandbox:times=1]] a wave"
     paid = pay_once(
-        request,
+        request_for(prompt, stream=True, partial_images=2),
         client,
         store,
         ledger_of(store, "one"),
         on_preview=lambda preview: previews.append(preview.index),
     )
+    made = paid.generation
     assert previews == [0, 1]
-    assert paid.generation.api_calls == 1
-    assert paid.generation.usage is not None
-    plain = request_for("a wave")
-    assert not pay_once(plain, client, store, ledger_of(store, "two")).sent
+    assert (made.api_calls, made.earlier_outcomes) == (2, (Outcome.SERVER_FAULT,))
+    assert made.request_id == "sandbox-2"
+    assert made.seconds > 0
+    assert made.usage is not None
+    assert not pay_once(request_for(prompt), client, store, ledger_of(store, "two")).sent
 
 
 def test_a_stream_that_fails_after_an_image_keeps_it(store):
@@ -149,6 +156,71 @@ def test_a_store_that_is_down_sends_nothing(client, sandbox: Sandbox):
     with pytest.raises(StoreError):
         pay_once(request_for("a hope"), client, nowhere, ledger_of(nowhere, "one"))
     assert sandbox.calls == 0
+
+
+@pytest.mark.parametrize(("status", "why"), [(403, "the credentials don't allow it"), (507, "HTTP 507")])
+def test_a_store_that_stops_taking_writes_sends_nothing(
+    s3_server: S3Server, client, sandbox: Sandbox, status: int, why: str
+):
+    """Read-only, full or expired: what can't be claimed is not sent, and the error says why."""
+
+    def refuse_claims(method: str, path: str, headers: dict[str, str]) -> int | None:
+        return status if method == "PUT" and "/ledger/sandbox/" in path else None
+
+    with meddling_proxy(s3_server.url, refuse_claims) as proxy:
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
+        with pytest.raises(StoreError, match=why):
+            pay_once(request_for("a wish"), client, store, ledger_of(store, "one"))
+    assert sandbox.calls == 0
+
+
+def test_another_apis_images_are_not_its_own(store, client, sandbox: Sandbox):
+    """One store, two APIs, the same request: each is asked once, and each has its own images."""
+    request = request_for("a twin")
+    ours = pay_once(request, client, store, ledger_of(store, "one"))
+    with HostileServer(answer(200, answered(png()))) as server, TTAPIClient("any-key", server.url) as other:
+        for run in ("two", "three"):
+            ledger = Ledger(store, other.api_origin, run)
+            assert pay_once(request, other, store, ledger).generation.images != ours.generation.images
+        assert len(server.requests) == 1
+    assert pay_once(request, client, store, ledger_of(store, "four")).generation == ours.generation
+    assert sandbox.calls == 1
+
+
+def test_the_claim_is_proven_after_what_waits_before_a_send(store, client, sandbox: Sandbox):
+    """`before_send` may take long: who lost the claim meanwhile sends nothing. What it raises sends nothing either."""
+    clock, numbers = Clock(), []
+    ledger = Ledger(store, "sandbox", "one", clock=clock)
+    request = request_for("a queue")
+
+    def wait(number: int) -> None:
+        numbers.append(number)
+        if len(numbers) == 1:
+            raise ZeroDivisionError
+        if len(numbers) == 2:
+            clock.now += 100
+            store.objects.delete(ledger.key(request.request_hash))
+        assert sandbox.calls == 0
+
+    with pytest.raises(ZeroDivisionError):
+        pay_once(request, client, store, ledger, before_send=wait)
+    assert pay_once(request, client, store, ledger, before_send=wait).sent
+    assert numbers == [1, 1, 1]
+    assert sandbox.calls == 1
+
+
+def test_who_else_paid_is_told_for_people(store, client):
+    """Payments that may have been, and those in vain, are apart, in words."""
+    paid = pay_once(request_for("a bill"), client, store, ledger_of(store, "one"))
+    notes = [payment(name, name, datetime.now(UTC), f"sent by {name}") for name in ("first", "second")]
+    made = paid.generation.model_copy(update={"earlier_outcomes": (Outcome.REJECTED, Outcome.SERVER_FAULT)})
+    record = paid.record.model_copy(
+        update={"generation": made, "maybe_paid": (notes[0],), "also_paid": (notes[1],)}
+    )
+    assert other_payments(Paid(record, sent=True)) == (
+        ("an earlier send of the same call: server fault", "run first: sent by first"),
+        ("run second: sent by second",),
+    )
 
 
 def test_an_illegal_answer_is_an_error_of_the_request(store, client, sandbox: Sandbox):

@@ -8,6 +8,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,14 @@ def test_other_stores_and_apis_find_nothing(store, client, sandbox: Sandbox, tmp
     assert not real.holds(HASH)
     assert real.take(HASH) is None
     assert not pay(store, client, "two").sent
+    assert sandbox.calls == 2
+
+
+def test_a_refresh_passes_over_what_is_too_old(store, client, sandbox: Sandbox, tmp_path):
+    """A rescued answer from before the refreshing run does not count for it, and stays where it is."""
+    lost(store, client)
+    assert pay(store, client, "two", not_before=datetime.now(UTC)).sent
+    assert len(kept(tmp_path)) == 3
     assert sandbox.calls == 2
 
 
