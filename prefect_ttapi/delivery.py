@@ -37,8 +37,9 @@ def deliver(
         StoreError: a store failed, or another object has the key.
     """
     keys = keys_of(generation.request, generation.images, key, values=values, date=date, batch=batch)
+    asked_for = {"prompt": generation.request.prompt} if to.upload.prompt_in_metadata else {}
     return [
-        to.deliver(image, place, source, metadata_of(generation, image))
+        to.deliver(image, place, source, metadata_of(generation, image) | asked_for)
         for image, place in zip(generation.images, keys, strict=True)
     ]
 

@@ -33,7 +33,7 @@ FAILURES = (
 )
 
 
-def marked_text_in_the_database() -> list[str]:
+def marked_text_in_the_database(marks: tuple[str, ...] = MARKS) -> list[str]:
     """Every cell of the Prefect server's database that holds a mark."""
     path = PREFECT_SERVER_DATABASE_CONNECTION_URL.value().removeprefix("sqlite+aiosqlite:///")
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
@@ -46,7 +46,7 @@ def marked_text_in_the_database() -> list[str]:
             if table.startswith("block_document"):
                 continue  # saved blocks are where secrets belong, encrypted or not as the server is set up
             for row in connection.execute(f'select * from "{table}"'):  # noqa: S608 - names from the database itself
-                found += [f"{table}: {cell}" for cell in row if any(mark in str(cell) for mark in MARKS)]
+                found += [f"{table}: {cell}" for cell in row if any(mark in str(cell) for mark in marks)]
         return found
     finally:
         connection.close()

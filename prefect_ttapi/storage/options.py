@@ -58,6 +58,11 @@ class UploadOptions(_Options):
         title="ACL",
         description="Of delivered images, where a bucket still uses access control lists.",
     )
+    prompt_in_metadata: bool = Field(
+        False,
+        title="Prompt in metadata",
+        description="Of delivered images, percent-encoded: whoever may read an image can then read its prompt.",
+    )
     storage_class: str | None = Field(
         None,
         title="Storage class",

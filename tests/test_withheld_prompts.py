@@ -1,0 +1,76 @@
+"""`record_prompts=False`: prompts stay out of all that Prefect keeps or shows, and of what is delivered."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+
+import pytest
+from prefect import flow
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+from prefect_ttapi import DeliveredImage, ImageStore, TTAPICredentials, deliver_images, generate_images
+from prefect_ttapi.errors import ModerationError
+from prefect_ttapi.storage.ledger import Ledger
+from tests.s3 import S3Server
+from tests.test_secrets import marked_text_in_the_database
+
+MARK = "zqx81 heron"
+
+
+def _metadata(s3_server: S3Server, copy: DeliveredImage) -> dict[str, str]:
+    """What S3 says beside an object."""
+    bucket, _, key = copy.uri.removeprefix("s3://").partition("/")
+    with closing(s3_server.client()) as client:
+        return client.head_object(Bucket=bucket, Key=key)["Metadata"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_prompt_that_is_not_recorded(
+    s3_server: S3Server, credentials: TTAPICredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither previews nor artifacts, assets, events, logs, keys or objects tell the prompt; the ledger does."""
+    caplog.set_level(logging.DEBUG)
+    store = ImageStore(url=f"s3://{s3_server.new_bucket()}/images", **s3_server.settings())
+    shop = ImageStore(
+        url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(), upload={"prompt_in_metadata": True}
+    )
+    told: list[DeliveredImage] = []
+
+    @flow(persist_result=False)
+    def discreet() -> None:
+        with pytest.raises(ModerationError):
+            generate_images(
+                {"prompt": f"[[sandbox:moderation]] {MARK}"}, credentials, store, record_prompts=False
+            )
+        generation = generate_images.with_options(persist_result=False)(
+            {"prompt": MARK, "model": "gpt-image-2"}, credentials, store, preview=True, record_prompts=False
+        )
+        told.extend(deliver_images(generation, shop, record_prompts=False))
+        assert (
+            Ledger(store, credentials.api_origin, run_id="reader")
+            .look_up(generation.request_hash)
+            .generation.request.prompt
+            == MARK
+        )
+
+    discreet()
+    EventsWorker.instance().wait_until_empty()
+    APILogWorker.instance().drain()
+    assert not [line for line in caplog.messages if MARK in line]
+    assert marked_text_in_the_database((MARK, "zqx81")) == []
+    assert "zqx81" not in told[0].uri
+    assert "zqx81" not in str(_metadata(s3_server, told[0]))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_prompt_in_metadata_where_asked_for(s3_server: S3Server, credentials: TTAPICredentials) -> None:
+    """A store that asks for it gets the prompt of what is delivered, percent-encoded; other stores don't."""
+    settings = {"url": f"s3://{s3_server.new_bucket()}", **s3_server.settings()}
+    plain, asking = ImageStore(**settings), ImageStore(**settings, upload={"prompt_in_metadata": True})
+    generation = generate_images({"prompt": "ein Reiher, 50 % grau, Zoë"}, credentials, plain)
+    (without,) = deliver_images(generation, plain, key="plain.{ext}")
+    (with_prompt,) = deliver_images(generation, asking, key="asking.{ext}")
+    assert "prompt" not in _metadata(s3_server, without)
+    assert _metadata(s3_server, with_prompt)["prompt"] == "ein Reiher, 50 %25 grau, Zo%C3%AB"
