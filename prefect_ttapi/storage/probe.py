@@ -20,14 +20,15 @@ _LONGEST_PAUSE: Final = 0.2  # seconds
 
 
 def probe(objects: ObjectStore) -> None:
-    """Write as a ledger does, then see a second create and a write with a stale tag refused.
+    """Replace a small object as a ledger does, then see a second create and a write with a stale tag refused.
 
-    A store that ignores conditions says yes to both, and would let two machines pay for the same request.
+    A store that ignores conditions says yes to both, and would let two machines pay for the same request. The object
+    stays: without it a check by one process would look like a broken promise to another.
 
     Raises:
         StoreError: the store can't be read or written, or takes no heed of conditions.
     """
-    stale = _write_one(objects)
+    stale = _replace(objects)
     for expected, what in ((Condition.NOTHING, "creates an object twice"), (stale, "ignores If-Match")):
         if not _refuses(objects, expected):
             raise StoreError(
@@ -36,18 +37,21 @@ def probe(objects: ObjectStore) -> None:
             )
 
 
-def _write_one(objects: ObjectStore) -> str:
-    """Replace the probe object; a tag that it no longer has."""
+def _replace(objects: ObjectStore) -> str:
+    """Replace the probe object, made where there is none; a tag that it no longer has."""
     for _ in range(_ATTEMPTS):
         found = objects.read(KEY)
         try:
-            tag = _write(objects, found[1] if found else Condition.NOTHING)
+            tag = found[1] if found else _write(objects, Condition.NOTHING)
+            _write(objects, tag)
         except ConflictError:
             # another process is asking the same
             time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 - chance, not secrecy
-            continue
-        return found[1] if found else tag[::-1] + "0"
-    raise StoreError(f"{objects.uri(KEY)}: this store refuses every conditional write; use another store")
+        else:
+            return tag
+    raise StoreError(
+        f"{objects.uri(KEY)}: this store refuses conditional writes that are as expected; use another store"
+    )
 
 
 def _refuses(objects: ObjectStore, expected: Condition | str) -> bool:

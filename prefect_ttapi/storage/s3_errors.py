@@ -3,45 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, SSLError
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 
 #: Statuses after which it is not known what happened, or that ask to try again.
 _UNSETTLED: Final = frozenset({409, 429, 500, 502, 503, 504})
+#: What did not arrive as it was sent, whatever the status: the next attempt may.
+_DAMAGED: Final = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout"})
 
 _NO_PERMISSION = "the credentials don't allow it: they need s3:GetObject, s3:PutObject and s3:ListBucket"
-_OTHER_REGION = "the bucket is in another region: set the store's region"
+_OTHER_REGION = "the bucket is in {region}: set the store's region"
 _EXPIRED = "the credentials have expired: renew them"
-#: What to do, by the store's error code; by status where an answer has no body.
+_FULL = "the store is full: make room"
+_UNKNOWN_KEY = "the access key ID is unknown there: correct access_key_id, or AWS_ACCESS_KEY_ID"
+_DAMAGED_ON_THE_WAY = "it was altered or cut short on the way"
+#: What to do, by the store's error code, or what comes before its dot; by status where an answer has no body.
 _ADVICE: Final[Mapping[str, str]] = {
     "NoSuchBucket": "the bucket does not exist: create it, or correct the store's url",
     "InvalidBucketName": "this is no legal bucket name: correct the store's url",
     "AccessDenied": _NO_PERMISSION,
     "AllAccessDisabled": _NO_PERMISSION,
     "403": _NO_PERMISSION,
-    "InvalidAccessKeyId": "the access key ID is unknown there: correct access_key_id, or AWS_ACCESS_KEY_ID",
+    "InvalidAccessKeyId": _UNKNOWN_KEY,
     "SignatureDoesNotMatch": "the secret access key is wrong: correct it, or AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": _EXPIRED,
     "InvalidToken": _EXPIRED,
-    "RequestTimeTooSkewed": "this machine's clock is wrong: set it",
+    "RequestTimeTooSkewed": "this machine's clock is {clock}: set it",
     "PermanentRedirect": _OTHER_REGION,
     "TemporaryRedirect": _OTHER_REGION,
     "AuthorizationHeaderMalformed": _OTHER_REGION,
     "IllegalLocationConstraintException": _OTHER_REGION,
     "301": _OTHER_REGION,
-    "QuotaExceeded": "the store is full: make room",
-    "XMinioStorageFull": "the store is full: make room",
+    "QuotaExceeded": _FULL,
+    "XMinioStorageFull": _FULL,
+    "AccessControlListNotSupported": "the bucket takes no access control lists: leave out upload.acl",
+    "InvalidStorageClass": "there is no such storage class: correct upload.storage_class",
+    "InvalidTag": "the tags are not taken: correct upload.tags",
+    "NotImplemented": "this service can't do it: leave out what its documentation doesn't list ({words})",
+    "KMS": "the KMS key can't be used: correct upload.kms_key_id ({words})",
+    "BadDigest": _DAMAGED_ON_THE_WAY,
+    "XAmzContentSHA256Mismatch": _DAMAGED_ON_THE_WAY,
+    "IncompleteBody": _DAMAGED_ON_THE_WAY,
 }
+_NOTHING_ANSWERS = "nothing answers there: check the endpoint's address and that it is up"
 _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
-    "EndpointConnectionError": "nothing answers there: check the endpoint's address and that it is up",
-    "ConnectTimeoutError": "nothing answers there: check the endpoint's address and that it is up",
-    "SSLError": "its certificate can't be verified: check the endpoint's address and the CA bundle",
+    "EndpointConnectionError": _NOTHING_ANSWERS,
+    "ConnectTimeoutError": _NOTHING_ANSWERS,
+    "SSLError": "the endpoint speaks no TLS: does its address begin with http:// ?",
+    "CertificateError": "its certificate can't be verified: check the endpoint's address, or name its authority "
+    "in connection.ca_file",
     "NoCredentialsError": "there are no credentials: give access_key_id and secret_access_key, or AWS's own",
     "PartialCredentialsError": "the credentials are incomplete: give access_key_id and secret_access_key",
+    "ProfileNotFound": "there is no such profile: correct AWS_PROFILE",
 }
 
 #: A missing object, with a body that says so and without; a missing bucket is another thing.
@@ -78,26 +97,55 @@ def explain(error: Exception, doing: str) -> StoreError:
     """One line that says what failed and what to do; its class says whether the write may have happened."""
     status, code = _status_and_code(error)
     if status is None:
-        kind = type(error).__name__
+        kind = _kind(error)
         line = f"{doing}: {_ADVICE_WITHOUT_ANSWER.get(kind) or f'the answer was lost ({kind})'}"
         settled = isinstance(error, BotoCoreError) and not isinstance(error, _LOST)
         return StoreError(line) if settled else NoAnswerError(line)
     if status == 412 or (status, code) in _MISSING:
         return ConflictError(f"{doing}: it is not as expected (HTTP {status})")
-    advice = _ADVICE.get(code) or _ADVICE.get(str(status)) or _their_words(error)
-    kind_of_error = NoAnswerError if status in _UNSETTLED else StoreError
+    known = (_ADVICE.get(name) for name in (code, code.partition(".")[0], str(status)))
+    advice = next(filter(None, known), "{words}").format_map(_Details(error))
+    kind_of_error = NoAnswerError if status in _UNSETTLED or code in _DAMAGED else StoreError
     return kind_of_error(f"{doing}: {advice} ({code}, HTTP {status})")
 
 
+class _Details(dict[str, str]):
+    """What an advice may quote from an answer: region, clock, words."""
+
+    def __init__(self, error: Exception) -> None:
+        answer = _answer(error)
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region")
+        super().__init__(
+            region=f"the region {region}" if region else "another region",
+            clock=_clock(headers.get("date", "")),
+            words=" ".join(str(error).split())[:200],
+        )
+
+
+def _clock(theirs: str) -> str:
+    """How this machine's clock stands by the time that the service gives."""
+    try:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(theirs)).total_seconds() / 60
+    except (ValueError, TypeError):
+        return "wrong"
+    return f"{abs(ahead):,.0f} minutes {'fast' if ahead > 0 else 'slow'}"
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "CertificateError"
+    return type(error).__name__
+
+
 def _status_and_code(error: Exception) -> tuple[int | None, str]:
+    answer = _answer(error)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status, str(answer.get("Error", {}).get("Code", ""))
+
+
+def _answer(error: Exception) -> Mapping[str, Any]:
     """The answer behind an error. s3fs's classes don't tell: one 412 has two of them, two 404s have one."""
     cause = error if isinstance(error, ClientError) else error.__cause__
-    if not isinstance(cause, ClientError):
-        return None, ""
-    response: Mapping[str, Any] = cause.response
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status, str(response.get("Error", {}).get("Code", ""))
-
-
-def _their_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    response: Mapping[str, Any] = cause.response if isinstance(cause, ClientError) else {}
+    return response

@@ -114,10 +114,11 @@ def _made(account: Account) -> s3fs.S3FileSystem:
     )
     region = {"region_name": account.region} if account.region else {}
     verify = {} if account.verify is True else {"verify": account.verify}
+    key, secret, token = account.keys()
     filesystem = s3fs.S3FileSystem(
-        key=account.access_key_id,
-        secret=account.secret_access_key,
-        token=account.session_token,
+        key=key,
+        secret=secret,
+        token=token,
         endpoint_url=account.endpoint_url,
         client_kwargs=region | verify,
         config_kwargs={

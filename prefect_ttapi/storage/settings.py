@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    WithJsonSchema,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.addresses import bucket_and_prefix, checked_web_address, normalised
+from prefect_ttapi.storage.aws_blocks import checked_block, named
 from prefect_ttapi.storage.options import ConnectionOptions, UploadOptions, header_text
 from prefect_ttapi.storage.s3 import S3Settings
 
@@ -42,6 +53,13 @@ class StoreSettings(BaseModel):
     )
     session_token: SecretStr | None = Field(
         None, title="Session token", description="Only with temporary credentials."
+    )
+    aws_credentials: Annotated[Any, WithJsonSchema({"type": "string"})] = Field(
+        None,
+        title="AWS credentials block",
+        description="Instead of keys, a block of prefect-aws: aws-credentials/NAME or minio-credentials/NAME. "
+        "In code also the block itself.",
+        repr=False,  # a block's own session token is no secret to it
     )
     public_base_url: str | None = Field(
         None,
@@ -92,10 +110,21 @@ class StoreSettings(BaseModel):
     def _fits_a_header(cls, text: str | None) -> str | None:
         return header_text(text)
 
+    @field_validator("aws_credentials")
+    @classmethod
+    def _is_a_block(cls, given: object) -> object:
+        return checked_block(given)
+
+    @field_serializer("aws_credentials")
+    def _by_name(self, block: object, info: SerializationInfo) -> object:
+        return named(block, saving=bool((info.context or {}).get("include_secrets")))
+
     @model_validator(mode="after")
     def _has_both_keys_or_none(self) -> Self:
         if bool(self.access_key_id) != bool(self.secret_access_key):
             raise ValueError("access_key_id and secret_access_key belong together: give both or neither")
+        if self.access_key_id and self.aws_credentials:
+            raise ValueError("give aws_credentials or keys, not both")
         return self
 
     def _settings(self) -> S3Settings:
@@ -107,10 +136,11 @@ class StoreSettings(BaseModel):
             session_token=_told(self.session_token),
             addressing_style=self.connection.addressing_style,
             verify=self.connection.verify,
+            block=self.aws_credentials,
         )
         return S3Settings(
             *bucket_and_prefix(self.url),
-            account.or_environment(),
+            account.or_block().or_environment(),
             encryption=self.upload.encryption,
             kms_key_id=self.upload.kms_key_id,
             multipart_above=self.upload.multipart_above,

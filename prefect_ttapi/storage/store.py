@@ -76,8 +76,9 @@ class ImageStore(NotMapped, StoreSettings, Block):
         return _place(self._settings() if is_s3(self.url) else folder_of(self.url), os.getpid())
 
     def check(self) -> None:
-        """Make sure that objects can be written and read, and that of two writers one loses. 4 small
-        requests.
+        """Make sure that objects can be written and read, and that of two writers one loses.
+
+        4 small requests, 5 the first time; what stays is `ledger/probe.json`.
 
         Raises:
             StoreError: what is wrong, and what to do, in one line.
