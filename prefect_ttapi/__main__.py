@@ -17,6 +17,7 @@ from prefect_ttapi.errors import StoreError, TTAPIError
 COMMANDS: Final = (
     ("sandbox", "prefect_ttapi.sandbox.command", "serve a stand-in for the API: it draws placeholders"),
     ("verify", "prefect_ttapi.verify.command", "read a whole store and say what is wrong with it"),
+    ("trace", "prefect_ttapi.trace.command", "tell who made an image, and what a run made"),
 )
 
 

@@ -1,0 +1,184 @@
+"""Who made this? From an object to its request, the answer, the runs, and the row that asked for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.progress import Tell
+from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.metadata import read_metadata
+from prefect_ttapi.storage.shelf import origin_of_slug
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.trace.chain import Copy, Entry, Origin, SourceRow
+from prefect_ttapi.trace.places import IMAGE, RECORD, RUN_ID, object_at, store_at_root, uri_of
+from prefect_ttapi.trace.reading import entries_of, entries_that_say, manifests_of, rows_that_say
+
+HASH: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def _silent(_step: object) -> None:
+    """Nobody is told."""
+
+
+def trace_object(
+    address: str,
+    store: ImageStore | None = None,
+    *,
+    endpoint_url: str | None = None,
+    everywhere: bool = False,
+    tell: Tell = _silent,
+) -> Origin:
+    """Who made an object: an image of a store, a delivered copy of one, any file with the same bytes, or a record.
+
+    Args:
+        address: `s3://bucket/key`, `file:///...` or a path.
+        store: where ledger and manifests are, if the object's metadata doesn't say so.
+        endpoint_url: of an S3 service other than AWS.
+        everywhere: look through the manifests of all runs, not only of the one that paid.
+        tell: told of each step of a long search.
+
+    Raises:
+        ImageMissingError: there is no such object.
+        StoreError: nothing tells where it came from, or a store can't be read.
+        ValueError: that is no address.
+    """
+    uri = uri_of(address)
+    if record := RECORD.fullmatch(uri):
+        home = store or store_at_root(record["root"], endpoint_url)
+        return trace_request(
+            record["request_hash"],
+            home,
+            origin=origin_of_slug(record["folder"]),
+            everywhere=everywhere,
+            tell=tell,
+            address=address,
+        )
+    place, key = object_at(uri, endpoint_url)
+    found = place.objects.look(key)
+    said = {name: read_metadata(value) for name, value in found.metadata.items()} if found else {}
+    kept = IMAGE.fullmatch(uri)
+    if kept:
+        home = store or store_at_root(kept["root"], endpoint_url)
+        sha256, delivered = kept["sha256"], None
+    elif found is None:
+        raise ImageMissingError(f"there is no {uri}")
+    else:
+        home = store or _home(uri, said, endpoint_url)
+        sha256, delivered = _sha256(place, key, said), Copy(uri=uri, size_bytes=found.size, metadata=said)
+    entries = _entries(home, said, sha256, tell)
+    image = next((image for entry in entries for image in _images(entry) if image.sha256 == sha256), None)
+    if kept and not found and image is None:
+        raise ImageMissingError(f"there is no {uri}, and no record of it")
+    request_hash = said.get("request-hash") or next(
+        (entry.generation.request_hash for entry in entries if entry.generation), None
+    )
+    rows = _rows(home, request_hash, said.get("flow-run-id"), entries, everywhere, tell)
+    return Origin(
+        address=address,
+        request_hash=request_hash,
+        delivered=delivered,
+        image=image,
+        image_is_there=image and not home.missing([image]),
+        entries=tuple(entries),
+        rows=tuple(sorted(rows, key=lambda source: uri not in _copies(source))),
+        gaps=tuple(_gaps(home, entries, image, sha256)),
+    )
+
+
+def trace_request(
+    request_hash: str,
+    store: ImageStore,
+    *,
+    origin: str | None = None,
+    everywhere: bool = False,
+    tell: Tell = _silent,
+    address: str | None = None,
+) -> Origin:
+    """What became of a request: the ledger's word, the images, and the rows that asked for it.
+
+    Args:
+        origin: whose answer, e.g. `https://api.ttapi.io`; else each API's.
+        everywhere: look through the manifests of all runs, not only of those that paid.
+        tell: told of each step of a long search.
+        address: how the request was named, if not by its hash.
+
+    Raises:
+        StoreError: the store has no record of it, or can't be read.
+    """
+    entries = entries_of(store, request_hash, origin, tell)
+    if not entries:
+        raise StoreError(f"{store.identity} has no record of the request {request_hash}")
+    return Origin(
+        address=address or request_hash,
+        request_hash=request_hash,
+        entries=tuple(entries),
+        rows=tuple(_rows(store, request_hash, None, entries, everywhere, tell)),
+    )
+
+
+def _home(uri: str, said: Mapping[str, str], endpoint_url: str | None) -> ImageStore:
+    """The store that a copy says it came from."""
+    source = IMAGE.fullmatch(said.get("source-uri", ""))
+    if source:
+        return store_at_root(source["root"], endpoint_url)
+    raise StoreError(
+        f"{uri} does not say where it came from: name the store (--store) in which to look for its bytes"
+    )
+
+
+def _sha256(place: ImageStore, key: str, said: Mapping[str, str]) -> str:
+    if said.get("sha256"):
+        return said["sha256"]
+    found = place.objects.digest(key)
+    if found is None:
+        raise ImageMissingError(f"there is no {place.uri(key)}")
+    return found[1]
+
+
+def _entries(home: ImageStore, said: Mapping[str, str], sha256: str, tell: Tell) -> list[Entry]:
+    """What the ledger says of the request that the object names; else of all requests with this image."""
+    request_hash = said.get("request-hash", "")
+    if HASH.fullmatch(request_hash):
+        found = entries_of(home, request_hash, said.get("api-origin"), tell)
+        if found:
+            return found
+    naming = entries_that_say(home, sha256, tell)
+    return [entry for entry in naming if sha256 in (image.sha256 for image in _images(entry))]
+
+
+def _rows(
+    home: ImageStore,
+    request_hash: str | None,
+    run_id: str | None,
+    entries: list[Entry],
+    everywhere: bool,
+    tell: Tell,
+) -> list[SourceRow]:
+    """The manifests' rows of a request: of the runs that are known to have asked for it, or of all."""
+    if request_hash is None:
+        return []
+    paid = (entry.generation.flow_run_id for entry in entries if entry.generation)
+    runs = [run for run in dict.fromkeys((run_id, *paid)) if run and RUN_ID.fullmatch(run)]
+    manifests = (
+        manifests_of(home, None) if everywhere else [key for run in runs for key in manifests_of(home, run)]
+    )
+    found = rows_that_say(home, manifests, request_hash, tell)
+    return [source for source in found if source.row.request_hash == request_hash]
+
+
+def _gaps(home: ImageStore, entries: list[Entry], image: StoredImage | None, sha256: str) -> Iterator[str]:
+    if not entries:
+        yield f"{home.identity} has no record of it"
+    elif image is None:
+        yield f"the record names other images by now, none with the SHA-256 {sha256}"
+
+
+def _images(entry: Entry) -> tuple[StoredImage, ...]:
+    return entry.generation.images if entry.generation else ()
+
+
+def _copies(source: SourceRow) -> set[str]:
+    return {copy.uri for copy in source.row.delivered}

@@ -1,0 +1,202 @@
+"""Who made an image, and what did a run make: the chain in both directions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from prefect_ttapi.__main__ import main
+from prefect_ttapi.delivery import deliver
+from prefect_ttapi.lineage.manifest import Row, write_manifest
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import DeliveredImage, Generation, Usage
+from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.trace import Made, Origin, trace_object, trace_run
+from tests.s3 import S3Server
+from tests.storage.samples import API, fresh_image, generation_of
+
+RUN = "0b6f5a52-8d6e-4b1c-9d0e-4a61f3f6a001"
+REQUEST = ImageRequest(prompt="a lighthouse\x1b[2J\nat dusk", model="gpt-image-1", quality="high")
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A batch of one request: its store, the shop it was delivered to, and what is where."""
+
+    store: ImageStore
+    shop: ImageStore
+    generation: Generation
+    copy: DeliveredImage
+    options: tuple[str, ...]
+
+    def trace(self, *words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+        status = main(["trace", *words, *self.options])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+
+def record(store: ImageStore, request: ImageRequest, data: bytes, run_id: str) -> Generation:
+    facts = {
+        "usage": Usage(input_tokens=9, output_tokens=4160, total_tokens=4169),
+        "request_id": "req-77",
+        "flow_run_id": run_id,
+        "task_run_id": "task-5",
+        "package_version": "0.0.9",
+    }
+    image = store.put_image(fresh_image(data), {"request-hash": request.request_hash})
+    stored = image.model_copy(update={"revised_prompt": "a tall lighthouse"})
+    with Ledger(store, API, run_id).acquire(request.request_hash) as claim:
+        claim.before_sending()
+        return claim.record(generation_of(request, stored).model_copy(update=facts)).generation
+
+
+def delivered(generation: Generation, store: ImageStore, shop: ImageStore) -> DeliveredImage:
+    now = datetime.now(UTC)
+    return deliver(
+        generation, shop, "shots/{name}.{ext}", values={"name": "Zoë"}, date=now, batch="b", source=store
+    )[0]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def campaign(
+    request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Campaign:
+    """On each kind of store."""
+    if request.param == "folder":
+        store, shop = ImageStore(url=str(tmp_path / "a store")), ImageStore(url=str(tmp_path / "shop"))
+        options: tuple[str, ...] = ()
+    else:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_access_key)
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        options = ("--endpoint-url", s3_server.url)
+        places = (f"s3://{s3_server.new_bucket()}/{prefix}" for prefix in ("campaigns/may", "site"))
+        store, shop = (ImageStore(url=url, endpoint_url=s3_server.url) for url in places)
+    generation = record(store, REQUEST, b"pixels", RUN)
+    copy = delivered(generation, store, shop)
+    rows = [
+        Row(row=0, status="skipped", error="out of budget", error_type="BudgetExceeded"),
+        Row.of(1, generation, delivered=(copy,), values={"sku": "L-12"}),
+    ]
+    store.write(f"batches/{RUN}/manifest.jsonl", b"".join(write_manifest(rows)), "application/x-ndjson")
+    return Campaign(store, shop, generation, copy, options)
+
+
+#: Where each part of the answer is named: object, record, request, runs, call, version, row, copy.
+CHAIN = ["gpt-image-1", "quality: high", "a tall lighthouse", "req-77", "4,169 tokens", f"flow run {RUN}"]
+CHAIN += ["task run task-5", "prefect-ttapi 0.0.9", "https://api.ttapi.io", "sku=L-12", "row 1 of"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda campaign: [campaign.copy.uri],
+        lambda campaign: [campaign.generation.images[0].uri],
+        lambda campaign: [campaign.store.uri(f"ledger/api.ttapi.io/{REQUEST.request_hash}.json")],
+        lambda campaign: [REQUEST.request_hash, "--store", campaign.store.url],
+    ],
+    ids=["delivered copy", "stored image", "record", "request hash"],
+)
+def test_who_made_it(
+    campaign: Campaign, ask: Callable[[Campaign], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From each end of the chain the whole of it is told, on lines that no prompt can break or colour."""
+    status, out, err = campaign.trace(*ask(campaign), capsys=capsys)
+    assert (status, err) == (0, "")
+    missing = [
+        part for part in [*CHAIN, campaign.copy.uri, campaign.generation.images[0].uri] if part not in out
+    ]
+    assert missing == []
+    assert "a lighthouse [2J at dusk" in out
+    assert "\x1b" not in out
+    status, out, _ = campaign.trace(*ask(campaign), "--json", capsys=capsys)
+    origin = Origin.model_validate(json.loads(out))
+    assert origin.entries[0].generation == campaign.generation
+    assert [source.row.row for source in origin.rows] == [1]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda campaign: ["--run", RUN, "--store", campaign.store.url],
+        lambda campaign: [campaign.store.uri(f"batches/{RUN}/manifest.jsonl")],
+    ],
+    ids=["run", "manifest"],
+)
+def test_what_it_made(
+    campaign: Campaign, ask: Callable[[Campaign], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a run, by its id or its manifest: each row with its images and copies."""
+    status, out, _ = campaign.trace(*ask(campaign), capsys=capsys)
+    assert status == 0
+    for part in ("row 0: skipped", "BudgetExceeded: out of budget", "row 1: generated", campaign.copy.uri):
+        assert part in out
+    _, out, _ = campaign.trace(*ask(campaign), "--json", capsys=capsys)
+    made = json.loads(out)
+    assert [source["row"]["status"] for source in made["rows"]] == ["skipped", "generated"]
+    assert made["manifests"] == [campaign.store.uri(f"batches/{RUN}/manifest.jsonl")]
+
+
+def test_a_run_without_a_batch(tmp_path: Path) -> None:
+    """What a run paid for is found in the ledger where it left no manifest."""
+    store = ImageStore(url=str(tmp_path))
+    mine = record(store, REQUEST, b"mine", "run-of-mine")
+    record(store, ImageRequest(prompt="another's"), b"another's", "another-run")
+    made = trace_run("run-of-mine", store)
+    assert isinstance(made, Made)
+    assert [source.row.images for source in made.rows] == [mine.images]
+
+
+def test_any_file_is_known_by_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that lost its metadata is found in the store that it came from, and without one the line says so."""
+    store = ImageStore(url=str(tmp_path / "store"))
+    made = record(store, REQUEST, b"pixels", RUN)
+    download = tmp_path / "download.png"
+    shutil.copy(unquote(urlsplit(made.images[0].uri).path), download)
+    assert main(["trace", str(download)]) == 1
+    assert "name the store (--store)" in capsys.readouterr().err
+    origin = trace_object(str(download), store)
+    assert origin.request_hash == REQUEST.request_hash
+    assert origin.image == made.images[0]
+
+
+def test_a_copy_outlives_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where record and image are gone, what the copy says of itself is told, and the status says what is lost."""
+    store, shop = ImageStore(url=str(tmp_path / "store")), ImageStore(url=str(tmp_path / "shop"))
+    copy = delivered(record(store, REQUEST, b"pixels", RUN), store, shop)
+    shutil.rmtree(tmp_path / "store")
+    assert main(["trace", copy.uri]) == 1
+    out = capsys.readouterr().out
+    assert f"request {REQUEST.request_hash}" in out
+    assert f"not found: {store.identity} has no record of it" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        (["{folder}/none.png"], 1, "there is no"),
+        (["{folder}/images/" + "0" * 64 + ".png"], 1, "there is no"),
+        (["1" * 64, "--store", "{folder}"], 1, "has no record of the request"),
+        (["--run", "nobody", "--store", "{folder}"], 1, "knows nothing of the run"),
+        (["--run", "../..", "--store", "{folder}"], 2, "no run's id"),
+        (["0" * 64], 2, "needs --store"),
+        ([], 2, "say either"),
+        (["s3://bucket"], 2, "no object in it"),
+    ],
+)
+def test_what_cannot_be_traced_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], status: int, complaint: str
+) -> None:
+    """What is not there, or not understood, is one line and a status."""
+    assert main(["trace", *(word.format(folder=tmp_path) for word in words)]) == status
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
