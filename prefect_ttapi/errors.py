@@ -15,6 +15,7 @@ TTAPIError                    the API, or the way to it; has status_code, reques
 StoreError                    the image store: unreachable, unwritable, refused
 ├── NotStoredError            paid for, but the store did not take the images: kept in the rescue folder
 └── ImageMissingError         an object that a record names is gone or has another size
+PictureError                  an image that can't be decoded, so that nothing can be made of it; a ValueError
 BudgetExceeded                the batch's budget does not allow another request
 BatchError                    a batch ended with failed rows
 IllegalBatchError             a batch that can't be sent as it is; a ValueError
@@ -184,6 +185,10 @@ class NotStoredError(StoreError):
 
     The message says where they are kept: the next run takes them from there, and pays nothing.
     """
+
+
+class PictureError(ValueError):
+    """An image that can't be decoded, or not safely, so that no thumbnail or rendition can be made of it."""
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - the public name

@@ -10,32 +10,15 @@ from typing import BinaryIO, Final
 
 from PIL.Image import Image, Resampling
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import PictureError, StoreError
+from prefect_ttapi.pixels import opened
 
 log: Final = logging.getLogger(__name__)
 
 #: Side of the square, in pixels, that a thumbnail fits into.
 ARTIFACT_BOX: Final = 128
 GALLERY_BOX: Final = 256
-
-#: No image larger than this is decoded. The largest that the vendor's models make has a tenth of it.
-MAX_PIXELS: Final = 80_000_000
-
-#: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
-#: warnings are neither thread-safe to catch nor harmless where they are errors.
-_READERS: Final[dict[bytes, type[ImageFile]]] = {
-    b"\x89PNG": PngImageFile,
-    b"\xff\xd8\xff": JpegImageFile,
-    b"RIFF": WebPImageFile,
-}
-
-
-class ThumbnailError(ValueError):
-    """No thumbnail can be made of these bytes."""
 
 
 def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
@@ -46,14 +29,14 @@ def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
         box: side in pixels; a smaller image keeps its size.
 
     Raises:
-        ThumbnailError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
+        PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
     """
     try:
-        return _webp(_small(_opened(file), box), box)
-    except ThumbnailError:
+        return _webp(_small(opened(file), box), box)
+    except PictureError:
         raise
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
-        raise ThumbnailError(f"the image can't be read: {type(error).__name__}: {error}") from error
+        raise PictureError(f"the image can't be read: {type(error).__name__}: {error}") from error
 
 
 def as_data_uri(webp: bytes) -> str:
@@ -63,21 +46,6 @@ def as_data_uri(webp: bytes) -> str:
     'data:image/webp;base64,UklGRg=='
     """
     return "data:image/webp;base64," + base64.b64encode(webp).decode()
-
-
-def _opened(file: BinaryIO) -> ImageFile:
-    start = file.tell()
-    head = file.read(4)
-    file.seek(start)
-    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
-    if reader is None:
-        raise ThumbnailError("the file is no PNG, JPEG or WebP")
-    image = reader(file)
-    if image.width * image.height > MAX_PIXELS:
-        raise ThumbnailError(
-            f"the image is {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit"
-        )
-    return image
 
 
 def _small(image: ImageFile, box: int) -> Image:
@@ -105,6 +73,6 @@ def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -
     try:
         with opener() as file:
             return thumbnail(file, box)
-    except (ThumbnailError, StoreError) as error:
+    except (PictureError, StoreError) as error:
         log.warning("no thumbnail: %s", error)
         return None

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefect_ttapi.lineage.thumbnails import MAX_PIXELS, ThumbnailError, as_data_uri, thumbnail
+from prefect_ttapi.errors import PictureError
+from prefect_ttapi.lineage.thumbnails import as_data_uri, thumbnail
+from prefect_ttapi.pixels import MAX_PIXELS
 from tests.lineage.samples import picture
 
 SAMPLES = [picture(form="PNG"), picture(form="JPEG"), picture(form="WEBP"), picture(mode="RGBA")]
@@ -101,16 +103,16 @@ def test_bombs(bomb: bytes) -> None:
     """An image that unfolds to more than the limit is refused from its header, without a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(ThumbnailError):
+        with pytest.raises(PictureError):
             thumbnail(io.BytesIO(bomb))
     assert not caught
 
 
 def test_the_limit_is_on_pixels() -> None:
     """Just below the limit the size is no reason to refuse, and what then is missing is."""
-    with pytest.raises(ThumbnailError, match="can't be read"):
+    with pytest.raises(PictureError, match="can't be read"):
         thumbnail(io.BytesIO(png_that_claims(MAX_PIXELS // 10_000, 10_000)))
-    with pytest.raises(ThumbnailError, match="8001 x 10000 pixels; 80,000,000 are the limit"):
+    with pytest.raises(PictureError, match="8001 x 10000 pixels; 80,000,000 are the limit"):
         thumbnail(io.BytesIO(png_that_claims(MAX_PIXELS // 10_000 + 1, 10_000)))
 
 
@@ -119,14 +121,14 @@ def test_the_limit_is_on_pixels() -> None:
 )
 def test_no_image(data: bytes) -> None:
     """What is no image says so."""
-    with pytest.raises(ThumbnailError):
+    with pytest.raises(PictureError):
         thumbnail(io.BytesIO(data))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 @given(st.sampled_from(SAMPLES), st.data())
 def test_damaged(image: bytes, data: st.DataObject) -> None:
-    """A damaged image gives a thumbnail or a ThumbnailError, nothing else."""
+    """A damaged image gives a thumbnail or a PictureError, nothing else."""
     damaged = bytearray(image)
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -134,7 +136,7 @@ def test_damaged(image: bytes, data: st.DataObject) -> None:
     for hostile in (damaged, damaged[:cut]):
         try:
             made = thumbnail(io.BytesIO(hostile))
-        except ThumbnailError:
+        except PictureError:
             continue
         assert opened(made).width <= 128
 
