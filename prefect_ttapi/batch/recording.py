@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import array
 import io
 import logging
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from prefect_ttapi.batch.budget import Price
 from prefect_ttapi.batch.items import Done
+from prefect_ttapi.batch.live import Live, Standing
+from prefect_ttapi.batch.parts import Parts
 from prefect_ttapi.batch.report import BatchReport
+from prefect_ttapi.batch.rowfile import RowFile
+from prefect_ttapi.batch.thumbnails import ThumbnailFile
+from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.artifacts import Progress, batch_key, publish_markdown, publish_table
-from prefect_ttapi.lineage.gallery import pages
-from prefect_ttapi.lineage.manifest import Row, read_manifest, write_manifest
+from prefect_ttapi.lineage.gallery import FIRST, pages
+from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table
 from prefect_ttapi.lineage.pictures import pictures
+from prefect_ttapi.lineage.text import one_line
 from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.rules import Model
 from prefect_ttapi.spool import Spool
-from prefect_ttapi.storage.objects import Facts
+from prefect_ttapi.storage.objects import PATIENCE, Facts
 from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
-
-#: Rows whose images are shown on the gallery page; the others are in the manifest.
-GALLERY_ROWS: Final = 500
-
 
 #: How many batches each attempt at a flow run has begun in this process.
 _BEGUN: Counter[tuple[str, int]] = Counter()
@@ -52,38 +58,10 @@ def folder_of_batch(flow_run_id: str, attempt: int) -> str:
     return f"batches/{flow_run_id}" + (f"/{number}" if number > 1 else "")
 
 
-class RowFile:
-    """Rows as they come, kept in a temporary file and read in order: 8 bytes of memory a row."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="ttapi-rows-")  # noqa: SIM115 - `close` closes it
-        self._starts = array.array("q")
-
-    def add(self, row: Row) -> None:
-        """Keep a row; rows come in any order."""
-        missing = row.row + 1 - len(self._starts)
-        self._starts.extend([-1] * max(0, missing))
-        self._starts[row.row] = self._file.seek(0, io.SEEK_END)
-        self._file.writelines(write_manifest([row]))
-
-    def lines(self) -> Iterator[bytes]:
-        """The rows' lines in order; a row that never came is left out."""
-        for start in self._starts:
-            if start >= 0:
-                self._file.seek(start)
-                yield self._file.readline()
-
-    def rows(self) -> Iterator[Row]:
-        """The rows in order."""
-        return read_manifest(self.lines())
-
-    def close(self) -> None:
-        """Forget them."""
-        self._file.close()
-
-
 class Recorder:
-    """Keeps a batch's rows, shows its progress on the run, and writes down at the end what became of it.
+    """Keeps a batch's rows, shows its progress, and writes down at the end what became of it.
+
+    Rows come from one thread at a time.
 
     Args:
         store: where manifest and gallery page go.
@@ -91,56 +69,104 @@ class Recorder:
         flow_run_id: the run it belongs to.
         folder: of manifest and page, in `store`.
         total: how many rows there will be, where that is known.
+        in_flight: tells how many requests are under way.
+        prices: what models cost, where that is known.
     """
 
     def __init__(
-        self, store: ImageStore, name: str, flow_run_id: str, folder: str, total: int | None
+        self,
+        store: ImageStore,
+        name: str,
+        flow_run_id: str,
+        folder: str,
+        total: int | None,
+        *,
+        in_flight: Callable[[], int] | None = None,
+        prices: Mapping[Model, Price] | None = None,
     ) -> None:
         self._store = store
         self._name = name
         self._flow_run_id = flow_run_id
         self._folder = folder
         self._total = total
+        self._in_flight = in_flight
+        self._prices = prices or {}
         self._started = time.monotonic()
         self._totals = Totals()
+        self._sent = 0
+        self._sending_since = self._started
+        self._sending = 0.0
         self._rows = RowFile()
-        self._thumbnails: dict[str, bytes] = {}
+        self._thumbnails = ThumbnailFile()
         self._progress = Progress(batch_key(name, "progress"), f"{name}: images")
+        self._parts = Parts(store, folder, self._rows)
+        self._live = Live(self._standing, _log_of(name))
+        self._running = ExitStack()
 
     def __enter__(self) -> Self:
+        self._running.enter_context(self._parts)
+        self._running.enter_context(self._live)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._rows.close()
+        self._running.close()
 
     def add(self, done: Done) -> None:
         """One more row."""
-        self._rows.add(done.row)
-        self._totals = self._totals.add(done.row)
-        for image, thumbnail in zip(done.row.images, done.thumbnails, strict=False):
+        row = done.row
+        self._rows.add(row)
+        self._totals = self._totals.add(row, self._price(row))
+        if row.api_calls:
+            now = time.monotonic()
+            since = now - row.seconds
+            self._sending_since = min(self._sending_since, since) if self._sent else since
+            self._sending = now - self._sending_since
+            self._sent += 1
+        for image, thumbnail in zip(row.images, done.thumbnails, strict=False):
             if thumbnail is not None:
-                self._thumbnails[image.sha256] = thumbnail
-        self._progress.update(self._totals.rows, self._total, self._described())
+                self._thumbnails.add(image.sha256, thumbnail)
+        self._parts.came()
+        self._progress.update(self._totals.rows, self._total, self._standing().line())
 
-    def finish(self) -> BatchReport:
-        """Write page and manifest, publish the artifacts, and report."""
-        try:
-            self._write_gallery()
-        except Exception as error:  # it shows what the manifest says, which must not be lost with it
-            logger.warning("The gallery page was not written: %s: %s", type(error).__name__, error)
+    def finish(self, notes: Sequence[str] = ()) -> BatchReport:
+        """Write thumbnails, pages and manifest, publish the artifacts, and report.
+
+        Args:
+            notes: what the report is to tell besides.
+        """
+        self._write("thumbnails are", self._write_thumbnails)
+        self._write("gallery page is", self._write_gallery)
+        table = self._write("Parquet manifest is", self._write_parquet) if parquet.installed() else None
         manifest = self._write_manifest()
+        self._parts.end()
+        self._parts.remove()
         report = BatchReport(
             name=self._name,
             flow_run_id=self._flow_run_id,
             totals=self._totals,
             manifest_uri=manifest,
-            gallery_uri=self._store.uri(f"{self._folder}/index.html"),
+            parquet_uri=table,
+            gallery_uri=self._store.uri(f"{self._folder}/{FIRST}"),
             seconds=round(time.monotonic() - self._started, 3),
+            notes=tuple(notes),
         ).with_store(self._store)
         self._publish(report)
         return report
+
+    def _write(self, what: str, write: Callable[[], str | None]) -> str | None:
+        """The address of what was written; without it, the manifest, which says the same, must not be lost too."""
+        try:
+            return write()
+        except Exception as error:
+            logger.warning("The %s not written: %s: %s", what, type(error).__name__, error)
+            return None
+
+    def _write_thumbnails(self) -> str | None:
+        if not len(self._thumbnails):
+            return None
+        return self._upload("thumbnails.zip", self._thumbnails.zipped(), "application/zip")
 
     def _write_gallery(self) -> None:
         gallery = pages(
@@ -152,28 +178,34 @@ class Recorder:
             store_uri=self._store.uri("images").removesuffix("/images"),
             manifest="manifest.jsonl",
         )
-        for file, page in gallery:
-            self._store.write(f"{self._folder}/{file}", page.encode(), "text/html; charset=utf-8")
+        for file, pieces in gallery:
+            self._upload(file, _spooled(piece.encode() for piece in pieces), "text/html; charset=utf-8")
+
+    def _write_parquet(self) -> str:
+        table = parquet.parquet_of(self._rows.lines())
+        return self._upload("manifest.parquet", table, "application/vnd.apache.parquet")
 
     def _write_manifest(self) -> str:
         """Its address. It comes last, and as patiently as the images, since nothing else tells why rows failed."""
-        spool = Spool()
-        for line in self._rows.lines():
-            spool.write(line)
-        key = f"{self._folder}/manifest.jsonl"
-        self._store.objects.write(key, spool.open, Facts("application/x-ndjson"), patience=UPLOAD_PATIENCE)
+        lines = _spooled(self._rows.lines())
+        return self._upload("manifest.jsonl", lines, "application/x-ndjson", patience=UPLOAD_PATIENCE)
+
+    def _upload(self, file: str, spool: Spool, media_type: str, patience: float = PATIENCE) -> str:
+        key = f"{self._folder}/{file}"
+        self._store.objects.write(key, spool.open, Facts(media_type), patience=patience)
         return self._store.uri(key)
 
     def _publish(self, report: BatchReport) -> None:
+        failures = self._rows.rows() if self._totals.failed else iter(())
         markdown = batch_markdown(
             self._name,
             self._totals,
-            failures=(row for row in self._rows.rows() if row.status == "failed"),
+            failures=(row for row in failures if row.status == "failed"),
             pictures=pictures(self._shown_first(), self._small_thumbnail),
             manifest_uri=report.manifest_uri,
             gallery_uri=report.gallery_uri,
         )
-        self._progress.finish(self._described())
+        self._progress.finish(report.summary)
         publish_markdown(batch_key(self._name), markdown, description=report.summary)
         table = image_table(self._rows.rows(), report.manifest_uri)
         publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")
@@ -188,10 +220,27 @@ class Recorder:
         known = self._thumbnails.get(image.sha256)
         return thumbnail_or_none(partial(io.BytesIO, known)) if known else None
 
-    def _described(self) -> str:
-        totals = self._totals
-        of = f" of {self._total:,}" if self._total is not None else ""
-        return (
-            f"{totals.rows:,}{of} requests: {totals.generated:,} generated, {totals.cached:,} cached, "
-            f"{totals.failed:,} failed, {totals.skipped:,} skipped"
-        )
+    def _standing(self) -> Standing:
+        in_flight = self._in_flight() if self._in_flight else None
+        return Standing(self._totals, self._total, in_flight, self._sent, self._sending)
+
+    def _price(self, row: Row) -> float | None:
+        price = self._prices.get(row.request.model) if row.request and row.images else None
+        return price.of(len(row.images), row.usage) if price else None
+
+
+def _spooled(pieces: Iterable[bytes]) -> Spool:
+    spool = Spool()
+    for piece in pieces:
+        spool.write(piece)
+    return spool
+
+
+def _log_of(name: str) -> Callable[[str], None]:
+    """Writes lines on the run's log, from any thread."""
+    try:
+        log = get_run_logger()
+    except MissingContextError:
+        log = logger
+    shown = one_line(name, 60)
+    return lambda line: log.info("%s: %s", shown, line)

@@ -23,10 +23,12 @@ class BatchReport(BaseModel):
     Attributes:
         name: the batch's name.
         flow_run_id: the run it belongs to.
-        totals: counts by status, images, tokens, API calls.
+        totals: counts by status, images, tokens, API calls, money, latencies.
         manifest_uri: JSON Lines, one row per request, in order.
+        parquet_uri: the same as Parquet, where pyarrow is installed.
         gallery_uri: the page that shows the images.
         seconds: from start to end.
+        notes: what else is to be known, such as by how much a budget was passed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +39,8 @@ class BatchReport(BaseModel):
     manifest_uri: str
     gallery_uri: str
     seconds: float
+    parquet_uri: str | None = None
+    notes: tuple[str, ...] = ()
 
     _store: ImageStore | None = PrivateAttr(None)
 
@@ -66,13 +70,24 @@ class BatchReport(BaseModel):
         return not self.totals.failed and not self.totals.skipped
 
     @property
+    def latency(self) -> dict[str, dict[str, float]]:
+        """By model, seconds that half, 90 % and 99 % of its answers took at most: `{"dall-e-2": {"p50": 3.1, ...}}`."""
+        return {model: self.totals.latency(model) for model in sorted(self.totals.latencies)}
+
+    @property
+    def concurrency(self) -> float | None:
+        """How many requests were answered side by side, on average; None where nothing was paid for."""
+        return self.totals.concurrency
+
+    @property
     def summary(self) -> str:
-        """One line: `12 requests: 10 generated, 2 cached; 13 images, 10 API calls, 41,690 tokens, 3.1 s`."""
+        """One line: `12 requests: 10 generated, 2 cached; 13 images, 10 API calls, 41,690 tokens, 0.40 USD, 3.1 s`."""
         totals = self.totals
         counts = {status: getattr(totals, status) for status in ("generated", "cached", "failed", "skipped")}
         shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
         tokens = f", {totals.total_tokens:,} tokens" if totals.total_tokens else ""
-        costs = f"{totals.images} images, {totals.api_calls} API calls{tokens}, {self.seconds:.1f} s"
+        money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
+        costs = f"{totals.images} images, {totals.api_calls} API calls{tokens}{money}, {self.seconds:.1f} s"
         return f"{totals.rows} requests: {shown}; {costs}"
 
     def raise_for_failures(self) -> None:

@@ -45,12 +45,14 @@ def pages(
     folder_uri: str,
     store_uri: str,
     manifest: str | None = None,
-) -> Iterator[tuple[str, str]]:
-    """The gallery's pages, made one after the other: file name and HTML, the first one `index.html`.
+) -> Iterator[tuple[str, Iterator[str]]]:
+    """The gallery's pages, one after the other: file name and the pieces of the HTML, the first one `index.html`.
+
+    A page's pieces are made as they are read, a card at a time; it must be read before the next one is asked for.
 
     Args:
         rows: of the whole batch, in order; read once.
-        thumbnail_of: a WebP of an image, about 256 pixels wide, or None; asked when its page is made.
+        thumbnail_of: a WebP of an image, about 256 pixels wide, or None; asked when its card is made.
         totals: of exactly these rows.
         title: the batch's name.
         folder_uri: where the pages will lie.
@@ -63,11 +65,8 @@ def pages(
     links = _Links(folder_uri, store_uri)
     for number, name in enumerate(names, start=1):
         shown = groupby(islice(cards, CARDS), key=itemgetter(0))
-        data = {
-            "rows": [_row(row, [image for _, image in images], thumbnail_of, links) for row, images in shown],
-            "more": count > 1,
-        }
-        yield name, _page(title, totals, data, names, number, manifest)
+        told = (_row(row, (image for _, image in images), thumbnail_of, links) for row, images in shown)
+        yield name, _page(title, totals, told, names, number, manifest)
 
 
 class _Links:
@@ -166,24 +165,35 @@ def _image(picture: Picture, links: _Links) -> dict[str, Any]:
 
 
 def _page(
-    title: str, totals: Totals, data: dict[str, Any], names: list[str], number: int, manifest: str | None
-) -> str:
+    title: str,
+    totals: Totals,
+    rows: Iterable[dict[str, Any]],
+    names: list[str],
+    number: int,
+    manifest: str | None,
+) -> Iterator[str]:
     style, script = _part("page.css"), _part("page.js")
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
         "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
     )
-    return Template(_part("page.html")).substitute(
-        policy=policy,
-        title=html.escape(one_line(title, 200)),
-        style=style,
-        script=script,
-        lead=html.escape(_lead(totals)),
-        figures=_figures(totals),
-        links=_numbers(names, number),
-        foot=_foot(manifest),
-        data=_json(data),
-    )
+    parts = {
+        "policy": policy,
+        "title": html.escape(one_line(title, 200)),
+        "style": style,
+        "script": script,
+        "lead": html.escape(_lead(totals)),
+        "figures": _figures(totals),
+        "links": _numbers(names, number),
+        "foot": _foot(manifest),
+    }
+    before, after = _part("page.html").split("$data")
+    yield Template(before).substitute(parts)
+    yield '{"rows":['
+    for position, row in enumerate(rows):
+        yield ("," if position else "") + _json(row)
+    yield f'],"more":{_json(len(names) > 1)}}}'
+    yield Template(after).substitute(parts)
 
 
 @cache
@@ -195,7 +205,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _json(data: dict[str, Any]) -> str:
+def _json(data: Any) -> str:
     """JSON that HTML leaves alone, in ASCII, so that no line separator and no lone surrogate is in it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -223,6 +233,9 @@ def _figures(totals: Totals) -> str:
         "Delivered": f"{totals.delivered:,}" if totals.delivered else "",
         "API calls": f"{totals.api_calls:,}",
         "Tokens": f"{totals.total_tokens:,}" if totals.total_tokens else "",
+        "Tokens saved": f"{totals.tokens_saved:,}" if totals.tokens_saved else "",
+        "USD": f"{totals.usd:,.2f}" if totals.usd is not None else "",
+        "USD saved": f"{totals.usd_saved:,.2f}" if totals.usd_saved is not None else "",
         "Failed": f"{totals.failed:,}" if totals.failed else "",
     }
     return "".join(

@@ -80,8 +80,8 @@ def _write(root: Path, name: str, rows: list[Row]) -> None:
         folder_uri=folder.as_uri(),
         store_uri=root.as_uri(),
     )
-    for file, text in made:
-        (folder / file).write_text(text, encoding="utf-8")
+    for file, pieces in made:
+        (folder / file).write_text("".join(pieces), encoding="utf-8")
 
 
 def opened(tab: Tab, root: Path, batch: str = "campaign") -> str:

@@ -64,17 +64,16 @@ class Page(html.parser.HTMLParser):
 
 
 def gallery(rows: list[Row], title: str = "campaign", store: str = "file:///out") -> dict[str, str]:
-    return dict(
-        pages(
-            rows,
-            lambda _: b"webp",
-            Totals.of(rows),
-            title=title,
-            folder_uri=f"{store}/batches/1",
-            store_uri=store,
-            manifest="manifest.jsonl",
-        )
+    made = pages(
+        rows,
+        lambda _: b"webp",
+        Totals.of(rows),
+        title=title,
+        folder_uri=f"{store}/batches/1",
+        store_uri=store,
+        manifest="manifest.jsonl",
     )
+    return {name: "".join(pieces) for name, pieces in made}
 
 
 def shown(rows: list[Row], **where: str) -> Page:
@@ -246,8 +245,8 @@ def test_a_big_batch_has_several_pages() -> None:
     )
 
 
-def test_pages_are_made_one_by_one() -> None:
-    """No thumbnail of a later page is asked for before its turn, so memory does not grow with the batch."""
+def test_a_page_is_made_card_by_card() -> None:
+    """No more is asked for than what is read, neither of this page nor of the next, so memory does not grow."""
     asked: list[str] = []
 
     def thumbnail_of(image: StoredImage) -> None:
@@ -257,7 +256,9 @@ def test_pages_are_made_one_by_one() -> None:
     made = pages(
         rows, thumbnail_of, Totals.of(rows), title="t", folder_uri="file:///o/b", store_uri="file:///o"
     )
-    next(made)
-    assert len(asked) == 500
-    next(made)
-    assert len(asked) == 1_000
+    for before in (0, 500):
+        _, pieces = next(made)
+        head = [next(pieces) for _ in range(3)]
+        assert len(asked) == before + 1
+        assert max(len(piece) for piece in [*head[1:], *list(pieces)[:-1]]) < 2_000
+        assert len(asked) == before + 500
