@@ -30,6 +30,7 @@ from prefect_ttapi.lineage.pictures import pictures
 from prefect_ttapi.lineage.previews import publish_preview, with_previews
 from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
+from prefect_ttapi.links import StoreLinks
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
@@ -136,7 +137,7 @@ def _publish_artifact(generation: Generation, delivered: list[DeliveredImage], t
     shown = pictures([row], lambda image: thumbnail_or_none(partial(to.open, copies[image.uri].uri)))
     publish_markdown(
         delivery_key(generation.request_hash),
-        delivery_markdown(generation, list(islice(shown, PICTURES))),
+        delivery_markdown(generation, list(islice(shown, PICTURES)), StoreLinks(to)),
         description=f"Where the images of request {generation.request_hash[:12]} are, and where they come from",
     )
 

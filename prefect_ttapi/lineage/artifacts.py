@@ -16,6 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -24,6 +25,8 @@ from prefect.artifacts import (
 from prefect.context import SyncClientContext, get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+
+from prefect_ttapi.lineage.text import REASON, cell, one_line
 
 #: Seconds between two updates of a progress artifact, and after one that failed: Prefect's client tries for a
 #: minute, and whoever waits for it here is a worker that should generate images.
@@ -62,6 +65,13 @@ def publish_markdown(key: str, markdown: str, description: str | None = None) ->
 def publish_table(key: str, table: list[dict[str, object]], description: str | None = None) -> UUID | None:
     """Publish a table artifact of the current run; its id, or None if there is no run or it failed."""
     return _publish(create_table_artifact, key=key, table=table, description=description)
+
+
+def publish_link(key: str, link: str, text: str, description: str | None = None) -> UUID | None:
+    """Publish a link artifact of the current run; None also where a browser can't open `link` from Prefect's UI."""
+    if not link.startswith(("http://", "https://")):
+        return None
+    return _publish(create_link_artifact, key=key, link=link, link_text=text, description=description)
 
 
 class Progress:
@@ -123,16 +133,18 @@ class Progress:
         self._next = self._clock() + (self._every if shown else AFTER_FAILURE)
 
 
-def _publish(publish: Callable[..., Any], **what: Any) -> UUID | None:
+def _publish(publish: Callable[..., Any], *, description: str | None, **what: Any) -> UUID | None:
     try:
         get_run_context()
     except MissingContextError:
         return None
+    # both of Prefect's UIs read Markdown there, and one of them HTML
+    shown = description and cell(one_line(description, REASON))
     try:
         # without the context, Prefect opens a client in async flows and never closes it; without _sync, their
         # worker threads get a coroutine that nobody awaits
         with SyncClientContext.get_or_create():
-            made: UUID = publish(**what, _sync=True)
+            made: UUID = publish(description=shown, **what, _sync=True)
     except Exception as error:
         get_run_logger().warning(
             "An artifact was not published, images and manifest are not affected: %s: %s",

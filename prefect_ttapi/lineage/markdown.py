@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from prefect_ttapi.lineage.links import PLAIN, Links, links_end
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.pictures import Picture
 from prefect_ttapi.lineage.text import ADDRESS, CAPTION, CELL, REASON, address, cell, inert, one_line
@@ -32,6 +33,7 @@ def batch_markdown(
     pictures: Iterable[Picture] = (),
     manifest_uri: str,
     gallery_uri: str | None = None,
+    links: Links = PLAIN,
 ) -> str:
     """The artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
 
@@ -42,6 +44,7 @@ def batch_markdown(
         pictures: images with thumbnails of 128 pixels; 60 are taken.
         manifest_uri: where every row is.
         gallery_uri: the gallery page, where there is one.
+        links: where a browser finds images, page and manifest.
     """
     parts = [
         f"## {_count(totals.images, 'image')} for {_count(totals.rows, 'request')}",
@@ -49,18 +52,20 @@ def batch_markdown(
         _totals(totals),
         *_warning(totals),
         *_failures(totals, list(islice(failures, FAILURES))),
-        *_gallery(totals.images, list(islice(pictures, PICTURES))),
-        _places({"Gallery": gallery_uri, "Manifest": manifest_uri}),
+        *_gallery(totals.images, list(islice(pictures, PICTURES)), links),
+        _places({"Gallery": gallery_uri, "Manifest": manifest_uri}, links),
+        *links_end(links),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def delivery_markdown(generation: Generation, pictures: Sequence[Picture]) -> str:
+def delivery_markdown(generation: Generation, pictures: Sequence[Picture], links: Links = PLAIN) -> str:
     """The artifact of one delivery: what was asked, who answered, what it cost, where each image is.
 
     Args:
         generation: the answered request.
         pictures: its images with their delivered copies, and thumbnails of 128 pixels.
+        links: where a browser finds the images.
     """
     request = generation.request
     asked = {
@@ -84,8 +89,9 @@ def delivery_markdown(generation: Generation, pictures: Sequence[Picture]) -> st
         _table(
             [f"<th>{title}</th>", f"<td>{_shown(fact, REASON)}</td>"] for title, fact in facts.items() if fact
         ),
-        *_gallery(len(pictures), list(pictures[:PICTURES])),
-        *_copies(pictures[:PICTURES]),
+        *_gallery(len(pictures), list(pictures[:PICTURES]), links),
+        *_copies(pictures[:PICTURES], links),
+        *links_end(links),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -95,13 +101,14 @@ def image_table(rows: Iterable[Row], manifest_uri: str, limit: int = TABLE_ROWS)
 
     Args:
         rows: of the batch, in order; read only as far as shown.
-        manifest_uri: named in a last row where there are more than `limit` images.
+        manifest_uri: named in a last row where there are more than `limit` images; a web address is a link.
     """
     lines = list(islice(_lines(rows), limit + 1))
     if len(lines) <= limit:
         return lines
     nothing: dict[str, object] = dict.fromkeys(lines[0], "")
-    return [*lines[:limit], nothing | {"prompt": "more in the manifest", "object": cell(manifest_uri)}]
+    place = address(manifest_uri) if manifest_uri.startswith("http") else cell(manifest_uri)
+    return [*lines[:limit], nothing | {"prompt": "more in the manifest", "object": place}]
 
 
 def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
@@ -169,18 +176,18 @@ def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:
     ]
 
 
-def _gallery(images: int, pictures: Sequence[Picture]) -> list[str]:
+def _gallery(images: int, pictures: Sequence[Picture], links: Links) -> list[str]:
     if not pictures:
         return []
     shown = "" if images <= len(pictures) else f", the first {len(pictures)}"
-    cells = [_cell(picture) for picture in pictures]
+    cells = [_cell(picture, links) for picture in pictures]
     return [
         f"### Images{shown}",
         _table(cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)),
     ]
 
 
-def _cell(picture: Picture) -> str:
+def _cell(picture: Picture, links: Links) -> str:
     image, prompt = picture.image, _shown(picture.row.prompt)
     small = (
         f'<img width="{ARTIFACT_BOX}" alt="{prompt}" src="{as_data_uri(picture.thumbnail)}">'
@@ -189,20 +196,22 @@ def _cell(picture: Picture) -> str:
     )
     facts = f"{_shown(picture.row.model)}, {picture.row.status}"
     caption = f'<span dir="auto">{prompt}</span><br>{facts}'
-    return f'<td width="{100 // COLUMNS}%" valign="top">{_link(picture.uri, small)}<br>{caption}</td>'
+    return (
+        f'<td width="{100 // COLUMNS}%" valign="top">{_link(links.to(picture.uri), small)}<br>{caption}</td>'
+    )
 
 
-def _copies(pictures: Iterable[Picture]) -> Iterator[str]:
+def _copies(pictures: Iterable[Picture], links: Links) -> Iterator[str]:
     for picture in pictures:
         image = picture.image
         size = f"{image.width} x {image.height}, {in_bytes(image.size_bytes)}"
-        links = [_linked(uri) for uri in [copy.uri for copy in picture.delivered] or [image.uri]]
-        yield _block("p", "<br>\n".join([*links, f"{size}, sha256 <code>{_shown(image.sha256)}</code>"]))
+        places = [_linked(uri, links) for uri in [copy.uri for copy in picture.delivered] or [image.uri]]
+        yield _block("p", "<br>\n".join([*places, f"{size}, sha256 <code>{_shown(image.sha256)}</code>"]))
 
 
-def _places(uris: dict[str, str | None]) -> str:
+def _places(uris: dict[str, str | None], links: Links) -> str:
     """Where to look further; an address that a page can't open is still there to be copied."""
-    return _block("p", "<br>\n".join(f"{title}: {_linked(uri)}" for title, uri in uris.items() if uri))
+    return _block("p", "<br>\n".join(f"{title}: {_linked(uri, links)}" for title, uri in uris.items() if uri))
 
 
 def _link(uri: str, shown: str) -> str:
@@ -210,8 +219,8 @@ def _link(uri: str, shown: str) -> str:
     return f'<a href="{inert(to)}">{shown}</a>' if to else shown
 
 
-def _linked(uri: str) -> str:
-    return _link(uri, _shown(uri, ADDRESS))
+def _linked(uri: str, links: Links) -> str:
+    return _link(links.to(uri), _shown(uri, ADDRESS))
 
 
 def _table(rows: Iterable[Sequence[str]], header: str = "") -> str:

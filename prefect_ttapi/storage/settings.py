@@ -66,6 +66,14 @@ class StoreSettings(BaseModel):
         title="Public base URL",
         description="Public address of the folder or prefix above, as a CDN's: delivered images get a link.",
     )
+    signed_links: int | None = Field(
+        None,
+        ge=1,
+        le=604_800,
+        title="Signed links",
+        description="Seconds for which links of Prefect's artifacts to a private bucket are signed: whoever sees the "
+        "run may then open them. Else they are not signed.",
+    )
     cache_control: str | None = Field(
         None,
         title="Cache-Control",

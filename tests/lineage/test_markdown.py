@@ -256,3 +256,45 @@ def test_no_cell_is_markup(prompt: str) -> None:
     shown = str(line["prompt"])
     assert len(shown) <= 82
     assert re.fullmatch("`[^`]*`", shown) or not re.search(r"[<>*`|\[\]\\&]", shown)
+
+
+class Signed:
+    """Links as a store gives them that signs, until a moment of 2031."""
+
+    end = datetime(2031, 5, 20, 12, 30, tzinfo=UTC)
+
+    def to(self, uri: str) -> str:
+        return uri.replace("file:///out", "https://s3.example.com") + "?X-Amz-Signature=0f&X-Amz-Expires=60"
+
+
+def test_signed_links_say_when_they_end() -> None:
+    """Where links are signed, pictures and places lead to the signed addresses, and their end is told."""
+    row = generated()
+    made = batch_markdown(
+        "campaign",
+        Totals.of([row]),
+        pictures=[Picture(row, image, WEBP) for image in row.images],
+        manifest_uri="file:///out/manifest.jsonl",
+        links=Signed(),
+    )
+    assert "end on 2031-05-20 12:30 UTC at the latest" in made
+    assert Page(made).links == [
+        "https://s3.example.com/site/lighthouse-0-0.png?X-Amz-Signature=0f&X-Amz-Expires=60",
+        "https://s3.example.com/manifest.jsonl?X-Amz-Signature=0f&X-Amz-Expires=60",
+    ]
+    assert "X-Amz" not in Page(made).text
+    assert " end on " not in batch([row])
+    delivery = delivery_markdown(
+        generation(row), [Picture(row, image, WEBP) for image in row.images], Signed()
+    )
+    assert "end on 2031-05-20 12:30 UTC at the latest" in delivery
+
+
+def test_a_table_that_is_cut_leads_to_the_manifest() -> None:
+    """The last line of a table with too many images is a link to the manifest, where a browser can open that."""
+    rows = [generated(n) for n in range(3)]
+    public, private = (
+        image_table(rows, uri, limit=2)[-1]["object"]
+        for uri in ("https://cdn.example.com/m n.jsonl", "s3://bucket/m.jsonl")
+    )
+    assert (public, private) == ("https://cdn.example.com/m%20n.jsonl", "s3://bucket/m.jsonl")
