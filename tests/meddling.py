@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-#: Given method, path and headers (which may be changed); what to do besides forwarding.
-Meddle = Callable[[str, str, dict[str, str]], str | int | None]
+#: What to do with a request besides forwarding it: answer with a status, or with status, headers and body; replace
+#: headers of the answer; or a word.
+Order = str | int | tuple[int, dict[str, str], bytes] | dict[str, str] | None
+
+#: Given method, path and headers (which may be changed); what to do.
+Meddle = Callable[[str, str, dict[str, str]], Order]
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it holds a body back for 40 ms
     server: Any
 
     def _meddled(self) -> None:
@@ -25,6 +31,8 @@ class _Handler(BaseHTTPRequestHandler):
         order = self.server.meddle(self.command, self.path, headers)
         if isinstance(order, int):  # answer with this status, without forwarding
             self._answer(order, {}, b"")
+        elif isinstance(order, tuple):
+            self._answer(*order)
         elif order == "swallow":  # neither forward nor answer
             self.close_connection = True
         else:
@@ -34,7 +42,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             else:
                 told = _altered(answer) if order == "alter the answer" else answer
-                self._answer(status, answer_headers, told)
+                replaced = order if isinstance(order, dict) else {}
+                self._answer(status, answer_headers | replaced, told)
 
     def _forward(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(*self.server.target)
@@ -46,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
+        self.send_response_only(status)
+        self.send_header("Date", headers.get("Date") or self.date_time_string())
         length = headers.get("Content-Length", len(body)) if self.command == "HEAD" else len(body)
         dropped = {"content-length", "connection", "transfer-encoding", "date", "server"}
         for name, value in headers.items():
@@ -77,12 +87,15 @@ class _Proxy(ThreadingHTTPServer):
 
 
 @contextmanager
-def meddling_proxy(target: str, meddle: Meddle) -> Iterator[_Proxy]:
-    """A proxy to `target`; its `url`, and in `seen` the requests it got."""
+def meddling_proxy(target: str, meddle: Meddle, tls: ssl.SSLContext | None = None) -> Iterator[_Proxy]:
+    """A proxy to `target`, spoken to over TLS if asked; its `url`, and in `seen` the requests it got."""
     parts = urlsplit(target)
     server: Any = _Proxy(("127.0.0.1", 0), _Handler)
     server.target, server.meddle, server.seen = (parts.hostname, parts.port), meddle, []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls:  # each connection shakes hands in its own thread
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.url = f"https://localhost:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
