@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.objects import PATIENCE, NoAnswerError
 from prefect_ttapi.storage.s3_errors import explain, may_be_expired
+from prefect_ttapi.version import VERSION
 
 Answer = TypeVar("Answer")
 
@@ -131,6 +132,8 @@ def _made(account: Account) -> s3fs.S3FileSystem:
             # trailing checksums are AWS's own; other stores refuse or ignore them
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
+            # botocore's own is long, and made anew for each request
+            "user_agent": f"prefect-ttapi/{VERSION}",
             **style,
         },
         skip_instance_cache=True,  # fsspec's cache would share the retries set below with other users

@@ -110,9 +110,8 @@ class ImageStore(NotMapped, StoreSettings, Block):
             cut.
         """
         key = self.image_key(image.sha256, image.media_type)
-        objects = self.objects
-        if objects.sizes([key]) != [image.size_bytes]:
-            objects.write(key, image.open, self._facts(image.media_type, image.sha256, metadata))
+        # without a look first: a fresh image is hardly ever there, and a look costs as much as the ledger's writes
+        self.objects.write(key, image.open, self._facts(image.media_type, image.sha256, metadata))
         return self.reference(image)
 
     def reference(self, image: GeneratedImage) -> StoredImage:

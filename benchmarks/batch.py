@@ -1,0 +1,455 @@
+"""A batch against what people write by hand: seconds, CPU and memory of the client, side by side in one run.
+
+    python benchmarks/batch.py                     # all that is asked, about 15 minutes on two cores
+    python benchmarks/batch.py slow --plot slow.png
+
+Three ways do the same work, each in a process of its own: `script` (threads, httpx, json, base64, s3fs; no Prefect),
+`map` (the obvious Prefect way: `@task` and `.map`, results on the same S3 where they are to be found again) and `ours`
+(`generate_batch`, with ledger, manifest, gallery and artifacts). The API is the sandbox, S3 is moto's server, and there
+is a Prefect server: all on this machine. Time, CPU and memory count from when everything is imported and a first small
+request was made. Linux only: it reads /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from prefect_ttapi.sandbox import Sandbox
+
+KEY = {"access_key_id": "AKIABENCH", "secret_access_key": "benchmark-only"}
+SAMPLE = 0.2  # seconds between looks at a child's memory
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests, how many at once, and what the API makes of them."""
+
+    requests: int
+    in_flight: int = 32
+    latency: float = 0.0
+    image_bytes: int | None = None
+    n: int = 1
+    tiny: bool = False
+    items: str = "model"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one child does."""
+
+    way: str
+    load: Load
+    store: str
+    results: str
+    api: str
+    s3: str
+    thumbnails: bool = True
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one child: seconds, CPU seconds, megabytes at the peak and above its idle size, calls to the API."""
+
+    way: str
+    wall: float
+    cpu: float
+    peak: float
+    above_idle: float
+    calls: int
+    samples: list[tuple[float, float, int]] = field(default_factory=list, repr=False)
+
+
+# The ways, each run in a child process: `prepare` imports and warms up, what it returns does the work.
+
+
+def prompts(load: Load) -> list[dict[str, Any]]:
+    more = {"n": load.n} if load.n > 1 else {}
+    return [{"prompt": f"benchmark {i}", "model": "gpt-image-1"} | more for i in range(load.requests)]
+
+
+def by_hand(job: Job) -> Callable[[dict[str, Any]], list[str]]:
+    """One request to files, as a script does it."""
+    import base64
+    import hashlib
+
+    import s3fs
+
+    client = httpx.Client(timeout=300, limits=httpx.Limits(max_connections=job.load.in_flight))
+    s3 = None
+    if job.store.startswith("s3://"):
+        key, secret = KEY.values()
+        s3 = s3fs.S3FileSystem(key=key, secret=secret, endpoint_url=job.s3)
+
+    def one(request: dict[str, Any]) -> list[str]:
+        headers = {"TT-API-KEY": "benchmark"}
+        answer = client.post(f"{job.api}/v1/images/generations", json=request, headers=headers)
+        answer.raise_for_status()
+        files = []
+        for item in answer.json()["data"]:
+            data = base64.b64decode(item["b64_json"])
+            path = f"{job.store}/by-hand/{hashlib.sha256(data).hexdigest()}.png"
+            if s3 is not None:
+                s3.pipe_file(path, data, ContentType="image/png")
+            else:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_bytes(data)
+            files.append(path)
+        return files
+
+    return one
+
+
+def prepare_script(job: Job) -> Callable[[], None]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    one = by_hand(job)
+    one({"prompt": "warm-up", "model": "gpt-image-1"})
+
+    def work() -> None:
+        with ThreadPoolExecutor(job.load.in_flight) as threads:
+            list(threads.map(one, prompts(job.load)))
+
+    return work
+
+
+def prepare_map(job: Job) -> Callable[[], None]:
+    from prefect import flow, task
+    from prefect.cache_policies import INPUTS
+    from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    one = by_hand(job)
+    results: LocalFileSystem | RemoteFileSystem
+    if job.results.startswith("s3://"):
+        key, secret = KEY.values()
+        settings = {"key": key, "secret": secret, "endpoint_url": job.s3, "client_kwargs": {}}
+        results = RemoteFileSystem(basepath=job.results, settings=settings)
+    else:
+        results = LocalFileSystem(basepath=job.results)
+    results.save("benchmark", overwrite=True, _sync=True)
+    generate = task(one, name="generate", cache_policy=INPUTS, persist_result=True, result_storage=results)
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=job.load.in_flight))
+    def images(requests: list[dict[str, Any]]) -> int:
+        return len(generate.map(requests).result())
+
+    images.with_options(validate_parameters=False)([{"prompt": "warm-up", "model": "gpt-image-1"}])
+    return lambda: images(prompts(job.load)) and None
+
+
+def prepare_ours(job: Job) -> Callable[[], None]:
+    from prefect import flow
+
+    from prefect_ttapi import ImageStore, TTAPICredentials, generate_batch
+
+    s3 = {"endpoint_url": job.s3, "region": "us-east-1", **KEY} if job.store.startswith("s3://") else {}
+    store = ImageStore(url=job.store, **s3)
+    credentials = TTAPICredentials(api_key="benchmark", base_url=job.api, read_timeout=300)
+
+    @flow
+    def images(requests: list[dict[str, Any]], name: str) -> int:
+        report = generate_batch(
+            requests, credentials, store, max_in_flight=job.load.in_flight, thumbnails=job.thumbnails, name=name
+        )
+        return report.totals.images
+
+    images([{"prompt": "warm-up", "model": "gpt-image-1"}], "warm-up")
+    return lambda: images(prompts(job.load), "benchmark") and None
+
+
+WAYS = {"script": prepare_script, "map": prepare_map, "ours": prepare_ours}
+
+
+def child() -> None:
+    """Do the job that stdin names; say when it begins, and what it cost."""
+    load = json.loads(sys.stdin.readline())
+    job = Job(**{**load, "load": Load(**load["load"])})
+    work = WAYS[job.way](job)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    idle = memory(os.getpid())
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, cpu = time.perf_counter(), time.process_time()
+    work()
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line[:6] == "VmHWM:")
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak": int(peak.split()[1]) / 1e3, "idle": idle}), flush=True)
+
+
+def memory(pid: int) -> float:
+    """Megabytes that a process has in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6
+
+
+# The parent: servers, children, tables.
+
+
+@contextmanager
+def process(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A child process, ended at the end."""
+    with (
+        log.open("a") as stderr,
+        subprocess.Popen(command, stderr=stderr, text=True, start_new_session=True, **options) as started,
+    ):
+        try:
+            yield started
+        finally:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGTERM)
+                try:
+                    started.wait(10)
+                except subprocess.TimeoutExpired:
+                    os.killpg(started.pid, signal.SIGKILL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            httpx.get(url, timeout=5)
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """An S3 service, and the environment of processes that are to use a Prefect server of our own."""
+    home = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    s3_port, prefect_port = free_port(), free_port()
+    s3, api = f"http://127.0.0.1:{s3_port}", f"http://127.0.0.1:{prefect_port}/api"
+    moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port)]
+    prefect = [sys.executable, "-m", "prefect", "server", "start", "--port", str(prefect_port), "--no-ui"]
+    with ExitStack() as stack:
+        quiet = {"stdout": subprocess.DEVNULL}
+        stack.enter_context(process(moto, folder / "moto.log", **quiet))
+        stack.enter_context(process(prefect, folder / "server.log", env=home, **quiet))
+        wait_for(s3)
+        wait_for(f"{api}/health")
+        here = Path(__file__).resolve().parent.parent
+        yield s3, {**home, "PREFECT_API_URL": api, "PYTHONPATH": str(here)}
+
+
+class Bench:
+    """Runs jobs, each in a process of its own."""
+
+    def __init__(self, folder: Path, s3: str, environment: dict[str, str]) -> None:
+        self._folder = folder
+        self._s3 = s3
+        self._environment = environment
+        self._places = 0
+
+    def place(self, kind: str) -> str:
+        """A new folder or bucket."""
+        self._places += 1
+        if kind == "folder":
+            return str(self._folder / f"store-{self._places}")
+        import boto3
+
+        key, secret = KEY.values()
+        session = boto3.Session(key, secret, region_name="us-east-1")
+        client = session.client("s3", endpoint_url=self._s3)
+        client.create_bucket(Bucket=f"store-{self._places}")
+        client.close()
+        return f"s3://store-{self._places}"
+
+    def run(self, way: str, load: Load, store: str, *, thumbnails: bool = True) -> Cost:
+        """What the way costs. Its results, where it keeps any, are beside the images."""
+        options = {"image_bytes": load.image_bytes, "tiny": load.tiny, "latency": load.latency}
+        with Sandbox(**options) as sandbox:
+            results = f"{store}/results"
+            job = Job(way, load, store, results, sandbox.base_url, self._s3, thumbnails)
+            return self._measured(job, sandbox)
+
+    def _measured(self, job: Job, sandbox: Sandbox) -> Cost:
+        command = [sys.executable, __file__, "--child"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": self._environment}
+        log = self._folder / f"{job.way}.log"
+        with process(command, log, **pipes) as started:
+            assert started.stdin is not None  # noqa: S101 - it is a pipe
+            assert started.stdout is not None  # noqa: S101
+            started.stdin.write(json.dumps(asdict(job)) + "\n")
+            started.stdin.flush()
+            if "ready" not in started.stdout.readline():
+                raise SystemExit(f"{job.way} broke down:\n{log.read_text()[-3000:]}")
+            before, began = sandbox.calls, time.perf_counter()
+            started.stdin.write("go\n")
+            started.stdin.flush()
+            samples = self._watch(started, sandbox, began)
+            line = started.stdout.readline()
+            if not line:
+                raise SystemExit(f"{job.way} broke down:\n{log.read_text()[-3000:]}")
+            told = json.loads(line)
+            return Cost(
+                job.way,
+                told["wall"],
+                told["cpu"],
+                told["peak"],
+                told["peak"] - told["idle"],
+                sandbox.calls - before,
+                samples,
+            )
+
+    @staticmethod
+    def _watch(
+        started: subprocess.Popen[str], sandbox: Sandbox, began: float
+    ) -> list[tuple[float, float, int]]:
+        import select
+
+        samples = []
+        while True:
+            try:
+                samples.append((time.perf_counter() - began, memory(started.pid), sandbox.images))
+            except (FileNotFoundError, IndexError):
+                return samples
+            if select.select([started.stdout], [], [], SAMPLE)[0]:
+                return samples
+
+
+def table(title: str, costs: list[Cost]) -> None:
+    """Print what each way cost, and what ours costs beside the others."""
+    print(f"\n{title}\n")
+    print(f"{'':24}{'seconds':>10}{'CPU s':>9}{'peak MB':>10}{'above idle':>12}{'calls':>8}")
+    for cost in costs:
+        print(
+            f"{cost.way:24}{cost.wall:10.1f}{cost.cpu:9.1f}{cost.peak:10.0f}{cost.above_idle:12.0f}{cost.calls:8}"
+        )
+    ours = [cost for cost in costs if cost.way.startswith("ours")]
+    others = [cost for cost in costs if not cost.way.startswith("ours")]
+    for mine in ours:
+        for other in others:
+            ratios = (mine.wall / other.wall, mine.cpu / other.cpu, mine.peak / other.peak)
+            print(
+                f"{mine.way} / {other.way}".ljust(24)
+                + "".join(f"{ratio:{width}.2f}" for ratio, width in zip(ratios, (10, 9, 10), strict=True))
+            )
+
+
+def slow(bench: Bench) -> dict[str, Cost]:
+    """160 requests of 6 s and 1.4 MB, 32 in flight, to S3: the ideal is 30 s."""
+    load = Load(160, 32, 6.0, 1_400_000)
+    costs = [bench.run(way, load, bench.place("s3")) for way in ("script", "map", "ours")]
+    plain = bench.run("ours", load, bench.place("s3"), thumbnails=False)
+    costs.append(replace(plain, way="ours, no thumbnails"))
+    table(slow.__doc__ or "", costs)
+    return {cost.way: cost for cost in costs}
+
+
+def cached(bench: Bench) -> dict[str, Cost]:
+    """1,600 requests that are all paid for already, from S3 and from a folder."""
+    load = Load(1600, 32, tiny=True)
+    for kind in ("s3", "folder"):
+        costs = []
+        for way in ("map", "ours"):
+            store = bench.place(kind)
+            bench.run(way, load, store)
+            costs.append(bench.run(way, load, store))
+        table(f"1,600 requests that are all paid for already, from {kind}", costs)
+    return {}
+
+
+def quick(bench: Bench) -> dict[str, Cost]:
+    """1,600 tiny images at latency 0, to S3."""
+    load = Load(1600, 32, tiny=True)
+    costs = [bench.run(way, load, bench.place("s3")) for way in ("map", "ours")]
+    table(quick.__doc__ or "", costs)
+    return {cost.way: cost for cost in costs}
+
+
+def long(bench: Bench) -> dict[str, Cost]:
+    """10,000 tiny images beside 500, latency 0, to a folder: cost per request, and memory."""
+    small, big = (
+        bench.run("ours", Load(count, 32, tiny=True), bench.place("folder")) for count in (500, 10_000)
+    )
+    table(long.__doc__ or "", [replace(small, way="ours, 500"), replace(big, way="ours, 10,000")])
+    wall, cpu = (big.wall / 10_000) / (small.wall / 500), (big.cpu / 10_000) / (small.cpu / 500)
+    print(f"per request: {wall:.2f} of the time, {cpu:.2f} of the CPU; {big.peak - small.peak:+.0f} MB at the peak")
+    return {}
+
+
+def large(bench: Bench) -> dict[str, Cost]:
+    """24 requests, 8 in flight, 4 images of 8 MiB each, to S3."""
+    load = Load(24, 8, image_bytes=8 * 2**20, n=4)
+    costs = [bench.run(way, load, bench.place("s3")) for way in ("script", "ours")]
+    table(large.__doc__ or "", costs)
+    return {cost.way: cost for cost in costs}
+
+
+SCENARIOS = {scenario.__name__: scenario for scenario in (slow, cached, quick, long, large)}
+
+
+def plot(costs: dict[str, Cost], title: str, path: Path) -> None:
+    """Images over time, and memory over time, of each way."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (rate, size) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 7), layout="constrained")
+    for way, cost in costs.items():
+        seconds, megabytes, images = zip(*cost.samples, strict=True)
+        window = max(1, round(2 / SAMPLE))
+        pairs = zip(seconds, seconds[window:], images, images[window:], strict=False)
+        rate.plot(seconds[window:], [(b - a) / (t - s) for s, t, a, b in pairs], label=way)
+        size.plot(seconds, megabytes, label=way)
+    rate.set_ylabel("images/s (over 2 s)")
+    size.set_ylabel("memory, MB")
+    size.set_xlabel("seconds")
+    rate.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    print(f"\n{path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; else all")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="images/s and memory over time of the first one")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child()
+        return
+    unknown = set(options.scenarios) - set(SCENARIOS)
+    if unknown:
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with tempfile.TemporaryDirectory(prefix="ttapi-bench-") as name:
+        folder = Path(name)
+        with servers(folder) as (s3, environment):
+            bench = Bench(folder, s3, environment)
+            for scenario in options.scenarios or SCENARIOS:
+                costs = SCENARIOS[scenario](bench)
+                if options.plot and costs:
+                    plot(costs, SCENARIOS[scenario].__doc__ or "", options.plot)
+                    options.plot = None
+
+
+if __name__ == "__main__":
+    main()
