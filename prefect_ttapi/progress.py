@@ -58,14 +58,15 @@ class ProgressLine:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
-        self._shown = time.monotonic()
+        self._every = _LIVE if self._live else _LOGGED
+        self._next = time.monotonic() + (0 if self._live else _LOGGED)
         self._drawn = False
 
     def __call__(self, step: Step) -> None:
         now = time.monotonic()
-        if now - self._shown < (_LIVE if self._live else _LOGGED):
+        if now < self._next:
             return
-        self._shown = now
+        self._next = now + self._every
         self._drawn = self._live
         print(
             f"\r\x1b[K{step}" if self._live else step,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from typing import Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.progress import Step, Tell
@@ -24,6 +25,12 @@ from prefect_ttapi.verify.documents import Read, address_of, names, read_documen
 from prefect_ttapi.verify.findings import SETTLED, Finding, Kind
 from prefect_ttapi.verify.images import Images
 from prefect_ttapi.verify.manifests import NAME, PREFIX, check_manifest
+
+#: What the steps are called.
+LISTING: Final = "listing images"
+LEDGER: Final = "reading the ledger"
+MANIFESTS: Final = "reading manifests"
+IMAGES: Final = "reading images"
 
 
 def verify(store: ImageStore, *, quick: bool = False, tell: Tell = lambda _step: None) -> Iterator[Finding]:
@@ -81,7 +88,7 @@ class _Check:
             if not self._images.add(listed):
                 uri = address_of(self._store, listed.key)
                 yield Finding(Kind.STRAY, uri, "it is not named like an image")
-            self._tell(Step("listing images", len(self._images)))
+            self._tell(Step(LISTING, len(self._images)))
 
     def _read_ledger(self) -> Iterator[Finding]:
         documents = (listed for listed in self._list("ledger/") if listed.key != PROBE)
@@ -89,7 +96,7 @@ class _Check:
         for number, document in enumerate(read, start=1):
             self._note(document)
             yield from document.findings
-            self._tell(Step("reading the ledger", number))
+            self._tell(Step(LEDGER, number))
 
     def _note(self, document: Read) -> None:
         """Remember claims, and whose images these are."""
@@ -118,7 +125,7 @@ class _Check:
 
     def _count_row(self) -> None:
         self._rows += 1
-        self._tell(Step("reading manifests", self._rows))
+        self._tell(Step(MANIFESTS, self._rows))
 
     def _orphans(self) -> Iterator[Finding]:
         if self._unread:
@@ -141,7 +148,7 @@ class _Check:
         read = side_by_side(partial(_wrong_bytes, self._store), self._images.keys())
         for number, (key, wrong) in enumerate(read, start=1):
             done_bytes += self._images.size(key) or 0
-            self._tell(Step("reading images", number, total, done_bytes, total_bytes))
+            self._tell(Step(IMAGES, number, total, done_bytes, total_bytes))
             if wrong is None:
                 continue
             kind, reason = wrong

@@ -49,9 +49,10 @@ def dead_claims(store: ImageStore, claims: list[Claimed], tell: Tell) -> Iterato
                 left.append(claim)
         standing = left
         if standing:
-            rest = min(claim.since + claim.ttl for claim in standing) - leases.clock()
-            tell(Step("watching claims", len(claims) - len(standing), len(claims)))
-            time.sleep(min(max(rest, 0.0), _PAUSE))
+            ends = [claim.since + claim.ttl for claim in standing]
+            longest = max(0.0, max(ends) - leases.clock())
+            tell(Step(f"watching claims, {longest:.0f} s to go", len(claims) - len(standing), len(claims)))
+            time.sleep(min(max(min(ends) - leases.clock(), 0.0), _PAUSE))
 
 
 def _unchanged_for(store: ImageStore, claim: Claimed) -> float | None:

@@ -12,12 +12,15 @@ from typing import Final
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.progress import ProgressLine, Step
 from prefect_ttapi.stores import store_at
-from prefect_ttapi.verify.checks import verify
+from prefect_ttapi.verify.checks import IMAGES, LEDGER, LISTING, MANIFESTS, verify
 from prefect_ttapi.verify.findings import HEADINGS, Finding, Kind
 from prefect_ttapi.verify.repair import Repair, repair
 
 #: How many findings of each kind are shown; --json has all.
 SHOWN: Final = 10
+
+#: Whose counts are totals.
+_TOTALS: Final = {"records": LEDGER, "images": LISTING, "images_read": IMAGES, "manifest_rows": MANIFESTS}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +87,7 @@ class _Shown:
             )
         else:
             if done is not None:
-                print(f"{finding.uri}: {done.line}")
+                print(f"{finding.kind}: {done.line}")
             first = self._first.setdefault(finding.kind, [])
             if len(first) < SHOWN:
                 first.append(f"{finding.uri}: {finding.message}")
@@ -93,19 +96,23 @@ class _Shown:
         self.progress.clear()
         if self._as_json:
             counts = {str(kind): count for kind, count in self._counts.items()}
-            totals = {"store": store, "findings": counts, "wrong": self.wrong, "repaired": self._repaired}
-            print(json.dumps({"kind": "summary"} | totals))
+            what = {"store": store, "findings": counts, "wrong": self.wrong, "repaired": self._repaired}
+            print(json.dumps({"kind": "summary"} | what | self._totals()))
             return
         for line in self._lines(store):
             print(line)
 
+    def _totals(self) -> dict[str, int]:
+        read = {name: self._steps.get(doing) for name, doing in _TOTALS.items()}
+        return {name: step.done if step else 0 for name, step in read.items()}
+
     def _lines(self, store: str) -> Iterator[str]:
         for kind in (kind for kind in Kind if self._counts[kind]):
-            yield f"{self._counts[kind]:,} {HEADINGS[kind]}"
+            yield f"{HEADINGS[kind]}: {self._counts[kind]:,}"
             yield from (f"  {line}" for line in self._first[kind])
             if self._counts[kind] > SHOWN:
                 yield f"  and {self._counts[kind] - SHOWN:,} more; --json has all"
-        read = "; ".join(map(str, self._steps.values()))
+        totals = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self._totals().items())
         repaired = f", {self._repaired:,} put right" if self._repaired else ""
         verdict = f"{self.wrong:,} wrong" if self.wrong else "all is well"
-        yield f"{store}: {verdict}{repaired} ({read})"
+        yield f"{store}: {totals}: {verdict}{repaired}"

@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.storage.records import Document, State, payment
-from prefect_ttapi.storage.shelf import Seen, Shelf, shelf_of
+from prefect_ttapi.storage.shelf import Seen, Shelf, parts_of, shelf_of, slug_of
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.storage.transitions import resting
+from prefect_ttapi.verify.documents import names
 from prefect_ttapi.verify.findings import SETTLED, Finding, Kind
 
 
@@ -121,6 +123,18 @@ def _delete(remove: Callable[[str], None], finding: Finding) -> Repair:
     return Repair(True, f"deleted {key}")
 
 
+def _delete_image(store: ImageStore, finding: Finding) -> Repair:
+    (key,) = finding.images
+    found = store.objects.look(key)
+    request_hash = found.metadata.get("request-hash", "") if found else ""
+    # a folder that is listed while it is written to may hide a record: ask for the one that the image names
+    for folder in (slug_of(DEFAULT_BASE_URL), slug_of(SANDBOX_ORIGIN)):
+        record = f"ledger/{folder}/{request_hash}.json"
+        if parts_of(record) and names(store, record, key):
+            return Repair(True, f"left {key}: {record} names it")
+    return _delete(store.remove, finding)
+
+
 #: What is done about each kind of finding, and what only if it is asked for.
 _STEPS: Final[Mapping[Kind, Callable[[ImageStore, Finding], Repair]]] = {
     Kind.MISSING: _heal,
@@ -129,7 +143,7 @@ _STEPS: Final[Mapping[Kind, Callable[[ImageStore, Finding], Repair]]] = {
     Kind.DEAD_CLAIM: _bury,
 }
 _STEPS_FOR_ORPHANS: Final[Mapping[Kind, Callable[[ImageStore, Finding], Repair]]] = {
-    Kind.ORPHAN: lambda store, finding: _delete(store.remove, finding),
+    Kind.ORPHAN: _delete_image,
     Kind.HALF_WRITTEN: lambda store, finding: _delete(store.objects.delete_half_written, finding),
 }
 

@@ -22,9 +22,10 @@ def claimed(store: ImageStore, prompt: str, ttl: float = 60.0) -> Claim:
 def paid(store: ImageStore, prompt: str, *more: str) -> Generation:
     """A request that was paid for; its images' bytes are the prompt and what is more."""
     request = request_of(prompt)
-    images = [store.put_image(fresh_image(data.encode()), {}) for data in (prompt, *more)]
     with claimed(store, prompt) as claim:
         claim.before_sending()
+        said = {"request-hash": request.request_hash}
+        images = [store.put_image(fresh_image(data.encode()), said) for data in (prompt, *more)]
         return claim.record(generation_of(request, *images)).generation
 
 

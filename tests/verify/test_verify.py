@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from prefect_ttapi.__main__ import main
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.progress import ProgressLine, Step
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
@@ -145,6 +148,16 @@ def test_orphans_are_deleted_only_when_asked_for_and_old(tmp_path: Path) -> None
     )
 
 
+def test_an_image_that_its_record_names_is_no_orphan_to_delete(tmp_path: Path) -> None:
+    """Where a listing hid the record, the image leads to it, and is left."""
+    store = ImageStore(url=str(tmp_path))
+    made = paid(store, "hidden")
+    key = image_key(made)
+    mistaken = Finding(Kind.ORPHAN, made.images[0].uri, "", images=(key,), modified=0.0)
+    assert repair(store, mistaken, delete_orphans=True).line == f"left {key}: {record_key('hidden')} names it"
+    assert store.size(key)
+
+
 def test_nothing_is_written_without_repair(tmp_path: Path) -> None:
     """Verifying a folder leaves every file of it as it was, and makes none."""
 
@@ -156,6 +169,36 @@ def test_nothing_is_written_without_repair(tmp_path: Path) -> None:
     before = look()
     assert found_in(store)
     assert look() == before
+
+
+def test_a_store_at_work_is_in_order(tmp_path: Path) -> None:
+    """While requests are paid for and recorded nothing looks wrong, however often one looks."""
+    store = ImageStore(url=str(tmp_path))
+    paid(store, "first")
+    with ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(paid, store, f"request {number}") for number in range(60)]
+        looks = 0
+        while looks < 3 or not all(future.done() for future in done):
+            assert found_in(store) == {}
+            looks += 1
+        for future in done:
+            future.result()
+
+
+def test_progress_is_a_line_that_goes_away() -> None:
+    """On a terminal one line changes and is taken away; in a log nothing is said of what takes no time."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, log = Terminal(), io.StringIO()
+    for stream in (terminal, log):
+        line = ProgressLine(stream)
+        line(Step("reading images", 1_000, 2_000, 5_000_000, 9_000_000))
+        line.clear()
+    assert terminal.getvalue() == "\r\x1b[Kreading images: 1,000 of 2,000, 5.0 MB of 9.0 MB\r\x1b[K"
+    assert log.getvalue() == ""
 
 
 def test_a_place_without_a_store_is_an_error(tmp_path: Path) -> None:
