@@ -89,7 +89,8 @@ class Shelf:
         key, data = self.key(document.request_hash), encode(document)
         trouble = ""
         for pause in _PAUSES:
-            time.sleep(pause)
+            if pause:  # sleeping for 0 s gives the processor away: 3 ms where others want it
+                time.sleep(pause)
             try:
                 return Swap(True, Seen(document, self.store.compare_and_swap(key, data, tag), len(data)))
             except (ConflictError, NoAnswerError) as error:
