@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from prefect_ttapi.storage.objects import Body
 
 #: Bytes of a part; S3 takes at least 5 MiB, and at most 10,000 parts.
-PART_SIZE: Final = 16 * 1024 * 1024
+PART_SIZE: Final = 8 * 1024 * 1024
 
 _CHUNK: Final = 1024 * 1024
 
@@ -38,11 +38,11 @@ class Part:
             yield io.BufferedReader(_Window(whole, self.start, self.length), _CHUNK)
 
 
-def parts_of(body: Body, whole_up_to: int) -> list[Part]:
-    """The body in parts of 16 MiB; one that has at most `whole_up_to` bytes is one part."""
+def parts_of(body: Body, whole_up_to: int, part_size: int = PART_SIZE) -> list[Part]:
+    """The body in parts of 8 MiB; one that has at most `whole_up_to` bytes is one part."""
     with body() as reader:
         size = reader.seek(0, io.SEEK_END)
-        step = size if size <= whole_up_to else PART_SIZE
+        step = size if size <= whole_up_to else part_size
         starts = range(0, size, step) if size else (0,)
         return [_read(reader, start, min(step, size - start)) for start in starts]
 

@@ -129,7 +129,8 @@ def _clock(theirs: str) -> str:
         ahead = (datetime.now(UTC) - parsedate_to_datetime(theirs)).total_seconds() / 60
     except (ValueError, TypeError):
         return "wrong"
-    return f"{abs(ahead):,.0f} minutes {'fast' if ahead > 0 else 'slow'}"
+    # services forgive a few minutes: what differs by less went wrong elsewhere on the way
+    return f"{abs(ahead):,.0f} minutes {'fast' if ahead > 0 else 'slow'}" if abs(ahead) > 4 else "wrong"
 
 
 def _kind(error: Exception) -> str:

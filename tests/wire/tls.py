@@ -16,11 +16,15 @@ from cryptography.x509.oid import NameOID
 
 @dataclass
 class Identity:
-    """`server` presents the certificate, and notes the name that each client asked for; `client` trusts it."""
+    """`server` presents the certificate, and notes the name that each client asked for; `client` trusts it.
+
+    `pem` is the certificate.
+    """
 
     server: ssl.SSLContext
     client: ssl.SSLContext
     asked_for: list[str | None]
+    pem: bytes
 
 
 def identity(name: str) -> Identity:
@@ -50,4 +54,4 @@ def identity(name: str) -> Identity:
         server.load_cert_chain(chain)
     asked_for: list[str | None] = []
     server.sni_callback = lambda _socket, asked, _context: asked_for.append(asked)
-    return Identity(server, ssl.create_default_context(cadata=pem.decode()), asked_for)
+    return Identity(server, ssl.create_default_context(cadata=pem.decode()), asked_for, pem)

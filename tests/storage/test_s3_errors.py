@@ -1,0 +1,137 @@
+"""What services say when something is wrong, and the one line that comes of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.objects import NoAnswerError
+from prefect_ttapi.storage.store import ImageStore
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
+from tests.wire.tls import Identity, identity
+
+
+def said(code: str, status: int = 403, inside: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """An answer as S3 services give it."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>their words</Message>{inside}</Error>"
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, {"Content-Type": "application/xml", **named}, body.encode()
+
+
+def an_hour_behind() -> str:
+    return formatdate(time.time() - 3600, usegmt=True)
+
+
+@pytest.fixture(scope="module")
+def refusing(s3_server: S3Server) -> Iterator[tuple[ImageStore, list]]:
+    """A store at a service that gives one answer to everything, and the list that the answer is put into."""
+    answers: list = []
+    with meddling_proxy(s3_server.url, lambda *_: answers[0]) as proxy:
+        yield ImageStore(url="s3://pictures/here", **s3_server.settings(endpoint_url=proxy.url)), answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (said("NoSuchBucket", 404), "the bucket does not exist: create it"),
+        (said("AccessDenied"), "they need s3:GetObject, s3:PutObject and s3:ListBucket"),
+        (said("InvalidAccessKeyId"), "the access key ID is unknown there"),
+        (said("SignatureDoesNotMatch"), "the secret access key is wrong"),
+        (said("ExpiredToken", 400), "the credentials have expired: renew them"),
+        (
+            said("RequestTimeTooSkewed", Date=an_hour_behind()),
+            "this machine's clock is 60 minutes fast: set it",
+        ),
+        (said("RequestTimeTooSkewed"), "this machine's clock is wrong: set it"),
+        (
+            said("AuthorizationHeaderMalformed", 400, "<Region>eu-central-1</Region>"),
+            "the bucket is in the region eu-central-1: set the store's region",
+        ),
+        (
+            said("PermanentRedirect", 301, x_amz_bucket_region="eu-west-1"),
+            "the bucket is in the region eu-west-1: set the store's region",
+        ),
+        (said("KMS.DisabledException", 400), "the KMS key can't be used: correct upload.kms_key_id"),
+        (said("AccessControlListNotSupported", 400), "leave out upload.acl"),
+        (said("NotImplemented", 501), "this service can't do it"),
+        (said("QuotaExceeded"), "the store is full"),
+        (said("NobodyKnowsThis", 418), "their words"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_refusal_is_one_line(refusing: tuple[ImageStore, list], answer: tuple, line: str) -> None:
+    """Each refusal is told in one line that names the place and what to do about it."""
+    store, answers = refusing
+    answers[:] = [answer]
+    with pytest.raises(StoreError, match=re.escape(line)) as refused:
+        store.check()
+    message = str(refused.value)
+    assert "\n" not in message
+    assert f"s3://pictures/here/ledger/probe.json at {store.endpoint_url}: " in message
+    assert store.secret_access_key.get_secret_value() not in message
+
+
+def test_who_may_read_but_not_write_is_told_so(s3_server: S3Server) -> None:
+    """A store that can be read and not written fails its check, whichever of both ways it is asked."""
+    refused = said("AccessDenied")
+    bucket = s3_server.new_bucket()
+    with meddling_proxy(
+        s3_server.url, lambda method, *_: None if method in ("GET", "HEAD") else refused
+    ) as proxy:
+        store = ImageStore(url=f"s3://{bucket}", **s3_server.settings(endpoint_url=proxy.url))
+        for check in (store.check, store.check_writable):
+            with pytest.raises(StoreError, match=r"can't write s3://.*s3:PutObject"):
+                check()
+
+
+def test_what_arrived_damaged_is_sent_again(s3_server: S3Server) -> None:
+    """A body that the service finds altered is sent once more, and named where it stays so."""
+    orders = [said("BadDigest", 400)]
+    with meddling_proxy(
+        s3_server.url, lambda method, *_: orders.pop() if method == "PUT" and orders else None
+    ) as proxy:
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
+        store.write("page.html", b"page", "text/html")
+        assert store.read("page.html") == b"page"
+        orders.append(said("XAmzContentSHA256Mismatch", 400))
+        with pytest.raises(NoAnswerError, match="altered or cut short on the way"):
+            store.compare_and_swap("ledger/a.json", b"{}", None)
+
+
+@pytest.fixture(scope="module")
+def known() -> Identity:
+    """Who the service says it is."""
+    return identity("localhost")
+
+
+@pytest.mark.parametrize(("tls", "line"), [(True, "connection.ca_file"), (False, "speaks no TLS")])
+def test_trouble_with_tls_is_told_apart(s3_server: S3Server, known: Identity, tls: bool, line: str) -> None:
+    """A certificate that nobody vouches for and an endpoint without TLS ask for different things."""
+    with meddling_proxy(s3_server.url, lambda *_: None, known.server if tls else None) as proxy:
+        endpoint = f"https://localhost:{proxy.server_port}"
+        store = ImageStore(url="s3://pictures", **s3_server.settings(endpoint_url=endpoint))
+        with pytest.raises(StoreError, match=re.escape(line)) as refused:
+            store.check()
+        assert "\n" not in str(refused.value)
+        assert proxy.seen == []
+
+
+def test_private_authorities_are_trusted_where_they_are_named(
+    s3_server: S3Server, known: Identity, tmp_path: Path
+) -> None:
+    """With its certificate in `ca_file` a private service is spoken to, and with verification off any."""
+    (tmp_path / "authority.pem").write_bytes(known.pem)
+    bucket = s3_server.new_bucket()
+    with meddling_proxy(s3_server.url, lambda *_: None, known.server) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url)
+        for number, trust in enumerate(({"ca_file": str(tmp_path / "authority.pem")}, {"verify_tls": False})):
+            store = ImageStore(url=f"s3://{bucket}/{number}", connection=trust, **settings)
+            store.check()
+            assert store.read("ledger/probe.json")
