@@ -132,14 +132,21 @@ class Heard(logging.Handler):
 
 
 def ask_for_all(settings: dict, base_url: str, run: str, together: object, answers: Queue) -> None:
-    """A child process: ask for every request at once; report what was found, sent and said."""
+    """A child process: ask for every request at once; report what was found, sent and said, or what went wrong."""
     store, heard, log = ImageStore(**settings), Heard(), logging.getLogger(f"tests.{run}")
     log.setLevel(logging.INFO)
     log.addHandler(heard)
-    with TTAPIClient("sandbox-key", base_url) as client, ThreadPoolExecutor(THREADS) as threads:
-        ledger = Ledger(store, client.api_origin, run, log=log)
-        together.wait()
-        paid = list(threads.map(lambda n: pay_once(request_of(n), client, store, ledger), range(REQUESTS)))
+    try:
+        with TTAPIClient("sandbox-key", base_url) as client, ThreadPoolExecutor(THREADS) as threads:
+            ledger = Ledger(store, client.api_origin, run, log=log)
+            together.wait(60)
+            numbers = range(REQUESTS)
+            paid = list(
+                threads.map(lambda number: pay_once(request_of(number), client, store, ledger), numbers)
+            )
+    except Exception as error:
+        answers.put(f"{run}: {error!r}")
+        return
     found = [(one.record.run_id, one.generation.model_dump_json()) for one in paid]
     sent = {one.generation.request_hash for one in paid if one.sent}
     doubts = [one.record.maybe_paid + one.record.also_paid for one in paid]
@@ -159,6 +166,7 @@ def test_processes_that_start_together_pay_once(request: pytest.FixtureRequest, 
             start(ask_for_all, settings, sandbox.base_url, f"run-{number}", together, answers)
         results = [answers.get(timeout=100) for _ in range(racers)]
         calls = sandbox.calls_by_request
+    assert [result for result in results if isinstance(result, str)] == []
     hashes = [request_of(number).request_hash for number in range(REQUESTS)]
     assert calls == dict.fromkeys(hashes, 1)
     records = results[0][1]
