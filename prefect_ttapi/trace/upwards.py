@@ -130,8 +130,9 @@ def _home(uri: str, said: Mapping[str, str], endpoint_url: str | None) -> ImageS
 
 
 def _sha256(place: ImageStore, key: str, said: Mapping[str, str]) -> str:
-    if said.get("sha256"):
-        return said["sha256"]
+    """The stored image that the object is of; a rendition has other bytes."""
+    if source := IMAGE.fullmatch(said.get("source-uri", "")):
+        return source["sha256"]
     found = place.objects.digest(key)
     if found is None:
         raise ImageMissingError(f"there is no {place.uri(key)}")

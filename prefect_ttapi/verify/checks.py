@@ -45,6 +45,13 @@ def verify(store: ImageStore, *, quick: bool = False, tell: Tell = lambda _step:
 
     Raises:
         StoreError: the store can't be reached or listed, or there is none.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     store = ImageStore(url=folder)
+    ...     _ = store.write("images/" + 64 * "0" + ".png", b"other bytes", "image/png")
+    ...     print(*(finding.kind for finding in verify(store)))
+    orphan damaged
     """
     return _Check(store, tell).findings(quick)
 

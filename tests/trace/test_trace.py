@@ -13,11 +13,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from prefect_ttapi.__main__ import main
-from prefect_ttapi.delivery import deliver
+from prefect_ttapi.delivery import deliver, metadata_of
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation, Usage
 from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.storage.metadata import ascii_metadata
+from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.trace import Made, Origin, trace_object, trace_run
 from tests.s3 import S3Server
@@ -166,6 +168,30 @@ def test_any_file_is_known_by_its_bytes(tmp_path: Path, capsys: pytest.CaptureFi
     origin = trace_object(str(download), store)
     assert origin.request_hash == REQUEST.request_hash
     assert origin.image == made.images[0]
+
+
+def test_a_rendition_leads_to_its_image(tmp_path: Path) -> None:
+    """A delivered object with bytes of its own names the image that it was made from."""
+    store, shop = ImageStore(url=str(tmp_path / "store")), ImageStore(url=str(tmp_path / "shop"))
+    made = record(store, REQUEST, b"pixels", RUN)
+    said = ascii_metadata(metadata_of(made, made.images[0]) | {"sha256": "f" * 64})
+    shop.objects.write("small.webp", fresh_image(b"few pixels").open, Facts("image/webp", metadata=said))
+    origin = trace_object(shop.uri("small.webp"))
+    assert origin.image == made.images[0]
+    assert origin.delivered is not None
+    assert origin.delivered.metadata["sha256"] == "f" * 64
+    assert origin.gaps == ()
+
+
+def test_rows_of_other_runs_are_found_when_asked_for(tmp_path: Path) -> None:
+    """A batch that found the image paid for has its row, too, in a manifest of its own."""
+    store = ImageStore(url=str(tmp_path))
+    made = record(store, REQUEST, b"pixels", RUN)
+    rows = write_manifest([Row(row=0, status="skipped"), Row.of(1, made, "cached")])
+    store.write("batches/another-run/manifest.jsonl", b"".join(rows), "application/x-ndjson")
+    assert trace_object(made.images[0].uri).rows == ()
+    found = trace_object(made.images[0].uri, everywhere=True).rows
+    assert [(source.row.row, source.row.status) for source in found] == [(1, "cached")]
 
 
 def test_a_copy_outlives_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,7 +176,7 @@ def test_a_store_at_work_is_in_order(tmp_path: Path) -> None:
     store = ImageStore(url=str(tmp_path))
     paid(store, "first")
     with ThreadPoolExecutor(4) as threads:
-        done = [threads.submit(paid, store, f"request {number}") for number in range(60)]
+        done = [threads.submit(paid, store, f"request {number}") for number in range(30)]
         looks = 0
         while looks < 3 or not all(future.done() for future in done):
             assert found_in(store) == {}
