@@ -14,6 +14,7 @@ from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.storage.processes import context, start
+from tests.storage.samples import fresh_image
 
 FACTS = Facts("application/json")
 ROUNDS = 40
@@ -133,3 +134,36 @@ def test_a_held_lock_is_waited_for_and_then_reported(tmp_path: Path) -> None:
         assert folder.read("key")[0] == b"1"
     writer.join()
     assert folder.read("key")[0] == b"2"
+
+
+def test_an_image_in_a_folder_knows_what_it_would_on_s3(folder_store: ImageStore) -> None:
+    """Kept and delivered images have the metadata that S3 would keep, in a hidden folder that no listing shows."""
+    image = folder_store.put_image(fresh_image(b"pixels"), {"prompt": "Zoë"})
+    folder_store.deliver(image, "shop/a.png", metadata={"model": "dall-e-2"})
+    folder_store.write("manifest.jsonl", b"{}", "application/jsonl")
+    look = folder_store.objects.look
+    assert look(f"images/{image.sha256}.png").metadata == {"prompt": "Zo%C3%AB", "sha256": image.sha256}
+    assert look("shop/a.png").metadata == {"model": "dall-e-2", "sha256": image.sha256}
+    root = Path(folder_store.url)
+    assert sorted(path.relative_to(root).as_posix() for path in (root / ".metadata").rglob("*.json")) == [
+        f".metadata/images/{image.sha256}.png.json",
+        ".metadata/shop/a.png.json",
+    ]
+    assert len(list(folder_store.list(""))) == 3
+    assert [path.name for path in root.rglob("*.png") if path.is_file()].count("a.png") == 1
+    folder_store.remove("shop/a.png")
+    assert not (root / ".metadata" / "shop" / "a.png.json").exists()
+
+
+def test_metadata_never_speaks_of_another_object(tmp_path: Path) -> None:
+    """What was known of an object says nothing of the one that replaced it; what is damaged says nothing at all."""
+    folder = Folder(tmp_path)
+    image = Facts("image/png", metadata={"sha256": "ab"})
+    folder.write("a.png", lambda: io.BytesIO(b"one"), image)
+    assert folder.look("a.png").metadata == {"sha256": "ab"}
+    (tmp_path / "a.png").write_bytes(b"edited by hand")
+    assert folder.look("a.png").metadata == {}
+    folder.write("a.png", lambda: io.BytesIO(b"two"), image)
+    for nonsense in (b"", b"{", b"[]", b'{"tag": 1}', b"\xff"):
+        (tmp_path / ".metadata" / "a.png.json").write_bytes(nonsense)
+        assert folder.look("a.png").metadata == {}

@@ -157,7 +157,7 @@ def test_addresses_lead_back_to_keys(objects: ObjectStore) -> None:
 NO_KEYS = [
     *["", "/a", "a//b", "../a", "a/../b", "a/..", ".", "a/./b", "a/"],
     *["a\nb", "a\x00b", "a\\b", "\ud800", "a\u202eb"],
-    *["x" * 1025, "ü" * 513, "a/.lock", ".tmp-abc"],
+    *["x" * 1025, "ü" * 513, "a/.lock", ".tmp-abc", ".metadata/a.png.json"],
 ]
 
 
