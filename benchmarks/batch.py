@@ -143,7 +143,7 @@ def prepare_map(job: Job) -> Callable[[], None]:
         results = RemoteFileSystem(basepath=job.results, settings=settings)
     else:
         results = LocalFileSystem(basepath=job.results)
-    results.save("benchmark", overwrite=True, _sync=True)
+    results.save(f"benchmark-{os.getpid()}", _sync=True)
     generate = task(one, name="generate", cache_policy=INPUTS, persist_result=True, result_storage=results)
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=job.load.in_flight))
@@ -238,9 +238,25 @@ def wait_for(url: str, seconds: float = 120) -> None:
             return
 
 
+def wait_until_idle(pid: int, seconds: float = 120) -> None:
+    """What one run left for the Prefect server to do is not to meet the next one."""
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    deadline = time.monotonic() + seconds
+    before = ticks()
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        now = ticks()
+        if now - before < 0.1 * 2 * os.sysconf("SC_CLK_TCK"):
+            return
+        before = now
+
+
 @contextmanager
-def servers(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """An S3 service, and the environment of processes that are to use a Prefect server of our own."""
+def servers(folder: Path) -> Iterator[tuple[str, dict[str, str], int]]:
+    """An S3 service; the environment of processes that are to use a Prefect server of our own, and its process."""
     home = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     s3_port, prefect_port = free_port(), free_port()
     s3, api = f"http://127.0.0.1:{s3_port}", f"http://127.0.0.1:{prefect_port}/api"
@@ -249,20 +265,21 @@ def servers(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     with ExitStack() as stack:
         quiet = {"stdout": subprocess.DEVNULL}
         stack.enter_context(process(moto, folder / "moto.log", **quiet))
-        stack.enter_context(process(prefect, folder / "server.log", env=home, **quiet))
+        server = stack.enter_context(process(prefect, folder / "server.log", env=home, **quiet))
         wait_for(s3)
         wait_for(f"{api}/health")
         here = Path(__file__).resolve().parent.parent
-        yield s3, {**home, "PREFECT_API_URL": api, "PYTHONPATH": str(here)}
+        yield s3, {**home, "PREFECT_API_URL": api, "PYTHONPATH": str(here)}, server.pid
 
 
 class Bench:
     """Runs jobs, each in a process of its own."""
 
-    def __init__(self, folder: Path, s3: str, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, s3: str, environment: dict[str, str], server: int) -> None:
         self._folder = folder
         self._s3 = s3
         self._environment = environment
+        self._server = server
         self._places = 0
 
     def place(self, kind: str) -> str:
@@ -281,6 +298,7 @@ class Bench:
 
     def run(self, way: str, load: Load, store: str, *, thumbnails: bool = True) -> Cost:
         """What the way costs. Its results, where it keeps any, are beside the images."""
+        wait_until_idle(self._server)
         options = {"image_bytes": load.image_bytes, "tiny": load.tiny, "latency": load.latency}
         with Sandbox(**options) as sandbox:
             results = f"{store}/results"
@@ -442,8 +460,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     with tempfile.TemporaryDirectory(prefix="ttapi-bench-") as name:
         folder = Path(name)
-        with servers(folder) as (s3, environment):
-            bench = Bench(folder, s3, environment)
+        with servers(folder) as (s3, environment, server):
+            bench = Bench(folder, s3, environment, server)
             for scenario in options.scenarios or SCENARIOS:
                 costs = SCENARIOS[scenario](bench)
                 if options.plot and costs:
