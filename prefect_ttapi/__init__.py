@@ -15,6 +15,7 @@ from prefect_ttapi.errors import (
     InvalidRequestError,
     InvalidResponseError,
     ModerationError,
+    PictureError,
     QueueFullError,
     RateLimitError,
     ServerError,
@@ -22,6 +23,7 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
+from prefect_ttapi.renditions import Rendition
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import (
     CompletedImage,
@@ -58,9 +60,11 @@ __all__ = [
     "InvalidResponseError",
     "ModerationError",
     "PartialImage",
+    "PictureError",
     "Price",
     "QueueFullError",
     "RateLimitError",
+    "Rendition",
     "ServerError",
     "StoreError",
     "StoredImage",

@@ -1,12 +1,14 @@
-"""Copies of a generation's images where their consumers look."""
+"""Copies and renditions of a generation's images where their consumers look."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from prefect_ttapi.renditions import Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate, KeyTemplateError
@@ -20,6 +22,21 @@ def key_template(template: str, names: tuple[str, ...]) -> KeyTemplate:
     return KeyTemplate(template, names)
 
 
+@dataclass(frozen=True)
+class Place:
+    """One version of an image, and its key."""
+
+    image: StoredImage
+    version: Version
+    key: str
+
+    def is_of(self, copy: DeliveredImage) -> bool:
+        """Whether `copy`, which was delivered to this key before, is what would be delivered now."""
+        if self.version is None:
+            return copy.sha256 == self.image.sha256
+        return (copy.source_uri, copy.recipe) == (self.image.uri, self.version.recipe)
+
+
 def deliver(
     generation: Generation,
     to: ImageStore,
@@ -29,22 +46,39 @@ def deliver(
     date: datetime,
     batch: str,
     source: ImageStore | None = None,
+    versions: Sequence[Version] = (None,),
 ) -> list[DeliveredImage]:
-    """Copy each image to its key in `to`; one that is there already is left as it is.
+    """Put each version of each image at its key in `to`; one that is there already is left as it is.
+
+    Args:
+        versions: renditions, and None for a copy of the image itself.
 
     Raises:
-        KeyTemplateError: the template is illegal, or two of the images would get one key; nothing was copied.
+        KeyTemplateError: the template is illegal, or two of the objects would get one key; nothing was delivered.
         StoreError: a store failed, or another object has the key.
+        PictureError: an image can't be decoded, so that it has no renditions.
     """
-    keys = keys_of(generation.request, generation.images, key, values=values, date=date, batch=batch)
+    places = places_of(
+        generation.request,
+        generation.images,
+        key,
+        values=values,
+        date=date,
+        batch=batch,
+        versions=versions,
+    )
     asked_for = {"prompt": generation.request.prompt} if to.upload.prompt_in_metadata else {}
-    return [
-        to.deliver(image, place, source, metadata_of(generation, image) | asked_for)
-        for image, place in zip(generation.images, keys, strict=True)
-    ]
+    delivered: list[DeliveredImage] = []
+    for image in generation.images:
+        metadata = metadata_of(generation, image) | asked_for
+        mine = [place for place in places if place.image is image]
+        delivered += [to.deliver(image, place.key, source, metadata) for place in mine if not place.version]
+        made = [(place.version, place.key) for place in mine if place.version]
+        delivered += to.deliver_renditions(image, made, source, metadata) if made else []
+    return delivered
 
 
-def keys_of(
+def places_of(
     request: ImageRequest,
     images: Sequence[StoredImage],
     key: str,
@@ -52,15 +86,26 @@ def keys_of(
     values: Mapping[str, Any],
     date: datetime,
     batch: str,
-) -> list[str]:
-    """The key of each image. KeyTemplateError: the template is illegal, or two would get one key."""
+    versions: Sequence[Version] = (None,),
+) -> list[Place]:
+    """Where each version of each image goes, in order.
+
+    Raises:
+        KeyTemplateError: the template is illegal, or two would get one key.
+    """
     template = key_template(key, tuple(sorted(values)))
-    keys = [template.key(request, image, values, date=date, batch=batch) for image in images]
-    if len({place.lower() for place in keys}) < len(keys):
+    if len(versions) > 1:
+        template.planned_keys(request, values, date=date, batch=batch, versions=versions)
+    places = [
+        Place(image, version, template.key(request, image, values, date=date, batch=batch, version=version))
+        for image in images
+        for version in versions
+    ]
+    if len({place.key.lower() for place in places}) < len(places):
         raise KeyTemplateError(
-            f"the key template {key!r} gives {len(keys)} images the same key: add {{index}}"
+            f"the key template {key!r} gives {len(images)} images the same key: add {{index}}"
         )
-    return keys
+    return places
 
 
 def metadata_of(generation: Generation, image: StoredImage) -> dict[str, str]:

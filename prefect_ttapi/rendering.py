@@ -67,7 +67,7 @@ def _upright(file: BinaryIO) -> Image:
     ImageOps.exif_transpose(image, in_place=True)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point([level / 256 for level in range(65_536)], "L")
+        image = image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
     elif image.mode not in ("L", "CMYK", "RGB"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif image.has_transparency_data:

@@ -97,19 +97,26 @@ def _quality_part(quality: int | None) -> str:
     return f"q{quality}" if quality else ""
 
 
-def checked_renditions(
-    given: Sequence[Rendition | Mapping[str, Any]], *, keep_original: bool
-) -> tuple[Rendition, ...]:
-    """`given` as renditions; a mapping of the fields will do.
+#: What is delivered of an image: a rendition, or (None) a copy of itself.
+Version = Rendition | None
+
+
+def versions_of(
+    renditions: Sequence[Rendition | Mapping[str, Any]], *, keep_original: bool = True
+) -> tuple[Version, ...]:
+    """What is delivered of each image, the image itself first; a mapping of its fields will do for a rendition.
+
+    >>> [version and version.name for version in versions_of([{"max_size": 256}])]
+    [None, 'webp-256']
 
     Raises:
         ValueError: one is illegal, two have one name, or there is nothing to deliver.
     """
-    renditions = tuple(Rendition.model_validate(one) for one in given)
-    names = [rendition.name for rendition in renditions]
+    made = tuple(Rendition.model_validate(one) for one in renditions)
+    names = [rendition.name for rendition in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two renditions are called {twice!r}: give one of them another name")
-    if not renditions and not keep_original:
+    if not made and not keep_original:
         raise ValueError("nothing would be delivered: keep_original is off, and there are no renditions")
-    return renditions
+    return (None, *made) if keep_original else made

@@ -124,8 +124,12 @@ class DeliveredImage(BaseModel):
         uri: `file:///...` or `s3://bucket/key`.
         url: public address, where the store has a `public_base_url`.
         sha256: hex digest of the bytes.
-        source_uri: the stored image it is a copy of.
+        source_uri: the stored image it is a copy or a rendition of.
         size_bytes: length of the object.
+        media_type: `image/png`, `image/jpeg` or `image/webp`.
+        width, height: pixels.
+        rendition: the rendition's name; None for a copy.
+        recipe: how the rendition was made: format, longest side, quality.
         etag: changes with every write to the object: while a listing shows the same, the copy stands.
     """
 
@@ -136,6 +140,11 @@ class DeliveredImage(BaseModel):
     sha256: str
     source_uri: str
     size_bytes: int | None = None
+    media_type: str | None = None
+    width: int | None = None
+    height: int | None = None
+    rendition: str | None = None
+    recipe: str | None = None
     etag: str | None = None
 
     def presign(self, store: Presigns, seconds: int = 3600) -> str:

@@ -6,7 +6,7 @@ threads of their own, so that an event loop is never blocked by an image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -32,6 +32,7 @@ from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
 from prefect_ttapi.links import StoreLinks
 from prefect_ttapi.paying import Paid, pay_once
+from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before
@@ -113,13 +114,22 @@ def _deliver(
     values: Mapping[str, Any] | None = None,
     source: ImageStore | None = None,
     record_prompts: bool = True,
+    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
+    keep_original: bool = True,
 ) -> list[DeliveredImage]:
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
     task_ctx = TaskRunContext.get()
     shown = generation if record_prompts else generation_without_prompts(generation)
     delivered = deliver(
-        shown, to, key, values=values or {}, source=source, date=run_date(task_ctx), batch=run_name()
+        shown,
+        to,
+        key,
+        values=values or {},
+        source=source,
+        date=run_date(task_ctx),
+        batch=run_name(),
+        versions=versions_of(renditions, keep_original=keep_original),
     )
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
@@ -212,6 +222,8 @@ def deliver_images(
     source: ImageStore | None = None,
     *,
     record_prompts: bool = True,
+    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
+    keep_original: bool = True,
 ) -> list[DeliveredImage]:
     """Copies of the images where their consumers look, under keys made by a template.
 
@@ -221,17 +233,21 @@ def deliver_images(
     Args:
         generation: what `generate_images` gave.
         to: the store to deliver to; keys are below its `url`.
-        key: a template over `name slug hash index ext model size date batch` and the names in `values`.
+        key: a template over `name slug hash index ext model size date batch rendition` and the names in `values`.
         values: more names for the template.
         source: the store the images came from, needed where the settings of `to` can't read it.
         record_prompts: let the prompt, and what the model made of it, into artifact, asset, event and object; else
             the request's hash stands in its place, in a key's `slug` too. The ledger has it in either case.
+        renditions: smaller or lighter versions to deliver too, e.g. `[Rendition(max_size=1024)]`; in a key template
+            `{rendition}` tells them from each other and from the image itself, which is called `original`.
+        keep_original: deliver the image itself, too.
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
         StoreError: a store failed, or another object already has the key.
+        PictureError: an image can't be decoded, so that it has no renditions.
     """
-    return _deliver(generation, to, key, values, source, record_prompts)
+    return _deliver(generation, to, key, values, source, record_prompts, renditions, keep_original)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
@@ -243,6 +259,10 @@ async def adeliver_images(
     source: ImageStore | None = None,
     *,
     record_prompts: bool = True,
+    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
+    keep_original: bool = True,
 ) -> list[DeliveredImage]:
     """`deliver_images` for async flows: same arguments, result and errors."""
-    return await in_thread(partial(_deliver, generation, to, key, values, source, record_prompts))
+    return await in_thread(
+        partial(_deliver, generation, to, key, values, source, record_prompts, renditions, keep_original)
+    )

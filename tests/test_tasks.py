@@ -216,7 +216,10 @@ def test_run_names_say_what_is_made(store, credentials):
 
 
 def test_a_single_delivery_leaves_its_lineage(store, shop, credentials):
-    """`deliver_images` writes an artifact whose key holds the request's hash; each delivery is a version of it."""
+    """`deliver_images` writes an artifact whose key holds the request's hash; each delivery is a version of it.
+
+    Renditions are delivered beside the image.
+    """
 
     mine = REQUEST.model_copy(update={"variant": "lineage"})
 
@@ -224,9 +227,14 @@ def test_a_single_delivery_leaves_its_lineage(store, shop, credentials):
     def delivering():
         generation = generate_images(mine, credentials, store)
         for number in (1, 2):
-            deliver_images(generation, shop, key=f"{number}/{{hash}}.{{ext}}")
+            copies = deliver_images(
+                generation, shop, key=f"{number}/{{rendition}}.{{ext}}", renditions=[{"max_size": 32}]
+            )
+        return copies
 
-    delivering()
+    copies = delivering()
+    assert [copy.uri.rpartition("/")[2] for copy in copies] == ["original.png", "webp-32.webp"]
+    assert copies[0].source_uri == copies[1].source_uri
 
     found = artifacts_like(f"%{mine.request_hash}%")
     assert len(found) == 2

@@ -20,7 +20,7 @@ from typing import Final
 from prefect_ttapi.batch.earlier import Earlier
 from prefect_ttapi.batch.items import Done, Item, row_of
 from prefect_ttapi.batch.shards import Plan, row_of_paid, thumbnails_of
-from prefect_ttapi.delivery import keys_of
+from prefect_ttapi.delivery import places_of
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.paying import Paid
@@ -194,19 +194,19 @@ class _Shelf:
         if plan.deliver_to is None:
             return ()
         try:
-            keys = keys_of(
+            places = places_of(
                 item.request, row.images, plan.key, values=item.values, date=plan.date, batch=plan.name
             )
         except KeyTemplateError:
             return None
         known = {copy.uri: copy for copy in row.delivered}
-        copies = [known.get(plan.deliver_to.uri(key)) for key in keys]
+        copies = [known.get(plan.deliver_to.uri(place.key)) for place in places]
         standing = tuple(
             copy.model_copy(update={"url": plan.deliver_to.public_url(copy.uri)})
-            for key, copy, image in zip(keys, copies, row.images, strict=True)
-            if copy and copy.sha256 == image.sha256 and self.copies.shows(key, copy.size_bytes, copy.etag)
+            for place, copy in zip(places, copies, strict=True)
+            if copy and place.is_of(copy) and self.copies.shows(place.key, copy.size_bytes, copy.etag)
         )
-        return standing if len(standing) == len(keys) else None
+        return standing if len(standing) == len(places) else None
 
     def _again(
         self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from typing import BinaryIO, Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError, ObjectStore
+from prefect_ttapi.spool import Spool
+from prefect_ttapi.storage.objects import (
+    Body,
+    Condition,
+    ConflictError,
+    Facts,
+    Found,
+    NoAnswerError,
+    ObjectStore,
+)
 
 #: Seconds to wait after each attempt that got no answer.
 _PAUSES: Final = (0.2, 1.0, 3.0)
@@ -46,9 +56,50 @@ def _tag_if_there(target: ObjectStore, key: str, image: StoredImage) -> str | No
         sha256 = found.metadata.get("sha256") or _sha256(target.fetch(key)())
         if sha256 == image.sha256:
             return found.tag
-    raise StoreError(
-        f"{target.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
-    )
+    raise StoreError(_something_else(target, key))
+
+
+def write_once(
+    spool: Spool, target: ObjectStore, key: str, facts: Facts, is_it: Callable[[Found], bool]
+) -> Found:
+    """Put new bytes at `key` of `target`; what is there now, which may be what `is_it` takes for the same.
+
+    Raises:
+        StoreError: another object is there.
+    """
+    for pause in _PAUSES:
+        try:
+            tag = target.write(key, spool.open, facts, Condition.NOTHING)
+            return Found(spool.size_bytes, facts.metadata, tag)
+        except NoAnswerError:
+            time.sleep(pause)
+        except ConflictError:
+            found = target.look(key)
+            if found is None:
+                continue  # and gone again
+            if is_it(found):
+                return found
+            if (found.metadata.get("sha256") or _sha256(target.fetch(key)())) == spool.sha256:
+                return Found(found.size, facts.metadata, found.tag)
+            raise StoreError(_something_else(target, key)) from None
+    raise NoAnswerError(f"can't write {target.uri(key)}: the store gives no answer; try again")
+
+
+def checked_bytes(image: StoredImage, origin: ObjectStore) -> Body:
+    """The image's bytes, at hand on this machine.
+
+    Raises:
+        StoreError: they have changed.
+        ImageMissingError: the image is gone.
+    """
+    body = origin.fetch(origin.key(image.uri))
+    if _sha256(body()) != image.sha256:
+        raise StoreError(f"{image.uri} is damaged: its bytes don't have the recorded SHA-256")
+    return body
+
+
+def _something_else(target: ObjectStore, key: str) -> str:
+    return f"{target.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
 
 
 def _copy(
@@ -59,13 +110,9 @@ def _copy(
     facts: Facts,
     expected: Condition,
 ) -> str:
-    source_key = origin.key(image.uri)
-    if tag := target.copy(origin, source_key, key, facts, expected):
+    if tag := target.copy(origin, origin.key(image.uri), key, facts, expected):
         return tag
-    body = origin.fetch(source_key)
-    if _sha256(body()) != image.sha256:
-        raise StoreError(f"{image.uri} is damaged: its bytes don't have the recorded SHA-256")
-    return target.write(key, body, facts, expected)
+    return target.write(key, checked_bytes(image, origin), facts, expected)
 
 
 def _sha256(reader: BinaryIO) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.renditions import ORIGINAL, Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.objects import checked_key
@@ -31,6 +32,7 @@ _EXAMPLES: Final[Mapping[str, object]] = {
     "size": "100000x100000",
     "date": datetime(2031, 5, 4, tzinfo=UTC),
     "batch": "batch",
+    "rendition": "webp-1024",
 }
 NAMES: Final = tuple(_EXAMPLES)
 
@@ -58,11 +60,12 @@ class _Field:
 
 @dataclass(frozen=True)
 class KeyTemplate:
-    """A template over `name slug hash index ext model size date batch` and the names of `values`.
+    """A template over `name slug hash index ext model size date batch rendition` and the names of `values`.
 
     Format specs are as in Python: `{index:03d}`, `{date:%Y/%m/%d}`. `hash` is the first 12 digits of the
     request's hash, `index` counts the request's images from 0, `size` is as delivered (`1024x1024`), `name`
-    is the value `name` where it is given, else the slug of the prompt. Values are data: what no key may hold
+    is the value `name` where it is given, else the slug of the prompt, `rendition` its name, and `original` for the
+    image itself. Values are data: what no key may hold
     becomes a dash, slashes too, so that only the template itself (and a date's spec) makes folders.
 
     Args:
@@ -98,11 +101,29 @@ class KeyTemplate:
         *,
         date: datetime,
         batch: str = "batch",
+        versions: Sequence[Version] = (None,),
     ) -> list[str]:
-        """The keys of a request's images before they exist; for `ext` and `size` there are placeholders."""
+        """The keys of a request's images before they exist; for `ext` and `size` there are placeholders.
+
+        Args:
+            versions: what is delivered of each image: renditions; None is the image itself.
+
+        Raises:
+            KeyTemplateError: versions of an image would get one key, or a value doesn't fit.
+        """
         unknown = {"ext": _EXAMPLES["ext"], "size": _EXAMPLES["size"]}
         facts = _facts(request, values or {}, date, batch) | unknown
-        return [self._rendered({**facts, "index": index}) for index in range(request.n)]
+        names = [version.name if version else ORIGINAL for version in versions]
+        keys = [
+            [self._rendered({**facts, "index": index, "rendition": name}) for name in names]
+            for index in range(request.n)
+        ]
+        if any(len({key.lower() for key in of_one_image}) < len(names) for of_one_image in keys):
+            raise KeyTemplateError(
+                f"the key template {self.template!r} gives versions of an image ({', '.join(names)}) the same key "
+                "but for {ext} and {size}: add {rendition}"
+            )
+        return [key for of_one_image in keys for key in of_one_image]
 
     def key(
         self,
@@ -112,19 +133,23 @@ class KeyTemplate:
         *,
         date: datetime,
         batch: str = "batch",
+        version: Version = None,
     ) -> str:
-        """The key of one image.
+        """The key of one image, or of a rendition of it.
 
         Args:
             values: the request's own values, by name.
             date: when the run was expected to start; UTC where it has no time zone.
             batch: the batch's name.
+            version: the rendition; None is the image itself.
         """
+        width, height = version.size_of(image.width, image.height) if version else (image.width, image.height)
         facts = _facts(request, values or {}, date, batch)
         known = {
             "index": image.index,
-            "ext": EXTENSIONS[image.media_type],
-            "size": f"{image.width}x{image.height}",
+            "ext": EXTENSIONS[version.media_type if version else image.media_type],
+            "size": f"{width}x{height}",
+            "rendition": version.name if version else ORIGINAL,
         }
         return self._rendered({**facts, **known})
 

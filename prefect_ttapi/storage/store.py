@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +18,17 @@ from pydantic import HttpUrl
 from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.renditions import Rendition
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
 from prefect_ttapi.storage.addresses import folder_of, is_s3, normalised
 from prefect_ttapi.storage.copying import copy_image
 from prefect_ttapi.storage.folder import Folder
+from prefect_ttapi.storage.making import pixels_of, put_renditions
 from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import (
     Condition,
     Facts,
+    Found,
     Listed,
     ObjectStore,
 )
@@ -103,7 +106,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
         self.objects.try_writing(self._delivered_facts("image/png", "0" * 64, {}, "write-test.png"))
 
     def put_image(self, image: GeneratedImage, metadata: Mapping[str, str]) -> StoredImage:
-        """Keep an image under its own SHA-256; nothing is sent where it is there already.
+        """Keep an image under its own SHA-256; one that is there already is written again, damaged or not.
 
         Args:
             metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is
@@ -225,7 +228,52 @@ class ImageStore(NotMapped, StoreSettings, Block):
             sha256=image.sha256,
             source_uri=image.uri,
             size_bytes=image.size_bytes,
+            media_type=image.media_type,
+            width=image.width,
+            height=image.height,
             etag=etag,
+        )
+
+    def deliver_renditions(
+        self,
+        image: StoredImage,
+        places: Sequence[tuple[Rendition, str]],
+        source: ImageStore | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> tuple[DeliveredImage, ...]:
+        """Put renditions of a stored image at keys in this store; each that is there already is left as it is.
+
+        Args:
+            places: what to make, and its key.
+            source, metadata: as in `deliver`.
+
+        Raises:
+            StoreError: another object is there, or the image's bytes have changed.
+            ImageMissingError: the image is gone.
+            PictureError: the image can't be decoded, or is too large for the format.
+        """
+        origin = (source or self._beside(image.uri)).objects
+        found = put_renditions(image, places, origin, self.objects, metadata or {}, self._delivered_facts)
+        return tuple(
+            self._rendition(image, rendition, key, there)
+            for (rendition, key), there in zip(places, found, strict=True)
+        )
+
+    def _rendition(self, image: StoredImage, rendition: Rendition, key: str, found: Found) -> DeliveredImage:
+        uri = self.objects.uri(key)
+        width, height = pixels_of(found)
+        return DeliveredImage(
+            uri=uri,
+            url=self.public_url(uri),
+            sha256=found.metadata["sha256"],
+            source_uri=image.uri,
+            size_bytes=found.size,
+            media_type=rendition.media_type,
+            width=width,
+            height=height,
+            rendition=rendition.name,
+            recipe=rendition.recipe,
+            etag=found.tag,
         )
 
     def uri(self, key: str) -> str:

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.keys import DEFAULT_KEY, NAMES, KeyTemplate, KeyTemplateError
 from prefect_ttapi.storage.objects import LONGEST_KEY, checked_key
 from prefect_ttapi.storage.slugs import LONGEST_SLUG, LONGEST_VALUE, segment, slug
+from prefect_ttapi.storage.taken import TakenKeys
 
 REQUEST = ImageRequest(prompt="A lighthouse at dusk", model="gpt-image-2", n=2)
 IMAGE = StoredImage(
@@ -151,6 +154,18 @@ def test_keys_are_known_before_paying() -> None:
     assert first == second
 
 
+def test_renditions_have_keys_of_their_own() -> None:
+    """`{rendition}` is its name, `original` for the image; type and size are the rendition's."""
+    template = KeyTemplate("{rendition}/{slug}-{index}-{size}.{ext}")
+    thumb = Rendition(format="webp", max_size=256, name="thumb")
+    assert (
+        template.key(REQUEST, IMAGE, date=WHEN, version=thumb) == "thumb/a-lighthouse-at-dusk-1-256x192.webp"
+    )
+    assert template.key(REQUEST, IMAGE, date=WHEN) == "original/a-lighthouse-at-dusk-1-1024x768.jpg"
+    planned = template.planned_keys(REQUEST, date=WHEN, versions=[None, thumb])
+    assert [key.split("-at")[0] for key in planned] == ["original/a-lighthouse", "thumb/a-lighthouse"] * 2
+
+
 def test_a_template_travels() -> None:
     """Templates go to workers and compare by what they say."""
     template = KeyTemplate("{sku}", ["sku"])
@@ -217,3 +232,52 @@ def test_no_key_leads_outside(template: str, v: str, w: str, prompt: str) -> Non
         assert set(key) <= LEGAL
         assert len(key) <= LONGEST_KEY
         assert checked_key(key) == key
+
+
+IMAGES = st.builds(
+    lambda media_type, size: {"media_type": media_type, "width": size[0], "height": size[1]},
+    st.sampled_from([*EXTENSIONS]),
+    st.sampled_from([(256, 256), (1024, 1024), (1536, 1024), (1024, 1792)]),
+)
+RENDITIONS = st.lists(
+    st.sampled_from([Rendition(), Rendition(max_size=256), Rendition(format="jpeg", name="x-1")]),
+    unique=True,
+    max_size=3,
+)
+
+
+NAMED = ["{v}", "{w}", "{slug}", "{index}", "{index:02d}", "{ext}", "{size}", "{rendition}", "{v:.2}", "a"]
+TEMPLATES = st.tuples(
+    st.sampled_from(["-", "/", "."]), st.lists(st.sampled_from(NAMED), min_size=3, max_size=8)
+)
+
+
+@given(
+    TEMPLATES.map(lambda parts: parts[0].join(parts[1])),
+    st.lists(st.tuples(TEXTS, st.sampled_from(["a cat", "A cat!", "猫", "犬"]), IMAGES), max_size=3),
+    RENDITIONS,
+)
+def test_no_collision_goes_unreported(
+    template: str, given_rows: list[tuple[str, str, dict]], renditions: list[Rendition]
+) -> None:
+    """Keys that get along before paying get along as delivered, whatever type and size the images turn out to have."""
+    taken, delivered = TakenKeys(), TakenKeys()
+    versions = versions_of(renditions)
+    for row, (v, prompt, facts) in enumerate(given_rows):
+        request = ImageRequest(prompt=prompt, model="gpt-image-2", n=2, variant=str(row))
+        values = {"v": v, "w": str(row)}
+        try:
+            made = KeyTemplate(template, values)
+            planned = made.planned_keys(request, values, date=WHEN, versions=versions)
+        except KeyTemplateError:
+            return
+        if any(taken.take(key, f"{row} {number}", row) for number, key in enumerate(planned)):
+            return
+        images = [IMAGE.model_copy(update={**facts, "index": index}) for index in range(2)]
+        keys = [
+            made.key(request, image, values, date=WHEN, version=version)
+            for image in images
+            for version in versions
+        ]
+        for number, key in enumerate(keys):
+            assert delivered.take(key, f"{row} {number}", row) is None
