@@ -25,14 +25,22 @@ from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.rowfile import RowFile
 from prefect_ttapi.batch.thumbnails import ThumbnailFile
 from prefect_ttapi.lineage import parquet
-from prefect_ttapi.lineage.artifacts import Progress, batch_key, publish_markdown, publish_table
+from prefect_ttapi.lineage.artifacts import (
+    Progress,
+    batch_key,
+    publish_link,
+    publish_markdown,
+    publish_table,
+)
 from prefect_ttapi.lineage.gallery import FIRST, pages
+from prefect_ttapi.lineage.links import PLAIN, Links, links_end
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table
 from prefect_ttapi.lineage.pictures import pictures
 from prefect_ttapi.lineage.text import one_line
 from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.withheld import without_prompts
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.rules import Model
 from prefect_ttapi.spool import Spool
@@ -71,6 +79,8 @@ class Recorder:
         total: how many rows there will be, where that is known.
         in_flight: tells how many requests are under way.
         prices: what models cost, where that is known.
+        links: where a browser finds images, page and manifest.
+        record_prompts: whether page and artifacts show prompts, or the requests' hashes; the manifest has them.
     """
 
     def __init__(
@@ -83,6 +93,8 @@ class Recorder:
         *,
         in_flight: Callable[[], int] | None = None,
         prices: Mapping[Model, Price] | None = None,
+        links: Links = PLAIN,
+        record_prompts: bool = True,
     ) -> None:
         self._store = store
         self._name = name
@@ -91,6 +103,8 @@ class Recorder:
         self._total = total
         self._in_flight = in_flight
         self._prices = prices or {}
+        self._links = links
+        self._record_prompts = record_prompts
         self._started = time.monotonic()
         self._totals = Totals()
         self._sent = 0
@@ -170,7 +184,7 @@ class Recorder:
 
     def _write_gallery(self) -> None:
         gallery = pages(
-            self._rows.rows(),
+            self._shown(),
             self._thumbnail,
             self._totals,
             title=self._name,
@@ -196,7 +210,7 @@ class Recorder:
         return self._store.uri(key)
 
     def _publish(self, report: BatchReport) -> None:
-        failures = self._rows.rows() if self._totals.failed else iter(())
+        failures = self._shown() if self._totals.failed else iter(())
         markdown = batch_markdown(
             self._name,
             self._totals,
@@ -204,14 +218,23 @@ class Recorder:
             pictures=pictures(self._shown_first(), self._small_thumbnail),
             manifest_uri=report.manifest_uri,
             gallery_uri=report.gallery_uri,
+            links=self._links,
         )
         self._progress.finish(report.summary)
         publish_markdown(batch_key(self._name), markdown, description=report.summary)
-        table = image_table(self._rows.rows(), report.manifest_uri)
+        manifest = self._store.public_url(report.manifest_uri) or report.manifest_uri
+        table = image_table(self._shown(), manifest)
         publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")
+        page = self._links.to(report.gallery_uri)
+        about = " ".join([f"The gallery page of {self._name}.", *links_end(self._links)])
+        publish_link(batch_key(self._name, "gallery"), page, "All images", description=about)
+
+    def _shown(self) -> Iterator[Row]:
+        rows = self._rows.rows()
+        return rows if self._record_prompts else map(without_prompts, rows)
 
     def _shown_first(self) -> Iterator[Row]:
-        return islice((row for row in self._rows.rows() if row.images), PICTURES)
+        return islice((row for row in self._shown() if row.images), PICTURES)
 
     def _thumbnail(self, image: StoredImage) -> bytes | None:
         return self._thumbnails.get(image.sha256)

@@ -1,12 +1,31 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from prefect_ttapi.storage.store import ImageStore
 from tests.ceph import CephServer, ceph  # noqa: F401 - a fixture
+from tests.integration.server import ROOT, Server, prefect_server
 
 
 @pytest.fixture
 def ceph_store(ceph: CephServer) -> ImageStore:  # noqa: F811
     """A store below a prefix of a new bucket of Ceph's."""
     return ImageStore(url=f"s3://{ceph.new_bucket()}/some/prefix", **ceph.settings())
+
+
+@pytest.fixture(scope="session")
+def prefect_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Prefect server with its UI; one for all tests."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    """Where what a browser showed is kept for people to look at."""
+    folder = ROOT / "out" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

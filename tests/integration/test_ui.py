@@ -1,0 +1,128 @@
+"""A batch's artifacts in Prefect's own UIs, the old and the new, looked at with a browser."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.lineage.artifacts import batch_key
+from prefect_ttapi.lineage.text import CAPTION, CELL, cell, one_line
+from tests.integration.browser import Tab, browser
+from tests.integration.hostile_batch import NAME, PROMPTS, REFUSED
+from tests.integration.server import Server
+
+pytestmark = pytest.mark.integration
+
+PICTURES = "[...document.querySelectorAll('img[src^=\"data:image/webp\"]')]"
+INTERFACES = pytest.mark.parametrize("ui", ["", "/v2"], ids=["old", "new"])
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the batch left: the address of its images, and its artifacts by key."""
+
+    images_url: str
+    artifacts: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Tab]:
+    with browser() as tab:
+        tab.screen(1400, 1200)
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def batch(prefect_ui: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
+    """The batch of hostile prompts, its folder served to browsers."""
+    folder = tmp_path_factory.mktemp("images")
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            told = prefect_ui.run("-m", "tests.integration.hostile_batch", str(folder), url)
+            report = json.loads(told.splitlines()[-1])
+            assert report["totals"]["delivered"] == len(PROMPTS)
+            run = {"flow_run_id": {"any_": [report["flow_run_id"]]}}
+            found = prefect_ui.ask("artifacts/filter", artifacts=run)
+            yield Batch(url, {artifact["key"]: artifact["id"] for artifact in found})
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def open_artifact(tab: Tab, server: Server, artifact: str, ui: str) -> None:
+    tab.open(f"{server.url}{ui}/artifacts/artifact/{artifact}")
+
+
+def complaints(tab: Tab) -> list[str]:
+    """What the page complains of, but for addresses that Prefect's UI itself asks for in vain."""
+    told = [
+        json.loads(complaint) if complaint.startswith(("{", "[")) else complaint
+        for complaint in tab.complaints
+    ]
+    return [
+        str(one)
+        for one in told
+        if not (isinstance(one, dict) and one.get("entry", {}).get("source") == "network")
+    ]
+
+
+@INTERFACES
+def test_the_gallery_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, screenshots: Path) -> None:
+    """As many loaded pictures as were delivered, hostile prompts as text, and a link to the image itself."""
+    open_artifact(tab, prefect_ui, batch.artifacts[batch_key(NAME)], ui)
+    tab.until(f"{PICTURES}.filter(img => img.naturalWidth > 0).length === {len(PROMPTS)}")
+    captions = tab.run(f"{PICTURES}.map(img => img.closest('td').innerText)")
+    for prompt, caption in zip(PROMPTS, captions, strict=True):
+        assert one_line(prompt, CAPTION) in " ".join(caption.split())
+    for told in (one_line(REFUSED, CAPTION), "Your request was rejected by the safety system"):
+        tab.until(f"document.body.innerText.includes({json.dumps(told)})")
+    assert tab.run("document.querySelectorAll('img[src=x], [onerror], a[href^=javascript]').length") == 0
+    tab.screenshot(screenshots / f"artifact{ui.replace('/', '-')}.png")
+    links = tab.run(f"{PICTURES}.map(img => img.closest('a').href)")
+    assert len(set(links)) == len(PROMPTS)
+    assert all(link.startswith(f"{batch.images_url}/shop/") for link in links)
+    assert complaints(tab) == []
+    tab.open(links[0])
+    assert tab.run("document.images[0].naturalWidth") == 64
+
+
+@INTERFACES
+def test_the_table_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, screenshots: Path) -> None:
+    """A line for each image, in which hostile prompts are text."""
+    open_artifact(tab, prefect_ui, batch.artifacts[batch_key(NAME, "images")], ui)
+    tab.until(f"document.querySelectorAll('tbody tr').length === {len(PROMPTS)}")
+    page = tab.run("document.body.innerText").replace("`", "")
+    assert all(cell(one_line(prompt, CELL)).replace("`", "") in page for prompt in PROMPTS)
+    assert tab.run("document.querySelectorAll('img[src=x], [onerror], a[href^=javascript]').length") == 0
+    assert complaints(tab) == []
+    tab.screenshot(screenshots / f"table{ui.replace('/', '-')}.png")
+
+
+@INTERFACES
+def test_the_link_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, screenshots: Path) -> None:
+    """The link artifact leads to the gallery page, which shows every picture."""
+    open_artifact(tab, prefect_ui, batch.artifacts[batch_key(NAME, "gallery")], ui)
+    found = f"[...document.querySelectorAll('a')].map(a => a.href).find(url => url.startsWith('{batch.images_url}'))"
+    tab.until(f"Boolean({found})")
+    tab.open(tab.run(found))
+    tab.until(
+        f"[...document.querySelectorAll('#grid img')].filter(img => img.naturalWidth > 0).length === {len(PROMPTS)}"
+    )
+    assert complaints(tab) == []
+    tab.screenshot(screenshots / f"gallery-page{ui.replace('/', '-')}.png")
