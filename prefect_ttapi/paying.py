@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -88,6 +88,7 @@ def pay_once(
     known_absent: bool = False,
     result_key: str | None = None,
     before_send: Callable[[int], None] | None = None,
+    while_waiting: Callable[[], None] | None = None,
     on_preview: Callable[[PartialImage], None] | None = None,
 ) -> Paid:
     """The request's images: from the store where they are already paid for, else from the API.
@@ -101,6 +102,8 @@ def pay_once(
         result_key: kept in a new record, for the cache of the caller.
         before_send: called with 1, 2, ... before each send. It may sleep: that the claim stands is proven after it.
             What it raises goes to the caller, and nothing is sent.
+        while_waiting: called again and again while the request waits for its turn to be sent, or for somebody
+            else's record; what it raises ends that.
         on_preview: given each partial picture; the request is then read as a stream.
 
     Raises:
@@ -119,10 +122,13 @@ def pay_once(
         known_absent=known_absent,
         result_key=result_key,
         before_send=before_send,
+        while_waiting=while_waiting,
         on_preview=on_preview,
     )
     found = attempt()
     while isinstance(found, Waiting):
+        if while_waiting is not None:
+            while_waiting()
         time.sleep(found.pause)
         found = attempt(waiting=found)
     return found
@@ -139,6 +145,7 @@ def try_pay_once(
     known_absent: bool = False,
     result_key: str | None = None,
     before_send: Callable[[int], None] | None = None,
+    while_waiting: Callable[[], None] | None = None,
     on_preview: Callable[[PartialImage], None] | None = None,
     waiting: Waiting | None = None,
 ) -> Paid | Waiting:
@@ -159,7 +166,7 @@ def try_pay_once(
         try:
             with found as claim:
                 if not has_answer:
-                    answer = _ask(claim, request, client, before_send, on_preview)
+                    answer = _ask(claim, request, client, before_send, while_waiting, on_preview)
                     generation = _generation(request, answer, store, client.api_origin, payer)
                     record = keeper.keep(
                         claim, claim.answer(generation, result_key), answer.images, request.model
@@ -178,6 +185,7 @@ def _ask(
     request: ImageRequest,
     client: TTAPIClient,
     before_send: Callable[[int], None] | None,
+    while_waiting: Callable[[], None] | None,
     on_preview: Callable[[PartialImage], None] | None,
 ) -> GeneratedImages:
     """The answer to a claimed request; where there is none, the claim says what became of it."""
@@ -190,8 +198,9 @@ def _ask(
 
     try:
         if request.stream or on_preview is not None:
-            return _read_stream(client, request, before_send=before, on_preview=on_preview)
-        return client.generate(request, before_send=before)
+            events = client.stream(request, before_send=before, while_waiting=while_waiting)
+            return _read_stream(request, events, on_preview)
+        return client.generate(request, before_send=before, while_waiting=while_waiting)
     except TTAPIError as error:
         if perhaps_paid(error):
             claim.mark_unknown(str(error), error.outcome)
@@ -222,17 +231,15 @@ def _generation(
 
 
 def _read_stream(
-    client: TTAPIClient,
     request: ImageRequest,
-    *,
-    before_send: Callable[[int], None],
+    events: Iterable[PartialImage | CompletedImage],
     on_preview: Callable[[PartialImage], None] | None,
 ) -> GeneratedImages:
     """The completed images of a stream, as `generate` would give them."""
     started = time.monotonic()
     completed: list[CompletedImage] = []
     try:
-        for event in client.stream(request, before_send=before_send):
+        for event in events:
             if isinstance(event, CompletedImage):
                 completed.append(event)
             elif on_preview is not None:

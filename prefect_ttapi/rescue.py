@@ -169,9 +169,8 @@ def _read_image(place: ImageStore, expected: StoredImage) -> GeneratedImage:
         while spool.size_bytes <= expected.size_bytes and (chunk := file.read(_CHUNK)):
             spool.write(chunk)
     facts = ImageFacts(expected.media_type, expected.width, expected.height)
-    if (spool.sha256, spool.size_bytes) != (expected.sha256, expected.size_bytes) or read_image(
-        spool
-    ) != facts:
+    intact = (spool.sha256, spool.size_bytes) == (expected.sha256, expected.size_bytes)
+    if not intact or read_image(spool) != facts:
         raise ValueError(f"its image {expected.index} is damaged")
     return GeneratedImage(
         spool=spool,

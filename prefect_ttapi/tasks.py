@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
+from threading import Event
 from typing import Any
 
 from prefect import task
@@ -39,7 +40,8 @@ from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.threads import in_thread
+from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
+from prefect_ttapi.wire.attempts import StopSending
 
 
 def _generate_name(parameters: dict[str, Any]) -> str:
@@ -65,7 +67,14 @@ def _generate(
     store: ImageStore,
     preview: bool,
     record_prompts: bool,
+    stop: Event,
 ) -> Generation:
+    """The work of both tasks; once `stop` is set nothing is sent that is not under way."""
+
+    def go_on(_attempt: int = 0) -> None:
+        if stop.is_set():
+            raise StopSending("the task was interrupted")
+
     _must_be(credentials, TTAPICredentials, "credentials")
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
@@ -88,6 +97,8 @@ def _generate(
             payer=payer_of(task_ctx),
             not_before=task_not_before(task_ctx),
             result_key=nonce_of(task_ctx),
+            before_send=go_on,
+            while_waiting=go_on,
             on_preview=show if preview and asked.stream else None,
         )
     except InsufficientBalanceError as error:
@@ -192,7 +203,16 @@ def generate_images(
         TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
         StoreError: the store failed.
     """
-    return _generate(request, credentials, store, preview, record_prompts)
+    stop = Event()
+
+    def interrupted(_: BaseException) -> None:
+        stop.set()
+        get_run_logger().warning(
+            "Interrupted: what is under way, and paid, has %.0f s to be finished and recorded", GRACE
+        )
+
+    call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
+    return uninterrupted(call, interrupted)
 
 
 @task(
@@ -210,7 +230,9 @@ async def agenerate_images(
     record_prompts: bool = True,
 ) -> Generation:
     """`generate_images` for async flows: same arguments, result, errors and cache."""
-    return await in_thread(partial(_generate, request, credentials, store, preview, record_prompts))
+    stop = Event()
+    call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
+    return await in_thread(call, on_cancel=stop.set)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)

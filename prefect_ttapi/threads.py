@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import anyio.to_thread
 from anyio import CancelScope, CapacityLimiter
@@ -42,6 +44,10 @@ async def in_thread(call: Callable[[], R], on_cancel: Callable[[], None] = lambd
         raise
 
 
+#: Seconds for what is under way at an interruption: Prefect's workers kill a cancelled run 30 s after they asked it
+#: to end.
+GRACE: Final = 20.0
+
 #: Seconds between looks whether undisturbed work is done: a waiting thread hears of an interruption only then.
 POLL = 0.1
 
@@ -50,6 +56,7 @@ def undisturbed(
     work: Callable[[], None],
     interrupted: Callable[[BaseException], None],
     watch: Callable[[], None] = lambda: None,
+    grace: float = math.inf,
 ) -> None:
     """Run `work` in a thread of its own, with this context, and wait for it.
 
@@ -59,6 +66,7 @@ def undisturbed(
     Args:
         interrupted: told of an interruption, which is raised once `work` has come to its end.
         watch: called again and again while `work` runs, to hurry it up.
+        grace: seconds for which an interruption waits for that.
     """
     ended = threading.Event()
     errors: list[BaseException] = []
@@ -72,17 +80,26 @@ def undisturbed(
         finally:
             ended.set()
 
-    threading.Thread(target=run, name="ttapi-batch", daemon=True).start()
+    threading.Thread(target=run, name="ttapi-work", daemon=True).start()
     try:
         _wait_for(ended, watch)
     except BaseException as interruption:
         interrupted(interruption)
-        _wait_for(ended, watch)
+        _wait_for(ended, watch, time.monotonic() + grace)
         raise
     if errors:
         raise errors[0]
 
 
-def _wait_for(ended: threading.Event, watch: Callable[[], None]) -> None:
-    while not ended.wait(POLL):
+def uninterrupted(
+    call: Callable[[], R], interrupted: Callable[[BaseException], None], grace: float = GRACE
+) -> R:
+    """What `call` gives, run as `undisturbed` work."""
+    results: list[R] = []
+    undisturbed(lambda: results.append(call()), interrupted, grace=grace)
+    return results[0]
+
+
+def _wait_for(ended: threading.Event, watch: Callable[[], None], until: float = math.inf) -> None:
+    while not ended.wait(POLL) and time.monotonic() < until:
         watch()

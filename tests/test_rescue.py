@@ -240,7 +240,7 @@ def test_its_payer_may_come_back(store, client, sandbox: Sandbox):
     late.mark_unknown("cut off")
     with Ledger(store, "sandbox", "next").try_acquire(HASH, has_answer=True) as claim:
         assert [note.run_id for note in claim.maybe_paid] == ["cut-off"]
-        record = claim.record_answer(answer)
+        record = claim.record_answer(answer.model_copy(update={"result_key": "another"}))
     assert late.record_answer(answer).generation == record.generation
     final = ledger.look_up(HASH)
     assert final is not None

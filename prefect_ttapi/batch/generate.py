@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
@@ -33,15 +33,13 @@ from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.threads import in_thread
+from prefect_ttapi.threads import GRACE, in_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Requests = Iterable[ImageRequest | Mapping[str, Any]]
 
-#: Seconds: Prefect's workers kill a cancelled run 30 s after they asked it to end.
-GRACE: Final = 20.0
 
 #: How a cancellation reaches the batch that runs in a worker thread of an async flow.
 _STOP: ContextVar[Stop | None] = ContextVar("ttapi_stop", default=None)
