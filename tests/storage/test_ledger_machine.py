@@ -1,20 +1,24 @@
-"""The ledger through arbitrary interleavings: holders that crash, stall or come late, and answers that get lost.
+"""The ledger through arbitrary interleavings: holders that crash, stall or come late, and a store that fails.
 
-Three actors ask for one request, on a clock that the test moves. Their claims are in no `with` block, so that nothing
-happens but what is chosen: a claim that nobody chooses to renew is that of a stalled holder.
+Three actors ask for one request, step by step, on a clock that the test moves. A holder whose claim nobody chooses to
+renew is a stalled one, or one cut off.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -23,36 +27,75 @@ from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.storage import leases
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger, Waiting
-from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
+from prefect_ttapi.storage.records import Answer, Document, Record, State, decode
 from prefect_ttapi.storage.store import ImageStore
 from tests.storage.samples import API, generation_of, request_of, stored
+from tests.storage.stage import WRITES, Lane, StagedStore, halt
 
 TTL = 60.0
 REQUEST = request_of()
-ACTORS = st.integers(0, 2)
-TROUBLES = st.sampled_from([None, None, None, "lost after", "lost before", "own conflict"])
+HASH = REQUEST.request_hash
+ACTORS = st.sampled_from([0, 1, 2])
+
+#: What may become of a step, besides going on without trouble, and death.
+GOING_ON = ["goes on"] * 16
+FATES = {
+    "read": ["works", "works", "fails"],
+    "look": ["works", "fails"],
+    "put": ["works", "fails"],
+    "write": list(WRITES),
+    "api": ["answers", "refuses", "says nothing", "wants it again"],
+}
 
 
-class Troubled:
-    """A store whose next conditional write may lose its answer, before or after it was done."""
+@dataclass(frozen=True)
+class Run:
+    """A flow run; records older than `not_before` don't count for one that refreshes."""
 
-    def __init__(self, store: ImageStore) -> None:
-        self._store = store
-        self.trouble: str | None = None
+    name: str
+    not_before: datetime | None = None
+    opted_in: bool = False
+    on_dead_claim: str = "retry"
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._store, name)
 
-    def compare_and_swap(self, key: str, data: bytes, tag: str | None) -> str:
-        trouble, self.trouble = self.trouble, None
-        if trouble == "lost before":
-            raise NoAnswerError("silence")
-        new_tag = self._store.compare_and_swap(key, data, tag)
-        if trouble == "lost after":
-            raise NoAnswerError("silence")
-        if trouble == "own conflict":  # the write was sent twice on the way
-            raise ConflictError("refused")
-        return new_tag
+RUNS = {
+    "a new one": Run(""),
+    "one that refreshes": Run(""),
+    "one that opted in": Run("", opted_in=True),
+    "a wary one": Run("", on_dead_claim="unknown"),
+    "one that refreshes and opted in": Run("", opted_in=True),
+}
+
+
+@dataclass
+class Actor:
+    """A process, which asks on behalf of a run, and the thread that renews its claim."""
+
+    run: Run
+    lane: Lane | None = None
+    renewal: Lane | None = None
+    claim: Claim | None = None
+
+
+@dataclass
+class Token:
+    """What is true of one claim, whatever the ledger says.
+
+    Attributes:
+        written: when the store last wrote the claim.
+        sends: how often its holder sent, refusals apart.
+        excused: its holder died, could not renew for a TTL, or doesn't know what became of it.
+        settled: its holder has heard that its answer is recorded.
+        superseded: its answer was the record, until a refresh or a loss.
+    """
+
+    run: Run
+    written: float
+    sends: int = 0
+    excused: bool = False
+    settled: bool = False
+    superseded: bool = False
+    holder: threading.Thread | None = field(default=None, repr=False)
 
 
 class Holders(RuleBasedStateMachine):
@@ -60,153 +103,291 @@ class Holders(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = Troubled(ImageStore(url=self.folder.name))
-        self.now = 1000.0
-        self.runs = [0, 0, 0]  # how many runs each actor has begun
-        self.claims: dict[int, Claim] = {}
-        self.waiting: dict[int, Waiting] = {}
-        self.proven: dict[str, float] = {}  # when each claim was last proven, by its token
-        self.sent: set[str] = set()  # tokens of claims that sent and were not refused for free
-        self.excused: set[str] = set()  # those that died, timed out, or stalled for a TTL
-        self.doubtful_runs: set[str] = set()  # runs that may have sent without knowing what became of it
-        self.recorded = False
+        memory = Path("/dev/shm")  # noqa: S108 - a folder whose fsync costs nothing
+        self.folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+        self.real = ImageStore(url=self.folder.name)
+        self.real.check_once()
+        self.store = StagedStore(self.real, self.check_write)
+        # far ahead of the real clock, so that the process's own renewing thread has nothing to do
+        self.now = leases.clock() + 1e6
+        self.runs = 3
+        self.actors = [Actor(Run(f"run-{number}")) for number in range(3)]
+        self.gone: list[Actor] = []  # on machines that nobody hears of any more
+        self.tokens: dict[str, Token] = {}
+        self.run_of: dict[threading.Thread, Run] = {}
+        self.doubtful: set[str] = set()  # runs that may have sent without knowing what became of it
 
     def teardown(self) -> None:
+        for actor in [*self.actors, *self.gone]:
+            self.end(actor)
+        self.check_that_nobody_is_blocked()
         self.folder.cleanup()
 
-    @initialize()
-    def look_at_the_store(self) -> None:
-        self.store.check_once()
+    # what happens
 
-    @rule(actor=ACTORS, trouble=TROUBLES, opted_in=st.booleans())
-    def ask(self, actor: int, trouble: str | None, opted_in: bool) -> None:
-        """An actor without a claim asks: it gets the record, the claim, or has to wait or to refrain."""
-        if actor in self.claims:
-            return
-        self.store.trouble = trouble
-        waiting = self.waiting.pop(actor, None)
-        try:
-            found = self.ledger(actor, opted_in).try_acquire(REQUEST.request_hash, waiting=waiting)
-        except UnknownOutcomeError:
-            assert not opted_in
-            assert self.run_of(actor) in self.doubtful_runs
-            return
-        if isinstance(found, Waiting):
-            assert self.claims, "there is nobody to wait for"
-            self.waiting[actor] = found
-        elif isinstance(found, Claim):
-            assert not self.recorded
-            assert opted_in or self.run_of(actor) not in self.doubtful_runs
-            self.claims[actor] = found
-            self.proven[found.token] = self.now
+    @rule(number=ACTORS, data=st.data())
+    def act(self, number: int, data: st.DataObject) -> None:
+        """An actor takes one step, with any fate, or goes on to where it waits or may be held up before it sends."""
+        actor = self.actors[number]
+        if actor.lane is None:
+            self.ask(actor, data)
+        lane = actor.renewal or actor.lane
+        fate = data.draw(st.sampled_from([*GOING_ON, *FATES.get(lane.at, []), "dies", "vanishes"]), lane.at)
+        if fate == "dies":  # as every process of its machine can tell
+            self.end(actor)
+        elif fate == "vanishes":  # and nobody can tell
+            self.gone.append(actor)
+            self.actors[number] = Actor(actor.run)
+        elif fate == "goes on":
+            self.go_on(actor)
         else:
-            assert self.recorded
+            lane.proceed(fate)
+            self.look_after(actor)
 
-    @rule(actor=ACTORS, trouble=TROUBLES)
-    def send(self, actor: int, trouble: str | None) -> None:
-        """A holder proves its lease and sends: nobody else may be at it."""
-        claim = self.claims.get(actor)
-        if claim is None:
-            return
-        self.store.trouble = trouble
+    @rule(happening=st.sampled_from(["renewals", "1", "31", "61", "31", "61", "a late write", "a loss"]))
+    def elsewhere(self, happening: str) -> None:
+        """The renewing threads have their turn, or seconds pass, or somebody tidies up the store."""
+        if happening == "renewals":
+            for actor in self.actors:
+                if actor.claim is not None and actor.renewal is None:
+                    actor.renewal = Lane(actor.claim.renew).begin()
+                    self.look_after(actor)
+        elif happening == "a late write":
+            self.store.bring_a_late_write()
+        elif happening == "a loss":
+            answer = self.answer()
+            for image in answer.generation["images"] if answer else ():
+                self.real.delete(self.real.image_key(image["sha256"], image["media_type"]))
+        else:
+            self.now += float(happening)
+            for token in self.tokens.values():
+                if not token.settled and self.now - token.written >= TTL:
+                    self.excuse(token)
+
+    # what an actor does
+
+    def pay(self, actor: Actor, run: Run) -> None:
+        """Ask, wait, and where there is a claim, send and record."""
+        ledger = Ledger(
+            self.store,
+            API,
+            run.name,
+            ttl=TTL,
+            on_dead_claim=run.on_dead_claim,
+            retry_unknown_outcome=run.opted_in,
+            clock=lambda: self.now,
+        )
         try:
-            claim.before_sending()
+            found = self.wait(ledger, run)
+            if isinstance(found, Claim):
+                actor.claim = found
+                self.hold(found)
+            else:
+                assert found.generation.request == REQUEST
+        except UnknownOutcomeError:
+            assert run.name in self.doubtful or run.on_dead_claim == "unknown"
+            assert not run.opted_in
         except StoreError:
+            pass  # told to the caller
+
+    def wait(self, ledger: Ledger, run: Run) -> Record | Claim:
+        waiting = None
+        while True:
+            asked = self.now
+            found = ledger.try_acquire(HASH, run.not_before, waiting)
+            if not isinstance(found, Waiting):
+                return found
+            if waiting is not None and waiting.claimed.tag == found.claimed.tag:
+                assert asked - waiting.since < TTL, "a claim blocks for no longer than its TTL"
+            waiting = found
+            halt("wait")
+
+    def hold(self, claim: Claim) -> None:
+        token = self.tokens[claim.token]
+        with claim:
+            outcome = "wants it again"
+            while outcome == "wants it again":
+                halt("prove")
+                claim.before_sending()
+                self.check_proof(claim.token)
+                halt("send")
+                self.check_send(claim.token)
+                token.sends += 1
+                outcome = halt("api")
+                if outcome in ("refuses", "wants it again"):
+                    token.sends -= 1
+            if outcome == "refuses":
+                claim.release()
+            elif outcome == "says nothing":
+                claim.mark_unknown("read timed out")
+            else:
+                image = stored(self.store, claim.token.encode())
+                record = claim.record(generation_of(REQUEST, image, created_at=self.wall()))
+                token.settled = True
+                assert record.generation.request == REQUEST
+
+    def ask(self, actor: Actor, data: st.DataObject) -> None:
+        """An idle actor asks, on behalf of the same run as before or another one."""
+        kind = data.draw(st.sampled_from(["the same", "somebody's", *RUNS]), "run")
+        if kind == "somebody's":
+            actor.run = data.draw(st.sampled_from([other.run for other in self.actors]))
+        elif kind != "the same":
+            self.runs += 1
+            not_before = self.wall() if "refreshes" in kind else None
+            actor.run = replace(RUNS[kind], name=f"run-{self.runs}", not_before=not_before)
+        lane = actor.lane = Lane(partial(self.pay, actor, actor.run))
+        self.run_of[lane] = actor.run
+        lane.begin()
+
+    def go_on(self, actor: Actor) -> None:
+        while (lane := actor.renewal or actor.lane) is not None:
+            lane.proceed("answers" if lane.at == "api" else "works")
+            self.look_after(actor)
+            if lane.at in ("wait", "prove", "send", "api"):
+                break
+
+    # what must be true
+
+    def check_proof(self, name: str) -> None:
+        """Who is allowed to send wrote its claim less than a TTL ago, and only a late answer may have replaced it."""
+        token, standing = self.tokens[name], self.standing()
+        assert self.now - token.written < TTL
+        if standing.token != name:
+            assert standing.state is State.GENERATED
+            assert self.tokens[standing.token].excused
+
+    def check_send(self, name: str) -> None:
+        """Whoever else paid has recorded it, or has an excuse; a run sends once unless it opted in."""
+        token = self.tokens[name]
+        others = [other for other in self.tokens.values() if other is not token and other.sends]
+        if not token.excused:
+            assert all(other.excused or other.settled or other.superseded for other in others)
+        if not token.run.opted_in:
+            assert not any(other.run == token.run and not other.superseded for other in others)
+
+    def check_write(self, by: threading.Thread, before: bytes | None, after: bytes) -> None:
+        """No write loses a name, drops a claim that stands, or gives up an answer that counts."""
+        new = decode(after, HASH, API)
+        old = decode(before, HASH, API) if before else None
+        writer = self.account(new, by)
+        if new.state is State.GENERATED:
+            assert self.is_whole(new.answer)
+        if old is None:
             return
-        if self.now - self.proven[claim.token] > leases.PROVE_AFTER * TTL:
-            self.proven[claim.token] = self.now
-        assert self.sent - {claim.token} <= self.excused
-        self.sent.add(claim.token)
+        if old.answer is not None and (new.answer is None or new.answer.token != old.answer.token):
+            assert self.may_replace(old.answer, writer.run) or old.answer.token in named(new)
+            self.tokens[old.answer.token].superseded = True
+        if old.state is State.CLAIMED and old.token != new.token:
+            assert old.token in named(new)
+            assert self.tokens[old.token].excused or new.state is State.GENERATED
+        paid = {name for name, token in self.tokens.items() if token.sends and not token.superseded}
+        assert named(old) & paid <= named(new) | {new.token}
+        if new.state is State.CLAIMED and old.state is not State.CLAIMED and old.answer is not None:
+            assert self.may_replace(old.answer, writer.run), "there is a record, and it is paid for again"
 
-    @rule(actor=ACTORS, trouble=TROUBLES)
-    def renew(self, actor: int, trouble: str | None) -> None:
-        """The renewing thread has its turn."""
-        if actor in self.claims:
-            self.store.trouble = trouble
-            self.claims[actor].renew()
-            self.proven[self.claims[actor].token] = self.now
-
-    @rule(actor=ACTORS, trouble=TROUBLES)
-    def answer(self, actor: int, trouble: str | None) -> None:
-        """The API answers, however late, and that is recorded."""
-        claim = self.claims.get(actor)
-        if claim is None or claim.token not in self.sent:
-            return
-        image = stored(self.store, claim.token.encode())
-        self.store.trouble = trouble
-        record = claim.record(generation_of(REQUEST, image))
-        assert not self.store.missing(record.generation.images)
-        self.recorded = True
-        del self.claims[actor]
-
-    @rule(actor=ACTORS, trouble=TROUBLES)
-    def fail_for_free(self, actor: int, trouble: str | None) -> None:
-        """The request is refused, or was never sent: the claim is given back."""
-        claim = self.claims.pop(actor, None)
-        if claim is not None:
-            self.store.trouble = trouble
-            claim.release()
-            self.sent.discard(claim.token)
-
-    @rule(actor=ACTORS, trouble=TROUBLES)
-    def time_out(self, actor: int, trouble: str | None) -> None:
-        """It is unknown what became of the request."""
-        claim = self.claims.get(actor)
-        if claim is not None and claim.token in self.sent:
-            self.store.trouble = trouble
-            claim.mark_unknown("read timed out")
-            self.excused.add(claim.token)
-            self.doubtful_runs.add(self.run_of(actor))
-            del self.claims[actor]
-
-    @rule(actor=ACTORS)
-    def crash(self, actor: int) -> None:
-        """The holder dies, as every process of this machine can tell."""
-        claim = self.claims.pop(actor, None)
-        if claim is not None:
-            self.excused.add(claim.token)
-            self.doubtful_runs.add(self.run_of(actor))
-
-    @rule(actor=ACTORS)
-    def begin_a_new_run(self, actor: int) -> None:
-        if actor not in self.claims:
-            self.runs[actor] += 1
-            self.waiting.pop(actor, None)
-
-    @rule(seconds=st.sampled_from([1.0, 31.0, 61.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        for actor, claim in self.claims.items():
-            if self.now - self.proven[claim.token] >= TTL:
-                self.excused.add(claim.token)
-                self.doubtful_runs.add(self.run_of(actor))
-
-    @precondition(lambda self: self.recorded)
     @invariant()
-    def every_payment_is_named_once(self) -> None:
-        """Each send is the answer, or paid in vain, or perhaps paid, or still under way; and nothing else is."""
-        record = Ledger(self.store, API, "reader").look_up(REQUEST.request_hash)
-        assert record is not None, "what was recorded stays recorded"
-        answered = self.store.read_bytes(record.generation.images[0].uri).decode()
-        named = [answered, *(note.token for note in (*record.maybe_paid, *record.also_paid))]
-        assert len(named) == len(set(named))
-        under_way = {claim.token for claim in self.claims.values()}
-        assert self.sent <= {*named, *under_way}
-        assert set(named) <= self.sent | self.excused | under_way
+    def every_payment_is_named(self) -> None:
+        """Each payment is the record's, or noted there, or its holder is still at it; nothing is named twice."""
+        found = self.real.read_document(self.key())
+        document = decode(found[0], HASH, API) if found else None
+        known = named(document) if document else set()
+        if document is not None:
+            notes = [note.token for note in (*document.maybe_paid, *document.also_paid)]
+            assert len(notes) == len(set(notes))
+            assert document.answer is None or document.answer.token not in notes
+        for name, token in self.tokens.items():
+            if token.sends and not token.superseded:
+                assert name in known or token.holder is not None, "a payment without a name"
 
-    def run_of(self, actor: int) -> str:
-        return f"run-{actor}-{self.runs[actor]}"
+    def check_that_nobody_is_blocked(self) -> None:
+        """A new run gets the record or a claim within a TTL."""
+        ledger = Ledger(self.real, API, "last", ttl=TTL, clock=lambda: self.now)
+        found = ledger.try_acquire(HASH)
+        if isinstance(found, Waiting):
+            self.now += TTL
+            found = ledger.try_acquire(HASH, waiting=found)
+        assert isinstance(found, Record) == (self.answer() is not None and self.is_whole(self.answer()))
+        assert isinstance(found, Record | Claim)
 
-    def ledger(self, actor: int, opted_in: bool) -> Ledger:
-        run_id = self.run_of(actor)
-        return Ledger(
-            self.store, API, run_id, ttl=TTL, retry_unknown_outcome=opted_in, clock=lambda: self.now
+    # the account
+
+    def account(self, new: Document, by: threading.Thread) -> Token:
+        """The writing claim's place in the account, from its first write on."""
+        if new.token not in self.tokens:
+            holder = by if by.is_alive() else None
+            self.tokens[new.token] = Token(self.run_of[by], self.now, holder=holder, excused=holder is None)
+        token = self.tokens[new.token]
+        if new.state is State.CLAIMED:
+            token.written = self.now
+        return token
+
+    def look_after(self, actor: Actor) -> None:
+        """What has ended is over."""
+        if actor.renewal is not None and actor.renewal.at is None:
+            actor.renewal = None
+        if actor.lane is not None and actor.lane.at is None:
+            self.end(actor)
+
+    def end(self, actor: Actor) -> None:
+        for lane in (actor.renewal, actor.lane):
+            if lane is not None:
+                lane.die()
+        for token in self.tokens.values():
+            if token.holder is actor.lane and token.holder is not None:
+                token.holder = None
+                if not token.settled:
+                    self.excuse(token)
+        actor.lane = actor.renewal = actor.claim = None
+
+    def excuse(self, token: Token) -> None:
+        token.excused = True
+        self.doubtful.add(token.run.name)
+
+    def may_replace(self, answer: Answer, run: Run) -> bool:
+        """Whether an answer does not count for a run: it is too old, or its images are gone."""
+        too_old = run.not_before is not None and answer.run_id != run.name
+        too_old = too_old and datetime.fromisoformat(answer.generation["created_at"]) < run.not_before
+        return too_old or not self.is_whole(answer)
+
+    def is_whole(self, answer: Answer) -> bool:
+        images = answer.generation["images"]
+        keys = [self.real.image_key(image["sha256"], image["media_type"]) for image in images]
+        return all(
+            self.real.size(key) == image["size_bytes"] for key, image in zip(keys, images, strict=True)
         )
 
+    def standing(self) -> Document:
+        return decode(self.real.read_document(self.key())[0], HASH, API)
 
-def test_no_interleaving_pays_without_a_reason_and_a_name() -> None:
+    def answer(self) -> Answer | None:
+        found = self.real.read_document(self.key())
+        return decode(found[0], HASH, API).answer if found else None
+
+    def key(self) -> str:
+        return Ledger(self.real, API, "reader").key(HASH)
+
+    def wall(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now)
+
+
+def named(document: Document) -> set[str]:
+    """The claims that a document names: its own, that of its answer, and those of all other payments."""
+    notes = {note.token for note in (*document.maybe_paid, *document.also_paid)}
+    own = {document.token} if document.state is State.CLAIMED else set()
+    return notes | own | ({document.answer.token} if document.answer else set())
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(80, 40), pytest.param(3000, 60, marks=pytest.mark.integration)]
+)
+def test_no_interleaving_pays_without_a_reason_and_a_name(examples: int, steps: int) -> None:
     """Nobody sends while another's lease stands, a record once made stays, and each payment is named in it."""
     run_state_machine_as_test(
-        Holders, settings=settings(max_examples=80, stateful_step_count=25, deadline=None)
+        Holders,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
     )
