@@ -35,9 +35,13 @@ Keys = tuple[str | None, str | None, str | None]
 
 
 def checked_block(given: object) -> str | AwsBlock | None:
-    """`given`, if it is such a block or may be the name of a saved one. ValueError: it is neither."""
-    if given is None or given == "" or isinstance(given, AwsBlock):
-        return given or None
+    """The name of a saved block, or the block itself where it is not saved. ValueError: `given` is neither."""
+    if given is None or given == "":
+        return None
+    if isinstance(given, AwsBlock):
+        if isinstance(given, Block) and given._block_document_name:
+            return f"{given.get_block_type_slug()}/{given._block_document_name}"
+        return given
     if isinstance(given, str) and _NAMED.fullmatch(given):
         return given
     raise ValueError(
@@ -46,12 +50,10 @@ def checked_block(given: object) -> str | AwsBlock | None:
     )
 
 
-def named(block: object, *, saving: bool) -> object:
-    """What is kept of such a block where its store is saved or shown: its name. ValueError: it has none."""
-    if not isinstance(block, Block):
+def shown(block: str | AwsBlock | None, *, saving: bool) -> str | None:
+    """What is kept of it where its store is saved or shown. ValueError: a store keeps a name, and it has none."""
+    if block is None or isinstance(block, str):
         return block
-    if block._block_document_name:
-        return f"{block.get_block_type_slug()}/{block._block_document_name}"
     if saving:
         raise ValueError(f"save the {type(block).__name__} block first: a store keeps its name")
     return f"{type(block).__name__} (not saved)"

@@ -18,7 +18,7 @@ from pydantic import (
 
 from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.addresses import bucket_and_prefix, checked_web_address, normalised
-from prefect_ttapi.storage.aws_blocks import checked_block, named
+from prefect_ttapi.storage.aws_blocks import AwsBlock, checked_block, shown
 from prefect_ttapi.storage.options import ConnectionOptions, UploadOptions, header_text
 from prefect_ttapi.storage.s3 import S3Settings
 
@@ -124,8 +124,8 @@ class StoreSettings(BaseModel):
         return checked_block(given)
 
     @field_serializer("aws_credentials")
-    def _by_name(self, block: object, info: SerializationInfo) -> object:
-        return named(block, saving=bool((info.context or {}).get("include_secrets")))
+    def _by_name(self, block: str | AwsBlock | None, info: SerializationInfo) -> str | None:
+        return shown(block, saving=bool((info.context or {}).get("include_secrets")))
 
     @model_validator(mode="after")
     def _has_both_keys_or_none(self) -> Self:
