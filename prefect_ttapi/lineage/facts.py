@@ -32,7 +32,6 @@ class Report(Protocol):
 def image_facts(generation: Generation, copy: DeliveredImage) -> dict[str, Any]:
     """Where a delivered image comes from, JSON-able, prompts cut to 1,000 characters; what isn't known is left out."""
     image = next(image for image in generation.images if image.uri == copy.source_uri)
-    pixels = {"media_type": image.media_type, "width": image.width, "height": image.height}
     facts = {
         "request_hash": generation.request_hash,
         "model": generation.request.model,
@@ -44,8 +43,11 @@ def image_facts(generation: Generation, copy: DeliveredImage) -> dict[str, Any]:
         "size_bytes": copy.size_bytes,
         "url": copy.url,
         "source_uri": copy.source_uri,
-        # a rendition has others, which only its bytes tell
-        **(pixels if copy.sha256 == image.sha256 else {}),
+        "media_type": copy.media_type,
+        "width": copy.width,
+        "height": copy.height,
+        "rendition": copy.rendition,
+        "recipe": copy.recipe,
         "prompt": one_line(generation.request.prompt, PROMPT),
         "revised_prompt": image.revised_prompt and one_line(image.revised_prompt, PROMPT),
     }

@@ -20,6 +20,7 @@ from prefect_ttapi.lineage.artifacts import (
     Progress,
     batch_key,
     delivery_key,
+    publish_link,
     publish_markdown,
     publish_table,
 )
@@ -103,6 +104,20 @@ class TestPublishing:
             "worker",
         ]
         assert published("ttapi-in-an-async-flow-progress")[0].data == 100.0
+
+    def test_links_and_descriptions(self) -> None:
+        """Only what a browser opens becomes a link artifact, and nothing in a description is markup."""
+
+        @flow
+        def lineage() -> UUID | None:
+            publish_link("ttapi-link", "https://cdn.example.com/index.html", "All images", "of a <img src=x>")
+            return publish_link("ttapi-no-link", "s3://bucket/index.html", "All images")
+
+        assert lineage() is None
+        assert published("ttapi-no-link") == []
+        (artifact,) = published("ttapi-link")
+        assert artifact.data == "[All images](https://cdn.example.com/index.html)"
+        assert artifact.description == "`of a <img src=x>`"
 
     def test_versions_of_a_key_are_a_history(self) -> None:
         """Publishing a key again adds to its history."""
