@@ -219,6 +219,7 @@ class Recorder:
             manifest_uri=report.manifest_uri,
             gallery_uri=report.gallery_uri,
             links=self._links,
+            notes=report.notes,
         )
         self._progress.finish(report.summary)
         publish_markdown(batch_key(self._name), markdown, description=report.summary)

@@ -34,6 +34,7 @@ def batch_markdown(
     manifest_uri: str,
     gallery_uri: str | None = None,
     links: Links = PLAIN,
+    notes: Sequence[str] = (),
 ) -> str:
     """The artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
 
@@ -45,12 +46,15 @@ def batch_markdown(
         manifest_uri: where every row is.
         gallery_uri: the gallery page, where there is one.
         links: where a browser finds images, page and manifest.
+        notes: what else is to be known, a line each.
     """
     parts = [
         f"## {_count(totals.images, 'image')} for {_count(totals.rows, 'request')}",
         _block("p", f"<strong>{_shown(name)}</strong>"),
         _totals(totals),
         *_warning(totals),
+        *[_block("p", _shown(note, REASON)) for note in notes],
+        *_speed(totals),
         *_failures(totals, list(islice(failures, FAILURES))),
         *_gallery(totals.images, list(islice(pictures, PICTURES)), links),
         _places({"Gallery": gallery_uri, "Manifest": manifest_uri}, links),
@@ -127,30 +131,43 @@ def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
 
 
 def _totals(totals: Totals) -> str:
-    figures = {
+    counts = {
         "generated": totals.generated,
         "cached": totals.cached,
         "failed": totals.failed,
         "skipped": totals.skipped,
         "API calls": totals.api_calls,
         "tokens": totals.total_tokens,
+        "tokens saved": totals.tokens_saved,
         "delivered": totals.delivered,
     }
-    values = [f"{figure:,}" for figure in figures.values()]
-    return "\n".join(
-        "| " + " | ".join(cells) + " |"
-        for cells in (
-            [*figures, "size"],
-            ["---:"] * (len(figures) + 1),
-            [*values, in_bytes(totals.size_bytes)],
-        )
-    )
+    money = {"USD": totals.usd, "USD saved": totals.usd_saved}
+    figures = {
+        **{name: f"{count:,}" for name, count in counts.items()},
+        **{name: f"{usd:,.2f}" for name, usd in money.items() if usd is not None},
+        "size": in_bytes(totals.size_bytes),
+    }
+    table = ([*figures], ["---:"] * len(figures), [*figures.values()])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
 def _warning(totals: Totals) -> list[str]:
     if not totals.maybe_paid:
         return []
     return [f"**{_count(totals.maybe_paid, 'request')} may have been paid for without giving images.**"]
+
+
+def _speed(totals: Totals) -> list[str]:
+    """How long answers took, by model, and how many requests were side by side."""
+    told = [
+        f"{_shown(model)}: half of the answers within {took['p50']:g} s, 90 % within {took['p90']:g} s, "
+        f"99 % within {took['p99']:g} s"
+        for model in sorted(totals.latencies)
+        if (took := totals.latency(model))
+    ]
+    if told and totals.concurrency:
+        told.append(f"{totals.concurrency:.1f} requests side by side on average")
+    return [_block("p", "<br>\n".join(told))] if told else []
 
 
 def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:

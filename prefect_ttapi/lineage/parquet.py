@@ -7,7 +7,8 @@ Needs pyarrow, which comes with the extra `parquet`; it is imported when a manif
   `given` as JSON, prompt and model if they are text.
 - `images`: a list of structs: `uri`, `sha256`, `size_bytes`, `media_type`, `width`, `height`, `index`,
   `revised_prompt`.
-- `delivered`: a list of structs: `uri`, `url`, `sha256`, `source_uri`, `etag`.
+- `delivered`: a list of structs: `uri`, `url`, `sha256`, `source_uri`, `size_bytes`, `media_type`, `width`, `height`,
+  `rendition`, `recipe`, `etag`.
 - `usage`: a struct: `input_tokens`, `output_tokens`, `total_tokens`.
 - `maybe_paid`, `also_paid`: lists of text; `values`: a map from text to text.
 """
@@ -23,6 +24,7 @@ from itertools import islice
 from typing import Any, Final
 
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import DeliveredImage, StoredImage
 from prefect_ttapi.spool import Spool
 
 #: Rows that are in memory at a time, and in one of the file's row groups.
@@ -37,22 +39,16 @@ _REQUEST: Final = dict.fromkeys(ImageRequest.model_fields, "string") | {
     "partial_images": "int64",
     "stream": "bool_",
 }
-_IMAGE: Final = {
-    "uri": "string",
-    "sha256": "string",
+_IMAGE: Final = dict.fromkeys(StoredImage.model_fields, "string") | {
     "size_bytes": "int64",
-    "media_type": "string",
     "width": "int64",
     "height": "int64",
     "index": "int64",
-    "revised_prompt": "string",
 }
-_COPY: Final = {
-    "uri": "string",
-    "url": "string",
-    "sha256": "string",
-    "source_uri": "string",
-    "etag": "string",
+_COPY: Final = dict.fromkeys(DeliveredImage.model_fields, "string") | {
+    "size_bytes": "int64",
+    "width": "int64",
+    "height": "int64",
 }
 _USAGE: Final = {"input_tokens": "int64", "output_tokens": "int64", "total_tokens": "int64"}
 _COLUMNS: Final[dict[str, Any]] = {

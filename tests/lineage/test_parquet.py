@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.lineage.parquet import ROW_GROUP, parquet_of
-from prefect_ttapi.responses import Usage
+from prefect_ttapi.responses import DeliveredImage, Usage
 from tests.lineage.samples import failed, generated
 
 
@@ -27,9 +27,19 @@ def read(rows: list[Row]) -> list[dict[str, Any]]:
 
 def test_rows_are_the_same() -> None:
     """Whatever a row knows is in its columns: request, images, copies, tokens, errors, values, notes."""
+    small = {"size_bytes": 9, "media_type": "image/webp", "width": 256, "height": 256, "rendition": "small"}
+    copy = DeliveredImage(
+        uri="s3://b/k", sha256="ab", source_uri="s3://b/i", recipe="webp 256", etag="t", **small
+    )
     rows = [
         generated(
-            0, "a lighthouse\u2028\U0001f468", count=2, values={"sku": "7"}, ledger_tag="t", ledger_size=9
+            0,
+            "a lighthouse\u2028\U0001f468",
+            count=2,
+            delivered=[copy],
+            values={"sku": "7"},
+            ledger_tag="t",
+            ledger_size=9,
         ),
         failed(1, maybe_paid=["sent twice"], also_paid=["by another run"]),
         Row(row=2, status="skipped"),
@@ -37,7 +47,7 @@ def test_rows_are_the_same() -> None:
     first, second, third = read(rows)
     assert (first["prompt"], first["model"], first["n"]) == ("a lighthouse\u2028\U0001f468", "gpt-image-2", 1)
     assert first["images"] == [image.model_dump() for image in rows[0].images]
-    assert [copy["uri"] for copy in first["delivered"]] == [copy.uri for copy in rows[0].delivered]
+    assert first["delivered"] == [copy.model_dump()]
     assert first["usage"] == {"input_tokens": 9, "output_tokens": 4160, "total_tokens": 4169}
     assert (first["created_at"], first["seconds"]) == (rows[0].created_at, 21.5)
     assert (dict(first["values"]), first["ledger_tag"], first["ledger_size"]) == ({"sku": "7"}, "t", 9)
