@@ -112,6 +112,17 @@ def test_upright_in_srgb_and_without_stowaways() -> None:
         assert b"live" not in rendered.spool.read_bytes()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_profile_says_what_the_numbers_mean(mode: str) -> None:
+    """Where an image's profile calls green what sRGB calls red, its rendition is green; and as clear as it was."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"----", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"----", b"gXYZ", 1)
+    red = Image.new(mode, (40, 40), (240, 10, 10, 128)[: len(mode)])
+    for profile, expected in ((swapped, (10, 240, 10, 128)), (srgb, (240, 10, 10, 128))):
+        pixel = made(encoded(red, icc_profile=profile), PNG).getpixel((20, 20))
+        assert near(pixel, expected[: len(mode)])
+
+
 def test_the_same_image_gives_the_same_bytes() -> None:
     """Also in many threads at once; so the same rendition delivered twice is one object."""
     opener = encoded(Image.effect_noise((300, 200), 90).convert("RGB"))
