@@ -8,16 +8,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import urlencode
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.accounts import Account
+from prefect_ttapi.storage.arguments import conditions, description, tag_in, tag_set
 from prefect_ttapi.storage.multipart import Upload
 from prefect_ttapi.storage.objects import (
     PATIENCE,
     Body,
     Condition,
+    ConflictError,
     Facts,
     Found,
     Listed,
@@ -72,7 +73,7 @@ class S3:
             if answer is None:
                 return None
             async with answer["Body"] as body:
-                return await body.read(), _tag(answer)
+                return await body.read(), tag_in(answer)
 
         return self._run("can't read", key, attempt)
 
@@ -120,7 +121,7 @@ class S3:
         return (
             None
             if facts is None
-            else Found(int(facts["ContentLength"]), facts.get("Metadata", {}), _tag(facts))
+            else Found(int(facts["ContentLength"]), facts.get("Metadata", {}), tag_in(facts))
         )
 
     def write(
@@ -138,21 +139,24 @@ class S3:
             tag = self._run("can't write", key, put, patience)
         else:
             tag = self._write_in_parts(key, body, facts, expected, max(patience, PATIENCE), parts)
-        # the plain tag is an MD5: the service has what was sent, at no further request
-        if facts.sha256 and tag != plain_tag(parts) and not self._holds(key, facts, size_of(parts)):
-            raise StoreError(f"can't write {self._shown(key)}: the service has something else than was sent")
-        return tag
+            self._put_tags(key, facts)
+        if not facts.sha256 or tag == plain_tag(parts):
+            # the plain tag is an MD5: the service has what was sent, at no further request
+            return tag
+        if found := self._holds(key, facts, size_of(parts)):
+            return found.tag  # which Ceph does not tell at the end of an upload in parts
+        raise StoreError(f"can't write {self._shown(key)}: the service has something else than was sent")
 
     async def _put(self, key: str, body: Body, facts: Facts, expected: Condition | str, whole: Part) -> str:
         with body() as stream:
             answer = await self._service.call(
                 "put_object",
                 **self._place(key, facts),
-                **_conditions(expected),
+                **conditions(expected),
                 Body=stream,
                 ContentMD5=whole.content_md5,
             )
-        return _tag(answer)
+        return tag_in(answer)
 
     def _write_in_parts(
         self,
@@ -164,7 +168,8 @@ class S3:
         parts: Sequence[Part],
     ) -> str:
         steps = partial(self._patiently, "can't write", key)
-        upload = Upload(self._service, steps, self._place(key, facts), _conditions(expected))
+        look = partial(self._must_find, key, expected)
+        upload = Upload(self._service, steps, self._place(key, facts), conditions(expected), look)
         try:
             return self._service.run(upload.send(body, parts, patience))
         except NoAnswerError:
@@ -172,6 +177,12 @@ class S3:
             if expected is Condition.ANYTHING and (found := self._holds(key, facts, size_of(parts))):
                 return found.tag
             raise
+
+    async def _must_find(self, key: str, expected: Condition | str) -> None:
+        if expected is not Condition.ANYTHING:
+            found = await self._look(key)
+            if (found.tag if found else Condition.NOTHING) != expected:
+                raise ConflictError(f"can't write {self._shown(key)}: it is not as expected")
 
     def _holds(self, key: str, facts: Facts, size: int) -> Found | None:
         """The object at `key` if it is the one that was sent."""
@@ -192,7 +203,7 @@ class S3:
     ) -> str | None:
         if not isinstance(source, S3) or source.settings.account != self.settings.account:
             return None
-        arguments = self._place(key, facts) | _conditions(expected)
+        arguments = self._place(key, facts) | conditions(expected)
         arguments |= {"CopySource": source._at(source_key), "MetadataDirective": "REPLACE"}
         arguments |= {"TaggingDirective": "REPLACE"} if facts.tags else {}
 
@@ -205,10 +216,19 @@ class S3:
                 if is_refused_copy(error):
                     return None
                 raise
-            return _tag(answer["CopyObjectResult"])
+            return tag_in(answer["CopyObjectResult"])
 
         once = expected is not Condition.ANYTHING
-        return self._run("can't copy to", key, attempt, 0 if once else PATIENCE)
+        tag = self._run("can't copy to", key, attempt, 0 if once else PATIENCE)
+        if tag:
+            self._put_tags(key, facts)
+        return tag
+
+    def _put_tags(self, key: str, facts: Facts) -> None:
+        # Ceph drops those that come with a copy or an upload in parts
+        if facts.tags:
+            arguments = self._at(key) | {"Tagging": tag_set(facts.tags)}
+            self._run("can't tag", key, lambda: self._service.call("put_object_tagging", **arguments))
 
     def delete(self, key: str) -> None:
         async def attempt() -> None:
@@ -253,19 +273,8 @@ class S3:
 
     def _place(self, key: str, facts: Facts) -> dict[str, Any]:
         """Where an object is put, and all that is said of it."""
-        said = {
-            "ContentType": facts.media_type,
-            "Metadata": dict(facts.metadata),
-            "CacheControl": facts.cache_control,
-            "ContentDisposition": facts.disposition,
-            "Tagging": urlencode(facts.tags),
-            "ACL": facts.acl,
-            "StorageClass": facts.storage_class,
-            "ServerSideEncryption": self.settings.encryption,
-            "SSEKMSKeyId": self.settings.kms_key_id,
-        }
-        # what is not asked for is not said: stores refuse headers that they don't know
-        return self._at(key) | {name: value for name, value in said.items() if value}
+        said = description(facts, self.settings.encryption, self.settings.kms_key_id)
+        return self._at(key) | said
 
     def _shown(self, key: str) -> str:
         """The object and the service, for an error's message."""
@@ -289,14 +298,3 @@ class S3:
         self, doing: str, key: str, attempt: Callable[[], Awaitable[Answer]], patience: float = PATIENCE
     ) -> Answer:
         return await self._service.patiently(f"{doing} {self._shown(key)}", attempt, patience)
-
-
-def _tag(answer: Mapping[str, Any]) -> str:
-    # unquoted: Ceph refuses a quoted tag in If-Match
-    return str(answer["ETag"]).strip('"')
-
-
-def _conditions(expected: Condition | str) -> dict[str, str]:
-    if isinstance(expected, str):
-        return {"IfMatch": expected}
-    return {"IfNoneMatch": "*"} if expected is Condition.NOTHING else {}

@@ -46,6 +46,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "InvalidStorageClass": "there is no such storage class: correct upload.storage_class",
     "InvalidTag": "the tags are not taken: correct upload.tags",
     "NotImplemented": "this service can't do it: leave out what its documentation doesn't list ({words})",
+    "InvalidRequest": "the service doesn't take it, perhaps for one of the upload options ({words})",
     "KMS": "the KMS key can't be used: correct upload.kms_key_id ({words})",
     "BadDigest": _DAMAGED_ON_THE_WAY,
     "XAmzContentSHA256Mismatch": _DAMAGED_ON_THE_WAY,
