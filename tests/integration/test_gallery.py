@@ -104,7 +104,7 @@ def until_focused(tab: Tab, index: int) -> None:
     tab.until(f"[...document.querySelectorAll('.card')].indexOf(document.activeElement) === {index}")
 
 
-def test_every_picture_is_there(tab: Tab, store: Path, tmp_path: Path) -> None:
+def test_every_picture_is_there(tab: Tab, store: Path, screenshots: Path) -> None:
     """All thumbnails load, hostile prompts show as text, and the page asks for nothing but itself."""
     url = opened(tab, store)
     tab.until(
@@ -115,7 +115,7 @@ def test_every_picture_is_there(tab: Tab, store: Path, tmp_path: Path) -> None:
     assert tab.run("document.querySelectorAll('script').length") == 2
     assert tab.requested == [url]
     assert tab.complaints == []
-    tab.screenshot(tmp_path / "gallery.png")
+    tab.screenshot(screenshots / "gallery-gallery.png")
 
 
 def test_failures_show_their_reasons(tab: Tab, store: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_detail_by_keyboard(tab: Tab, store: Path) -> None:
     assert tab.complaints == []
 
 
-def test_the_detail_shows_the_image_itself(tab: Tab, store: Path, tmp_path: Path) -> None:
+def test_the_detail_shows_the_image_itself(tab: Tab, store: Path, screenshots: Path) -> None:
     """On click the image from beside the page is shown at its own size and linked to, also to its copies."""
     opened(tab, store)
     tab.click("#grid li:nth-child(2) .card")
@@ -159,7 +159,7 @@ def test_the_detail_shows_the_image_itself(tab: Tab, store: Path, tmp_path: Path
     links = tab.run("[...document.querySelectorAll('#detail-facts a')].map(link => link.href)")
     assert links == [image, f"{store.as_uri()}/site/1.png"]
     assert tab.complaints == []
-    tab.screenshot(tmp_path / "detail.png")
+    tab.screenshot(screenshots / "gallery-detail.png")
 
 
 def test_a_page_moves_with_its_folder(tab: Tab, store: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_sorted_by_prompt(tab: Tab, store: Path) -> None:
     assert shown(tab)[: len(PROMPTS)] == PROMPTS
 
 
-def test_on_a_phone(tab: Tab, store: Path, tmp_path: Path) -> None:
+def test_on_a_phone(tab: Tab, store: Path, screenshots: Path) -> None:
     """On a narrow screen nothing is wider than the screen, neither the cards nor the detail."""
     opened(tab, store)
     tab.screen(360, 740, phone=True)
@@ -217,10 +217,10 @@ def test_on_a_phone(tab: Tab, store: Path, tmp_path: Path) -> None:
     tab.until("document.querySelector('#stage img').naturalWidth > 0")
     assert tab.run("document.querySelector('dialog').scrollWidth") <= 360
     assert tab.run("document.querySelector('dialog').scrollTop") == 0
-    tab.screenshot(tmp_path / "phone.png")
+    tab.screenshot(screenshots / "gallery-phone.png")
 
 
-def test_light_and_dark(tab: Tab, store: Path, tmp_path: Path) -> None:
+def test_light_and_dark(tab: Tab, store: Path, screenshots: Path) -> None:
     """The page follows the system's scheme until somebody chooses the other."""
     opened(tab, store)
     paper = "getComputedStyle(document.body).backgroundColor"
@@ -228,7 +228,7 @@ def test_light_and_dark(tab: Tab, store: Path, tmp_path: Path) -> None:
     tab.screen(1200, 900, dark=True)
     dark = tab.run(paper)
     assert light != dark
-    tab.screenshot(tmp_path / "dark.png")
+    tab.screenshot(screenshots / "gallery-dark.png")
     tab.click("#theme")
     assert tab.run(paper) == light
     tab.click("#theme")
@@ -241,6 +241,30 @@ def test_an_empty_batch(tab: Tab, store: Path) -> None:
     opened(tab, store, "empty")
     assert "Nothing was asked for" in tab.run("document.querySelector('main').innerText")
     assert tab.run("document.querySelector('#bar').hidden")
+    assert tab.complaints == []
+
+
+def test_the_policy_holds(tab: Tab, store: Path) -> None:
+    """Even a script and a picture that somebody got onto the page are stopped by its content security policy."""
+    opened(tab, store)
+    tab.run(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.broken = 1'}))"
+    )
+    tab.run("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/spy.png'}))")
+    tab.until("document.querySelector('img[src*=spy]').complete")
+    assert tab.run("window.broken") is None
+    assert sum("Content Security Policy" in complaint for complaint in tab.complaints) == 2
+
+
+def test_a_big_batch_has_pages(tab: Tab, store: Path) -> None:
+    """501 images stand on two pages that lead to each other."""
+    image = stored(0, uri=(store / "images" / f"{0:064x}.png").as_uri(), width=300, height=200)
+    _write(store, "big", [generated(n, f"number {n}", images=(image,), delivered=()) for n in range(501)])
+    opened(tab, store, "big")
+    assert len(shown(tab)) == 500
+    tab.open(tab.run("document.querySelector('.pages a').href"))
+    assert shown(tab) == ["number 500"]
+    assert tab.run("document.querySelector('.pages a').href").endswith("/index.html")
     assert tab.complaints == []
 
 
