@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from prefect_ttapi.renditions import Version
@@ -66,6 +66,7 @@ def deliver(
         date=date,
         batch=batch,
         versions=versions,
+        request_hash=generation.request_hash,
     )
     asked_for = {"prompt": generation.request.prompt} if to.upload.prompt_in_metadata else {}
     delivered: list[DeliveredImage] = []
@@ -87,8 +88,12 @@ def places_of(
     date: datetime,
     batch: str,
     versions: Sequence[Version] = (None,),
+    request_hash: str | None = None,
 ) -> list[Place]:
     """Where each version of each image goes, in order.
+
+    Args:
+        request_hash: where `request` is shown without its prompt, the hash that it has with it.
 
     Raises:
         KeyTemplateError: the template is illegal, or two would get one key.
@@ -96,10 +101,9 @@ def places_of(
     template = key_template(key, tuple(sorted(values)))
     if len(versions) > 1:
         template.planned_keys(request, values, date=date, batch=batch, versions=versions)
+    key_of = partial(template.key, request, values=values, date=date, batch=batch, request_hash=request_hash)
     places = [
-        Place(image, version, template.key(request, image, values, date=date, batch=batch, version=version))
-        for image in images
-        for version in versions
+        Place(image, version, key_of(image, version=version)) for image in images for version in versions
     ]
     if len({place.key.lower() for place in places}) < len(places):
         raise KeyTemplateError(

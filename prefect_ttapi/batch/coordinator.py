@@ -62,14 +62,13 @@ class Coordinator:
         ledger: Ledger,
         plan: Plan,
         shape: Shape,
-        on_done: Callable[[Done], None],
     ) -> None:
         self._credentials = credentials
         self._store = store
         self._ledger = ledger
         self._plan = plan
         self._shape = shape
-        self._on_done = on_done
+        self._on_done: Callable[[Done], None]
         self._events: queue.SimpleQueue[_Ended | _Left | PrefectFuture[Any]] = queue.SimpleQueue()
         self._shards: dict[PrefectFuture[Any], list[Item]] = {}
         self._open: dict[int, Item] = {}  # submitted, and not back yet
@@ -88,13 +87,23 @@ class Coordinator:
         elsewhere = min(len(self._open), self._shape.in_flight * len(self._shards))
         return len(session.under_way()) if self._shape.local else elsewhere
 
-    def run(self, items: Iterator[Item | Done], session: Session, *, bounded: bool, grace: float) -> None:
+    def run(
+        self,
+        items: Iterator[Item | Done],
+        session: Session,
+        on_done: Callable[[Done], None],
+        *,
+        bounded: bool,
+        grace: float,
+    ) -> None:
         """Every item to its row. On an interruption what is under way is finished, and nothing more is sent.
 
         Args:
+            on_done: is given each row, in a thread of the batch.
             bounded: `items` come to an end, so that after an interruption the rest can be listed as skipped.
             grace: seconds for which an interruption waits for what is under way.
         """
+        self._on_done = on_done
         stop = session.stop
         source = items if bounded else takewhile(lambda _: not stop.cancelled, items)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
@@ -28,6 +28,10 @@ from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.lineage.assets import materialise_batch
+from prefect_ttapi.lineage.events import batch_completed
+from prefect_ttapi.links import StoreLinks
+from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
@@ -64,6 +68,9 @@ def generate_batch(
     rate_limit: float | None = None,
     grace: float = GRACE,
     thumbnails: bool = True,
+    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
+    keep_original: bool = True,
+    record_prompts: bool = True,
 ) -> BatchReport:
     """Generate, and deliver, every request; each ends as a row of the report, and one bad prompt costs one row.
 
@@ -91,6 +98,10 @@ def generate_batch(
         grace: seconds after a cancellation, SIGTERM or Ctrl-C for what is under way to be finished and recorded,
             before the manifest is written without it.
         thumbnails: show small pictures in the gallery and the artifact; about 10 ms of CPU each.
+        renditions: smaller or lighter versions to deliver beside each image.
+        keep_original: deliver the image itself, too.
+        record_prompts: False keeps prompts out of what is shown (artifacts, pages, logs, events, metadata of delivered
+            objects, keys); the manifest and the ledger, which are the store's, have them.
 
     Raises:
         IllegalBatchError: illegal requests, keys or arguments; nothing was sent.
@@ -110,6 +121,9 @@ def generate_batch(
         name=name,
         breaker=breaker,
         rate_limit=rate_limit,
+        renditions=renditions,
+        keep_original=keep_original,
+        record_prompts=record_prompts,
     )
 
     def work() -> BatchReport:
@@ -126,6 +140,8 @@ def generate_batch(
             rate_limit=rate_limit and rate_limit / shape.slots,
             breaker=breaker,
             thumbnails=thumbnails,
+            versions=versions_of(renditions, keep_original=keep_original),
+            record_prompts=record_prompts,
         )
         session = partial(
             Session,
@@ -178,6 +194,9 @@ def check_batch(
     name: str = "batch",
     breaker: int | None = None,
     rate_limit: float | None = None,
+    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
+    keep_original: bool = True,
+    record_prompts: bool = True,
 ) -> Intake:
     """All that can be found wrong with a batch before it is sent; `generate_batch` begins with it.
 
@@ -198,7 +217,12 @@ def check_batch(
     for argument, kind in ((credentials, TTAPICredentials), (store, ImageStore)):
         if not isinstance(argument, kind):
             raise IllegalBatchError([f"a {kind.__name__} is needed, not {type(argument).__name__}"])
-    keys = KeyCheck(key, name, datetime.now(UTC)) if deliver_to is not None else None
+    try:
+        versions = versions_of(renditions, keep_original=keep_original)
+    except ValueError as error:
+        raise IllegalBatchError([f"renditions: {error}"]) from None
+    now = datetime.now(UTC)
+    keys = KeyCheck(key, name, now, versions, record_prompts) if deliver_to is not None else None
     intake = take_in(requests, values, keys, budget)
     store.check()
     if deliver_to is not None:
@@ -221,17 +245,29 @@ def _run(
         store, credentials.api_origin, run_id=run, retry_unknown_outcome=credentials.retry_unknown_outcome
     )
     folder = folder_of_batch(run, run_attempt())
-    with Recorder(store, plan.name, run, folder, intake.total) as recorder:
-        coordinator = Coordinator(credentials, store, ledger, plan, shape, recorder.add)
-        with shared(new_session(on_done=coordinator.returned), plan.batch_id) as session:
-            stop = session.stop
-            items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, lambda: stop.cancelled)
-            try:
-                coordinator.run(items, session, bounded=intake.total is not None, grace=grace)
-            finally:
-                report = recorder.finish()
-                remember(store, plan.name, ledger.api_origin, folder)
-    return report
+    coordinator = Coordinator(credentials, store, ledger, plan, shape)
+    session = new_session(on_done=coordinator.returned)
+    known = Known(store, ledger, plan, intake.hashes)
+    recorder = Recorder(
+        store,
+        plan.name,
+        run,
+        folder,
+        intake.total,
+        in_flight=partial(coordinator.in_flight, session),
+        prices=session.spending.budget.prices,
+        links=StoreLinks(store),
+        record_prompts=plan.record_prompts,
+    )
+    with shared(session, plan.batch_id), recorder:
+        items = known.sort_out(intake.items, lambda: session.stop.cancelled)
+        try:
+            coordinator.run(items, session, recorder.add, bounded=intake.total is not None, grace=grace)
+        finally:
+            report = recorder.finish(session.spending.overshoot())
+            remember(store, plan.name, ledger.api_origin, folder)
+    batch_completed(report)
+    return materialise_batch(report)
 
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:

@@ -17,6 +17,8 @@ from prefect_ttapi.caching import as_request
 from prefect_ttapi.delivery import key_template
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.withheld import shown
+from prefect_ttapi.renditions import Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.taken import TakenKeys
@@ -73,17 +75,33 @@ def take_in(
 class KeyCheck:
     """Refuses what would put two different images under one key, before either is paid for."""
 
-    def __init__(self, template: str, batch: str, date: datetime) -> None:
+    def __init__(
+        self,
+        template: str,
+        batch: str,
+        date: datetime,
+        versions: Sequence[Version] = (None,),
+        record_prompts: bool = True,
+    ) -> None:
         self._template = template
         self._batch = batch
         self._date = date
+        self._versions = versions
+        self._record_prompts = record_prompts
         self._taken = TakenKeys()
 
     def problem(self, item: Item) -> str | None:
         """What is wrong with the item's keys, or None; the keys are then its own."""
         try:
             template = key_template(self._template, tuple(sorted(item.values)))
-            keys = template.planned_keys(item.request, item.values, batch=self._batch, date=self._date)
+            keys = template.planned_keys(
+                shown(item.request, self._record_prompts),
+                item.values,
+                batch=self._batch,
+                date=self._date,
+                versions=self._versions,
+                request_hash=item.request.request_hash,
+            )
         except KeyTemplateError as error:
             return str(error)
         problems = (

@@ -23,6 +23,7 @@ from prefect_ttapi.batch.shards import Plan, row_of_paid, thumbnails_of
 from prefect_ttapi.delivery import places_of
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.withheld import shown
 from prefect_ttapi.paying import Paid
 from prefect_ttapi.responses import DeliveredImage, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplateError
@@ -195,7 +196,14 @@ class _Shelf:
             return ()
         try:
             places = places_of(
-                item.request, row.images, plan.key, values=item.values, date=plan.date, batch=plan.name
+                shown(item.request, plan.record_prompts),
+                row.images,
+                plan.key,
+                values=item.values,
+                date=plan.date,
+                batch=plan.name,
+                versions=plan.versions,
+                request_hash=row.request_hash,
             )
         except KeyTemplateError:
             return None

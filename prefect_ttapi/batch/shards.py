@@ -26,10 +26,19 @@ from prefect_ttapi.batch.session import Session, session_for
 from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.delivery import deliver
-from prefect_ttapi.errors import BudgetExceeded, StoreError, TTAPIError
+from prefect_ttapi.errors import (
+    BudgetExceeded,
+    InsufficientBalanceError,
+    PictureError,
+    StoreError,
+    TTAPIError,
+)
+from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail_or_none
+from prefect_ttapi.lineage.withheld import generation_without_prompts
 from prefect_ttapi.paying import Paid, Payer, other_payments, perhaps_paid, try_pay_once
+from prefect_ttapi.renditions import Version
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.runs import named, payer_of, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
@@ -59,6 +68,8 @@ class Plan:
     rate_limit: float | None = None
     breaker: int | None = None
     thumbnails: bool = True
+    versions: tuple[Version, ...] = (None,)
+    record_prompts: bool = True
 
 
 def _shard_name(parameters: dict[str, Any]) -> str:
@@ -127,6 +138,7 @@ def _outcome(
                 not_before=plan.not_before,
                 known_absent=item.known_absent,
                 before_send=partial(_go_ahead, session),
+                while_waiting=partial(_go_on, session),
                 waiting=waiting,
             )
         )
@@ -135,7 +147,9 @@ def _outcome(
         return skipped(item, ledger.api_origin, str(error), kind)
     except Exception as error:
         asked = row_of(item, ledger.api_origin)
-        if not isinstance(error, TTAPIError | StoreError):
+        if isinstance(error, InsufficientBalanceError):
+            balance_exhausted(ledger.api_origin, str(error))
+        elif not isinstance(error, TTAPIError | StoreError):
             logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
         return Done(_failed(asked, error), images_paid=item.request.n if perhaps_paid(error) else 0)
     if isinstance(paid, Waiting):
@@ -152,6 +166,10 @@ def _go_ahead(session: Session, _attempt: int) -> None:
     """Right before a send: wait for its turn, and see that the batch still wants it."""
     if session.rate is not None:
         session.rate.wait(lambda: session.stop.reason is not None)
+    _go_on(session)
+
+
+def _go_on(session: Session) -> None:
     if session.stop.reason:
         raise StopSending(session.stop.reason)
 
@@ -175,20 +193,23 @@ def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: 
     """The row with its copies, or failed with its images where they could not be delivered."""
     if plan.deliver_to is None:
         return row
+    shown = made if plan.record_prompts else generation_without_prompts(made)
     try:
         copies = deliver(
-            made,
+            shown,
             plan.deliver_to,
             plan.key,
             values=item.values,
             source=store,
             date=plan.date,
             batch=plan.name,
+            versions=plan.versions,
         )
     except Exception as error:
-        if not isinstance(error, StoreError | KeyTemplateError):
+        if not isinstance(error, StoreError | KeyTemplateError | PictureError):
             logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
         return _failed(row, error)
+    images_delivered(shown, copies)
     return row.model_copy(update={"delivered": tuple(copies)})
 
 

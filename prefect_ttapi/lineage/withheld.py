@@ -24,6 +24,11 @@ def request_without_prompt(request: ImageRequest, request_hash: str | None = Non
     return request.model_copy(update={"prompt": f"request {(request_hash or request.request_hash)[:12]}"})
 
 
+def shown(request: ImageRequest, record_prompts: bool) -> ImageRequest:
+    """The request as it may be shown."""
+    return request if record_prompts else request_without_prompt(request)
+
+
 def generation_without_prompts(generation: Generation) -> Generation:
     """The generation without its prompt and revised prompts."""
     withheld = {
