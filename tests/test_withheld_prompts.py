@@ -10,7 +10,14 @@ from prefect import flow
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-from prefect_ttapi import DeliveredImage, ImageStore, TTAPICredentials, deliver_images, generate_images
+from prefect_ttapi import (
+    DeliveredImage,
+    ImageStore,
+    TTAPICredentials,
+    deliver_images,
+    generate_batch,
+    generate_images,
+)
 from prefect_ttapi.errors import ModerationError
 from prefect_ttapi.storage.ledger import Ledger
 from tests.s3 import S3Server
@@ -62,6 +69,30 @@ def test_a_prompt_that_is_not_recorded(
     assert marked_text_in_the_database((MARK, "zqx81")) == []
     assert "zqx81" not in told[0].uri
     assert "zqx81" not in str(_metadata(s3_server, told[0]))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_batch_s_prompts_that_are_not_recorded(
+    store: ImageStore, shop: ImageStore, credentials: TTAPICredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch tells its prompts to nobody, failed rows and illegal ones included; manifest and ledger have them."""
+    caplog.set_level(logging.DEBUG)
+    requests = [
+        {"prompt": MARK, "model": "dall-e-3"},
+        {"prompt": f"[[sandbox:moderation]] {MARK}"},
+        {"prompt": f"illegal {MARK}", "n": 99},
+    ]
+    report = generate_batch(
+        iter(requests), credentials, store, deliver_to=shop, raise_on_failure=False, record_prompts=False
+    )
+    EventsWorker.instance().wait_until_empty()
+    APILogWorker.instance().drain()
+    assert (report.totals.generated, report.totals.failed) == (1, 2)
+    assert not [line for line in caplog.messages if MARK in line]
+    assert marked_text_in_the_database((MARK, "zqx81")) == []
+    assert "zqx81" not in store.read_bytes(report.gallery_uri).decode()
+    assert [place for place in shop.list("") if "zqx81" in place.key] == []
+    assert [MARK in row.prompt for row in report.rows] == [True, True, True]
 
 
 @pytest.mark.usefixtures("prefect_server")
