@@ -13,6 +13,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
+from flows.interrupts import start_server
 from flows.options import (
     add_store_options,
     credentials_from,
@@ -119,6 +120,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.dry_run:
             print(estimate_batch(intake, credentials_from(options.credentials), store_at(options.store)))
             return 0
+        start_server()
         state = campaign(
             options.prompts,
             options.store,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prefect import flow, task, unmapped
 
+from flows.interrupts import start_server
 from flows.options import add_store_options, credentials_from, exit_status, sandbox_if, store_at
 from prefect_ttapi import DeliveredImage, ImageRequest, deliver_images, generate_images
 from prefect_ttapi.batch import check_batch
@@ -86,6 +87,7 @@ def _run(options: argparse.Namespace) -> int:
             key=KEY,
             values=products,
         )
+        start_server()
         for product in catalogue(options.products, options.store, options.shop, options.credentials):
             print(product["sku"], product["image"])
     return 0

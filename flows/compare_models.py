@@ -11,6 +11,7 @@ from itertools import product
 
 from prefect import flow
 
+from flows.interrupts import start_server
 from flows.options import add_store_options, credentials_from, exit_status, sandbox_if, store_at
 from prefect_ttapi import ImageRequest, ImageStore, generate_batch
 from prefect_ttapi.batch import check_batch
@@ -94,6 +95,7 @@ def _run(options: argparse.Namespace) -> int:
             store_at(options.store),
             max_in_flight=options.max_in_flight,
         )
+        start_server()
         sheet = compare_models(
             options.prompts,
             options.store,

@@ -19,6 +19,7 @@ from prefect.settings import (
 )
 from pydantic import ValidationError
 
+from flows.interrupts import Interrupted, interruptible
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials
 from prefect_ttapi.batch.intake import problems_of
 from prefect_ttapi.errors import StoreError, TTAPIError
@@ -91,7 +92,7 @@ def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """What `main` returns, or 2 after one clear message where input, store or credentials are wrong."""
+    """What `main` returns, 2 after one clear message where input, store or credentials are wrong, 130 after Ctrl-C."""
     # a temporary server may be slow to start, and has nothing to say that a person at this command line could use
     temporary_server = {
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
@@ -99,7 +100,7 @@ def exit_status(main: Callable[[], int]) -> int:
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
     try:
-        with temporary_settings(set_defaults=temporary_server):
+        with interruptible(), temporary_settings(set_defaults=temporary_server):
             return main()
     except ValidationError as error:
         print(f"error: {'; '.join(problems_of(error))}", file=sys.stderr)
@@ -107,9 +108,9 @@ def exit_status(main: Callable[[], int]) -> int:
     except (ValueError, OSError, StoreError, TTAPIError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except Interrupted as interruption:
         print(
             "interrupted: what is paid for is in the store, and the next run goes on from there",
             file=sys.stderr,
         )
-        return 130
+        return interruption.exit_status

@@ -276,6 +276,7 @@ class Holders(RuleBasedStateMachine):
             return
         if old.answer is not None and (new.answer is None or new.answer.token != old.answer.token):
             assert self.may_replace(old.answer, writer.run) or old.answer.token in named(new)
+            assert new.state is State.GENERATED or not self.is_whole(old.answer), "a refresh keeps the old one"
             self.tokens[old.answer.token].superseded = True
         if old.state is State.CLAIMED and old.token != new.token:
             assert old.token in named(new)

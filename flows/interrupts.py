@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM at a command line: the first lets what is under way come to an end, a second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from types import FrameType
+from typing import NoReturn
+
+from prefect.client.orchestration import get_client
+
+_STOPPING = b"\nStopping: what is under way is finished and recorded. Press Ctrl-C again to leave at once.\n"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end; `exit_status` is what it then ends with, as a shell would tell it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C or SIGTERM raises `Interrupted` once; from then on either ends the process on the spot.
+
+    While a flow runs, Prefect has a handler of its own for SIGTERM, which lets the flow come to an end and then sends
+    the signal again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    came: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> NoReturn:
+        if came:
+            _leave(128 + number)
+        came.append(number)
+        if number == signal.SIGINT:
+            os.write(sys.__stderr__.fileno(), _STOPPING)  # print could be in the middle of something
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        # once interrupted, the process ends, and is not to be held up by threads that are still busy
+        for number, handler in before.items() if not came else ():
+            signal.signal(number, handler)
+
+
+def start_server() -> None:
+    """Where no Prefect server is set, start the temporary one that a flow would start, but out of Ctrl-C's reach.
+
+    At a terminal Ctrl-C goes to every process in the foreground. A flow that comes to an end without its server goes
+    on asking for it for minutes.
+    """
+    errors: list[Exception] = []
+
+    def start() -> None:
+        # a child inherits from the thread that starts it which signals are held back
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            get_client(sync_client=True)
+        except Exception as error:
+            errors.append(error)
+
+    # in this context, which Prefect's settings are part of
+    starting = threading.Thread(target=copy_context().run, args=(start,), name="server-start", daemon=True)
+    starting.start()
+    starting.join()
+    if errors:
+        raise errors[0]
+
+
+def _temporary_server() -> subprocess.Popen[bytes] | None:
+    started = sys.modules.get("prefect.server.api.server")
+    return started and started.SubprocessASGIServer().server_process
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process without waiting for its threads: a usual exit waits for all that a task runner has started."""
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if server := _temporary_server():
+            server.terminate()
+    os._exit(status)
