@@ -256,7 +256,7 @@ def _run(
         intake.total,
         in_flight=partial(coordinator.in_flight, session),
         prices=session.spending.budget.prices,
-        links=StoreLinks(store),
+        links=StoreLinks(plan.deliver_to, store),
         record_prompts=plan.record_prompts,
     )
     with shared(session, plan.batch_id), recorder:
