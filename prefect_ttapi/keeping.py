@@ -49,10 +49,11 @@ class Keeper:
         """
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
         pause, longest = _PAUSES
-        where = ""
+        where, to_store = "", list(images)
         while True:
             try:
-                record = self._store(claim, answer, images, model)
+                self._store(to_store, name, model)
+                record = claim.record_answer(answer)
             except StoreError as error:
                 first = not where
                 where = where or self._to_the_rescue(name, answer, images, rescued)
@@ -99,12 +100,13 @@ class Keeper:
         if rescued and rescued.record.generation.created_at == record.generation.created_at:
             self.rescue.remove(record.generation.request_hash)
 
-    def _store(self, claim: Claim, answer: Answer, images: tuple[GeneratedImage, ...], model: str) -> Record:
+    def _store(self, images: list[GeneratedImage], request_hash: str, model: str) -> None:
+        """Store the images, and strike each off that is."""
         # objects named by their content are shared: whose they are is the ledger's to say
-        metadata = {"request-hash": claim.request_hash, "model": model}
-        for image in images:
-            self.store.put_image(image, metadata)
-        return claim.record_answer(answer)
+        metadata = {"request-hash": request_hash, "model": model}
+        while images:
+            self.store.put_image(images[0], metadata)
+            images.pop(0)
 
     def _to_the_rescue(
         self, request_hash: str, answer: Answer, images: tuple[GeneratedImage, ...], there: bool

@@ -88,21 +88,13 @@ def test_no_hit_without_intact_images(store: ImageStore, caplog, damage: str) ->
     if damage == "cut short":
         store.write(key, b"pix", "image/png")
     else:
-        remove(store, key)
+        store.objects.delete(key)
     later = ledger_of(store, "run-b")
     assert later.look_up(HASH) is None
     assert f"request {HASH[:12]} was paid for, but {image.uri} is gone or cut short" in caplog.text
     record = pay(store, later)
     assert (record.run_id, record.maybe_paid) == ("run-b", ())
     assert later.look_up(HASH) == record
-
-
-def remove(store: ImageStore, key: str) -> None:
-    if store.url.startswith("s3://"):
-        bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
-        store.objects._run(store.objects._fs._call_s3("delete_object", Bucket=bucket, Key=f"{prefix}/{key}"))
-    else:
-        store.objects._path(key).unlink()
 
 
 def test_one_pays_the_others_wait(store: ImageStore, caplog) -> None:
