@@ -118,7 +118,11 @@ def _run(options: argparse.Namespace) -> int:
             name=options.name,
         )
         if options.dry_run:
-            print(estimate_batch(intake, credentials_from(options.credentials), store_at(options.store)))
+            print(
+                estimate_batch(
+                    intake, credentials_from(options.credentials), store_at(options.store), options.name
+                )
+            )
             return 0
         start_server()
         state = campaign(
