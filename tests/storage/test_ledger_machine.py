@@ -157,7 +157,7 @@ class Holders(RuleBasedStateMachine):
         elif happening == "a loss":
             answer = self.answer()
             for image in answer.generation["images"] if answer else ():
-                self.real.delete(self.real.image_key(image["sha256"], image["media_type"]))
+                self.real.remove(self.real.image_key(image["sha256"], image["media_type"]))
         else:
             self.now += float(happening)
             for token in self.tokens.values():
