@@ -52,7 +52,8 @@ class Account:
             self._check_images(record)
             assert record.also_paid == ()
             dead = [note for note in record.maybe_paid if not note.what.startswith(Outcome.UNKNOWN)]
-            assert all(note.run_id.startswith(tuple(self._killed)) for note in dead), "they were killed"
+            alive = [note for note in dead if not note.run_id.startswith(tuple(self._killed))]
+            assert alive == []
             assert paid[request_hash] <= 1 + len(dead), "a duplicate call's earlier payer was killed"
 
     def _check_images(self, record: Record) -> None:

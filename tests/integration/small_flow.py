@@ -11,15 +11,17 @@ import sys
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from flows.options import exit_status
-from prefect_ttapi import ImageStore, TTAPICredentials, generate_batch
+from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, generate_batch
 
 
 @flow(name="small", persist_result=False)
-def small(store: dict[str, Any], base_url: str, requests: int) -> None:
+def small(store: dict[str, Any], base_url: str, requests: int) -> BatchReport:
     """So many ships, four at a time."""
-    generate_batch(
+    print(f"run {flow_run.id}", flush=True)
+    return generate_batch(
         [{"prompt": f"ship {number}", "model": "gpt-image-1"} for number in range(requests)],
         TTAPICredentials(api_key="sandbox-key", base_url=base_url),
         ImageStore(**store),
@@ -36,7 +38,7 @@ def main() -> int:
         return 0
 
     def run() -> int:
-        small(**settings)
+        print(small(**settings).manifest_uri)
         return 0
 
     return exit_status(run)

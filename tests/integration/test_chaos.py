@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from prefect_ttapi.lineage.manifest import Rows
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.records import State
 from prefect_ttapi.storage.store import ImageStore
-from tests.integration.chaos import Account
+from tests.integration.chaos import Account, documents
+from tests.integration.children import child, small_flow, until
 from tests.integration.payers import THREADS, pay_for_all
+from tests.integration.server import PATIENCE, Server
 from tests.s3 import S3Server
 from tests.storage.processes import start
 
 pytestmark = pytest.mark.integration
-
-#: Seconds after which what does not end has failed.
-PATIENCE = 120.0
 
 FAILURES = {429: 0.03, 503: 0.03, 504: 0.02}
 
@@ -66,6 +71,73 @@ def test_six_processes_pay_once_whoever_is_killed(place: ImageStore, flaky: Sand
         racer.join(PATIENCE)
         assert racer.exitcode == 0
     account.check(REQUESTS)
+
+
+BATCH, ONE_OF_EACH = 70, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+
+
+def test_a_batch_comes_to_its_end_whoever_kills_it(
+    tmp_path: Path, s3_server: S3Server, prefect_ui: Server
+) -> None:
+    """Killed ten times at any moment, and run again until done: only SIGKILL costs anything, and all is whole.
+
+    Into a folder and to S3 side by side, as starting a process takes longest.
+    """
+    rescue = str(tmp_path / "rescue")
+    places = [
+        ImageStore(url=str(tmp_path / "store"), rescue_folder=rescue),
+        ImageStore(url=f"s3://{s3_server.new_bucket()}/art", rescue_folder=rescue, **s3_server.settings()),
+    ]
+    logs = [tmp_path / "folder.log", tmp_path / "s3.log"]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(partial(kill_and_go_on, prefect_ui), places, logs, [7, 8]))
+
+
+def kill_and_go_on(server: Server, place: ImageStore, log: Path, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - chance, not secrecy
+    signals = [*ONE_OF_EACH * 3, signal.SIGKILL]
+    moments = ["start", *["work"] * 6, *["end"] * 3]
+    with Sandbox(tiny=True, latency=(0.05, 0.3), fail=FAILURES, seed=seed) as sandbox:
+        account = Account(place, sandbox)
+        for sign, moment in zip(chance.sample(signals, k=10), moments, strict=True):
+            while not kill(server, place, sandbox, account, log, sign, moment, chance):
+                pass  # it was done before
+        for _ in range(5):
+            with child(small_flow(place, sandbox, BATCH), server.environment, log) as process:
+                if process.wait(PATIENCE) == 0:
+                    break
+        else:
+            raise AssertionError(log.read_text())
+        account.check(BATCH)
+    rows = list(Rows(lambda: place.open(log.read_text().splitlines()[-1])))
+    assert [row.row for row in rows] == list(range(BATCH))
+    assert all(row.status in ("generated", "cached") and row.images for row in rows)
+
+
+def kill(
+    server: Server,
+    place: ImageStore,
+    sandbox: Sandbox,
+    account: Account,
+    log: Path,
+    sign: signal.Signals,
+    moment: str,
+    chance: random.Random,
+) -> bool:
+    """Start a run and kill it; whether it still ran then."""
+    began = len(sandbox.paid_by_request)
+    reached = {"start": began, "work": min(BATCH, began + chance.randint(1, 6)), "end": BATCH}[moment]
+    with child(small_flow(place, sandbox, BATCH), server.environment, log) as process:
+        until(lambda: len(sandbox.paid_by_request) >= reached or process.poll() is not None, log)
+        time.sleep(chance.uniform(0, 0.3) if began < reached else chance.uniform(0, 4))
+        process.send_signal(sign)
+        status = process.wait(PATIENCE)
+    held = [one for one in documents(place) if one.state is State.CLAIMED]
+    assert sign == signal.SIGKILL or not held, log.read_text()
+    run = re.search(r"^run (\S+)$", log.read_text(), re.MULTILINE)
+    if run and sign == signal.SIGKILL:
+        account.killed(run[1], in_flight=len(held))
+    return status not in (0, 1)
 
 
 def wait_for_calls(sandbox: Sandbox, calls: int, patience: float) -> None:

@@ -1,0 +1,46 @@
+"""Child processes of the tests that kill, interrupt and cancel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.store import ImageStore
+from tests.integration.server import PATIENCE, ROOT
+
+
+@contextmanager
+def child(
+    command: list[str], environment: dict[str, str], log: Path, **options: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python command that doesn't outlive the test; what it says goes to `log`."""
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env=environment, stdout=out, stderr=out, **options
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(PATIENCE)
+
+
+def small_flow(place: ImageStore, sandbox: Sandbox, requests: int, *mode: str) -> list[str]:
+    """The command that generates so many images in a small flow."""
+    store = place.model_dump(mode="json", context={"include_secrets": True})
+    settings = {"store": store, "base_url": sandbox.base_url, "requests": requests}
+    return ["-m", "tests.integration.small_flow", json.dumps(settings), *mode]
+
+
+def until(what: Callable[[], object], log: Path) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.01)

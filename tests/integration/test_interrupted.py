@@ -1,0 +1,110 @@
+"""A batch that is told to end: by Ctrl-C, once and twice, by SIGTERM, from Prefect's API."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.records import State
+from prefect_ttapi.storage.store import ImageStore
+from tests.integration.chaos import documents
+from tests.integration.children import child, small_flow, until
+from tests.integration.server import PATIENCE, Server
+
+pytestmark = pytest.mark.integration
+
+REQUESTS = 30
+STOPPING = "Press Ctrl-C again to leave at once"
+
+
+def check_that_nothing_is_open(place: ImageStore, sandbox: Sandbox) -> None:
+    """What was called is recorded, nothing is claimed, and the manifest has a row for each request."""
+    assert [document.state for document in documents(place)] == [State.GENERATED] * sandbox.calls
+    (manifest,) = Path(place.url).glob("batches/*/manifest.jsonl")
+    statuses = [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
+    assert len(statuses) == REQUESTS
+    assert statuses.count("generated") == sandbox.calls == sandbox.paid < REQUESTS
+    assert statuses.count("skipped") == REQUESTS - sandbox.calls
+
+
+@pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_once_finishes_what_is_under_way(
+    sign: signal.Signals, status: int, store: ImageStore, prefect_ui: Server, tmp_path: Path
+) -> None:
+    """Nothing more is sent, what is under way is recorded, it says how much that is, and the status is the signal's."""
+    log = tmp_path / "log"
+    with (
+        Sandbox(tiny=True, latency=0.5) as sandbox,
+        child(small_flow(store, sandbox, REQUESTS), prefect_ui.environment, log) as process,
+    ):
+        until(lambda: sandbox.paid >= 4 and sandbox.in_flight, log)
+        process.send_signal(sign)
+        assert process.wait(PATIENCE) == status, log.read_text()
+        check_that_nothing_is_open(store, sandbox)
+        assert "requests under way have" in log.read_text()
+        assert (STOPPING in log.read_text()) == (sign == signal.SIGINT)
+
+
+def test_twice_leaves_at_once(store: ImageStore, prefect_ui: Server, tmp_path: Path) -> None:
+    """A second Ctrl-C ends the process while its threads still wait for answers."""
+    log = tmp_path / "log"
+    with (
+        Sandbox(tiny=True, latency=600.0) as sandbox,
+        child(small_flow(store, sandbox, REQUESTS), prefect_ui.environment, log) as process,
+    ):
+        until(lambda: sandbox.in_flight == 4, log)
+        process.send_signal(signal.SIGINT)
+        until(lambda: STOPPING in log.read_text(), log)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130, log.read_text()
+        assert sandbox.paid == 0
+        assert [document.state for document in documents(store)] == [State.CLAIMED] * 4
+
+
+def test_at_a_terminal_the_temporary_server_stays(
+    store: ImageStore, prefect_ui: Server, tmp_path: Path
+) -> None:
+    """Ctrl-C goes to all processes of a terminal; the run ends in order all the same, and its server with it."""
+    log, prompts = tmp_path / "log", tmp_path / "prompts.csv"
+    prompts.write_text("prompt\n" + "".join(f"boat {number}\n" for number in range(REQUESTS)))
+    with Sandbox(tiny=True, latency=0.5) as sandbox:
+        environment = {
+            **prefect_ui.environment,
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "TTAPI_BASE_URL": sandbox.base_url,
+            "TTAPI_API_KEY": "sandbox-key",
+        }
+        del environment["PREFECT_API_URL"]
+        command = ["-m", "flows.campaign", str(prompts), "--store", store.url, "--max-in-flight", "4"]
+        with child(command, environment, log, start_new_session=True) as process:
+            until(lambda: sandbox.paid >= 4 and sandbox.in_flight, log)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(PATIENCE) == 130, log.read_text()
+            with pytest.raises(ProcessLookupError):  # nobody of its group is left
+                os.killpg(process.pid, 0)
+        check_that_nothing_is_open(store, sandbox)
+    assert "Finished in state Crashed" in log.read_text()
+
+
+def test_cancelled_from_the_api(store: ImageStore, prefect_ui: Server, tmp_path: Path) -> None:
+    """Cancelling a served run stops its batch as SIGTERM does: recorded, listed, and the run is cancelled."""
+    log = tmp_path / "log"
+    with (
+        Sandbox(tiny=True, latency=0.5) as sandbox,
+        child(small_flow(store, sandbox, REQUESTS, "serve"), prefect_ui.environment, log) as served,
+    ):
+        until(lambda: prefect_ui.ask("deployments/filter", flows={"name": {"any_": ["small"]}}), log)
+        (deployment,) = prefect_ui.ask("deployments/filter", flows={"name": {"any_": ["small"]}})
+        run = prefect_ui.ask(f"deployments/{deployment['id']}/create_flow_run")
+        until(lambda: sandbox.paid >= 4 and sandbox.in_flight, log)
+        prefect_ui.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
+        this = {"id": {"any_": [run["id"]]}}
+        until(lambda: prefect_ui.ask("flow_runs/filter", flow_runs=this)[0]["state_type"] == "CANCELLED", log)
+        served.send_signal(signal.SIGINT)
+        served.wait(PATIENCE)
+        check_that_nothing_is_open(store, sandbox)
