@@ -147,9 +147,14 @@ def try_pay_once(
     before_send: Callable[[int], None] | None = None,
     while_waiting: Callable[[], None] | None = None,
     on_preview: Callable[[PartialImage], None] | None = None,
+    on_answer: Callable[[GeneratedImages], None] | None = None,
     waiting: Waiting | None = None,
 ) -> Paid | Waiting:
-    """As `pay_once`, but gives `Waiting` while somebody else is paying: hand it back after its `pause`."""
+    """As `pay_once`, but gives `Waiting` while somebody else is paying: hand it back after its `pause`.
+
+    Args:
+        on_answer: given the API's answer before it is stored.
+    """
     request_hash = request.request_hash
     keeper = Keeper(store, Rescue(store, ledger.api_origin, ledger.log), ledger.log)
     has_answer = keeper.rescue.holds(request_hash)
@@ -167,6 +172,8 @@ def try_pay_once(
             with found as claim:
                 if not has_answer:
                     answer = _ask(claim, request, client, before_send, while_waiting, on_preview)
+                    if on_answer is not None:
+                        on_answer(answer)
                     generation = _generation(request, answer, store, client.api_origin, payer)
                     record = keeper.keep(
                         claim, claim.answer(generation, result_key), answer.images, request.model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import BinaryIO, Final
 
 from PIL.ImageFile import ImageFile
@@ -13,6 +15,9 @@ from prefect_ttapi.errors import PictureError
 
 #: No image larger than this is decoded. The largest that the vendor's models make has a tenth of it.
 MAX_PIXELS: Final = 80_000_000
+
+#: Images that this process has decoded at once, however many threads want to: more would take memory, not save time.
+AT_WORK: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 #: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
 #: warnings are neither thread-safe to catch nor harmless where they are errors.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
@@ -14,14 +12,11 @@ from PIL import ImageCms, ImageOps
 from PIL.Image import Image, Resampling, new
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.pixels import opened
+from prefect_ttapi.pixels import AT_WORK, opened
 from prefect_ttapi.renditions import LARGEST_SIDE, Rendition
 from prefect_ttapi.spool import Spool
 
 log: Final = logging.getLogger(__name__)
-
-#: Images that this process has decoded at once, however many threads deliver: more would take memory, not save time.
-_AT_WORK: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 #: Bytes of a colour profile that is believed in. Those of displays have 500 to 4,000, of presses some 500,000.
 _LONGEST_PROFILE: Final = 1024 * 1024
@@ -49,7 +44,7 @@ def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> l
         PictureError: the image can't be decoded, unfolds to too many pixels, or is too large for the format.
     """
     try:
-        with _AT_WORK, opener() as file:
+        with AT_WORK, opener() as file:
             image = _upright(file)
             return [_rendered(image, rendition) for rendition in renditions]
     except (PictureError, OSError) as error:

@@ -85,7 +85,7 @@ class Coordinator:
     def in_flight(self, session: Session) -> int:
         """How many requests are under way; an estimate where shards run in other processes."""
         elsewhere = min(len(self._open), self._shape.in_flight * len(self._shards))
-        return len(session.under_way()) if self._shape.local else elsewhere
+        return session.in_flight() if self._shape.local else elsewhere
 
     def run(
         self,

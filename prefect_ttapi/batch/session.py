@@ -23,15 +23,28 @@ from prefect_ttapi.batch.budget import Spending
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.errors import ACCOUNT_ERRORS
+from prefect_ttapi.responses import GeneratedImages
 from prefect_ttapi.storage.ledger import Waiting
 
+#: To be called as soon as the API has answered: what is then left to do takes no place in flight.
+OnAnswer = Callable[[GeneratedImages], None]
+
 #: From an item, and what it waited for the last time, to its row; or to what it waits for now.
-Work = Callable[[Item, Waiting | None], Done | Waiting]
+Work = Callable[[Item, Waiting | None, OnAnswer], Done | Waiting]
 
 #: Is given each item's outcome as soon as it is there.
 OnDone = Callable[[Item, Done], None]
 
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
+
+
+def workers(in_flight: int) -> int:
+    """Threads that keep so many requests with the API while others' images are stored; one at a time stays in order.
+
+    >>> workers(1), workers(8), workers(32)
+    (1, 12, 48)
+    """
+    return in_flight + in_flight // 2
 
 
 class Stop:
@@ -51,6 +64,28 @@ class Stop:
         """Stop sending; the first reason stays."""
         if self.reason is None:
             self.reason, self.error_type = f"not sent, because {why}", error_type
+
+
+class _Flight:
+    """An item's place in flight, given back once, and what its answer cost."""
+
+    def __init__(self, item: Item, places: threading.Semaphore, spending: Spending) -> None:
+        self._item = item
+        self._places = places
+        self._spending = spending
+        self.landed = False
+        self.settled = False
+        places.acquire()
+
+    def answered(self, answer: GeneratedImages) -> None:
+        self._spending.settle(self._item.request, len(answer.images), answer.usage)
+        self.settled = True
+        self.land()
+
+    def land(self) -> None:
+        if not self.landed:
+            self.landed = True
+            self._places.release()
 
 
 class Session:
@@ -80,17 +115,22 @@ class Session:
         self.stop = stop or Stop()
         self._breaker = breaker
         self._on_done = on_done
-        self._workers = ThreadPoolExecutor(in_flight, thread_name_prefix="ttapi-batch")
+        self._places = threading.Semaphore(in_flight)
+        self._workers = ThreadPoolExecutor(workers(in_flight), thread_name_prefix="ttapi-batch")
         self._accounting = threading.Lock()
-        self._under_way: set[int] = set()
+        self._flights: dict[int, _Flight] = {}
 
     def close(self) -> None:
         """Start nothing more; what is under way goes on."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def under_way(self) -> frozenset[int]:
-        """The rows being worked on."""
-        return frozenset(self._under_way.copy())
+        """The rows that are with the API, or being stored and delivered."""
+        return frozenset(self._flights.copy())
+
+    def in_flight(self) -> int:
+        """How many requests are with the API."""
+        return sum(not flight.landed for flight in self._flights.copy().values())
 
     def run(self, items: Sequence[Item], work: Work) -> list[Done | None]:
         """Every item to its outcome, in order; None for one that was handed on, or left when the batch was.
@@ -129,24 +169,25 @@ class Session:
         return outcomes
 
     def _outcome(self, work: Work, item: Item, waiting: Waiting | None) -> Done | Waiting | None:
-        self._under_way.add(item.row)
+        flight = self._flights[item.row] = _Flight(item, self._places, self.spending)
         try:
-            done = work(item, waiting)
+            done = work(item, waiting, flight.answered)
         finally:
-            self._under_way.discard(item.row)
+            flight.land()
+            del self._flights[item.row]
         if isinstance(done, Waiting):
             return done
-        self.account(item, done)
+        self.account(item, done, settled=flight.settled)
         if self._on_done is None:
             return done
         self._on_done(item, done)
         return None
 
-    def account(self, item: Item, done: Done) -> None:
-        """Note what an item cost, and whether its failure stops the rest."""
+    def account(self, item: Item, done: Done, *, settled: bool = False) -> None:
+        """Note what an item cost, unless that is `settled`, and whether its failure stops the rest."""
         row = done.row
         with self._accounting:
-            if item.may_pay:
+            if item.may_pay and not settled:
                 self.spending.settle(item.request, done.images_paid, row.usage)
             if row.status == "failed" and row.error_type in _STOPPING:
                 self.stop.because(f"an earlier request failed: {row.error}", row.error_type)

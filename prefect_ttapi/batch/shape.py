@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, Self
 
+from prefect_ttapi.batch.session import workers
+
 #: A batch makes at most about this many task runs by itself: a Prefect server takes about 20 a second.
 TASK_RUNS: Final = 300
 
@@ -45,9 +47,9 @@ class Shape:
         size = shard_size or (total and math.ceil(total / TASK_RUNS)) or (None if total is None else 1)
         # several shards in other processes, so that the end of one is no pause
         in_flight = 1 if size == 1 else min(size or max_in_flight, math.ceil(max_in_flight / 4))
-        # more than fill the workers, so that none waits for a task run to begin; one at a time keeps the order
+        # more than the workers can take, so that none waits for a task run to begin; one at a time keeps the order
         ahead = 0 if max_in_flight == 1 else max(2, max_in_flight // 4)
-        enough = max_in_flight + ahead
+        enough = workers(max_in_flight) + ahead
         return cls(
             local=local,
             slots=enough if local else max(1, max_in_flight // in_flight),

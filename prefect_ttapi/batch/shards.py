@@ -22,7 +22,7 @@ from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
 from prefect_ttapi.batch.rate import RateLimit
-from prefect_ttapi.batch.session import Session, session_for
+from prefect_ttapi.batch.session import OnAnswer, Session, session_for
 from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.delivery import deliver
@@ -119,6 +119,7 @@ def _outcome(
     payer: Payer,
     item: Item,
     waiting: Waiting | None,
+    on_answer: OnAnswer,
 ) -> Done | Waiting:
     """One item, to its row, or to the claim of somebody else that it waits for."""
     stop = session.stop
@@ -139,6 +140,7 @@ def _outcome(
                 known_absent=item.known_absent,
                 before_send=partial(_go_ahead, session),
                 while_waiting=partial(_go_on, session),
+                on_answer=on_answer,
                 waiting=waiting,
             )
         )

@@ -12,7 +12,7 @@ from PIL.Image import Image, Resampling
 from PIL.ImageFile import ImageFile
 
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.pixels import opened
+from prefect_ttapi.pixels import AT_WORK, opened
 
 log: Final = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _webp(image: Image, box: int) -> bytes:
 def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
     """The thumbnail of what `opener` opens; None, and a warning in the log, where there can be none."""
     try:
-        with opener() as file:
+        with opener() as file, AT_WORK:
             return thumbnail(file, box)
     except (PictureError, StoreError) as error:
         log.warning("no thumbnail: %s", error)

@@ -40,7 +40,7 @@ def test_one_slow_request_holds_up_no_other():
     """While one request of a shard is slow, the other workers do all the rest, of that shard and of the next."""
     rest = threading.Semaphore(0)
 
-    def work(item: Item, _: Waiting | None) -> Done:
+    def work(item: Item, *_: object) -> Done:
         if item.row == 0:
             for _other in range(11):
                 assert rest.acquire(timeout=30)
@@ -62,7 +62,7 @@ def test_who_waits_for_another_takes_no_place_in_flight(store: ImageStore):
     ours = Ledger(store, "sandbox", "ours")
     passed: list[int] = []
 
-    def work(item: Item, waiting: Waiting | None) -> Done | Waiting:
+    def work(item: Item, waiting: Waiting | None, _: object) -> Done | Waiting:
         if item.row == 0:
             found = ours.try_acquire(item.request.request_hash, waiting=waiting)
             if isinstance(found, Waiting):
@@ -82,9 +82,9 @@ def test_failures_in_a_row_stop_the_rest_and_are_counted_as_they_end():
     """The third failure of one kind in a row is the reason to stop; successes in between begin the count anew."""
     kinds = ["ServerError", "ServerError", None, "ServerError", "ServerError", "ServerError"]
     one = session(1)
-    one.run([item(n) for n in range(5)], lambda item, _: finished(item, kinds[item.row]))
+    one.run([item(n) for n in range(5)], lambda item, *_: finished(item, kinds[item.row]))
     assert one.stop.reason is None
-    one.run([item(5)], lambda item, _: finished(item, kinds[item.row]))
+    one.run([item(5)], lambda item, *_: finished(item, kinds[item.row]))
     one.close()
     assert one.stop.reason.startswith("not sent, because 3 requests in a row failed with ServerError")
 
@@ -94,7 +94,7 @@ def test_spending_is_settled_as_each_request_ends():
     usage = Usage(input_tokens=10, output_tokens=90, total_tokens=100)
     one = session(1, Budget(tokens=150, images=4))
 
-    def work(item: Item, _: Waiting | None) -> Done:
+    def work(item: Item, *_: object) -> Done:
         assert one.spending.denial(0) is None
         done = finished(item)
         return Done(done.row.model_copy(update={"usage": usage}), (), 1)
@@ -116,5 +116,5 @@ def test_a_shard_elsewhere_has_workers_of_its_own():
             assert here is one
         with session_for("another", lambda: session(1)) as elsewhere:
             assert elsewhere is not one
-            assert [done.row.row for done in elsewhere.run([item(7)], lambda item, _: finished(item))] == [7]
-    assert one.run([item(0)], lambda item, _: finished(item)) == [None]
+            assert [done.row.row for done in elsewhere.run([item(7)], lambda item, *_: finished(item))] == [7]
+    assert one.run([item(0)], lambda item, *_: finished(item)) == [None]
