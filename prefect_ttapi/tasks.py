@@ -127,6 +127,7 @@ def _deliver(
     record_prompts: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
@@ -141,6 +142,7 @@ def _deliver(
         date=run_date(task_ctx),
         batch=run_name(),
         versions=versions_of(renditions, keep_original=keep_original),
+        overwrite=overwrite,
     )
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
@@ -246,6 +248,7 @@ def deliver_images(
     record_prompts: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     """Copies of the images where their consumers look, under keys made by a template.
 
@@ -263,13 +266,14 @@ def deliver_images(
         renditions: smaller or lighter versions to deliver too, e.g. `[Rendition(max_size=1024)]`; in a key template
             `{rendition}` tells them from each other and from the image itself, which is called `original`.
         keep_original: deliver the image itself, too.
+        overwrite: replace whatever is at a key.
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
-        StoreError: a store failed, or another object already has the key.
+        StoreError: a store failed, or another object already has the key (and `overwrite` is off).
         PictureError: an image can't be decoded, so that it has no renditions.
     """
-    return _deliver(generation, to, key, values, source, record_prompts, renditions, keep_original)
+    return _deliver(generation, to, key, values, source, record_prompts, renditions, keep_original, overwrite)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
@@ -283,8 +287,20 @@ async def adeliver_images(
     record_prompts: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     """`deliver_images` for async flows: same arguments, result and errors."""
     return await in_thread(
-        partial(_deliver, generation, to, key, values, source, record_prompts, renditions, keep_original)
+        partial(
+            _deliver,
+            generation,
+            to,
+            key,
+            values,
+            source,
+            record_prompts,
+            renditions,
+            keep_original,
+            overwrite,
+        )
     )

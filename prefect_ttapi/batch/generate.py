@@ -70,6 +70,7 @@ def generate_batch(
     thumbnails: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
     record_prompts: bool = True,
 ) -> BatchReport:
     """Generate, and deliver, every request; each ends as a row of the report, and one bad prompt costs one row.
@@ -100,6 +101,7 @@ def generate_batch(
         thumbnails: show small pictures in the gallery and the artifact; about 10 ms of CPU each.
         renditions: smaller or lighter versions to deliver beside each image.
         keep_original: deliver the image itself, too.
+        overwrite: replace what is at the delivered keys; else another object there is a failed row.
         record_prompts: False keeps prompts out of what is shown (artifacts, pages, logs, events, metadata of delivered
             objects, keys); the manifest and the ledger, which are the store's, have them.
 
@@ -141,6 +143,7 @@ def generate_batch(
             breaker=breaker,
             thumbnails=thumbnails,
             versions=versions_of(renditions, keep_original=keep_original),
+            overwrite=overwrite,
             record_prompts=record_prompts,
         )
         session = partial(

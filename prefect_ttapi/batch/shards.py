@@ -69,6 +69,7 @@ class Plan:
     breaker: int | None = None
     thumbnails: bool = True
     versions: tuple[Version, ...] = (None,)
+    overwrite: bool = False
     record_prompts: bool = True
 
 
@@ -206,6 +207,7 @@ def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: 
             date=plan.date,
             batch=plan.name,
             versions=plan.versions,
+            overwrite=plan.overwrite,
         )
     except Exception as error:
         if not isinstance(error, StoreError | KeyTemplateError | PictureError):
