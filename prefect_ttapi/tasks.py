@@ -22,6 +22,7 @@ from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.delivery import deliver
 from prefect_ttapi.errors import InsufficientBalanceError
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
 from prefect_ttapi.lineage.assets import materialise_images
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
@@ -38,7 +39,6 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before
 from prefect_ttapi.storage.keys import DEFAULT_KEY
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
 from prefect_ttapi.wire.attempts import StopSending
@@ -79,13 +79,7 @@ def _generate(
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
     asked = with_previews(as_request(request)) if preview else as_request(request)
-    ledger = Ledger(
-        store,
-        credentials.api_origin,
-        run_id=run_id(task_ctx),
-        retry_unknown_outcome=credentials.retry_unknown_outcome,
-        log=get_run_logger(),
-    )
+    ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
     caption = (asked if record_prompts else request_without_prompt(asked)).prompt
     show = partial(publish_preview, asked.request_hash, caption)
     try:

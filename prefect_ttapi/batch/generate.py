@@ -28,6 +28,7 @@ from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.links import StoreLinks
@@ -35,7 +36,6 @@ from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread
 
@@ -244,9 +244,7 @@ def _run(
 ) -> BatchReport:
     """The batch, inside a flow run."""
     run = run_id(None)
-    ledger = Ledger(
-        store, credentials.api_origin, run_id=run, retry_unknown_outcome=credentials.retry_unknown_outcome
-    )
+    ledger = ledger_for(credentials, store, run)
     folder = folder_of_batch(run, run_attempt())
     coordinator = Coordinator(credentials, store, ledger, plan, shape)
     session = new_session(on_done=coordinator.returned)
