@@ -28,6 +28,7 @@ from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
+from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,13 @@ def _ask(
         if before_send is not None:
             before_send(number)
         # last: each send, a repeated one too, needs a claim that is proven to stand
-        claim.before_sending()
+        try:
+            claim.before_sending()
+        except StoreError as error:
+            if number == 1 or isinstance(error, ClaimLostError):
+                raise
+            # what was sent before may be paid for: its own error says so
+            raise StopSending(str(error)) from error
 
     try:
         if request.stream or on_preview is not None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.errors import NotStoredError, UnknownOutcomeError
+from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.rescue import Rescue
@@ -149,6 +150,36 @@ def test_where_nothing_can_be_written_the_error_says_so(store, client, tmp_path)
     """With a rescue folder that is no good either, the run knows that the images are gone."""
     (tmp_path / "rescue").touch()
     assert "nor could they be kept on this machine: can't make" in lost(store, client)
+
+
+def test_without_a_rescue_folder_what_the_store_takes_in_the_end_is_a_success(
+    store, client, sandbox: Sandbox
+):
+    """Where this machine has no place for it, the answer is stored all the same once the store is up again."""
+    changes = {"patience": 20, "rescue_folder": "~nobody-has-this-name/rescue"}
+    obstacle = in_the_way(store)
+    with ThreadPoolExecutor(1) as threads:
+        paying = threads.submit(pay, store.model_copy(update=changes), client, "one")
+        while not sandbox.calls:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        obstacle.unlink()
+        assert paying.result().sent
+    assert sandbox.calls == 1
+
+
+def test_what_can_not_be_read_now_is_not_paid_for_again(store, client, sandbox: Sandbox, tmp_path):
+    """While the rescue folder has the answer but fails, nothing is sent; later it is taken."""
+    lost(store, client)
+    document = next((tmp_path / "rescue").rglob("*.json"))
+    hidden = document.rename(document.with_suffix(".away"))
+    document.mkdir()
+    with pytest.raises(StoreError, match=r"and can't be read: can't read .*: Is a directory"):
+        pay(store, client, "two")
+    document.rmdir()
+    hidden.rename(document)
+    assert not pay(store, client, "two").sent
+    assert sandbox.calls == 1
 
 
 def open_to_all(folder: Path) -> None:
