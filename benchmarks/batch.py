@@ -1,7 +1,7 @@
 """A batch against what people write by hand: seconds, CPU and memory of the client, side by side in one run.
 
     python benchmarks/batch.py                     # all that is asked, about 15 minutes on two cores
-    python benchmarks/batch.py slow --plot slow.png
+    python benchmarks/batch.py slow --plot slow.png   # needs: pip install -c constraints.txt -e ".[dev,bench]"
 
 Three ways do the same work, each in a process of its own: `script` (threads, httpx, json, base64, s3fs; no Prefect),
 `map` (the obvious Prefect way: `@task` and `.map`, results on the same S3 where they are to be found again) and `ours`

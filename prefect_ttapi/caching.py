@@ -18,9 +18,9 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import run_id, task_not_before
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 
 #: (task run, nonce) of the cache key computed last in this context: how the key reaches the task's body.
@@ -50,7 +50,7 @@ class RequestHash(CachePolicy):
             request_hash = as_request(inputs["request"]).request_hash
         except ValueError:
             return None
-        ledger = Ledger(store, credentials.api_origin, run_id=run_id(task_ctx))
+        ledger = ledger_for(credentials, store, run_id(task_ctx))
         record = ledger.look_up(request_hash, task_not_before(task_ctx))
         nonce = record.result_key or str(record.generation.created_at) if record else uuid.uuid4().hex
         _LAST_NONCE.set((str(task_ctx.task_run.id), nonce))

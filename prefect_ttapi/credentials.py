@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Self
+from typing import Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
@@ -57,6 +57,12 @@ class TTAPICredentials(NotMapped, CredentialsBlock):
         False,
         title="Retry unknown outcomes",
         description="Send again after a time-out or a lost connection: the image may then be paid for twice.",
+    )
+    on_dead_claim: Literal["retry", "unknown"] = Field(
+        "retry",
+        title="On a dead claim",
+        description="Where a run died while it was sending: retry sends again, and may pay twice; unknown makes it a "
+        "failed row, for the next run to decide.",
     )
     max_attempts: int = Field(
         4, ge=1, title="Attempts", description="How often a call that surely was not paid for is tried."

@@ -47,15 +47,17 @@ def deliver(
     batch: str,
     source: ImageStore | None = None,
     versions: Sequence[Version] = (None,),
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     """Put each version of each image at its key in `to`; one that is there already is left as it is.
 
     Args:
         versions: renditions, and None for a copy of the image itself.
+        overwrite: replace whatever is at a key.
 
     Raises:
         KeyTemplateError: the template is illegal, or two of the objects would get one key; nothing was delivered.
-        StoreError: a store failed, or another object has the key.
+        StoreError: a store failed, or another object has the key (and `overwrite` is off).
         PictureError: an image can't be decoded, so that it has no renditions.
     """
     places = places_of(
@@ -73,9 +75,13 @@ def deliver(
     for image in generation.images:
         metadata = metadata_of(generation, image) | asked_for
         mine = [place for place in places if place.image is image]
-        delivered += [to.deliver(image, place.key, source, metadata) for place in mine if not place.version]
+        delivered += [
+            to.deliver(image, place.key, source, metadata, overwrite=overwrite)
+            for place in mine
+            if not place.version
+        ]
         made = [(place.version, place.key) for place in mine if place.version]
-        delivered += to.deliver_renditions(image, made, source, metadata) if made else []
+        delivered += to.deliver_renditions(image, made, source, metadata, overwrite=overwrite) if made else []
     return delivered
 
 

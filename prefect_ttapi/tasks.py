@@ -22,6 +22,7 @@ from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.delivery import deliver
 from prefect_ttapi.errors import InsufficientBalanceError
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
 from prefect_ttapi.lineage.assets import materialise_images
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
@@ -38,7 +39,6 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before
 from prefect_ttapi.storage.keys import DEFAULT_KEY
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
 from prefect_ttapi.wire.attempts import StopSending
@@ -79,13 +79,7 @@ def _generate(
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
     asked = with_previews(as_request(request)) if preview else as_request(request)
-    ledger = Ledger(
-        store,
-        credentials.api_origin,
-        run_id=run_id(task_ctx),
-        retry_unknown_outcome=credentials.retry_unknown_outcome,
-        log=get_run_logger(),
-    )
+    ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
     caption = (asked if record_prompts else request_without_prompt(asked)).prompt
     show = partial(publish_preview, asked.request_hash, caption)
     try:
@@ -127,6 +121,7 @@ def _deliver(
     record_prompts: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
@@ -141,6 +136,7 @@ def _deliver(
         date=run_date(task_ctx),
         batch=run_name(),
         versions=versions_of(renditions, keep_original=keep_original),
+        overwrite=overwrite,
     )
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
@@ -246,6 +242,7 @@ def deliver_images(
     record_prompts: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     """Copies of the images where their consumers look, under keys made by a template.
 
@@ -263,13 +260,14 @@ def deliver_images(
         renditions: smaller or lighter versions to deliver too, e.g. `[Rendition(max_size=1024)]`; in a key template
             `{rendition}` tells them from each other and from the image itself, which is called `original`.
         keep_original: deliver the image itself, too.
+        overwrite: replace whatever is at a key.
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
-        StoreError: a store failed, or another object already has the key.
+        StoreError: a store failed, or another object already has the key (and `overwrite` is off).
         PictureError: an image can't be decoded, so that it has no renditions.
     """
-    return _deliver(generation, to, key, values, source, record_prompts, renditions, keep_original)
+    return _deliver(generation, to, key, values, source, record_prompts, renditions, keep_original, overwrite)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
@@ -283,8 +281,20 @@ async def adeliver_images(
     record_prompts: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
 ) -> list[DeliveredImage]:
     """`deliver_images` for async flows: same arguments, result and errors."""
     return await in_thread(
-        partial(_deliver, generation, to, key, values, source, record_prompts, renditions, keep_original)
+        partial(
+            _deliver,
+            generation,
+            to,
+            key,
+            values,
+            source,
+            record_prompts,
+            renditions,
+            keep_original,
+            overwrite,
+        )
     )

@@ -131,20 +131,19 @@ def test_golden_hashes(given: dict[str, Any], canonical: str, digest: str) -> No
 
 
 def test_hash_in_another_process() -> None:
-    """Processes with other seeds for Python's own hashes agree on the request's hash."""
+    """A process with another seed for Python's own hashes agrees on the request's hash."""
     code = (
         "from prefect_ttapi.requests import ImageRequest as R;"
         "print(R(prompt='a lighthouse', model='gpt-image-2', size='1536x1024').request_hash)"
     )
-    for seed in ("0", "4711"):
-        said = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed, "LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert said.stdout.strip() == GOLDEN[1][2]
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": "4711", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == GOLDEN[1][2]
 
 
 @given(fields, st.randoms(use_true_random=False))

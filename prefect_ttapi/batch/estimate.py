@@ -11,7 +11,7 @@ from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.storage.store import ImageStore
 
 
@@ -35,7 +35,7 @@ def estimate_batch(
     intake: Intake, credentials: TTAPICredentials, store: ImageStore, name: str = "batch"
 ) -> Estimate:
     """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
-    ledger = Ledger(store, credentials.api_origin, run_id=uuid.uuid4().hex)
+    ledger = ledger_for(credentials, store, uuid.uuid4().hex)
     plan = Plan(batch_id="", name=name, date=datetime.now(UTC), thumbnails=False)
     requests = paid = images = 0
     to_send: set[str] = set()

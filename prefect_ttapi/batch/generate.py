@@ -29,6 +29,7 @@ from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.links import StoreLinks
@@ -36,7 +37,6 @@ from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
 
@@ -73,6 +73,7 @@ def generate_batch(
     thumbnails: bool = True,
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
+    overwrite: bool = False,
     record_prompts: bool = True,
 ) -> BatchReport:
     """Generate, and deliver, every request; each ends as a row of the report, and one bad prompt costs one row.
@@ -103,6 +104,7 @@ def generate_batch(
         thumbnails: show small pictures in the gallery and the artifact; about 10 ms of CPU each.
         renditions: smaller or lighter versions to deliver beside each image.
         keep_original: deliver the image itself, too.
+        overwrite: replace what is at the delivered keys; else another object there is a failed row.
         record_prompts: False keeps prompts out of what is shown (artifacts, pages, logs, events, metadata of delivered
             objects, keys); the manifest and the ledger, which are the store's, have them.
 
@@ -144,6 +146,7 @@ def generate_batch(
             breaker=breaker,
             thumbnails=thumbnails,
             versions=versions_of(renditions, keep_original=keep_original),
+            overwrite=overwrite,
             record_prompts=record_prompts,
         )
         session = partial(
@@ -244,9 +247,7 @@ def _run(
 ) -> BatchReport:
     """The batch, inside a flow run."""
     run = run_id(None)
-    ledger = Ledger(
-        store, credentials.api_origin, run_id=run, retry_unknown_outcome=credentials.retry_unknown_outcome
-    )
+    ledger = ledger_for(credentials, store, run)
     folder = folder_of_batch(run, run_attempt())
     coordinator = Coordinator(credentials, store, ledger, plan, shape)
     session = new_session(on_done=coordinator.returned, on_waiting=coordinator.waits)

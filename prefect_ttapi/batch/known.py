@@ -200,6 +200,8 @@ class _Shelf:
         plan = self.plan
         if plan.deliver_to is None:
             return ()
+        if plan.overwrite:
+            return None
         try:
             places = places_of(
                 shown(item.request, plan.record_prompts),

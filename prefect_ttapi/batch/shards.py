@@ -33,6 +33,7 @@ from prefect_ttapi.errors import (
     StoreError,
     TTAPIError,
 )
+from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail_or_none
@@ -69,6 +70,7 @@ class Plan:
     breaker: int | None = None
     thumbnails: bool = True
     versions: tuple[Version, ...] = (None,)
+    overwrite: bool = False
     record_prompts: bool = True
 
 
@@ -91,13 +93,7 @@ def generate_shard(
         share: what a shard in a process of its own may spend.
     """
     task_ctx = TaskRunContext.get()
-    ledger = Ledger(
-        store,
-        credentials.api_origin,
-        run_id=run_id(task_ctx),
-        retry_unknown_outcome=credentials.retry_unknown_outcome,
-        log=get_run_logger(),
-    )
+    ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
     own = partial(
         Session,
         plan.in_flight,
@@ -206,6 +202,7 @@ def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: 
             date=plan.date,
             batch=plan.name,
             versions=plan.versions,
+            overwrite=plan.overwrite,
         )
     except Exception as error:
         if not isinstance(error, StoreError | KeyTemplateError | PictureError):

@@ -60,13 +60,21 @@ def _tag_if_there(target: ObjectStore, key: str, image: StoredImage) -> str | No
 
 
 def write_once(
-    spool: Spool, target: ObjectStore, key: str, facts: Facts, is_it: Callable[[Found], bool]
+    spool: Spool,
+    target: ObjectStore,
+    key: str,
+    facts: Facts,
+    is_it: Callable[[Found], bool],
+    *,
+    overwrite: bool = False,
 ) -> Found:
     """Put new bytes at `key` of `target`; what is there now, which may be what `is_it` takes for the same.
 
     Raises:
-        StoreError: another object is there.
+        StoreError: another object is there (and `overwrite` is off).
     """
+    if overwrite:
+        return Found(spool.size_bytes, facts.metadata, target.write(key, spool.open, facts))
     for pause in _PAUSES:
         try:
             tag = target.write(key, spool.open, facts, Condition.NOTHING)

@@ -62,8 +62,7 @@ class Ledger:
         api_origin: who answers; the sandbox's and the real API's records are apart.
         run_id: the run that asks. Within one run a request is sent once unless opted in.
         ttl: seconds for which an unrenewed claim stands, at most an hour.
-        on_dead_claim: what to do about the claim of a holder that died, perhaps after sending: "retry" takes
-        it
+        on_dead_claim: what to do about the claim of a holder that died, perhaps after sending: "retry" takes it
             over, "unknown" notes it and raises, so that only a new run sends again.
         retry_unknown_outcome: send again within the same run, though it may be paid for twice.
         log: where to say what is waited for, taken over, sent again.

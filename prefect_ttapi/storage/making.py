@@ -22,6 +22,8 @@ def put_renditions(
     target: ObjectStore,
     metadata: Mapping[str, str],
     make_facts: MakeFacts,
+    *,
+    overwrite: bool = False,
 ) -> list[Found]:
     """Make sure that each rendition of `image` is at its key of `target`; what is there, in order.
 
@@ -29,20 +31,19 @@ def put_renditions(
     way of the same image: another version of Pillow makes other bytes.
 
     Raises:
-        StoreError: another object is there, a store failed, or the image's bytes have changed.
+        StoreError: another object is there (and `overwrite` is off), a store failed, or the image's bytes have changed.
         ImageMissingError: the image is gone.
         PictureError: the image can't be decoded, or is too large for the format.
     """
-    standing = {key: target.look(key) for _, key in places}
+    standing = {key: None if overwrite else target.look(key) for _, key in places}
     missing = [place for place in places if not _is_made(image, place[0], standing[place[1]])]
     if missing:
         made = render(checked_bytes(image, origin), [rendition for rendition, _ in missing])
         for (rendition, key), rendered in zip(missing, made, strict=True):
             said = {**metadata, **_says(image, rendition, rendered)}
             facts = make_facts(rendition.media_type, rendered.spool.sha256, said, key)
-            standing[key] = write_once(
-                rendered.spool, target, key, facts, partial(_is_made, image, rendition)
-            )
+            is_it = partial(_is_made, image, rendition)
+            standing[key] = write_once(rendered.spool, target, key, facts, is_it, overwrite=overwrite)
     return [found for _, key in places if (found := standing[key])]
 
 

@@ -96,6 +96,13 @@ class StoreSettings(BaseModel):
         title="Patience",
         description="Seconds to go on trying to store images that are paid for while the store fails.",
     )
+    claim_ttl: float = Field(
+        60,
+        gt=0,
+        le=3600,
+        title="Claim's life",
+        description="Seconds for which others wait for a run that has fallen silent while it was sending a request.",
+    )
     rescue_folder: str | None = Field(
         None,
         title="Rescue folder",

@@ -240,20 +240,25 @@ class ImageStore(NotMapped, StoreSettings, Block):
         places: Sequence[tuple[Rendition, str]],
         source: ImageStore | None = None,
         metadata: Mapping[str, str] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> tuple[DeliveredImage, ...]:
         """Put renditions of a stored image at keys in this store; each that is there already is left as it is.
 
         Args:
             places: what to make, and its key.
-            source, metadata: as in `deliver`.
+            source, metadata, overwrite: as in `deliver`.
 
         Raises:
-            StoreError: another object is there, or the image's bytes have changed.
+            StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
             ImageMissingError: the image is gone.
             PictureError: the image can't be decoded, or is too large for the format.
         """
         origin = (source or self._beside(image.uri)).objects
-        found = put_renditions(image, places, origin, self.objects, metadata or {}, self._delivered_facts)
+        make_facts = self._delivered_facts
+        found = put_renditions(
+            image, places, origin, self.objects, metadata or {}, make_facts, overwrite=overwrite
+        )
         return tuple(
             self._rendition(image, rendition, key, there)
             for (rendition, key), there in zip(places, found, strict=True)

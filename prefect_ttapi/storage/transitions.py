@@ -74,19 +74,23 @@ def answered(
     """
     if standing is None:
         return {"state": State.GENERATED, "answer": answer}
-    recorded = standing.answer if standing.state is State.GENERATED else None
-    if recorded is not None and recorded.token == answer.token:
+    kept = standing.answer
+    if kept is not None and kept.token == answer.token:
         return None  # written before, and the store's answer lost; or by whoever found it in a rescue folder
     now = datetime.now(UTC)
     maybe = _without(standing.maybe_paid, *tokens)
-    if recorded is not None and stands(standing):
+    also = standing.also_paid
+    kept_counts = kept is not None and stands(standing)
+    if kept_counts and standing.state is State.GENERATED:
         note = payment(answer.token, answer.run_id, now, "answered too, after another answer was recorded")
-        also = (*_without(standing.also_paid, answer.token), note)
+        also = (*_without(also, answer.token), note)
         return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also}
     if standing.holder is not None and standing.token not in tokens:
         what = "held the claim when another answer was recorded"
         maybe = (*maybe, payment(standing.token, standing.holder.run_id, now, what))
-    also = standing.also_paid
+    if kept is not None and kept_counts:
+        note = payment(kept.token, kept.run_id, now, "was the record, until a late answer beat a refresh")
+        also = (*also, note)
     return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
 
 

@@ -289,3 +289,47 @@ def test_a_single_request_is_no_batch(store, credentials):
     for single in (ImageRequest(prompt="x"), {"prompt": "x"}, "x"):
         with pytest.raises(IllegalBatchError, match="iterable"):
             generate_batch(single, credentials, store)
+
+
+def test_renditions_are_delivered_beside_each_image(store, shop, credentials, sandbox: Sandbox):
+    """A batch delivers versions under keys of their own; a second one finds them, and makes nothing again."""
+    options = {"deliver_to": shop, "key": "{slug}/{rendition}.{ext}", "renditions": [{"max_size": 32}]}
+    first = generate_batch(prompts(2), credentials, store, **options)
+    assert [copy.uri.rpartition("/")[2] for copy in first.rows[0].delivered] == [
+        "original.png",
+        "webp-32.webp",
+    ]
+    again = generate_batch(prompts(2), credentials, store, **options)
+    assert [row.delivered for row in again.rows] == [row.delivered for row in first.rows]
+    with pytest.raises(IllegalBatchError, match=r"add \{rendition\}"):
+        generate_batch(prompts(2), credentials, store, **{**options, "key": "{slug}.{ext}"})
+    assert sandbox.calls == 2
+
+
+def test_what_lies_at_a_key_is_replaced_only_where_asked(store, shop, credentials, sandbox: Sandbox):
+    """Another object at a key is a failed row, with its images kept; `overwrite` replaces it."""
+    shop.write("tree-0.png", b"somebody else's", "image/png")
+    options = {"deliver_to": shop, "key": "{slug}.{ext}", "raise_on_failure": False}
+    refused = generate_batch(prompts(1), credentials, store, **options)
+    assert [(row.status, row.error_type, len(row.images)) for row in refused.rows] == [
+        ("failed", "StoreError", 1)
+    ]
+    replaced = generate_batch(prompts(1), credentials, store, overwrite=True, **options)
+    assert [row.status for row in replaced.rows] == ["cached"]
+    assert shop.read_bytes(replaced.rows[0].delivered[0].uri) == store.read_bytes(
+        replaced.rows[0].images[0].uri
+    )
+    assert sandbox.calls == 1
+
+
+def test_a_broken_file_of_prompts_does_not_burn_its_calls(store, credentials, sandbox: Sandbox):
+    """Failures of one kind in a row stop the batch; refused prompts never do."""
+    refused = prompts(12, prompt="[[sandbox:moderation]] no")
+    for number, request in enumerate(refused):
+        request["variant"] = str(number)
+    report = generate_batch(refused, credentials, store, breaker=3, raise_on_failure=False)
+    assert report.totals.failed == 12
+    broken = [request | {"prompt": "[[sandbox:status=400]] broken"} for request in refused]
+    report = generate_batch(broken, credentials, store, breaker=3, max_in_flight=1, raise_on_failure=False)
+    assert [row.status for row in report.rows] == ["failed"] * 3 + ["skipped"] * 9
+    assert "3 requests in a row failed with InvalidRequestError" in report.rows[3].error

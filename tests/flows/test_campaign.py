@@ -221,6 +221,7 @@ def test_compare_models_makes_a_contact_sheet(
     assert store.read_bytes(sheet).startswith(b"\x89PNG")
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("prefect_server")
 def test_an_interrupted_campaign_goes_on_from_there(tmp_path: Path):
     """Ctrl-C finishes what is under way, writes the manifest and exits 130; the next run pays for the rest only."""

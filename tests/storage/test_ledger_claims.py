@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -119,6 +120,35 @@ def test_a_late_answer_beats_a_claim(folder_store: ImageStore) -> None:
     assert (second.run_id, second.maybe_paid) == ("run-a", ())
     assert [note.run_id for note in second.also_paid] == ["run-b"]
     assert second.generation == record.generation
+
+
+def test_a_late_answer_beats_a_refresh_and_names_what_it_replaces(folder_store: ImageStore) -> None:
+    """A late finisher replaces the record that a refresh keeps: that payment is named, and the refresh's."""
+    clock, store = Clock(), folder_store
+    late = claim_of(ledger_of(store, "run-late", clock=clock))
+    late.before_sending()
+    taker = ledger_of(store, "run-taker", clock=clock)
+    waiting = taker.try_acquire(HASH)
+    clock.now += 61
+    taker.try_acquire(HASH, waiting=waiting).record(answer(store, b"first"))
+    refresher = ledger_of(store, "run-refresh", clock=clock)
+    refreshing = claim_of(refresher, not_before=datetime.now(UTC))
+    record = late.record(answer(store, b"late"))
+    assert (record.run_id, [note.run_id for note in record.also_paid]) == ("run-late", ["run-taker"])
+    assert [note.run_id for note in record.maybe_paid] == ["run-refresh"]
+    refreshing.release()
+    assert ledger_of(store).look_up(HASH).maybe_paid == ()
+
+
+def test_an_answer_is_recorded_once(folder_store: ImageStore) -> None:
+    """Recording again what a refresh keeps meanwhile leaves the refresh its claim."""
+    claim = claim_of(ledger_of(folder_store))
+    claim.before_sending()
+    paid = claim.answer(answer(folder_store))
+    record = claim.record_answer(paid)
+    refreshing = claim_of(ledger_of(folder_store, "run-b"), not_before=datetime.now(UTC))
+    assert claim.record_answer(paid).generation == record.generation
+    assert document(folder_store)["token"] == refreshing.token
 
 
 def test_a_late_loser_is_told_the_standing_record(folder_store: ImageStore) -> None:
