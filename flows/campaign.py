@@ -24,7 +24,7 @@ from flows.options import (
     sandbox_if,
     store_at,
 )
-from prefect_ttapi import BatchReport, generate_batch
+from prefect_ttapi import BatchReport, Budget, generate_batch
 from prefect_ttapi.batch import check_batch, estimate_batch
 from prefect_ttapi.prompts import read_prompts
 from prefect_ttapi.storage.keys import DEFAULT_KEY
@@ -42,6 +42,8 @@ def campaign(
     defaults: dict[str, Any] | None = None,
     limit: int | None = None,
     max_in_flight: int = 8,
+    max_images: int | None = None,
+    rate_limit: float | None = None,
 ) -> State[BatchReport]:
     """Generate every prompt of a file into `store`, and deliver copies under keys that people know.
 
@@ -56,6 +58,8 @@ def campaign(
         defaults: request fields for rows without their own, e.g. `{"model": "gpt-image-2"}`.
         limit: only the first rows of the file.
         max_in_flight: requests under way at once.
+        max_images: images to pay for at most; what is left over is skipped, and the next run goes on from there.
+        rate_limit: requests per minute at most.
     """
     given = read_prompts(prompts, prompt_column=prompt_column, defaults=defaults or {}, limit=limit)
     report = generate_batch(
@@ -66,6 +70,8 @@ def campaign(
         key=key,
         values=given.values,
         max_in_flight=max_in_flight,
+        budget=Budget(images=max_images),
+        rate_limit=rate_limit,
         name=name,
         raise_on_failure=False,
     )
@@ -92,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="for rows without one")
     parser.add_argument("--size", help="for rows without one")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--max-images", type=int, metavar="N", help="pay for at most N images")
+    parser.add_argument("--rate-limit", type=float, metavar="N", help="at most N requests per minute")
     parser.add_argument("--name", default="campaign", help="of the batch (campaign)")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, count what is paid for, call nothing"
@@ -115,6 +123,8 @@ def _run(options: argparse.Namespace) -> int:
             key=options.key,
             values=given.values,
             max_in_flight=options.max_in_flight,
+            budget=Budget(images=options.max_images),
+            rate_limit=options.rate_limit,
             name=options.name,
         )
         if options.dry_run:
@@ -136,6 +146,8 @@ def _run(options: argparse.Namespace) -> int:
             defaults=defaults,
             limit=options.limit,
             max_in_flight=options.max_in_flight,
+            max_images=options.max_images,
+            rate_limit=options.rate_limit,
             return_state=True,
         )
         return _tell(state.result(raise_on_failure=False))
@@ -153,6 +165,12 @@ def _tell(report: object) -> int:
         paid = "Nothing was paid for: every image was in the store already."
     if totals.generated or totals.cached:
         print(f"\n{report.summary}\n{paid}\n")
+    for note in report.notes:
+        print(note)
+    if totals.maybe_paid:
+        print(
+            f"{totals.maybe_paid} may have been paid for without giving images: see maybe_paid in the manifest."
+        )
     print(f"Images    {place(report.manifest_uri.rpartition('/batches/')[0] + '/images')}")
     print(f"Gallery   {place(report.gallery_uri)}")
     print(f"Manifest  {place(report.manifest_uri)}")

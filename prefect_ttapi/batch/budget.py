@@ -78,12 +78,13 @@ class Spending:
     def denial(self, images: int) -> str | None:
         """Why `images` more may not be asked for, or None."""
         budget = self.budget
-        if budget.images is not None and self.images + self.reserved + images > budget.images:
-            return f"{images} more would pass the limit of {budget.images} images"
-        if budget.tokens is not None and self.tokens >= budget.tokens:
-            return f"{self.tokens:,} tokens were used, the limit is {budget.tokens:,}"
-        if budget.usd is not None and self.usd >= budget.usd:
-            return f"{self.usd:.2f} USD were spent, the limit is {budget.usd:.2f}"
+        with self._lock:  # else a reservation may be gone, and what became of it not counted yet
+            if budget.images is not None and self.images + self.reserved + images > budget.images:
+                return f"{images} more would pass the limit of {budget.images} images"
+            if budget.tokens is not None and self.tokens >= budget.tokens:
+                return f"{self.tokens:,} tokens were used, the limit is {budget.tokens:,}"
+            if budget.usd is not None and self.usd >= budget.usd:
+                return f"{self.usd:.2f} USD were spent, the limit is {budget.usd:.2f}"
         return None
 
     def reserve(self, images: int) -> None:

@@ -8,10 +8,10 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
-from itertools import takewhile
 from traceback import format_exception_only
 from typing import Any, Final
 
@@ -20,10 +20,11 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from prefect_ttapi.batch.items import Done, Item, row_of, skipped
+from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.session import Session, Stop
 from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan, generate_shard
+from prefect_ttapi.batch.source import Came, Ended, Source
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.ledger import Ledger
@@ -37,15 +38,21 @@ _FILLING: Final = 0.5
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _Back:
     """One item came back."""
 
     item: Item
     done: Done
 
 
-class _Left:
-    """Nobody waits for what is under way any longer."""
+class _Told(Enum):
+    """What the loop has to hear besides."""
+
+    LOOK_AGAIN = "there may be room now, or nothing to wait for"
+    LEAVE = "nobody waits for what is under way any longer"
+
+
+_Event = _Back | _Told | Came | Ended | PrefectFuture[Any]
 
 
 class Coordinator:
@@ -69,18 +76,26 @@ class Coordinator:
         self._plan = plan
         self._shape = shape
         self._on_done: Callable[[Done], None]
-        self._events: queue.SimpleQueue[_Ended | _Left | PrefectFuture[Any]] = queue.SimpleQueue()
+        self._source: Source
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._shards: dict[PrefectFuture[Any], list[Item]] = {}
         self._open: dict[int, Item] = {}  # submitted, and not back yet
         self._followers: dict[str, list[Item]] = {}  # by the hash under way that they wait for
-        self._ready: deque[Item] = deque()  # to be looked at before the source
+        self._ready: deque[Item] = deque()  # to be looked at before what the source gives
+        self._came: deque[Item | Done] = deque()  # from the source
+        self._ended: Ended | None = None  # the source
         self._filling: list[Item] = []  # taken, and not submitted yet
+        self._filled_at = 0.0  # when they are submitted, though they are few
         self._submitted = 0
         self._leave_at: float | None = None
 
     def returned(self, item: Item, done: Done) -> None:
         """One item came back; from any thread."""
-        self._events.put(_Ended(item, done))
+        self._events.put(_Back(item, done))
+
+    def waits(self) -> None:
+        """One item began to wait for somebody else's claim, so that there may be room; from any thread."""
+        self._events.put(_Told.LOOK_AGAIN)
 
     def in_flight(self, session: Session) -> int:
         """How many requests are under way; an estimate where shards run in other processes."""
@@ -105,7 +120,7 @@ class Coordinator:
         """
         self._on_done = on_done
         stop = session.stop
-        source = items if bounded else takewhile(lambda _: not stop.cancelled, items)
+        self._source = Source(items, self._events.put, lambda: stop.cancelled and not bounded)
 
         def interrupted(interruption: BaseException) -> None:
             stop.cancel(f"the batch was interrupted: {_what(interruption)}", type(interruption).__name__)
@@ -116,52 +131,59 @@ class Coordinator:
             )
 
         with _task_runner(self._shape.slots) as runner:
-            work = partial(self._to_the_end, source, bounded, session, runner)
+            work = partial(self._to_the_end, bounded, session, runner)
             undisturbed(work, interrupted, partial(self._watch, stop, grace))
 
     def _watch(self, stop: Stop, grace: float) -> None:
         """See that a cancelled batch ends in time."""
         if not stop.cancelled:
             return
-        self._leave_at = self._leave_at or time.monotonic() + grace
+        if self._leave_at is None:
+            self._leave_at = time.monotonic() + grace
+            self._events.put(_Told.LOOK_AGAIN)
         if time.monotonic() >= self._leave_at:
             self._leave_at = math.inf
-            self._events.put(_Left())
+            self._events.put(_Told.LEAVE)
 
-    def _to_the_end(
-        self, source: Iterator[Item | Done], bounded: bool, session: Session, runner: TaskRunner[Any]
-    ) -> None:
+    def _to_the_end(self, bounded: bool, session: Session, runner: TaskRunner[Any]) -> None:
+        self._source.start()
         try:
-            self._loop(source, session, runner)
+            self._loop(bounded, session, runner)
         except BaseException as broken:
-            session.stop.because(f"the batch was interrupted: {_what(broken)}", type(broken).__name__)
-            while self._shards:
-                self._settle(self._events.get(), session)
-            self._put_back()
-            self._loop(source if bounded else iter(()), session, runner)
+            self._stop_because(broken, session)
+            self._loop(bounded, session, runner)
             raise
+        if self._ended and self._ended.error:
+            raise self._ended.error
 
-    def _loop(self, items: Iterator[Item | Done], session: Session, runner: TaskRunner[Any]) -> None:
+    def _loop(self, bounded: bool, session: Session, runner: TaskRunner[Any]) -> None:
+        """Until there is nothing left to do or to wait for."""
         while True:
-            while self._has_room() and self._fill(items, session):
+            while self._has_room(session) and self._fill(session):
                 self._submit(runner, session)
-            if not self._shards:
+            at_hand = self._ready or self._came or self._filling
+            if not (at_hand or self._shards) and (self._ended or (session.stop.cancelled and not bounded)):
                 return
-            self._settle(self._events.get(), session)
+            timeout = max(0.0, self._filled_at - time.monotonic()) if self._filling else None
+            with suppress(queue.Empty):
+                self._settle(self._events.get(timeout=timeout), session)
 
-    def _has_room(self) -> bool:
-        if self._shape.local:
-            return len(self._open) < self._shape.enough
-        return len(self._shards) < self._shape.slots
+    def _has_room(self, session: Session) -> bool:
+        if len(self._shards) >= self._shape.slots:
+            return False
+        return not self._shape.local or len(self._open) - session.waiting < self._shape.enough
 
-    def _fill(self, items: Iterator[Item | Done], session: Session) -> bool:
+    def _fill(self, session: Session) -> bool:
+        """Take what the next shard can carry; whether there is something, and no reason to wait for more."""
+        if session.stop.reason:
+            self._put_back()
         size = self._shape.size(self._submitted)
-        began = time.monotonic()
-        while len(self._filling) < size and (item := self._next_item(items, session)):
+        while len(self._filling) < size and (item := self._next_item(session)):
+            if not self._filling:
+                self._filled_at = time.monotonic() + _FILLING
             self._filling.append(item)
-            if time.monotonic() - began > _FILLING:
-                break
-        return bool(self._filling)
+        more_may_come = not (len(self._filling) == size or self._ready or self._came or self._ended)
+        return bool(self._filling) and not (more_may_come and time.monotonic() < self._filled_at)
 
     def _put_back(self) -> None:
         """What was taken and not submitted has become of nothing yet, nor have those that wait for it."""
@@ -169,13 +191,11 @@ class Coordinator:
             self._ready.extend([item, *self._followers.pop(item.request.request_hash)])
         self._filling = []
 
-    def _next_item(self, items: Iterator[Item | Done], session: Session) -> Item | None:
+    def _next_item(self, session: Session) -> Item | None:
         """The next item to be sent, or None where there is none for now; what isn't sent is handed on as a row."""
         stop, spending = session.stop, session.spending
-        while True:
-            item = self._ready.popleft() if self._ready else next(items, None)
-            if item is None:
-                return None
+        while self._ready or self._came:
+            item = self._ready.popleft() if self._ready else self._take()
             if isinstance(item, Done):
                 self._on_done(item)
             elif stop.reason:
@@ -194,6 +214,11 @@ class Coordinator:
                 return replace(item, may_pay=False)
             else:
                 self._on_done(skipped(item, self._ledger.api_origin, denial, "BudgetExceeded"))
+        return None
+
+    def _take(self) -> Item | Done:
+        self._source.taken()
+        return self._came.popleft()
 
     def _is_recorded(self, item: Item) -> bool:
         """Whether the item costs nothing; where the store doesn't say, its shard meets the store's error."""
@@ -211,22 +236,32 @@ class Coordinator:
             "plan": self._plan,
             "share": session.spending.share(self._shape.slots),
         }
-        # before its items can come back
-        self._open.update((item.row, item) for item in shard)
+        future = runner.submit(generate_shard, parameters)
         self._filling = []
         self._submitted += 1
-        future = runner.submit(generate_shard, parameters)
+        self._open.update((item.row, item) for item in shard)
         self._shards[future] = shard
         future.add_done_callback(self._events.put)
 
-    def _settle(self, event: _Ended | _Left | PrefectFuture[Any], session: Session) -> None:
+    def _settle(self, event: _Event, session: Session) -> None:
         match event:
-            case _Ended(item, done):
+            case _Back(item, done):
                 self._end(item, done)
-            case _Left():
+            case Came(item):
+                self._came.append(item)
+            case Ended(error):
+                self._ended = event
+                if error:
+                    self._stop_because(error, session)
+            case _Told.LOOK_AGAIN:
+                pass
+            case _Told.LEAVE:
                 self._leave(session)
             case future if future in self._shards:
                 self._close_shard(future, session)
+
+    def _stop_because(self, broken: BaseException, session: Session) -> None:
+        session.stop.because(f"the batch was interrupted: {_what(broken)}", type(broken).__name__)
 
     def _close_shard(self, future: PrefectFuture[Any], session: Session) -> None:
         try:
@@ -235,11 +270,14 @@ class Coordinator:
             result = error
         shard = self._shards.pop(future)
         if isinstance(result, State | Exception):
-            result = [_lost(item, result, self._ledger.api_origin) for item in shard]
+            why = str(result.message if isinstance(result, State) else result)
+            result = [lost(item, self._ledger.api_origin, why) for item in shard]
         for item, done in zip(shard, result, strict=True):
-            if done is None or item.row not in self._open:
+            if item.row not in self._open:
                 continue  # handed on before
-            if self._is_left_over(item, done, session):
+            if done is None:
+                self._end(item, self._left(item, session))
+            elif self._is_left_over(item, done, session):
                 session.spending.settle(item.request, 0, None)
                 del self._open[item.row]
                 self._ready.extend([item, *self._followers.pop(item.request.request_hash)])
@@ -277,15 +315,16 @@ class Coordinator:
 
     def _leave(self, session: Session) -> None:
         """Write down what is known of the items that nobody waits for any longer."""
-        stop, under_way = session.stop, session.under_way()
         for item in list(self._open.values()):
-            done = skipped(item, self._ledger.api_origin, stop.reason, stop.error_type)
-            if not self._shape.local or item.row in under_way:
-                error = "it was under way when the batch ended: if it is answered yet, the ledger will know"
-                what = {"status": "failed", "error": error, "maybe_paid": (error,)}
-                done = Done(done.row.model_copy(update=what))
-            self._end(item, done)
+            self._end(item, self._left(item, session))
         self._shards.clear()
+        session.close()
+
+    def _left(self, item: Item, session: Session) -> Done:
+        stop = session.stop
+        if self._shape.local and item.row not in session.under_way():
+            return skipped(item, self._ledger.api_origin, stop.reason, stop.error_type)
+        return perhaps_under_way(item, self._ledger.api_origin, stop.error_type)
 
 
 def _what(error: BaseException) -> str:
@@ -308,11 +347,3 @@ def flow_task_runner() -> TaskRunner[Any] | None:
     """The task runner of the flow that this is called in; None inside a task."""
     flow_run = FlowRunContext.get()
     return flow_run.task_runner if flow_run and TaskRunContext.get() is None else None
-
-
-def _lost(item: Item, result: object, api_origin: str) -> Done:
-    """The row of a request whose task run broke down, so that what became of it is not known."""
-    message = result.message if isinstance(result, State) else str(result)
-    error = f"its task run broke down: {message}"
-    update = {"status": "failed", "error": error, "error_type": "ShardLost", "maybe_paid": (error,)}
-    return Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n)

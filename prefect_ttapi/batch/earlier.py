@@ -27,7 +27,6 @@ KEPT: Final = 3
 
 #: In a manifest's line the request's hash stands before anything that a prompt could imitate.
 _HASH: Final = re.compile(rb'^\{"row":\d+,"status":"[a-z]+","request_hash":"([0-9a-f]{64})"')
-_IMAGES: Final = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 
 
 def latest_key(name: str, api_origin: str) -> str:
@@ -56,16 +55,11 @@ def _folders(store: ImageStore, key: str) -> list[str]:
 
 
 class Earlier:
-    """The rows of earlier manifests that may stand for the requests of a batch; in memory is only where they are.
-
-    Attributes:
-        images: SHA-256 of every image that one of these rows names.
-    """
+    """The rows of earlier manifests that may stand for the requests of a batch; in memory is only where they are."""
 
     def __init__(
         self, store: ImageStore, name: str, api_origin: str, wanted: Collection[bytes], thumbnails: bool
     ) -> None:
-        self.images: set[bytes] = set()
         self._places: dict[bytes, tuple[int, int]] = {}
         self._files: list[BinaryIO] = []
         self._packs: list[ThumbnailPack | None] = []
@@ -89,7 +83,6 @@ class Earlier:
             request = bytes.fromhex(found[1].decode()) if found else b""
             if request in wanted and request not in self._places and b'"ledger_tag":"' in line:
                 self._places[request] = len(self._files), start
-                self.images.update(bytes.fromhex(sha256.decode()) for sha256 in _IMAGES.findall(line))
             start += len(line)
         self._files.append(manifest)
         pack = ThumbnailPack.of(store, store.uri(f"{folder}/thumbnails.zip")) if thumbnails else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -37,7 +38,9 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.threads import GRACE, in_thread
+from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -247,7 +250,7 @@ def _run(
     ledger = ledger_for(credentials, store, run)
     folder = folder_of_batch(run, run_attempt())
     coordinator = Coordinator(credentials, store, ledger, plan, shape)
-    session = new_session(on_done=coordinator.returned)
+    session = new_session(on_done=coordinator.returned, on_waiting=coordinator.waits)
     known = Known(store, ledger, plan, intake.hashes)
     recorder = Recorder(
         store,
@@ -265,7 +268,13 @@ def _run(
         try:
             coordinator.run(items, session, recorder.add, bounded=intake.total is not None, grace=grace)
         finally:
-            report = recorder.finish(session.spending.overshoot())
+            # not even a first Ctrl-C is to cost the manifest
+            again = session.stop.cancelled
+            report = uninterrupted(
+                lambda: recorder.finish(session.spending.overshoot()),
+                lambda _: logger.warning("Interrupted: %.0f s to write the manifest", 0 if again else grace),
+                grace=0 if again else grace,
+            )
             remember(store, plan.name, ledger.api_origin, folder)
     batch_completed(report)
     return materialise_batch(report)
@@ -273,6 +282,6 @@ def _run(
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:
     """Run `work` as a flow without parameters: the server would store them, prompts and all."""
-    return flow(name="generate-batch", flow_run_name=name, persist_result=False, validate_parameters=False)(
-        work
-    )()
+    named = name.replace("{", "{{").replace("}", "}}")  # Prefect takes it for a template
+    own = flow(name="generate-batch", flow_run_name=named, persist_result=False, validate_parameters=False)
+    return own(work)()

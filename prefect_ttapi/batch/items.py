@@ -44,3 +44,23 @@ def row_of(item: Item, api_origin: str | None) -> Row:
 def skipped(item: Item, api_origin: str | None, reason: str | None, error_type: str | None) -> Done:
     """The item as one that was never sent, and why."""
     return Done(row_of(item, api_origin).model_copy(update={"error": reason, "error_type": error_type}))
+
+
+def perhaps_under_way(item: Item, api_origin: str | None, error_type: str | None) -> Done:
+    """The item as one that may have been sent when nobody waited for it any longer."""
+    return _unsure(
+        item,
+        api_origin,
+        "it was under way when the batch ended: if it is answered yet, the ledger will know",
+        error_type,
+    )
+
+
+def lost(item: Item, api_origin: str | None, why: str) -> Done:
+    """The item as one whose task run broke down, so that what became of it is not known."""
+    return _unsure(item, api_origin, f"its task run broke down: {why}", "ShardLost")
+
+
+def _unsure(item: Item, api_origin: str | None, error: str, error_type: str | None) -> Done:
+    update = {"status": "failed", "error": error, "error_type": error_type, "maybe_paid": (error,)}
+    return Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n)

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 from prefect_ttapi.batch.earlier import Earlier
@@ -62,15 +62,21 @@ class Listing:
         return listed is not None and (listed.size, listed.tag) == (size, tag)
 
 
-def listing(store: ImageStore, prefix: str, most: int, wanted: Callable[[str], bool] = bool) -> Listing:
-    """The objects below `prefix` whose keys are `wanted`, looking at `most` objects."""
+def listing(
+    store: ImageStore,
+    prefix: str,
+    most: int,
+    wanted: Callable[[str], bool] = bool,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Listing:
+    """The objects below `prefix` whose keys are `wanted`, looking at `most` objects, until it is `stopped`."""
     found: dict[str, Listed] = {}
     try:
         everything = store.list(prefix)
-        for listed in islice(everything, most):
+        for listed in islice(takewhile(lambda _: not stopped(), everything), most):
             if wanted(listed.key):
                 found[listed.key] = listed
-        complete = next(everything, None) is None
+        complete = not stopped() and next(everything, None) is None
     except StoreError as error:  # who may not list may still look up
         logger.info("What is paid for is looked up one by one, as the store can't be listed: %s", error)
         complete = False
@@ -104,9 +110,9 @@ class Known:
             yield from map(_as_it_comes, items)
             return
         most = min(max(_LEAST_LISTED, _LISTED_PER_LOOK_UP * len(self._wanted)), _MOST_LISTED)
-        records = listing(self._store, self._ledger.prefix, most, self._is_wanted)
+        records = listing(self._store, self._ledger.prefix, most, self._is_wanted, stopped)
         with ExitStack() as stack:
-            shelf = stack.enter_context(self._shelf(records, most))
+            shelf = stack.enter_context(self._shelf(records, most, stopped))
             threads = stack.enter_context(ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="ttapi-look-up"))
             window: deque[Item | Done | Future[Item | Done]] = deque()
             for item in items:
@@ -124,13 +130,13 @@ class Known:
             return False
 
     @contextmanager
-    def _shelf(self, records: Listing, most: int) -> Iterator[_Shelf]:
-        plan = self._plan
+    def _shelf(self, records: Listing, most: int, stopped: Callable[[], bool]) -> Iterator[_Shelf]:
+        plan, to = self._plan, self._plan.deliver_to
+        listed = partial(listing, most=most, stopped=stopped)
         some = bool(records.objects)
-        images = listing(self._store, "images/", most) if some else Listing({}, True)
-        to = plan.deliver_to
-        copies = listing(to, plan.key.partition("{")[0], most) if some and to else Listing({}, True)
-        wanted = self._wanted if some else ()
+        images = listed(self._store, "images/") if some else Listing({}, True)
+        copies = listed(to, plan.key.partition("{")[0]) if some and to else Listing({}, True)
+        wanted = self._wanted if some and not stopped() else ()
         with Earlier(
             self._store, plan.name, self._ledger.api_origin, wanted, thumbnails=plan.thumbnails
         ) as earlier:

@@ -35,6 +35,9 @@ Work = Callable[[Item, Waiting | None, OnAnswer], Done | Waiting]
 #: Is given each item's outcome as soon as it is there.
 OnDone = Callable[[Item, Done], None]
 
+#: Places of items whose jobs have ended; None: the batch was left.
+_Jobs = queue.SimpleQueue[tuple[int, Future[Done | Waiting | None]] | None]
+
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
 
 
@@ -98,6 +101,10 @@ class Session:
         rate: spaces the sends.
         stop: the reason to stop, shared with whoever may cancel the batch.
         on_done: is given each outcome at once, from a worker; None: `run` returns them.
+        on_waiting: called when an item begins to wait for somebody else's claim.
+
+    Attributes:
+        waiting: how many items wait for somebody else's claim.
     """
 
     def __init__(
@@ -109,20 +116,26 @@ class Session:
         rate: RateLimit | None = None,
         stop: Stop | None = None,
         on_done: OnDone | None = None,
+        on_waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self.spending = spending
         self.rate = rate
         self.stop = stop or Stop()
         self._breaker = breaker
+        self.waiting = 0
         self._on_done = on_done
+        self._on_waiting = on_waiting
         self._places = threading.Semaphore(in_flight)
         self._workers = ThreadPoolExecutor(workers(in_flight), thread_name_prefix="ttapi-batch")
         self._accounting = threading.Lock()
         self._flights: dict[int, _Flight] = {}
+        self._runs: set[_Jobs] = set()
 
     def close(self) -> None:
-        """Start nothing more; what is under way goes on."""
+        """Start nothing more; what is under way goes on, but `run` waits for it no longer."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+        for ended in self._runs.copy():
+            ended.put(None)
 
     def under_way(self) -> frozenset[int]:
         """The rows that are with the API, or being stored and delivered."""
@@ -138,7 +151,7 @@ class Session:
         An item that waits for somebody else's claim takes no place in flight: it comes back after its pause.
         """
         outcomes: list[Done | None] = [None] * len(items)
-        ended: queue.SimpleQueue[tuple[int, Future[Done | Waiting | None]]] = queue.SimpleQueue()
+        ended: _Jobs = queue.SimpleQueue()
         later: list[tuple[float, int, Waiting]] = []
 
         def start(place: int, waiting: Waiting | None = None) -> None:
@@ -151,22 +164,36 @@ class Session:
                 job.cancel()
             job.add_done_callback(lambda done: ended.put((place, done)))
 
+        self._runs.add(ended)
         for place in range(len(items)):
             start(place)
         missing = len(items)
         while missing:
             try:
-                place, job = ended.get(timeout=max(0.0, later[0][0] - time.monotonic()) if later else None)
+                job = ended.get(timeout=max(0.0, later[0][0] - time.monotonic()) if later else None)
             except queue.Empty:
-                start(later[0][1], heapq.heappop(later)[2])
+                _, place, waiting = heapq.heappop(later)
+                self._count_waiting(-1)
+                start(place, waiting)
                 continue
-            found = None if job.cancelled() else job.result()
+            if job is None:
+                break
+            place, result = job
+            found = None if result.cancelled() else result.result()
             if isinstance(found, Waiting):
                 heapq.heappush(later, (time.monotonic() + found.pause, place, found))
+                self._count_waiting(1)
             else:
                 outcomes[place] = found
                 missing -= 1
+        self._runs.discard(ended)
         return outcomes
+
+    def _count_waiting(self, more: int) -> None:
+        with self._accounting:
+            self.waiting += more
+        if more > 0:
+            self._on_waiting()
 
     def _outcome(self, work: Work, item: Item, waiting: Waiting | None) -> Done | Waiting | None:
         flight = self._flights[item.row] = _Flight(item, self._places, self.spending)

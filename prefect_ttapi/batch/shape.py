@@ -16,6 +16,10 @@ _DOUBLE_AFTER: Final = 50
 _LARGEST: Final = 512
 
 
+#: How many more shards may be open where items wait for somebody else's claims; each is a thread.
+_WAITING: Final = 64
+
+
 @dataclass(frozen=True)
 class Shape:
     """Of one batch.
@@ -24,7 +28,7 @@ class Shape:
         local: shards run in threads of this process and share its workers; else each has a share of them.
         slots: how many shards are open at once at most.
         in_flight: requests that are under way at once in a shard with workers of its own.
-        enough: with so many items open no worker is idle, whatever shard they came in.
+        enough: with so many items open, beside those that wait for somebody else's claim, no worker is idle.
         fixed_size: requests per shard, where it is known.
     """
 
@@ -52,7 +56,7 @@ class Shape:
         enough = workers(max_in_flight) + ahead
         return cls(
             local=local,
-            slots=enough if local else max(1, max_in_flight // in_flight),
+            slots=enough + _WAITING if local else max(1, max_in_flight // in_flight),
             in_flight=in_flight,
             enough=enough,
             fixed_size=size,
@@ -60,4 +64,5 @@ class Shape:
 
     def size(self, submitted: int) -> int:
         """Requests in the next shard, after so many."""
-        return self.fixed_size or min(2 ** (submitted // _DOUBLE_AFTER), _LARGEST)
+        least = 1 if self.local else self.in_flight
+        return self.fixed_size or max(least, min(2 ** (submitted // _DOUBLE_AFTER), _LARGEST))

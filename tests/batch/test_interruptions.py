@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +90,68 @@ def test_a_cancelled_async_batch_sends_nothing_more(store, slow, slow_sandbox: S
     rows = statuses(store)
     assert len(rows) == 60
     assert rows.count("generated") == slow_sandbox.calls < 60
+
+
+def test_a_source_that_hangs_holds_up_no_end(store, credentials, sandbox: Sandbox):
+    """A batch whose source gives nothing more for now is cancelled at once, with a row for each that it gave."""
+    hangs = threading.Event()
+
+    def source() -> Iterator[dict[str, object]]:
+        yield from prompts(3)
+        assert hangs.wait(60)
+
+    async def cancelled() -> None:
+        batch = asyncio.ensure_future(agenerate_batch(source(), credentials, store, max_in_flight=2))
+        while not list(Path(store.url).glob("batches/*/manifest.jsonl")):
+            await asyncio.sleep(0.05)
+            if sandbox.paid == 3:
+                batch.cancel()
+        assert not hangs.is_set()
+        hangs.set()
+        with pytest.raises(asyncio.CancelledError):
+            await batch
+
+    asyncio.run(cancelled())
+    assert statuses(store) == ["generated"] * 3
+
+
+class Refusing(ThreadPoolTaskRunner):
+    """Takes one task run and no more."""
+
+    def submit(self, task, parameters, wait_for=None, dependencies=None):
+        if parameters["items"][0].row:
+            raise RuntimeError("no more")
+        return super().submit(task, parameters, wait_for, dependencies)
+
+
+def test_a_task_runner_that_refuses_leaves_a_row_for_each_request(store, credentials, sandbox: Sandbox):
+    """What a task runner did not take is listed as not sent, duplicates too, and its error is the batch's."""
+
+    @flow(task_runner=Refusing())
+    def refused() -> None:
+        generate_batch([*prompts(3), *prompts(3)], credentials, store, max_in_flight=4)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        refused()
+    first, *others = statuses(store)
+    assert others == ["skipped"] * 5
+    assert first == ("generated" if sandbox.calls else "skipped")
+
+
+def test_an_interruption_while_the_manifest_is_written_loses_nothing(
+    credentials, s3_server: S3Server, new_bucket
+):
+    """Ctrl-C at the very end comes when the manifest is there."""
+
+    def interrupt(method: str, path: str, headers: dict[str, str]) -> None:
+        if method == "PUT" and path.endswith("index.html"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with meddling_proxy(s3_server.url, interrupt) as proxy:
+        store = ImageStore(url=f"s3://{new_bucket()}/art", **s3_server.settings(endpoint_url=proxy.url))
+        with pytest.raises(KeyboardInterrupt):
+            generate_batch(prompts(2), credentials, store, name="{braces}")
+        assert len([found for found in store.list("batches/") if found.key.endswith("manifest.jsonl")]) == 1
 
 
 def test_a_time_out_of_an_async_flow_ends_the_batch(store, slow, slow_sandbox: Sandbox):

@@ -157,6 +157,8 @@ def test_a_huge_store_is_not_listed_to_its_end(client, s3_server: S3Server, new_
     assert [type(item) for item in found] == [Item, Item]
     assert not any(item.known_absent for item in found)
     assert known_module.listing(store, "ledger/", 4_000).complete
+    stopped = known_module.listing(store, "ledger/", 4_000, stopped=lambda: True)
+    assert (stopped.objects, stopped.complete) == ({}, False)
 
 
 def test_who_may_not_list_looks_up(client, s3_server: S3Server, new_bucket):

@@ -58,6 +58,7 @@ def test_who_waits_for_another_takes_no_place_in_flight(store: ImageStore):
     """With one worker, a request that waits for somebody else's claim lets those behind it pass, and comes back."""
     theirs = Ledger(store, "sandbox", "theirs")
     claimed = item(0)
+    waits: list[int] = []
     claim = theirs.acquire(claimed.request.request_hash)
     ours = Ledger(store, "sandbox", "ours")
     passed: list[int] = []
@@ -73,9 +74,26 @@ def test_who_waits_for_another_takes_no_place_in_flight(store: ImageStore):
             claim.release()
         return finished(item)
 
-    with shared(session(1), "batch") as one:
+    with shared(session(1, on_waiting=lambda: waits.append(one.waiting)), "batch") as one:
         one.run([item(n) for n in range(5)], work)
     assert passed == [1, 2, 3, 4, 0]
+    assert set(waits) == {1}
+    assert one.waiting == 0
+
+
+def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
+    """A shard ends as soon as its session is closed, whatever its workers still wait for."""
+    answer = threading.Event()
+    one = session(1)
+
+    def work(item: Item, *_: object) -> Done:
+        one.close()
+        assert answer.wait(30)
+        return finished(item)
+
+    assert one.run([item(0), item(1)], work) == [None, None]
+    assert one.under_way() == {0}
+    answer.set()
 
 
 def test_failures_in_a_row_stop_the_rest_and_are_counted_as_they_end():
