@@ -35,6 +35,7 @@ class Keeper:
         model: str,
         *,
         rescued: bool = False,
+        hurry: bool = False,
     ) -> Record:
         """The record of an answer to the claimed request, once its images are stored.
 
@@ -43,19 +44,21 @@ class Keeper:
 
         Args:
             rescued: it is from the rescue folder.
+            hurry: who waits for it may soon wait no longer: it goes to the rescue folder first, as a store that
+                hangs shows no failure in time.
 
         Raises:
             NotStoredError: the store's patience is over; the message says where the images are.
         """
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
         pause, longest = _PAUSES
-        kept, where, to_store = rescued, "", list(images)
+        kept, where = self._to_the_rescue(name, answer, images, rescued) if hurry else (rescued, "")
+        to_store, warned = list(images), False
         while True:
             try:
                 self._store(to_store, name, model)
                 record = claim.record_answer(answer)
             except StoreError as error:
-                first = not where
                 kept, where = self._to_the_rescue(name, answer, images, kept)
                 if time.monotonic() + pause > give_up:
                     if answer.token == claim.token:
@@ -63,9 +66,10 @@ class Keeper:
                     raise NotStoredError(
                         f"paid for, but its images could not be stored: {error}; {where}"
                     ) from error
-                if first:
+                if not warned:
                     what = "request %s is paid for, but not stored yet: %s; trying for %.0f s; meanwhile %s"
                     self.log.warning(what, name[:12], error, self.store.patience, where)
+                    warned = True
             except BaseException:  # Ctrl-C, a time-out
                 self._to_the_rescue(name, answer, images, kept)
                 raise

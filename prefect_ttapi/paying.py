@@ -177,7 +177,11 @@ def try_pay_once(
                         on_answer(answer)
                     generation = _generation(request, answer, store, client.api_origin, payer)
                     record = keeper.keep(
-                        claim, claim.answer(generation, result_key), answer.images, request.model
+                        claim,
+                        claim.answer(generation, result_key),
+                        answer.images,
+                        request.model,
+                        hurry=_is_ending(while_waiting),
                     )
                     return Paid(record, sent=True, fresh=answer.images)
                 if (taken := keeper.take_back(claim, result_key)) is not None:
@@ -221,6 +225,16 @@ def _ask(
         else:
             claim.release()
         raise
+
+
+def _is_ending(while_waiting: Callable[[], None] | None) -> bool:
+    """Whether the caller wants nothing sent any more: perhaps it is being interrupted, and has little time."""
+    try:
+        if while_waiting is not None:
+            while_waiting()
+    except StopSending:
+        return True
+    return False
 
 
 def _generation(

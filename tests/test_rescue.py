@@ -22,6 +22,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.meddling import meddling_proxy
 from tests.s3 import S3Server
@@ -150,6 +151,28 @@ def test_where_nothing_can_be_written_the_error_says_so(store, client, tmp_path)
     """With a rescue folder that is no good either, the run knows that the images are gone."""
     (tmp_path / "rescue").touch()
     assert "nor could they be kept on this machine: can't make" in lost(store, client)
+
+
+def test_whoever_is_interrupted_keeps_it_before_a_store_that_hangs(
+    s3_server: S3Server, client, sandbox: Sandbox, tmp_path
+):
+    """An answer that comes when nothing is wanted any more is on this machine before the store is asked to take it."""
+    before_upload: list[int] = []
+
+    def look(method: str, path: str, _headers: dict[str, str]) -> None:
+        if method == "PUT" and "/images/" in path:
+            before_upload.append(len(kept(tmp_path)))
+
+    def stop() -> None:
+        if sandbox.calls:
+            raise StopSending("interrupted")
+
+    with meddling_proxy(s3_server.url, look) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url, rescue_folder=str(tmp_path / "rescue"))
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        assert pay(store, client, "one", while_waiting=stop).sent
+    assert before_upload == [3, 3]
+    assert kept(tmp_path) == []
 
 
 def test_without_a_rescue_folder_what_the_store_takes_in_the_end_is_a_success(
