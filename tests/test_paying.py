@@ -149,7 +149,7 @@ def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     made = paid.generation
     assert previews == [0, 1]
     assert (made.api_calls, made.earlier_outcomes) == (2, (Outcome.SERVER_FAULT,))
-    assert made.request_id == "sandbox-2"
+    assert made.request_id == "req-2"
     assert made.seconds > 0
     assert made.usage is not None
     assert not pay_once(request_for(prompt), client, store, ledger_of(store, "two")).sent
