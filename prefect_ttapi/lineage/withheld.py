@@ -44,6 +44,8 @@ def without_prompts(row: Row) -> Row:
     >>> row = Row(row=0, status="failed", given={"prompt": "a new car", "n": 0}, error="'a new car' is too long")
     >>> without_prompts(row).prompt, without_prompts(row).error
     ('prompt not recorded', "'prompt not recorded' is too long")
+    >>> without_prompts(row.model_copy(update={"given": {"prompt": "a new\\n car "}})).error
+    "'prompt not recorded' is too long"
     """
     withheld = {
         "request": row.request and request_without_prompt(row.request, row.request_hash),
@@ -60,5 +62,6 @@ def _images(images: tuple[StoredImage, ...]) -> tuple[StoredImage, ...]:
 
 
 def _unquoted(text: str, prompt: str) -> str:
-    quote = prompt.strip()
-    return re.sub(rf"(?<!\w){re.escape(quote)}(?!\w)", NOT_RECORDED, text) if quote else text
+    # errors are one line, whatever the prompt was
+    quote = r"\s+".join(map(re.escape, prompt.split()))
+    return re.sub(rf"(?<!\w){quote}(?!\w)", NOT_RECORDED, text) if quote else text

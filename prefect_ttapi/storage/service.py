@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -13,6 +14,7 @@ import aiohttp
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 
+from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.objects import PATIENCE, NoAnswerError
 from prefect_ttapi.storage.s3_errors import explain, may_be_expired
@@ -114,6 +116,8 @@ def _put(name: tuple[Account, int], client: s3fs.S3FileSystem) -> None:
 
 
 def _made(account: Account) -> s3fs.S3FileSystem:
+    if isinstance(account.verify, str):
+        _check_authorities(account.verify)
     # auto is botocore's own choice, which its configuration file may settle
     style = (
         {} if account.addressing_style == "auto" else {"s3": {"addressing_style": account.addressing_style}}
@@ -145,3 +149,12 @@ def _made(account: Account) -> s3fs.S3FileSystem:
     )
     filesystem.retries = 1
     return filesystem
+
+
+def _check_authorities(file: str) -> None:
+    """StoreError: the file holds no certificates. The client would tell of it as of a lost connection."""
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:  # also where it is no PEM
+        why = f"can't use the certificates in {file}: {error.strerror or error}"
+        raise StoreError(f"{why}: correct connection.ca_file") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
@@ -123,7 +124,8 @@ def _home(uri: str, said: Mapping[str, str], endpoint_url: str | None) -> ImageS
     """The store that a copy says it came from."""
     source = IMAGE.fullmatch(said.get("source-uri", ""))
     if source:
-        return store_at_root(source["root"], endpoint_url)
+        with suppress(ValueError):  # metadata may say anything
+            return store_at_root(source["root"], endpoint_url)
     raise StoreError(
         f"{uri} does not say where it came from: name the store (--store) in which to look for its bytes"
     )

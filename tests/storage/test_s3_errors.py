@@ -137,3 +137,18 @@ def test_private_authorities_are_trusted_where_they_are_named(
             store = ImageStore(url=f"s3://{bucket}/{number}", connection=trust, **settings)
             store.check()
             assert store.read("ledger/probe.json")
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+def test_a_file_without_certificates_is_named(tmp_path: Path, content: bytes | None) -> None:
+    """A CA file that is not there, or is none, is said to be, and not taken for a lost connection."""
+    path = tmp_path / "ca.pem"
+    if content:
+        path.write_bytes(content)
+    store = ImageStore(
+        url="s3://pictures", endpoint_url="https://127.0.0.1:9", connection={"ca_file": str(path)}
+    )
+    with pytest.raises(
+        StoreError, match=f"can't use the certificates in {path}: .*correct connection.ca_file"
+    ):
+        store.read("x")

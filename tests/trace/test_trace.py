@@ -183,6 +183,17 @@ def test_a_rendition_leads_to_its_image(tmp_path: Path) -> None:
     assert origin.gaps == ()
 
 
+def test_a_source_that_can_not_be_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy that names no possible store says nothing: one line, without what it said."""
+    shop = ImageStore(url=str(tmp_path))
+    said = {"source-uri": f"s3://pictures/%1B[2J/images/{'0' * 64}.png"}
+    shop.objects.write("odd.png", fresh_image(b"pixels").open, Facts("image/png", metadata=said))
+    assert main(["trace", shop.uri("odd.png")]) == 1
+    error = capsys.readouterr().err
+    assert "does not say where it came from" in error
+    assert error.count("\n") == 1
+
+
 def test_rows_of_other_runs_are_found_when_asked_for(tmp_path: Path) -> None:
     """A batch that found the image paid for has its row, too, in a manifest of its own."""
     store = ImageStore(url=str(tmp_path))
