@@ -35,6 +35,7 @@ class Keeper:
         model: str,
         *,
         rescued: bool = False,
+        hurry: bool = False,
     ) -> Record:
         """The record of an answer to the claimed request, once its images are stored.
 
@@ -43,31 +44,34 @@ class Keeper:
 
         Args:
             rescued: it is from the rescue folder.
+            hurry: who waits for it may soon wait no longer: it goes to the rescue folder first, as a store that
+                hangs shows no failure in time.
 
         Raises:
             NotStoredError: the store's patience is over; the message says where the images are.
         """
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
         pause, longest = _PAUSES
-        where, to_store = "", list(images)
+        kept, where = self._to_the_rescue(name, answer, images, rescued) if hurry else (rescued, "")
+        to_store, warned = list(images), False
         while True:
             try:
                 self._store(to_store, name, model)
                 record = claim.record_answer(answer)
             except StoreError as error:
-                first = not where
-                where = where or self._to_the_rescue(name, answer, images, rescued)
+                kept, where = self._to_the_rescue(name, answer, images, kept)
                 if time.monotonic() + pause > give_up:
                     if answer.token == claim.token:
                         claim.mark_unknown(f"paid for, not stored; {where}")
                     raise NotStoredError(
                         f"paid for, but its images could not be stored: {error}; {where}"
                     ) from error
-                if first:
+                if not warned:
                     what = "request %s is paid for, but not stored yet: %s; trying for %.0f s; meanwhile %s"
                     self.log.warning(what, name[:12], error, self.store.patience, where)
+                    warned = True
             except BaseException:  # Ctrl-C, a time-out
-                self._to_the_rescue(name, answer, images, rescued or bool(where))
+                self._to_the_rescue(name, answer, images, kept)
                 raise
             else:
                 if rescued or where:
@@ -96,7 +100,11 @@ class Keeper:
 
     def forget(self, record: Record) -> None:
         """Remove what is in the rescue folder of a standing record: whoever stored it had no time to."""
-        rescued = self.rescue.take(record.generation.request_hash)
+        try:
+            rescued = self.rescue.take(record.generation.request_hash)
+        except StoreError as error:
+            self.log.warning("what the store has is left in the rescue folder: %s", error)
+            return
         if rescued and rescued.record.generation.created_at == record.generation.created_at:
             self.rescue.remove(record.generation.request_hash)
 
@@ -110,12 +118,13 @@ class Keeper:
 
     def _to_the_rescue(
         self, request_hash: str, answer: Answer, images: tuple[GeneratedImage, ...], there: bool
-    ) -> str:
-        """Keep the answer on this machine; where it is then, in words."""
+    ) -> tuple[bool, str]:
+        """Keep the answer on this machine, unless it is `there`; whether it is then, and where, in words."""
         try:
             if not there:
                 self.rescue.put(request_hash, answer, images)
             folder = self.rescue.folder(request_hash)
         except StoreError as error:
-            return f"nor could they be kept on this machine: {error}"
-        return f"kept on {socket.gethostname()} in {folder}: the next run with this rescue folder takes it from there"
+            return False, f"nor could they be kept on this machine: {error}"
+        host = socket.gethostname()
+        return True, f"kept on {host} in {folder}: the next run with this rescue folder takes it from there"

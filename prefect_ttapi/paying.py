@@ -28,6 +28,7 @@ from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
+from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,11 @@ def try_pay_once(
                         on_answer(answer)
                     generation = _generation(request, answer, store, client.api_origin, payer)
                     record = keeper.keep(
-                        claim, claim.answer(generation, result_key), answer.images, request.model
+                        claim,
+                        claim.answer(generation, result_key),
+                        answer.images,
+                        request.model,
+                        hurry=_is_ending(while_waiting),
                     )
                     return Paid(record, sent=True, fresh=answer.images)
                 if (taken := keeper.take_back(claim, result_key)) is not None:
@@ -201,7 +206,13 @@ def _ask(
         if before_send is not None:
             before_send(number)
         # last: each send, a repeated one too, needs a claim that is proven to stand
-        claim.before_sending()
+        try:
+            claim.before_sending()
+        except StoreError as error:
+            if number == 1 or isinstance(error, ClaimLostError):
+                raise
+            # what was sent before may be paid for: its own error says so
+            raise StopSending(str(error)) from error
 
     try:
         if request.stream or on_preview is not None:
@@ -214,6 +225,16 @@ def _ask(
         else:
             claim.release()
         raise
+
+
+def _is_ending(while_waiting: Callable[[], None] | None) -> bool:
+    """Whether the caller wants nothing sent any more: perhaps it is being interrupted, and has little time."""
+    try:
+        if while_waiting is not None:
+            while_waiting()
+    except StopSending:
+        return True
+    return False
 
 
 def _generation(

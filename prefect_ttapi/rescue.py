@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.responses import GeneratedImage, StoredImage
 from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.objects import Facts
@@ -89,18 +89,26 @@ class Rescue:
         """The answer to a request; None where there is none, or one that is damaged, which the log says.
 
         It stays there until it is removed.
+
+        Raises:
+            StoreError: it can't be read now, say for a full temporary folder: whole or not, nobody knows.
         """
+        folder = self.folder(request_hash)
         try:
-            return self._read(self.folder(request_hash), request_hash)
+            return self._read(folder, request_hash)
         except (StoreError, ValueError, OSError) as error:
-            if self.holds(request_hash):  # else somebody else has put it into the store meanwhile
-                self._log.warning(
-                    "%s is passed over: %s; look, and delete it", self.folder(request_hash), error
-                )
+            if not self.holds(request_hash):  # somebody else has put it into the store meanwhile
+                return None
+            if not isinstance(error, ValueError | ImageMissingError):
+                why = f"{folder} has what is paid for, and can't be read: {error}"
+                raise StoreError(f"{why}; nothing is sent while it stands: look, and try again") from error
+            self._log.warning("%s is passed over: %s; look, and delete it", folder, error)
             return None
 
     def remove(self, request_hash: str) -> None:
-        """Forget an answer: the store has it."""
+        """Forget an answer, or what there is of it: the store has it."""
+        if not self.holds(request_hash):
+            return
         folder = self.folder(request_hash)
         place = ImageStore(url=str(folder))
         try:

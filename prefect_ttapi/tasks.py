@@ -228,7 +228,7 @@ async def agenerate_images(
     """`generate_images` for async flows: same arguments, result, errors and cache."""
     stop = Event()
     call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
-    return await in_thread(call, on_cancel=stop.set)
+    return await in_thread(call, on_cancel=stop.set, grace=GRACE)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)

@@ -21,11 +21,14 @@ THREADS = 256
 _LIMITER: RunVar[CapacityLimiter] = RunVar("ttapi_limiter")
 
 
-async def in_thread(call: Callable[[], R], on_cancel: Callable[[], None] = lambda: None) -> R:
+async def in_thread(
+    call: Callable[[], R], on_cancel: Callable[[], None] = lambda: None, grace: float | None = None
+) -> R:
     """Run `call` in a worker thread with this context; a cancellation waits for it, because it may be paying.
 
     Args:
         on_cancel: called at a cancellation, to tell `call` to come to an end.
+        grace: seconds for which a cancellation waits for that; None: as long as it takes.
     """
     try:
         limiter = _LIMITER.get()
@@ -38,9 +41,10 @@ async def in_thread(call: Callable[[], R], on_cancel: Callable[[], None] = lambd
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         on_cancel()
+        # whoever was to hear of its error is gone
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         with CancelScope(shield=True):
-            await asyncio.wait([work])
-        work.exception()  # whoever was to hear of it is gone
+            await asyncio.wait([work], timeout=grace)
         raise
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from prefect_ttapi.errors import (
     InvalidRequestError,
     Outcome,
+    ServerError,
     StoreError,
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once
+from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, perhaps_paid
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
@@ -114,6 +117,24 @@ def test_a_resent_server_fault_is_named(store, client, sandbox: Sandbox):
     assert sandbox.calls == 2
 
 
+def test_a_store_that_fails_between_two_sends_hides_no_payment(store, client, sandbox: Sandbox, tmp_path):
+    """After a 503 nothing more is sent without a proven claim; the error is that of the 503, perhaps paid for."""
+    request = request_for("[[sandbox:status=503]] [[sandbox:times=1]] in between")
+    ledger = Ledger(store, "sandbox", "one", ttl=0.3)
+
+    def lose_the_store(number: int) -> None:
+        if number == 2:
+            documents = Path(ledger.key(request.request_hash)).parent
+            (Path(store.url) / documents).rename(tmp_path / "away")
+            (Path(store.url) / documents).touch()
+            time.sleep(0.3)
+
+    with pytest.raises(ServerError, match=r"not sent again: .*a file is in the way") as error:
+        pay_once(request, client, store, ledger, before_send=lose_the_store)
+    assert perhaps_paid(error.value)
+    assert sandbox.calls == 1
+
+
 def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     """A stream's previews are handed on; its image, sends and request id are recorded as those of a plain call."""
     previews: list[int] = []
@@ -128,7 +149,7 @@ def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     made = paid.generation
     assert previews == [0, 1]
     assert (made.api_calls, made.earlier_outcomes) == (2, (Outcome.SERVER_FAULT,))
-    assert made.request_id == "sandbox-2"
+    assert made.request_id == "req-2"
     assert made.seconds > 0
     assert made.usage is not None
     assert not pay_once(request_for(prompt), client, store, ledger_of(store, "two")).sent

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.errors import NotStoredError, UnknownOutcomeError
+from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.rescue import Rescue
@@ -21,6 +22,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.meddling import meddling_proxy
 from tests.s3 import S3Server
@@ -149,6 +151,58 @@ def test_where_nothing_can_be_written_the_error_says_so(store, client, tmp_path)
     """With a rescue folder that is no good either, the run knows that the images are gone."""
     (tmp_path / "rescue").touch()
     assert "nor could they be kept on this machine: can't make" in lost(store, client)
+
+
+def test_whoever_is_interrupted_keeps_it_before_a_store_that_hangs(
+    s3_server: S3Server, client, sandbox: Sandbox, tmp_path
+):
+    """An answer that comes when nothing is wanted any more is on this machine before the store is asked to take it."""
+    before_upload: list[int] = []
+
+    def look(method: str, path: str, _headers: dict[str, str]) -> None:
+        if method == "PUT" and "/images/" in path:
+            before_upload.append(len(kept(tmp_path)))
+
+    def stop() -> None:
+        if sandbox.calls:
+            raise StopSending("interrupted")
+
+    with meddling_proxy(s3_server.url, look) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url, rescue_folder=str(tmp_path / "rescue"))
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        assert pay(store, client, "one", while_waiting=stop).sent
+    assert before_upload == [3, 3]
+    assert kept(tmp_path) == []
+
+
+def test_without_a_rescue_folder_what_the_store_takes_in_the_end_is_a_success(
+    store, client, sandbox: Sandbox
+):
+    """Where this machine has no place for it, the answer is stored all the same once the store is up again."""
+    changes = {"patience": 20, "rescue_folder": "~nobody-has-this-name/rescue"}
+    obstacle = in_the_way(store)
+    with ThreadPoolExecutor(1) as threads:
+        paying = threads.submit(pay, store.model_copy(update=changes), client, "one")
+        while not sandbox.calls:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        obstacle.unlink()
+        assert paying.result().sent
+    assert sandbox.calls == 1
+
+
+def test_what_can_not_be_read_now_is_not_paid_for_again(store, client, sandbox: Sandbox, tmp_path):
+    """While the rescue folder has the answer but fails, nothing is sent; later it is taken."""
+    lost(store, client)
+    document = next((tmp_path / "rescue").rglob("*.json"))
+    hidden = document.rename(document.with_suffix(".away"))
+    document.mkdir()
+    with pytest.raises(StoreError, match=r"and can't be read: can't read .*: Is a directory"):
+        pay(store, client, "two")
+    document.rmdir()
+    hidden.rename(document)
+    assert not pay(store, client, "two").sent
+    assert sandbox.calls == 1
 
 
 def open_to_all(folder: Path) -> None:

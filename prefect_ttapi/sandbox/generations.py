@@ -38,7 +38,7 @@ class Generations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._counters.arrived() as number:
-            headers = {"x-request-id": f"sandbox-{number}"}
+            headers = {"x-request-id": f"req-{number}"}
             try:
                 await self._answer(Request(scope, receive), send, headers)
             except Refused as refused:

@@ -69,7 +69,7 @@ class Claim:
         self._settled = False
         self._unrenewed = False
         self._lease_from = 0.0
-        self._lock = threading.Lock()  # one write at a time: the renewing thread's or the holder's
+        self._lock = threading.Lock()  # one write at a time: a renewing thread's or the holder's
         self._renewer = leases.renewer()
 
     @property
@@ -120,12 +120,12 @@ class Claim:
             leases.disown(self)
 
     def renew(self) -> float:
-        """Renew if nobody is writing; when to come back. For the renewing thread."""
+        """Renew if nobody is writing; when to come back. For the renewing threads."""
         if self._lock.acquire(blocking=False):
             try:
                 self._renew()
                 self._unrenewed = False
-            except StoreError as error:
+            except Exception as error:  # whatever it is, other claims need this thread
                 if not self._unrenewed:
                     what = "the claim on request %s could not be renewed, which is tried again: %s"
                     self._log.warning(what, self._name, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,9 @@ _ADVICE: Final[Mapping[int, str]] = {
     errno.EEXIST: "a file is in the way where a folder should be: choose another folder",
     errno.ENAMETOOLONG: "the name is too long for this file system: shorten the key",
 }
+
+#: What `write` and its like call a file that is not finished; other programs' files are not ours to tidy away.
+_TEMPORARY: Final = re.compile(r"\.tmp-[0-9a-f]{16}")
 
 
 class Folder:
@@ -107,7 +111,7 @@ class Folder:
         if facts is None:
             return None
         tag = tag_of(facts)
-        return Found(facts.st_size, sidecar_metadata(self._root, key, tag), tag)
+        return Found(facts.st_size, sidecar_metadata(self._root, key, tag), tag, facts.st_mtime)
 
     def write(
         self,
@@ -212,7 +216,7 @@ def _is_object(name: str) -> bool:
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".tmp-")
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _facts(path: Path) -> os.stat_result | None:

@@ -1,4 +1,4 @@
-"""How long a claim is good for: a clock, who this process is, and a thread that renews claims.
+"""How long a claim is good for: a clock, who this process is, and threads that renew claims.
 
 No two machines' clocks are ever compared. A holder counts from before its last write; a waiter counts from
 when it first saw that write.
@@ -6,6 +6,7 @@ when it first saw that write.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -85,8 +86,12 @@ def _exists(pid: int, started: int) -> bool:
     return now == started
 
 
+#: Claims renewed at once: one connection that hangs must not let all others run out.
+_MOST_THREADS: Final = 8
+
+
 class Renewable(Protocol):
-    """A claim, as the renewing thread sees it."""
+    """A claim, as the renewing threads see it."""
 
     token: str
 
@@ -109,27 +114,28 @@ def disown(claim: Renewable) -> None:
 
 
 class Renewer:
-    """One thread that renews all claims of the process. It ends with the last, and starts with the next."""
+    """A few threads that renew all claims of the process. They end with the last, and start with the next ones."""
 
     def __init__(self) -> None:
         self._due: dict[str, tuple[float, Renewable]] = {}
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads = 0
 
     def add(self, claim: Renewable, when: float) -> None:
         """Renew the claim from `when` on, on `clock`."""
         with self._changed:
             self._due[claim.token] = when, claim
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ttapi-renewals", daemon=True)
-                self._thread.start()
+            if self._threads < min(len(self._due), _MOST_THREADS):
+                self._threads += 1
+                threading.Thread(target=self._run, name="ttapi-renewals", daemon=True).start()
             self._changed.notify()
 
     def remove(self, claim: Renewable) -> None:
         """Leave the claim alone from now on."""
         with self._changed:
             self._due.pop(claim.token, None)
-            self._changed.notify()
+            if not self._due:
+                self._changed.notify_all()
 
     def _run(self) -> None:
         while (claim := self._next()) is not None:
@@ -144,9 +150,10 @@ class Renewer:
             while self._due:
                 when, claim = min(self._due.values(), key=lambda due: due[0])
                 if (wait := when - clock()) <= 0:
+                    self._due[claim.token] = math.inf, claim  # no other thread's, until it is renewed
                     return claim
-                self._changed.wait(wait)
-            self._thread = None
+                self._changed.wait(min(wait, threading.TIMEOUT_MAX))
+            self._threads -= 1
             return None
 
 

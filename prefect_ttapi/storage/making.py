@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 from prefect_ttapi.rendering import Rendered, render
 from prefect_ttapi.renditions import Rendition
@@ -13,6 +15,9 @@ from prefect_ttapi.storage.objects import Facts, Found, ObjectStore
 
 #: Media type, SHA-256, metadata and key to what is kept beside an object.
 MakeFacts = Callable[[str, str, Mapping[str, str], str], Facts]
+
+#: Width and height, as `_says` writes them.
+_PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
 def put_renditions(
@@ -64,4 +69,6 @@ def _says(image: StoredImage, rendition: Rendition, rendered: Rendered) -> dict[
 
 def _is_made(image: StoredImage, rendition: Rendition, found: Found | None) -> bool:
     said = found.metadata if found else {}
-    return (said.get("source-sha256"), said.get("recipe")) == (image.sha256, rendition.recipe)
+    same = (said.get("source-sha256"), said.get("recipe")) == (image.sha256, rendition.recipe)
+    # metadata is anybody's to write
+    return same and "sha256" in said and _PIXELS.fullmatch(said.get("pixels", "")) is not None

@@ -58,11 +58,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Found:
-    """An object as it stands: length in bytes, metadata, and the tag of its last write."""
+    """An object as it stands: length in bytes, metadata, the tag of its last write, and when that was, Unix seconds."""
 
     size: int
     metadata: Mapping[str, str]
     tag: str
+    modified: float | None = None
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ class Holder(_Part):
 class Answer(_Part):
     """Images that were paid for, without addresses: these follow from the store and the SHA-256."""
 
-    token: str
-    run_id: str
+    token: Line
+    run_id: Line
     generation: dict[str, Any]
     result_key: str | None = None
 
@@ -97,7 +97,7 @@ class Document(_Part):
     request_hash: str
     api_origin: str
     state: State
-    token: str
+    token: Line
     sequence: int
     holder: Holder | None = None
     ttl: float = Field(LONGEST_TTL, gt=0, le=LONGEST_TTL)

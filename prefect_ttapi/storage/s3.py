@@ -118,11 +118,10 @@ class S3:
 
     async def _look(self, key: str) -> Found | None:
         facts = await self._patiently("can't look at", key, lambda: self._call_if_there("head_object", key))
-        return (
-            None
-            if facts is None
-            else Found(int(facts["ContentLength"]), facts.get("Metadata", {}), tag_in(facts))
-        )
+        if facts is None:
+            return None
+        size, written = int(facts["ContentLength"]), facts.get("LastModified")
+        return Found(size, facts.get("Metadata", {}), tag_in(facts), written and written.timestamp())
 
     def write(
         self,

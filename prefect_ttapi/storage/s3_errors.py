@@ -107,7 +107,12 @@ def explain(error: Exception, doing: str) -> StoreError:
     known = (_ADVICE.get(name) for name in (code, code.partition(".")[0], str(status)))
     advice = next(filter(None, known), "{words}").format_map(_Details(error))
     kind_of_error = NoAnswerError if status in _UNSETTLED or code in _DAMAGED else StoreError
-    return kind_of_error(f"{doing}: {advice} ({code}, HTTP {status})")
+    return kind_of_error(_printable(f"{doing}: {advice} ({code}, HTTP {status})"))
+
+
+def _printable(line: str) -> str:
+    """On one line, and nothing in it that controls a terminal: parts of it are the service's own words."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in line).split())
 
 
 class _Details(dict[str, str]):
@@ -120,7 +125,7 @@ class _Details(dict[str, str]):
         super().__init__(
             region=f"the region {region}" if region else "another region",
             clock=_clock(headers.get("date", "")),
-            words=" ".join(str(error).split())[:200],
+            words=str(error)[:200],
         )
 
 

@@ -44,7 +44,12 @@ class Service:
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """What `work` gives, run where the client lives; for any thread but that one."""
-        return asyncio.run_coroutine_threadsafe(work, _client(self.account).loop).result()
+        try:
+            loop = _client(self.account).loop
+        except BaseException:
+            work.close()  # without credentials there is no client: Python would warn that nobody awaits it
+            raise
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     async def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         """The answer to one request, as botocore names methods and arguments."""

@@ -35,7 +35,7 @@ def sidecar_metadata(root: Path, key: str, tag: str) -> Mapping[str, str]:
     try:
         found = json.loads(_path(root, key).read_bytes())
         metadata = dict(found["metadata"]) if found["tag"] == tag else {}
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return {}
     return {str(name): str(value) for name, value in metadata.items()}
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from prefect_ttapi.lineage.text import one_line
 from prefect_ttapi.progress import size
-from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
+from prefect_ttapi.responses import Generation, StoredImage
 from prefect_ttapi.storage.records import Payment
 from prefect_ttapi.trace.chain import Copy, Entry, Made, Origin, SourceRow
 
@@ -136,12 +136,10 @@ def _row(source: SourceRow, *, with_request: bool = False) -> Node:
         *([Node(f"image {image.uri}") for image in row.images] if with_request else []),
         *([Node(f"values: {values}")] if values else []),
         *([Node(f"{row.error_type}: {row.error}")] if row.error else []),
-        *(Node(f"delivered {copy.uri}{_version(copy)}") for copy in row.delivered),
+        *(
+            Node(f"delivered {copy.uri}" + (f" ({copy.rendition})" if copy.rendition else ""))
+            for copy in row.delivered
+        ),
     ]
     where = "" if with_request else f" of {source.manifest_uri}"
     return Node(f"row {row.row}{where}: {row.status}", below)
-
-
-def _version(copy: DeliveredImage) -> str:
-    known = copy.model_dump()
-    return f" ({known['rendition']})" if known.get("rendition") else ""

@@ -132,9 +132,11 @@ def kill(
         time.sleep(chance.uniform(0, 0.3) if began < reached else chance.uniform(0, 4))
         process.send_signal(sign)
         status = process.wait(PATIENCE)
-    held = [one for one in documents(place) if one.state is State.CLAIMED]
+    claims = [one for one in documents(place) if one.state is State.CLAIMED]
+    held = [one for one in claims if one.holder.pid == process.pid]
     assert sign == signal.SIGKILL or not held, log.read_text()
-    run = re.search(r"^run (\S+)$", log.read_text(), re.MULTILINE)
+    run = re.search(r"run ([0-9a-f-]{36})\n", log.read_text())
+    assert run or not held, log.read_text()
     if run and sign == signal.SIGKILL:
         account.killed(run[1], in_flight=len(held))
     return status not in (0, 1)

@@ -326,4 +326,4 @@ def test_counts_are_by_request_hash(client: httpx.Client, sandbox: Sandbox) -> N
 def test_request_ids_are_sent(client: httpx.Client) -> None:
     """Every answer of the endpoint, good or bad, carries the number of the call."""
     responses = [post(client), post(client, n=99), post(client, model="gpt-image-2")]
-    assert [each.headers["x-request-id"] for each in responses] == ["sandbox-1", "sandbox-2", "sandbox-3"]
+    assert [each.headers["x-request-id"] for each in responses] == ["req-1", "req-2", "req-3"]

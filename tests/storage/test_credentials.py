@@ -147,6 +147,20 @@ def test_a_blocks_role_is_assumed_again_when_it_has_expired(
         assert gate.used == {"AKIAROLE0", "AKIAROLE1"}
 
 
+class Empty(Assumed):
+    """A block that has nothing to give."""
+
+    def get_boto3_session(self) -> Any:
+        return SimpleNamespace(get_credentials=lambda: None)
+
+
+def test_a_block_without_credentials_is_one_clear_line() -> None:
+    """The error says what is missing, and nothing else complains."""
+    store = ImageStore(url="s3://pictures", aws_credentials=Empty())
+    with pytest.raises(StoreError, match="from aws_credentials: the block has none"):
+        store.read("a")
+
+
 def test_a_block_shows_nothing_of_its_credentials(s3_server: S3Server) -> None:
     """A store that holds a block shows nothing of it, and can't be mistaken for one that has keys."""
     store = ImageStore(url="s3://pictures", aws_credentials=Assumed())

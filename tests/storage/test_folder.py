@@ -75,14 +75,15 @@ def test_half_written_files_are_no_objects(tmp_path: Path) -> None:
     """What a killed process left behind is not listed, hinders nobody, and only it can be tidied away."""
     folder = Folder(tmp_path)
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".tmp-dead").write_bytes(b"half")
+    (tmp_path / "a" / ".tmp-00000000deadbeef").write_bytes(b"half")
+    (tmp_path / "a" / ".tmp-another-program's").write_bytes(b"theirs")
     folder.write("a/b", lambda: io.BytesIO(b"whole"), FACTS)
     assert [found.key for found in folder.list("")] == ["a/b"]
-    assert [(found.key, found.size) for found in folder.half_written()] == [("a/.tmp-dead", 4)]
-    for other in ("a/b", "../.tmp-other"):
+    assert [(found.key, found.size) for found in folder.half_written()] == [("a/.tmp-00000000deadbeef", 4)]
+    for other in ("a/b", "../.tmp-0123456789abcdef"):
         with pytest.raises(StoreError, match="no half-written object"):
             folder.delete_half_written(other)
-    folder.delete_half_written("a/.tmp-dead")
+    folder.delete_half_written("a/.tmp-00000000deadbeef")
     assert list(folder.half_written()) == []
 
 
@@ -164,6 +165,6 @@ def test_metadata_never_speaks_of_another_object(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"edited by hand")
     assert folder.look("a.png").metadata == {}
     folder.write("a.png", lambda: io.BytesIO(b"two"), image)
-    for nonsense in (b"", b"{", b"[]", b'{"tag": 1}', b"\xff"):
+    for nonsense in (b"", b"{", b"[]", b'{"tag": 1}', b"\xff", b"[" * 100_000):
         (tmp_path / ".metadata" / "a.png.json").write_bytes(nonsense)
         assert folder.look("a.png").metadata == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.ledger import Waiting
 from prefect_ttapi.storage.store import ImageStore
+from tests.meddling import meddling_proxy
+from tests.s3 import S3Server
 from tests.storage.ledgers import (
     HASH,
     Clock,
@@ -246,8 +249,31 @@ def test_claims_are_renewed_in_the_background(folder_store: ImageStore) -> None:
     assert record.maybe_paid == ()
 
 
-def test_one_thread_renews_all_claims_and_ends_with_the_last(folder_store: ImageStore) -> None:
-    """Many claims at once share one renewing thread; when none is left, it is gone."""
+def test_a_connection_that_hangs_lets_no_other_claim_run_out(s3_server: S3Server) -> None:
+    """While the store leaves the renewal of one claim without an answer, others are renewed."""
+    hangs, end = threading.Event(), threading.Event()
+
+    def keep_waiting(method: str, path: str, _headers: dict[str, str]) -> None:
+        if method == "PUT" and "a" * 64 in path and hangs.is_set():
+            end.wait(30)
+
+    with meddling_proxy(s3_server.url, keep_waiting) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url)
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        ledger = ledger_of(store, ttl=1.0)
+        with ledger.acquire("a" * 64), ledger.acquire("b" * 64):
+            hangs.set()
+            deadline = time.monotonic() + 20
+            key, sequence = ledger.key("b" * 64), 1
+            while sequence < 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                sequence = json.loads(store.read(key) or b"")["sequence"]
+            end.set()
+        assert sequence >= 3
+
+
+def test_few_threads_renew_all_claims_and_end_with_the_last(folder_store: ImageStore) -> None:
+    """Many claims at once share eight renewing threads; when none is left, they are gone."""
 
     def renewing() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "ttapi-renewals"]
@@ -255,8 +281,10 @@ def test_one_thread_renews_all_claims_and_ends_with_the_last(folder_store: Image
     ledger = ledger_of(folder_store)
     hashes = [request_of(f"prompt {number}").request_hash for number in range(20)]
     claims = [ledger.acquire(request_hash).__enter__() for request_hash in hashes]
-    (thread,) = renewing()
+    threads = renewing()
+    assert len(threads) == 8
     for claim in claims:
         claim.__exit__(None, None, None)
-    thread.join(10)
+    for thread in threads:
+        thread.join(10)
     assert renewing() == []

@@ -37,8 +37,14 @@ REQUEST = request_of()
 HASH = REQUEST.request_hash
 ACTORS = st.sampled_from([0, 1, 2])
 
-#: What may become of a step, besides going on without trouble, and death.
-GOING_ON = ["goes on"] * 16
+#: Where an actor that goes on without trouble comes to a stop: where it waits, or may be held up before it sends.
+STOPS = {"goes on": {"wait", "prove", "send", "api"}, "goes far": {"wait", "api"}}
+GOING_ON = [*STOPS] * 5
+
+#: What may happen besides: death, renewals, seconds that pass.
+ELSEWHERE = ["dies", "vanishes", "renewals", "1", "31", "61", "a late write", "a loss"]
+
+#: What may become of a step.
 FATES = {
     "read": ["works", "works", "fails"],
     "look": ["works", "fails"],
@@ -85,6 +91,8 @@ class Token:
         written: when the store last wrote the claim.
         sends: how often its holder sent, refusals apart.
         excused: its holder died, could not renew for a TTL, or doesn't know what became of it.
+        recorded: the store has its answer.
+        overruled: a late finisher recorded another answer, which its holder needn't know.
         settled: its holder has heard that its answer is recorded.
         superseded: its answer was the record, until a refresh or a loss.
     """
@@ -93,6 +101,8 @@ class Token:
     written: float
     sends: int = 0
     excused: bool = False
+    recorded: bool = False
+    overruled: bool = False
     settled: bool = False
     superseded: bool = False
     holder: threading.Thread | None = field(default=None, repr=False)
@@ -128,42 +138,58 @@ class Holders(RuleBasedStateMachine):
 
     @rule(number=ACTORS, data=st.data())
     def act(self, number: int, data: st.DataObject) -> None:
-        """An actor takes one step, with any fate, or goes on to where it waits or may be held up before it sends."""
+        """An actor takes one step with any fate, or some without trouble; or something happens elsewhere."""
         actor = self.actors[number]
         if actor.lane is None:
             self.ask(actor, data)
         lane = actor.renewal or actor.lane
-        fate = data.draw(st.sampled_from([*GOING_ON, *FATES.get(lane.at, []), "dies", "vanishes"]), lane.at)
-        if fate == "dies":  # as every process of its machine can tell
+        fate = data.draw(st.sampled_from([*GOING_ON, *FATES.get(lane.at, []), *ELSEWHERE]), lane.at)
+        if fate in STOPS:
+            self.go_on(actor, STOPS[fate])
+        elif fate == "dies":  # as every process of its machine can tell
             self.end(actor)
         elif fate == "vanishes":  # and nobody can tell
             self.gone.append(actor)
             self.actors[number] = Actor(actor.run)
-        elif fate == "goes on":
-            self.go_on(actor)
+        elif fate == "renewals":
+            self.renew_all()
+        elif fate == "a late write":
+            self.store.bring_a_late_write()
+        elif fate == "a loss":
+            self.lose_images()
+        elif fate.isdigit():
+            self.pass_time(float(fate))
         else:
             lane.proceed(fate)
             self.look_after(actor)
 
-    @rule(happening=st.sampled_from(["renewals", "1", "31", "61", "31", "61", "a late write", "a loss"]))
-    def elsewhere(self, happening: str) -> None:
-        """The renewing threads have their turn, or seconds pass, or somebody tidies up the store."""
-        if happening == "renewals":
-            for actor in self.actors:
-                if actor.claim is not None and actor.renewal is None:
-                    actor.renewal = Lane(actor.claim.renew).begin()
-                    self.look_after(actor)
-        elif happening == "a late write":
-            self.store.bring_a_late_write()
-        elif happening == "a loss":
-            answer = self.answer()
-            for image in answer.generation["images"] if answer else ():
-                self.real.remove(self.real.image_key(image["sha256"], image["media_type"]))
-        else:
-            self.now += float(happening)
+    def go_on(self, actor: Actor, stops: set[str]) -> None:
+        while (lane := actor.renewal or actor.lane) is not None:
+            lane.proceed("answers" if lane.at == "api" else "works")
+            self.look_after(actor)
+            if lane.at in stops:
+                break
+
+    def renew_all(self) -> None:
+        """The renewing threads have their turn."""
+        for actor in self.actors:
+            if actor.claim is not None and actor.renewal is None:
+                actor.renewal = Lane(actor.claim.renew).begin()
+                self.look_after(actor)
+
+    def lose_images(self) -> None:
+        """Somebody tidies up the store."""
+        answer = self.answer()
+        for image in answer.generation["images"] if answer else ():
+            self.real.objects.delete(self.real.image_key(image["sha256"], image["media_type"]))
             for token in self.tokens.values():
-                if not token.settled and self.now - token.written >= TTL:
-                    self.excuse(token)
+                token.excused = True
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for token in self.tokens.values():
+            if not token.settled and self.now - token.written >= TTL:
+                self.excuse(token)
 
     # what an actor does
 
@@ -230,6 +256,7 @@ class Holders(RuleBasedStateMachine):
         if outcome == "refuses":
             claim.release()
         elif outcome == "says nothing":
+            self.excuse(token)
             claim.mark_unknown("read timed out")
         else:
             image = self.real.reference(fresh_image(claim.token.encode()))
@@ -245,6 +272,7 @@ class Holders(RuleBasedStateMachine):
                 self.rescued = answer
                 if attempt == 2:
                     if answer.token == claim.token:
+                        self.excuse(self.tokens[claim.token])
                         claim.mark_unknown("paid for, not stored")
                     raise
             else:
@@ -266,29 +294,20 @@ class Holders(RuleBasedStateMachine):
         self.run_of[lane] = actor.run
         lane.begin()
 
-    def go_on(self, actor: Actor) -> None:
-        while (lane := actor.renewal or actor.lane) is not None:
-            lane.proceed("answers" if lane.at == "api" else "works")
-            self.look_after(actor)
-            if lane.at in ("wait", "prove", "send", "api"):
-                break
-
     # what must be true
 
     def check_proof(self, name: str) -> None:
         """Who is allowed to send wrote its claim less than a TTL ago, and only a late answer may have replaced it."""
         token, standing = self.tokens[name], self.standing()
         assert self.now - token.written < TTL
-        if standing.token != name:
-            assert standing.state is State.GENERATED
-            assert self.tokens[standing.token].excused
+        assert standing.token == name or token.overruled
 
     def check_send(self, name: str) -> None:
         """Whoever else paid has recorded it, or has an excuse; a run sends once unless it opted in."""
         token = self.tokens[name]
         others = [other for other in self.tokens.values() if other is not token and other.sends]
-        if not token.excused:
-            assert all(other.excused or other.settled or other.superseded for other in others)
+        if not token.excused and not token.overruled:
+            assert all(other.excused or other.recorded or other.overruled for other in others)
         if not token.run.opted_in:
             assert not any(other.run == token.run and not other.superseded for other in others)
 
@@ -299,6 +318,8 @@ class Holders(RuleBasedStateMachine):
         writer = self.account(new, by)
         if new.state is State.GENERATED and (old is None or old.answer != new.answer):
             assert self.is_whole(new.answer)
+        if new.answer is not None:
+            self.tokens[new.answer.token].recorded = True
         if old is None:
             return
         if old.answer is not None and (new.answer is None or new.answer.token != old.answer.token):
@@ -310,6 +331,7 @@ class Holders(RuleBasedStateMachine):
         if old.state is State.CLAIMED and old.token != new.token:
             assert old.token in named(new)
             assert self.tokens[old.token].excused or new.state is State.GENERATED
+            self.tokens[old.token].overruled = new.state is State.GENERATED
         paid = {name for name, token in self.tokens.items() if token.sends and not token.superseded}
         assert named(old) & paid <= named(new) | {new.token}
         if new.state is State.CLAIMED and old.state is not State.CLAIMED and old.answer is not None:

@@ -35,6 +35,8 @@ from tests.storage.ledgers import (
         ({"state": "claimed"}, "a claim without a holder"),
         ({"state": "generated", "answer": None}, "names no images"),
         ({"maybe_paid": [{"token": "t"}]}, "is no ledger record"),
+        ({"token": "\x1b[2J"}, "is no ledger record"),
+        ({"answer": {"token": "t", "run_id": "r" * 601, "generation": {}}}, "is no ledger record"),
         ({"answer": {"token": "t", "run_id": "r", "generation": {}}}, "holds no generation"),
         ({"answer": {"token": "t", "run_id": "r", "generation": {"images": 3}}}, "holds no generation"),
     ],

@@ -16,6 +16,7 @@ from prefect_ttapi.renditions import versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
+from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.meddling import meddling_proxy
 from tests.s3 import S3Server
@@ -81,6 +82,19 @@ def test_an_older_rendition_counts_by_its_recipe(store: ImageStore) -> None:
     other = Rendition(max_size=32, quality=70, name="webp-32")
     with pytest.raises(StoreError, match="holds something else"):
         delivered(generation, store, "{index}-{rendition}", [other])
+
+
+@pytest.mark.parametrize("pixels", [None, "64x0"])
+def test_metadata_that_makes_no_sense_is_no_renditions(store: ImageStore, pixels: str | None) -> None:
+    """An object that says of itself how it was made, but not its size, is something else."""
+    generation = made_in(store)
+    first = delivered(generation, store, "{index}-{rendition}")[1]
+    key = store.objects.key(first.uri)
+    said = {name: value for name, value in store.objects.look(key).metadata.items() if name != "pixels"}
+    facts = Facts("image/webp", metadata=said | ({"pixels": pixels} if pixels else {}) | {"sha256": "0" * 64})
+    store.objects.write(key, lambda: io.BytesIO(b"whatever"), facts)
+    with pytest.raises(StoreError, match="holds something else"):
+        delivered(generation, store, "{index}-{rendition}")
 
 
 def test_equal_bytes_from_elsewhere_are_a_success(store: ImageStore) -> None:

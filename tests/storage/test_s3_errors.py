@@ -55,6 +55,7 @@ def refusing(s3_server: S3Server) -> Iterator[tuple[ImageStore, list]]:
         (said("NotImplemented", 501), "this service can't do it"),
         (said("QuotaExceeded"), "the store is full"),
         (said("NobodyKnowsThis", 418), "their words"),
+        (said("Nobody\x9b2J\u202eKnows", 418), "(Nobody 2J Knows, HTTP 418)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -136,15 +136,15 @@ def test_orphans_are_deleted_only_when_asked_for_and_old(tmp_path: Path) -> None
     """Without the option orphans stay, with it those older than an hour go, and half-written files with them."""
     store = ImageStore(url=str(tmp_path))
     old, young = [store.put_image(fresh_image(data), {}) for data in (b"old", b"young")]
-    for name in (".tmp-old", ".tmp-young"):
+    for name in (".tmp-00000000000000aa", ".tmp-00000000000000bb"):
         (tmp_path / "images" / name).write_bytes(b"half")
     age(store, store.objects.key(old.uri))
-    age(store, "images/.tmp-old")
+    age(store, "images/.tmp-00000000000000aa")
     assert not any(done for _, _, done in mend(store))
     assert store.size(old.uri) == 3
     assert sum(done for _, _, done in mend(store, delete_orphans=True)) == 2
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(
-        [".tmp-young", Path(young.uri).name]
+        [".tmp-00000000000000bb", Path(young.uri).name]
     )
 
 
@@ -156,6 +156,17 @@ def test_an_image_that_its_record_names_is_no_orphan_to_delete(tmp_path: Path) -
     mistaken = Finding(Kind.ORPHAN, made.images[0].uri, "", images=(key,), modified=0.0)
     assert repair(store, mistaken, delete_orphans=True).line == f"left {key}: {record_key('hidden')} names it"
     assert store.size(key)
+
+
+def test_an_orphan_that_is_written_anew_is_left(tmp_path: Path) -> None:
+    """Who stores the same image again, and has not recorded it yet, does not lose it to a repair that began before."""
+    store = ImageStore(url=str(tmp_path))
+    orphan = store.put_image(fresh_image(b"once more"), {})
+    age(store, key := store.objects.key(orphan.uri))
+    (found,) = [finding for finding in verify(store) if finding.kind is Kind.ORPHAN]
+    store.put_image(fresh_image(b"once more"), {})
+    assert repair(store, found, delete_orphans=True).line == f"left {key}: it was written anew meanwhile"
+    assert store.size(key) == 9
 
 
 def test_nothing_is_written_without_repair(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Worker threads of the async twins: what a cancellation waits for, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from prefect_ttapi.threads import in_thread
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["out of patience", "cancelled again"])
+def test_a_cancellation_waits_as_long_as_it_may(again: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The call is told to end and goes on; after the grace, or a second cancellation, nobody complains of its error."""
+    told, end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        end.wait(30)
+        ended.set()
+        raise ValueError("nobody hears this")
+
+    async def cancelled() -> None:
+        work = asyncio.create_task(in_thread(call, on_cancel=told.set, grace=None if again else 0.05))
+        await asyncio.sleep(0.05)
+        work.cancel()
+        await asyncio.sleep(0.05)
+        if again:
+            assert not work.done()
+            work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert told.is_set()
+        assert not ended.is_set()
+        end.set()
+        await asyncio.to_thread(ended.wait, 30)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(cancelled())
+    assert caplog.text == ""
