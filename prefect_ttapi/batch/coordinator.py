@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -16,11 +17,11 @@ from traceback import format_exception_only
 from typing import Any, Final
 
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner
 
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
+from prefect_ttapi.batch.runners import task_runner
 from prefect_ttapi.batch.session import Session, Stop
 from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan, generate_shard
@@ -32,6 +33,9 @@ from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import undisturbed
 
 logger = logging.getLogger(__name__)
+
+#: Seconds for writing down rows when nobody waits any longer.
+_LAST_ROWS: Final = 2.0
 
 #: Seconds for which a shard waits for a slow source to fill it.
 _FILLING: Final = 0.5
@@ -88,6 +92,7 @@ class Coordinator:
         self._filled_at = 0.0  # when they are submitted, though they are few
         self._submitted = 0
         self._leave_at: float | None = None
+        self._at_the_end = threading.Event()
 
     def returned(self, item: Item, done: Done) -> None:
         """One item came back; from any thread."""
@@ -130,9 +135,13 @@ class Coordinator:
                 grace,
             )
 
-        with _task_runner(self._shape.slots) as runner:
+        with task_runner(self._shape.slots) as runner:
             work = partial(self._to_the_end, bounded, session, runner)
-            undisturbed(work, interrupted, partial(self._watch, stop, grace))
+            try:
+                undisturbed(work, interrupted, partial(self._watch, stop, grace))
+            finally:  # where a second interruption waited no longer, each item has its row all the same
+                self._events.put(_Told.LEAVE)
+                self._at_the_end.wait(_LAST_ROWS)
 
     def _watch(self, stop: Stop, grace: float) -> None:
         """See that a cancelled batch ends in time."""
@@ -153,6 +162,8 @@ class Coordinator:
             self._stop_because(broken, session)
             self._loop(bounded, session, runner)
             raise
+        finally:
+            self._at_the_end.set()
         if self._ended and self._ended.error:
             raise self._ended.error
 
@@ -329,21 +340,3 @@ class Coordinator:
 
 def _what(error: BaseException) -> str:
     return format_exception_only(error)[-1].strip()
-
-
-@contextmanager
-def _task_runner(slots: int) -> Iterator[TaskRunner[Any]]:
-    """The flow's; inside a task threads of its own, because tasks that wait for others in one pool may fill it."""
-    runner = flow_task_runner()
-    if runner is not None:
-        yield runner
-    else:
-        own: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=slots)
-        with own:
-            yield own
-
-
-def flow_task_runner() -> TaskRunner[Any] | None:
-    """The task runner of the flow that this is called in; None inside a task."""
-    flow_run = FlowRunContext.get()
-    return flow_run.task_runner if flow_run and TaskRunContext.get() is None else None

@@ -17,13 +17,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
-from prefect_ttapi.batch.coordinator import Coordinator, flow_task_runner
+from prefect_ttapi.batch.coordinator import Coordinator
 from prefect_ttapi.batch.earlier import remember
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
+from prefect_ttapi.batch.runners import flow_task_runner
 from prefect_ttapi.batch.session import Session, Stop, shared
 from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
@@ -84,13 +85,15 @@ def generate_batch(
 
     Args:
         requests: requests or mappings of their fields. A sequence is checked whole before anything is paid for; in
-            any other iterable, read in a thread of the batch, an illegal item is a failed row.
+            any other iterable, read in a thread of the batch as room comes up, an illegal item is a failed row. It
+            should come to an end: where nothing more may be sent, the rest of it is listed as skipped.
         credentials: the API key, and how patient to be.
         store: where the images and the ledger are.
         deliver_to: where copies go under keys of the template `key`; None delivers nothing.
         key: template over `name slug hash index ext model size date batch` and the names in `values`.
         values: a mapping per request, in order, or a function of the request.
-        max_in_flight: how many requests are under way at once.
+        max_in_flight: how many requests are under way at once, as far as the flow's task runner has room for their
+            task runs: `ThreadPoolTaskRunner(max_workers=2)` needs a `shard_size` that keeps two of them busy.
         shard_size: requests per task run; by default 1, more where that would make over 300 task runs.
         budget: limits of this batch; what does not fit ends as a skipped row.
         raise_on_failure: raise `BatchError` at the end, after all else is delivered and recorded.

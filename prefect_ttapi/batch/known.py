@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice, takewhile
 from typing import Final
@@ -181,8 +182,10 @@ class _Shelf:
 
     def _stands(self, row: Row, listed: Listed) -> bool:
         """Whether an earlier row still says what the ledger says, and its images are there."""
-        made = row.created_at
-        young = self.plan.not_before is None or (made is not None and made >= self.plan.not_before)
+        made = (
+            row.created_at if row.created_at and row.created_at.tzinfo else datetime.min.replace(tzinfo=UTC)
+        )
+        young = self.plan.not_before is None or made >= self.plan.not_before
         same = (row.ledger_size, row.ledger_tag) == (listed.size, listed.tag)
         return young and same and bool(row.images) and not self._missing(row.images)
 

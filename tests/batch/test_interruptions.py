@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,24 @@ def test_an_interruption_while_the_manifest_is_written_loses_nothing(
         with pytest.raises(KeyboardInterrupt):
             generate_batch(prompts(2), credentials, store, name="{braces}")
         assert len([found for found in store.list("batches/") if found.key.endswith("manifest.jsonl")]) == 1
+
+
+def test_a_second_interruption_leaves_a_row_for_each_request(store):
+    """Who presses Ctrl-C twice does not wait for answers, and finds in the manifest what may have been paid for."""
+
+    def twice(sandbox: Sandbox) -> None:
+        while sandbox.in_flight < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Sandbox(tiny=True, latency=60) as sandbox:
+        credentials = TTAPICredentials(api_key="sandbox-key", base_url=sandbox.base_url)
+        threading.Thread(target=twice, args=(sandbox,)).start()
+        with pytest.raises(KeyboardInterrupt):
+            generate_batch(prompts(6), credentials, store, max_in_flight=2)
+        assert sorted(statuses(store)) == ["failed"] * 2 + ["skipped"] * 4
 
 
 def test_a_time_out_of_an_async_flow_ends_the_batch(store, slow, slow_sandbox: Sandbox):

@@ -145,6 +145,8 @@ def test_expired_rows_are_left_to_the_ledger(store, client, age: timedelta, kind
     note(store, rows)
     (found,) = sorted_out(store, items(1), plan(not_before=datetime.now(UTC) - age))
     assert isinstance(found, kind)
+    note(store, [rows[0].model_copy(update={"created_at": datetime(2031, 1, 1)})])
+    assert isinstance(sorted_out(store, items(1), plan(not_before=DATE))[0], Item)
 
 
 def test_a_huge_store_is_not_listed_to_its_end(client, s3_server: S3Server, new_bucket):
