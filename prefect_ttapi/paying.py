@@ -23,6 +23,7 @@ from prefect_ttapi.responses import (
     Generation,
     PartialImage,
 )
+from prefect_ttapi.spool import check_room
 from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record
@@ -205,8 +206,9 @@ def _ask(
     def before(number: int) -> None:
         if before_send is not None:
             before_send(number)
-        # last: each send, a repeated one too, needs a claim that is proven to stand
         try:
+            _check_room()
+            # last: each send, a repeated one too, needs a claim that is proven to stand
             claim.before_sending()
         except StoreError as error:
             if number == 1 or isinstance(error, ClaimLostError):
@@ -225,6 +227,14 @@ def _ask(
         else:
             claim.release()
         raise
+
+
+def _check_room() -> None:
+    """StoreError: this machine has no room for the answer, which would be paid for and lost."""
+    try:
+        check_room()
+    except OSError as error:
+        raise StoreError(f"nothing is sent: no temporary file can be written ({error.strerror})") from error
 
 
 def _is_ending(while_waiting: Callable[[], None] | None) -> bool:

@@ -78,6 +78,11 @@ class Spool:
         return self.read_at(start, self.size_bytes - start)
 
 
+def check_room() -> None:
+    """Make sure that an image can be kept. OSError: a temporary file can't be made, or written to."""
+    Spool().write(bytes(IN_MEMORY + 1))
+
+
 def _write_out(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:
     rest = memoryview(data)
     while rest:  # an unbuffered file may take less than it is given

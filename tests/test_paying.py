@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,18 @@ def test_a_resent_server_fault_is_named(store, client, sandbox: Sandbox):
     assert paid.generation.api_calls == 2
     assert paid.generation.earlier_outcomes == (Outcome.SERVER_FAULT,)
     assert sandbox.calls == 2
+
+
+def test_without_room_for_the_answer_nothing_is_sent(
+    store, client, sandbox: Sandbox, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where no temporary file can be written, an answer would be paid for and lost: nothing is sent."""
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        with pytest.raises(StoreError, match="nothing is sent: no temporary file can be written"):
+            pay_once(request_for("a full house"), client, store, ledger_of(store, "one"))
+    assert sandbox.calls == 0
+    assert pay_once(request_for("a full house"), client, store, ledger_of(store, "one")).sent
 
 
 def test_a_store_that_fails_between_two_sends_hides_no_payment(store, client, sandbox: Sandbox, tmp_path):
