@@ -18,6 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
+from flows.interrupts import start_server
 from flows.options import add_store_options, credentials_from, exit_status, failures, sandbox_if, store_at
 from prefect_ttapi import BatchReport, generate_batch
 from prefect_ttapi.batch import check_batch
@@ -74,6 +75,7 @@ def _run(options: argparse.Namespace) -> int:
             store_at(options.store),
             max_in_flight=options.max_in_flight,
         )
+        start_server()
         _check_limit(options.account, options.max_in_flight)
         report = account_wide(
             options.prompts, options.store, options.account, options.credentials, options.max_in_flight

@@ -23,8 +23,11 @@ STOPPING = "Press Ctrl-C again to leave at once"
 
 
 def check_that_nothing_is_open(place: ImageStore, sandbox: Sandbox) -> None:
-    """What was called is recorded, nothing is claimed, and the manifest has a row for each request."""
-    assert [document.state for document in documents(place)] == [State.GENERATED] * sandbox.calls
+    """What was called is recorded, nothing is claimed any more, and the manifest has a row for each request."""
+    states = [document.state for document in documents(place)]
+    assert states.count(State.GENERATED) == sandbox.calls
+    # a claim of the very moment was given back
+    assert set(states) <= {State.GENERATED, State.RELEASED}
     (manifest,) = Path(place.url).glob("batches/*/manifest.jsonl")
     statuses = [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
     assert len(statuses) == REQUESTS
@@ -93,10 +96,10 @@ def test_at_a_terminal_the_temporary_server_stays(
 
 def test_cancelled_from_the_api(store: ImageStore, prefect_ui: Server, tmp_path: Path) -> None:
     """Cancelling a served run stops its batch as SIGTERM does: recorded, listed, and the run is cancelled."""
-    log = tmp_path / "log"
+    log, environment = tmp_path / "log", prefect_ui.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     with (
         Sandbox(tiny=True, latency=0.5) as sandbox,
-        child(small_flow(store, sandbox, REQUESTS, "serve"), prefect_ui.environment, log) as served,
+        child(small_flow(store, sandbox, REQUESTS, "serve"), environment, log) as served,
     ):
         until(lambda: prefect_ui.ask("deployments/filter", flows={"name": {"any_": ["small"]}}), log)
         (deployment,) = prefect_ui.ask("deployments/filter", flows={"name": {"any_": ["small"]}})

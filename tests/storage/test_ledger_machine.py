@@ -323,7 +323,10 @@ class Holders(RuleBasedStateMachine):
         if old is None:
             return
         if old.answer is not None and (new.answer is None or new.answer.token != old.answer.token):
-            assert self.may_replace(old.answer, writer.run) or old.answer.token in named(new)
+            beaten = old.state is State.CLAIMED and old.answer.token in named(
+                new
+            )  # a refresh was, by a late answer
+            assert beaten or self.may_replace(old.answer, writer.run)
             assert new.state is State.GENERATED or not self.is_whole(old.answer), (
                 "a refresh keeps the old one"
             )
@@ -434,7 +437,7 @@ def named(document: Document) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(80, 40), pytest.param(600, 60, marks=pytest.mark.integration)]
+    ("examples", "steps"), [(50, 40), pytest.param(400, 60, marks=pytest.mark.integration)]
 )
 def test_no_interleaving_pays_without_a_reason_and_a_name(examples: int, steps: int) -> None:
     """Nobody sends while another's lease stands, a record once made stays, and each payment is named in it."""
