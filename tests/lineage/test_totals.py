@@ -19,7 +19,7 @@ ROWS = st.lists(
             generated,
             count=st.integers(1, 3),
             seconds=st.integers(0, 99),
-            created_at=st.datetimes(timezones=st.just(UTC), min_value=datetime(2026, 1, 1)),  # noqa: DTZ001
+            created_at=st.datetimes(timezones=st.just(UTC), min_value=datetime(2026, 1, 1)),
         ),
         st.builds(generated, status=st.just("cached"), api_calls=st.just(0), seconds=st.just(0)),
         st.builds(failed, error_type=st.sampled_from(["ModerationError", "ServerError"])),

@@ -95,7 +95,7 @@ def test_a_store_that_ignores_conditions_is_refused(s3_server: S3Server, ignored
 
 
 def test_the_check_is_cheap_and_can_be_had_once(s3_server: S3Server) -> None:
-    """A check takes 4 requests, 5 at first, and leaves one small object; `check_once` asks again only after a failure."""
+    """A check takes 4 requests, 5 at first, and leaves one small object; `check_once` asks again after a failure."""
     with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
         store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         store.check_once()
