@@ -21,6 +21,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
+from prefect_ttapi.batch.notes import remove_note, write_note
 from prefect_ttapi.batch.runners import task_runner
 from prefect_ttapi.batch.session import Session, Stop
 from prefect_ttapi.batch.shape import Shape
@@ -91,6 +92,7 @@ class Coordinator:
         self._filling: list[Item] = []  # taken, and not submitted yet
         self._filled_at = 0.0  # when they are submitted, though they are few
         self._submitted = 0
+        self._noted = False
         self._leave_at: float | None = None
         self._at_the_end = threading.Event()
 
@@ -163,6 +165,8 @@ class Coordinator:
             self._loop(bounded, session, runner)
             raise
         finally:
+            if self._noted:
+                remove_note(self._store, self._plan.batch_id)
             self._at_the_end.set()
         if self._ended and self._ended.error:
             raise self._ended.error
@@ -170,6 +174,7 @@ class Coordinator:
     def _loop(self, bounded: bool, session: Session, runner: TaskRunner[Any]) -> None:
         """Until there is nothing left to do or to wait for."""
         while True:
+            self._note_stop(session.stop)
             while self._has_room(session) and self._fill(session):
                 self._submit(runner, session)
             at_hand = self._ready or self._came or self._filling
@@ -178,6 +183,12 @@ class Coordinator:
             timeout = max(0.0, self._filled_at - time.monotonic()) if self._filling else None
             with suppress(queue.Empty):
                 self._settle(self._events.get(timeout=timeout), session)
+
+    def _note_stop(self, stop: Stop) -> None:
+        """Shards in this process see the reason by themselves."""
+        if stop.reason and self._shards and not (self._shape.local or self._noted):
+            self._noted = True
+            write_note(self._store, self._plan.batch_id, stop.reason)
 
     def _has_room(self, session: Session) -> bool:
         if len(self._shards) >= self._shape.slots:
@@ -329,6 +340,7 @@ class Coordinator:
         for item in list(self._open.values()):
             self._end(item, self._left(item, session))
         self._shards.clear()
+        self._noted = False  # the note stays, for shards elsewhere to find
         session.close()
 
     def _left(self, item: Item, session: Session) -> Done:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import partial
 from typing import Final
 
 from prefect_ttapi.batch.breaker import Breaker
@@ -241,7 +240,7 @@ def shared(session: Session, batch_id: str) -> Iterator[Session]:
 
 
 @contextmanager
-def session_for(batch_id: str, own: partial[Session]) -> Iterator[Session]:
+def session_for(batch_id: str, own: Callable[[], Session]) -> Iterator[Session]:
     """The batch's session in this process, or one of the shard's own."""
     session = _OPEN.get((os.getpid(), batch_id))
     if session is not None:

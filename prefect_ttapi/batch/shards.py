@@ -21,6 +21,7 @@ from prefect.logging import get_run_logger
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
+from prefect_ttapi.batch.notes import NotedStop
 from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.batch.session import OnAnswer, Session, session_for
 from prefect_ttapi.clients import shared_client
@@ -94,16 +95,19 @@ def generate_shard(
     """
     task_ctx = TaskRunContext.get()
     ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
-    own = partial(
-        Session,
+    with session_for(plan.batch_id, partial(_own_session, plan, store, share)) as session:
+        work = partial(_outcome, shared_client(credentials), store, ledger, plan, session, payer_of(task_ctx))
+        return session.run(items, work)
+
+
+def _own_session(plan: Plan, store: ImageStore, share: Budget) -> Session:
+    return Session(
         plan.in_flight,
         Spending(share),
         breaker=Breaker(plan.breaker),
         rate=RateLimit(plan.rate_limit) if plan.rate_limit else None,
+        stop=NotedStop(store, plan.batch_id),
     )
-    with session_for(plan.batch_id, own) as session:
-        work = partial(_outcome, shared_client(credentials), store, ledger, plan, session, payer_of(task_ctx))
-        return session.run(items, work)
 
 
 def _outcome(

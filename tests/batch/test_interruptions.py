@@ -258,3 +258,29 @@ def test_other_processes_stop_and_die_as_threads_do(store, credentials, sandbox:
     assert [row.status for row in refused.rows] == ["generated", "failed", *["skipped"] * 4]
     assert sandbox.calls == 2
     assert [(row.status, row.error_type) for row in dead.rows] == [("failed", "ShardLost")]
+
+
+@pytest.mark.integration
+def test_task_runs_in_other_processes_hear_of_a_cancellation(store, slow, slow_sandbox: Sandbox):
+    """What a shard elsewhere has not sent when the batch is cancelled is not sent, and each row says so."""
+
+    @flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
+    def elsewhere() -> None:
+        generate_batch(prompts(60), slow, store, max_in_flight=1, shard_size=60)
+
+    def call_off() -> None:
+        while not slow_sandbox.paid:
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    # Not within the flow: it is pickled with what it closes over.
+    called_off = threading.Thread(target=call_off)
+    called_off.start()
+    with pytest.raises(KeyboardInterrupt):
+        elsewhere()
+    called_off.join()
+    rows = statuses(store)
+    assert len(rows) == 60
+    assert rows.count("generated") == slow_sandbox.calls < 30
+    assert rows.count("skipped") == 60 - slow_sandbox.calls
+    assert not list(store.list("batches/stops/"))

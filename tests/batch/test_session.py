@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of
+from prefect_ttapi.batch.notes import NotedStop, remove_note, write_note
 from prefect_ttapi.batch.session import Session, session_for, shared
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import Usage
@@ -136,3 +137,16 @@ def test_a_shard_elsewhere_has_workers_of_its_own():
             assert elsewhere is not one
             assert [done.row.row for done in elsewhere.run([item(7)], lambda item, *_: finished(item))] == [7]
     assert one.run([item(0)], lambda item, *_: finished(item)) == [None]
+
+
+def test_a_note_in_the_store_stops_shards_elsewhere(store: ImageStore):
+    """A shard in another process hears of a stop by a note, looks for it now and then, and keeps its own reason."""
+    stop = NotedStop(store, "batch")
+    assert stop.reason is None
+    write_note(store, "batch", "not sent, because the batch was cancelled")
+    assert stop.reason is None  # it has just looked
+    assert NotedStop(store, "batch").reason == "not sent, because the batch was cancelled"
+    remove_note(store, "batch")
+    later = NotedStop(store, "batch")
+    later.because("of a reason of its own", "ValueError")
+    assert later.reason == "not sent, because of a reason of its own"

@@ -55,14 +55,15 @@ def prefect_s_test_client(prefect_server: None) -> Iterator[None]:
 @pytest.fixture
 def told(prefect_s_test_client: None) -> Told:
     """The events of a kind that Prefect was told of during the test."""
-    if AssertingEventsClient.last:
+
+    def so_far() -> list[Event]:
         EventsWorker.instance().wait_until_empty()
-        AssertingEventsClient.last.pop_events()
+        return getattr(AssertingEventsClient.last, "events", [])  # none before it is entered
+
+    so_far().clear()
 
     def events(kind: str) -> list[Event]:
-        EventsWorker.instance().wait_until_empty()
-        client = AssertingEventsClient.last
-        return [event for event in getattr(client, "events", ()) if event.event == kind]
+        return [event for event in so_far() if event.event == kind]
 
     return events
 
