@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
-from typing import BinaryIO, Final
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import BinaryIO, Final, TypeVar
 
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -13,11 +15,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from prefect_ttapi.errors import PictureError
 
+R = TypeVar("R")
+
 #: No image larger than this is decoded. The largest that the vendor's models make has a tenth of it.
 MAX_PIXELS: Final = 80_000_000
-
-#: Images that this process has decoded at once, however many threads want to: more would take memory, not save time.
-AT_WORK: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
 
 #: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
 #: warnings are neither thread-safe to catch nor harmless where they are errors.
@@ -47,3 +48,24 @@ def opened(file: BinaryIO) -> ImageFile:
             f"the image is {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit"
         )
     return image
+
+
+_new_workers: Final = partial(ThreadPoolExecutor, os.cpu_count() or 1, thread_name_prefix="ttapi-pixels")
+_workers = _new_workers()
+
+
+def at_work(call: Callable[[], R]) -> R:
+    """What `call` gives or raises, run where this process decodes images: as many at once as it has processors.
+
+    More would save no time, and any thread that once decoded an image keeps its memory.
+    """
+    return _workers.submit(call).result()
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads."""
+    global _workers
+    _workers = _new_workers()
+
+
+os.register_at_fork(after_in_child=_after_fork)

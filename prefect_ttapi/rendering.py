@@ -12,7 +12,7 @@ from PIL import ImageCms, ImageOps
 from PIL.Image import Image, Resampling, new
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.pixels import AT_WORK, opened
+from prefect_ttapi.pixels import at_work, opened
 from prefect_ttapi.renditions import LARGEST_SIDE, Rendition
 from prefect_ttapi.spool import Spool
 
@@ -44,9 +44,7 @@ def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> l
         PictureError: the image can't be decoded, unfolds to too many pixels, or is too large for the format.
     """
     try:
-        with AT_WORK, opener() as file:
-            image = _upright(file)
-            return [_rendered(image, rendition) for rendition in renditions]
+        return at_work(lambda: _renditions(opener, renditions))
     except (PictureError, OSError) as error:
         # Pillow tells of a damaged file by an OSError, which has no number
         if isinstance(error, OSError) and error.errno is not None:
@@ -54,6 +52,12 @@ def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> l
         raise PictureError(f"no rendition can be made: {error}") from error
     except Exception as error:  # and by whatever else it stumbles over
         raise PictureError(f"the image can't be read: {type(error).__name__}: {error}") from error
+
+
+def _renditions(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> list[Rendered]:
+    with opener() as file:
+        image = _upright(file)
+        return [_rendered(image, rendition) for rendition in renditions]
 
 
 def _upright(file: BinaryIO) -> Image:

@@ -12,7 +12,7 @@ from PIL.Image import Image, Resampling
 from PIL.ImageFile import ImageFile
 
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.pixels import AT_WORK, opened
+from prefect_ttapi.pixels import at_work, opened
 
 log: Final = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ def _webp(image: Image, box: int) -> bytes:
 def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
     """The thumbnail of what `opener` opens; None, and a warning in the log, where there can be none."""
     try:
-        with opener() as file, AT_WORK:
-            return thumbnail(file, box)
+        with opener() as file:
+            return at_work(lambda: thumbnail(file, box))
     except (PictureError, StoreError) as error:
         log.warning("no thumbnail: %s", error)
         return None
