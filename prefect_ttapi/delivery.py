@@ -48,12 +48,14 @@ def deliver(
     source: ImageStore | None = None,
     versions: Sequence[Version] = (None,),
     overwrite: bool = False,
+    run_id: str | None = None,
 ) -> list[DeliveredImage]:
     """Put each version of each image at its key in `to`; one that is there already is left as it is.
 
     Args:
         versions: renditions, and None for a copy of the image itself.
         overwrite: replace whatever is at a key.
+        run_id: the flow run that delivers, which need not be the one that paid.
 
     Raises:
         KeyTemplateError: the template is illegal, or two of the objects would get one key; nothing was delivered.
@@ -71,6 +73,7 @@ def deliver(
         request_hash=generation.request_hash,
     )
     asked_for = {"prompt": generation.request.prompt} if to.upload.prompt_in_metadata else {}
+    asked_for |= {"delivered-in": run_id} if run_id else {}
     delivered: list[DeliveredImage] = []
     for image in generation.images:
         metadata = metadata_of(generation, image) | asked_for

@@ -42,6 +42,7 @@ from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
 from prefect_ttapi.wire.attempts import StopSending
+from prefect_ttapi.wire.redaction import withholding
 
 
 def _generate_name(parameters: dict[str, Any]) -> str:
@@ -83,18 +84,19 @@ def _generate(
     caption = (asked if record_prompts else request_without_prompt(asked)).prompt
     show = partial(publish_preview, asked.request_hash, caption)
     try:
-        paid = pay_once(
-            asked,
-            shared_client(credentials),
-            store,
-            ledger,
-            payer=payer_of(task_ctx),
-            not_before=task_not_before(task_ctx),
-            result_key=nonce_of(task_ctx),
-            before_send=go_on,
-            while_waiting=go_on,
-            on_preview=show if preview and asked.stream else None,
-        )
+        with withholding("" if record_prompts else asked.prompt):
+            paid = pay_once(
+                asked,
+                shared_client(credentials),
+                store,
+                ledger,
+                payer=payer_of(task_ctx),
+                not_before=task_not_before(task_ctx),
+                result_key=nonce_of(task_ctx),
+                before_send=go_on,
+                while_waiting=go_on,
+                on_preview=show if preview and asked.stream else None,
+            )
     except InsufficientBalanceError as error:
         balance_exhausted(credentials.api_origin, str(error))
         raise
@@ -137,6 +139,7 @@ def _deliver(
         batch=run_name(),
         versions=versions_of(renditions, keep_original=keep_original),
         overwrite=overwrite,
+        run_id=payer_of(task_ctx).flow_run_id,
     )
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
@@ -189,7 +192,7 @@ def generate_images(
         store: where the images and the ledger are.
         preview: show the picture as it grows, in an artifact of the run. GPT Image models only, by a stream of
             `partial_images` previews (3 where the request doesn't say), which the vendor may bill a little for.
-        record_prompts: show the prompt beside a preview; else the request's hash.
+        record_prompts: show the prompt beside a preview, and where the API quotes it; else the request's hash.
 
     Returns:
         References to the stored images; no bytes.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
 from prefect import flow
@@ -18,8 +20,10 @@ from prefect_ttapi import (
     generate_batch,
     generate_images,
 )
-from prefect_ttapi.errors import ModerationError
+from prefect_ttapi.errors import BatchError, InvalidRequestError, ModerationError
+from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
+from tests.meddling import meddling_proxy
 from tests.s3 import S3Server
 from tests.test_secrets import marked_text_in_the_database
 
@@ -105,3 +109,34 @@ def test_a_prompt_in_metadata_where_asked_for(s3_server: S3Server, credentials: 
     (with_prompt,) = deliver_images(generation, asking, key="asking.{ext}")
     assert "prompt" not in _metadata(s3_server, without)
     assert _metadata(s3_server, with_prompt)["prompt"] == "ein Reiher, 50 %25 grau, Zo%C3%AB"
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("prompt", [MARK, f"{MARK} " * 60], ids=["short", "cut"])
+def test_an_api_that_quotes_the_prompt(
+    sandbox: Sandbox, store: ImageStore, caplog: pytest.LogCaptureFixture, prompt: str
+) -> None:
+    """What the API says of a prompt that is not recorded is told without it, by task, batch, manifest, and log."""
+    caplog.set_level(logging.DEBUG)
+    said = json.dumps({"error": {"message": f"'{prompt}' is not allowed"}}).encode()
+    refusal = (422, {"Content-Type": "application/json"}, said)
+    told: list[str] = []
+
+    @flow(persist_result=False)
+    def quoted(credentials: TTAPICredentials) -> None:
+        asked = {"prompt": prompt, "model": "gpt-image-2"}
+        with pytest.raises(InvalidRequestError) as one:
+            generate_images(asked, credentials, store, record_prompts=False)
+        with pytest.raises(BatchError) as many:
+            generate_batch([asked], credentials, store, record_prompts=False)
+        rows = many.value.report.rows
+        told.extend([str(one.value), repr(one.value), str(many.value), *(row.error or "" for row in rows)])
+
+    with meddling_proxy(sandbox.base_url, lambda *_: refusal) as proxy:
+        quoted(TTAPICredentials(api_key="k", base_url=proxy.url + urlsplit(sandbox.base_url).path))
+    EventsWorker.instance().wait_until_empty()
+    APILogWorker.instance().drain()
+    assert all("is not allowed" in words or "..." in words for words in told)
+    assert [words for words in told if "zqx81" in words] == []
+    assert [line for line in caplog.messages if "zqx81" in line] == []
+    assert marked_text_in_the_database(("zqx81",)) == []

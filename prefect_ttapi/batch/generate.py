@@ -231,7 +231,9 @@ def check_batch(
     except ValueError as error:
         raise IllegalBatchError([f"renditions: {error}"]) from None
     now = datetime.now(UTC)
-    keys = KeyCheck(key, name, now, versions, record_prompts) if deliver_to is not None else None
+    keys = None
+    if deliver_to is not None:
+        keys = KeyCheck(key, name, now, versions, record_prompts, address=deliver_to.objects.uri)
     intake = take_in(requests, values, keys, budget)
     store.check()
     if deliver_to is not None:

@@ -15,7 +15,7 @@ from prefect_ttapi.batch.budget import Budget
 from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.caching import as_request
 from prefect_ttapi.delivery import key_template
-from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.errors import IllegalBatchError, StoreError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import shown
 from prefect_ttapi.renditions import Version
@@ -73,7 +73,11 @@ def take_in(
 
 
 class KeyCheck:
-    """Refuses what would put two different images under one key, before either is paid for."""
+    """Refuses what would put two different images under one key, or one where it can't be, before either is paid for.
+
+    Args:
+        address: of a key in the place that is delivered to; StoreError: there can be none.
+    """
 
     def __init__(
         self,
@@ -82,12 +86,15 @@ class KeyCheck:
         date: datetime,
         versions: Sequence[Version] = (None,),
         record_prompts: bool = True,
+        *,
+        address: Callable[[str], str] = str,
     ) -> None:
         self._template = template
         self._batch = batch
         self._date = date
         self._versions = versions
         self._record_prompts = record_prompts
+        self._address = address
         self._taken = TakenKeys()
 
     def problem(self, item: Item) -> str | None:
@@ -102,7 +109,9 @@ class KeyCheck:
                 versions=self._versions,
                 request_hash=item.request.request_hash,
             )
-        except KeyTemplateError as error:
+            for key in keys:
+                self._address(key)
+        except (KeyTemplateError, StoreError) as error:
             return str(error)
         problems = (
             self._taken.take(key, f"{item.request.request_hash}-{index}", item.row)

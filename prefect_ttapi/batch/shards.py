@@ -48,6 +48,7 @@ from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.redaction import withholding
 
 logger = logging.getLogger(__name__)
 
@@ -127,23 +128,24 @@ def _outcome(
         return skipped(item, ledger.api_origin, stop.reason, stop.error_type)
     try:
         denial = session.spending.denial(0) if item.may_pay else "the budget is used up"
-        paid = (
-            _found(ledger, item, plan, denial)
-            if denial
-            else try_pay_once(
-                item.request,
-                client,
-                store,
-                ledger,
-                payer=payer,
-                not_before=plan.not_before,
-                known_absent=item.known_absent,
-                before_send=partial(_go_ahead, session),
-                while_waiting=partial(_go_on, session),
-                on_answer=on_answer,
-                waiting=waiting,
+        with withholding("" if plan.record_prompts else item.request.prompt):
+            paid = (
+                _found(ledger, item, plan, denial)
+                if denial
+                else try_pay_once(
+                    item.request,
+                    client,
+                    store,
+                    ledger,
+                    payer=payer,
+                    not_before=plan.not_before,
+                    known_absent=item.known_absent,
+                    before_send=partial(_go_ahead, session),
+                    while_waiting=partial(_go_on, session),
+                    on_answer=on_answer,
+                    waiting=waiting,
+                )
             )
-        )
     except (BudgetExceeded, StopSending) as error:
         kind = "BudgetExceeded" if isinstance(error, BudgetExceeded) else stop.error_type
         return skipped(item, ledger.api_origin, str(error), kind)
@@ -158,7 +160,7 @@ def _outcome(
         return paid
     row = row_of_paid(item, paid)
     return Done(
-        _delivered(row, paid.generation, item, store, plan),
+        _delivered(row, paid.generation, item, store, plan, payer.flow_run_id),
         thumbnails=thumbnails_of(store, row.images, paid.fresh) if plan.thumbnails else (),
         images_paid=len(paid.generation.images) if paid.sent else 0,
     )
@@ -191,7 +193,9 @@ def row_of_paid(item: Item, paid: Paid) -> Row:
     )
 
 
-def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: Plan) -> Row:
+def _delivered(
+    row: Row, made: Generation, item: Item, store: ImageStore, plan: Plan, run_id: str | None
+) -> Row:
     """The row with its copies, or failed with its images where they could not be delivered."""
     if plan.deliver_to is None:
         return row
@@ -207,6 +211,7 @@ def _delivered(row: Row, made: Generation, item: Item, store: ImageStore, plan: 
             batch=plan.name,
             versions=plan.versions,
             overwrite=plan.overwrite,
+            run_id=run_id,
         )
     except Exception as error:
         if not isinstance(error, StoreError | KeyTemplateError | PictureError):

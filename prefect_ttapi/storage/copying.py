@@ -118,9 +118,24 @@ def _copy(
     facts: Facts,
     expected: Condition,
 ) -> str:
-    if tag := target.copy(origin, origin.key(image.uri), key, facts, expected):
-        return tag
+    if target.copy(origin, origin.key(image.uri), key, facts, expected):
+        return _tag_of_copy(image, target, key)
     return target.write(key, checked_bytes(image, origin), facts, expected)
+
+
+def _tag_of_copy(image: StoredImage, target: ObjectStore, key: str) -> str:
+    """The tag of what the service copied: not all of them heed conditions there, and none knows what it should be.
+
+    Raises:
+        StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
+    """
+    found = target.look(key)
+    if found is None or found.metadata.get("sha256") != image.sha256:
+        raise StoreError(_something_else(target, key))
+    if found.size != image.size_bytes:
+        target.delete(key)
+        raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
+    return found.tag
 
 
 def _sha256(reader: BinaryIO) -> str:

@@ -140,14 +140,16 @@ class Folder:
         return tag
 
     def try_writing(self, facts: Facts) -> None:  # noqa: ARG002 - whoever may write may write anything
-        temporary = self._root / f".tmp-{secrets.token_hex(8)}"
+        temporary, named = (self._root / f".tmp-{secrets.token_hex(8)}" for _ in range(2))
         try:
             make_folder(self._root)
             temporary.touch(exist_ok=False)
+            put(temporary, named, Condition.NOTHING)
         except OSError as error:
             raise self._explained("can't write", temporary.name, error) from error
         finally:
             forget(temporary)
+            forget(named)
 
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition

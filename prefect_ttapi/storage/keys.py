@@ -41,7 +41,8 @@ _YOURS: Final = frozenset({"name", "slug"})
 
 _HASH_DIGITS: Final = 12
 _LEGAL: Final = re.compile(r"[A-Za-z0-9._~/=+-]*")
-_LONGEST_SEGMENT: Final = 255
+#: File systems take 255, and beside an image in a folder is a file of its name and `.json`.
+_LONGEST_SEGMENT: Final = 250
 _WIDEST: Final = 200
 
 

@@ -21,7 +21,7 @@ _LETTERS: Final = str.maketrans(
 def slug(text: str) -> str:
     """Lower-case words of `text` with dashes between them, at most 60 characters.
 
-    Where letters have no ASCII form, 8 digits of the text's hash are added, so that two texts stay two.
+    Where letters or symbols have no ASCII form, 8 digits of the text's hash are added, so that two texts stay two.
 
     >>> slug("A watercolour of Zoë's café"), slug("灯台"), slug("灯台 lighthouse")
     ('a-watercolour-of-zoe-s-cafe', 'f2df7bb7', 'lighthouse-8b3adf44')
@@ -54,8 +54,13 @@ def _ascii(text: str, legal: str) -> tuple[str, bool]:
     """The legal characters of `text` with dashes between them, and whether no letter or digit was lost."""
     apart = unicodedata.normalize("NFKD", text.translate(_LETTERS))
     parts = "".join(part for part in apart if not unicodedata.combining(part))
-    lossless = all(part.isascii() or not part.isalnum() for part in parts)
+    # fractions are taken apart with a slash of their own
+    lossless = all(sign.isascii() or not _means_something(sign) for sign in parts.replace("\u2044", "/"))
     return re.sub(f"[^{legal}]+", "-", parts).strip("-."), lossless
+
+
+def _means_something(sign: str) -> bool:
+    return sign.isalnum() or unicodedata.category(sign).startswith("S")
 
 
 def _joined(kept: str, text: str, whole: bool) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 from prefect_ttapi.storage.addresses import bucket_and_prefix, normalised
 from prefect_ttapi.storage.objects import SIDECARS
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.stores import store_at
 
 #: Where a store's own objects are, below its root.
 IMAGE: Final = re.compile(r"(?P<root>.+)/images/(?P<sha256>[0-9a-f]{64})\.[a-z]+")
@@ -39,7 +40,7 @@ def object_at(uri: str, endpoint_url: str | None) -> tuple[ImageStore, str]:
     """A store through which the object of this address can be read, and its key there."""
     if uri.startswith("s3://"):
         bucket, key = bucket_and_prefix(uri)
-        return ImageStore(url=f"s3://{bucket}", endpoint_url=endpoint_url), key
+        return store_at(f"s3://{bucket}", endpoint_url), key
     path = Path(normalised(uri))
     key_by_root = {root: path.relative_to(root) for root in path.parents}
     described = (root for root, key in key_by_root.items() if (root / SIDECARS / f"{key}.json").is_file())
@@ -49,4 +50,4 @@ def object_at(uri: str, endpoint_url: str | None) -> tuple[ImageStore, str]:
 
 def store_at_root(root: str, endpoint_url: str | None) -> ImageStore:
     """The store whose own objects are below `root`."""
-    return ImageStore(url=root, endpoint_url=endpoint_url)
+    return store_at(root, endpoint_url)

@@ -76,7 +76,8 @@ def trace_object(
     request_hash = said.get("request-hash") or next(
         (entry.generation.request_hash for entry in entries if entry.generation), None
     )
-    rows = _rows(home, request_hash, said.get("flow-run-id"), entries, everywhere, tell)
+    runs = (said.get("delivered-in"), said.get("flow-run-id"))
+    rows = _rows(home, request_hash, runs, entries, everywhere, tell)
     return Origin(
         address=address,
         request_hash=request_hash,
@@ -116,7 +117,7 @@ def trace_request(
         address=address or request_hash,
         request_hash=request_hash,
         entries=tuple(entries),
-        rows=tuple(_rows(store, request_hash, None, entries, everywhere, tell)),
+        rows=tuple(_rows(store, request_hash, (), entries, everywhere, tell)),
     )
 
 
@@ -155,7 +156,7 @@ def _entries(home: ImageStore, said: Mapping[str, str], sha256: str, tell: Tell)
 def _rows(
     home: ImageStore,
     request_hash: str | None,
-    run_id: str | None,
+    known: tuple[str | None, ...],
     entries: list[Entry],
     everywhere: bool,
     tell: Tell,
@@ -164,7 +165,7 @@ def _rows(
     if request_hash is None:
         return []
     paid = (entry.generation.flow_run_id for entry in entries if entry.generation)
-    runs = [run for run in dict.fromkeys((run_id, *paid)) if run and RUN_ID.fullmatch(run)]
+    runs = [run for run in dict.fromkeys((*known, *paid)) if run and RUN_ID.fullmatch(run)]
     manifests = (
         manifests_of(home, None) if everywhere else [key for run in runs for key in manifests_of(home, run)]
     )

@@ -36,10 +36,8 @@ def dead_claims(store: ImageStore, claims: list[Claimed], tell: Tell) -> Iterato
     standing = claims
     while standing:
         left: list[Claimed] = []
-        for claim, unchanged_for in side_by_side(
-            lambda claim: (claim, _unchanged_for(store, claim)), standing
-        ):
-            why = _why_dead(claim, unchanged_for)
+        looks = side_by_side(lambda claim: (claim, *_look(store, claim)), standing)
+        for claim, why, unchanged_for in looks:
             if why:
                 held = f"held by run {claim.holder.run_id} on {claim.holder.host}: {why}"
                 yield Finding(
@@ -64,9 +62,17 @@ def _unchanged_for(store: ImageStore, claim: Claimed) -> float | None:
     return asked - claim.since if same else None
 
 
-def _why_dead(claim: Claimed, unchanged_for: float | None) -> str | None:
+def _look(store: ImageStore, claim: Claimed) -> tuple[str | None, float | None]:
+    """Why the claim is dead, if it is, and for how long it has not changed; None where it has."""
+    # asked first: whoever ends writes what became of the request before its lease goes
+    gone = leases.is_gone(claim.holder, claim.token)
+    unchanged_for = _unchanged_for(store, claim)
     if unchanged_for is None:
-        return None
-    if leases.is_gone(claim.holder, claim.token):
+        return None, None
+    return _why_dead(claim, gone, unchanged_for), unchanged_for
+
+
+def _why_dead(claim: Claimed, gone: bool, unchanged_for: float) -> str | None:
+    if gone:
         return "that process is gone"
     return f"not renewed for {unchanged_for:.0f} seconds" if unchanged_for >= claim.ttl else None

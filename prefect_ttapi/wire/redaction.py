@@ -24,7 +24,51 @@ _LOOKED_AT: Final = 10_000  # characters
 _URL_QUERY: Final = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
+#: Letters by which the beginning of a prompt is known for a quote of it.
+_SURELY: Final = 20
+
 _ours: ContextVar[bool] = ContextVar("prefect_ttapi_call_under_way", default=False)
+_withheld: ContextVar[str] = ContextVar("prefect_ttapi_prompt_withheld", default="")
+
+
+@contextmanager
+def withholding(prompt: str) -> Iterator[None]:
+    """While it lasts, in this thread, what a server says is told without its quotes of `prompt`."""
+    token = _withheld.set(prompt)
+    try:
+        yield
+    finally:
+        _withheld.reset(token)
+
+
+def without(prompt: str, text: str) -> str:
+    """`text` with `[prompt]` where it quotes the prompt, or 20 letters and more of its beginning, whatever the spaces.
+
+    >>> without("a red car", "'a  red car' is refused")
+    "'[prompt]' is refused"
+    >>> without("a red car in front of the sea", "'a red car in front of the s...' is refused")
+    "'[prompt]...' is refused"
+    """
+    letters = "".join(prompt.split())
+    told, at = "", 0
+    while letters and at < len(text):
+        begins = not at or not text[at - 1].isalnum()
+        end = _end_of_quote(letters, text, at) if begins else None
+        told += "[prompt]" if end else text[at]
+        at = end or at + 1
+    return told or text
+
+
+def _end_of_quote(letters: str, text: str, at: int) -> int | None:
+    end, matched = at, 0
+    while matched < len(letters) and end < len(text):
+        if text[end] == letters[matched]:
+            matched += 1
+        elif not matched or not text[end].isspace():
+            break
+        end += 1
+    whole = matched == len(letters) and not text[end : end + 1].isalnum()
+    return end if whole or matched >= _SURELY else None
 
 
 @contextmanager
@@ -92,6 +136,7 @@ class Redactor:
         key = self._key.get_secret_value()
         if len(text) > _LOOKED_AT:  # cut between words: half a key would not be recognised
             text = text[:_LOOKED_AT].rpartition(" ")[0]
+        text = without(_withheld.get(), text)
         for written in {key, quote(key, safe=""), json.dumps(key)[1:-1]}:
             text = re.sub(re.escape(written), "[key]", text, flags=re.IGNORECASE)
         line = _CONTROL.sub(" ", _URL_QUERY.sub(r"\1?...", text)).strip()

@@ -122,7 +122,7 @@ def test_one_service_copies_by_itself(s3_server: S3Server) -> None:
         image = stored(source, b"pixels", "image/webp")
         proxy.seen.clear()
         target.deliver(image, "a.webp", source, {"model": "gpt-image-2"})
-        assert [method for method, _ in proxy.seen] == ["HEAD", "PUT"]
+        assert [method for method, _ in proxy.seen] == ["HEAD", "PUT", "HEAD"]
     client = s3_server.client()
     head = client.head_object(Bucket=bucket, Key="a.webp")
     client.close()
@@ -141,6 +141,16 @@ def test_another_service_is_not_asked_to_copy(s3_server: S3Server) -> None:
         proxy.seen.clear()
         target.deliver(image, KEY, source)
         assert [method for method, _ in proxy.seen] == ["GET"]
+
+
+def test_a_cut_image_is_noticed_by_the_service_that_copies(s3_server: S3Server) -> None:
+    """Also where the bytes never pass through here, an image that was cut short leaves no copy."""
+    source = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings())
+    image = stored(source)
+    source.write(source.objects.key(image.uri), b"pix", "image/png")
+    with pytest.raises(StoreError, match="damaged: it has 3 bytes, not 6"):
+        source.deliver(image, KEY, source)
+    assert source.size(KEY) is None
 
 
 @pytest.mark.parametrize("trouble", [503, "lose the answer"])

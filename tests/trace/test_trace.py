@@ -205,6 +205,19 @@ def test_rows_of_other_runs_are_found_when_asked_for(tmp_path: Path) -> None:
     assert [(source.row.row, source.row.status) for source in found] == [(1, "cached")]
 
 
+def test_a_copy_leads_to_the_row_of_the_run_that_delivered_it(tmp_path: Path) -> None:
+    """A batch that found the image paid for delivered it: its row is the copy's source, not only the payer's."""
+    store, shop = ImageStore(url=str(tmp_path / "store")), ImageStore(url=str(tmp_path / "shop"))
+    made = record(store, REQUEST, b"pixels", RUN)
+    now = datetime.now(UTC)
+    (copy,) = deliver(
+        made, shop, "{sku}.{ext}", values={"sku": "7"}, date=now, batch="b", source=store, run_id="later-run"
+    )
+    rows = write_manifest([Row.of(0, made, "cached", delivered=(copy,), values={"sku": "7"})])
+    store.write("batches/later-run/manifest.jsonl", b"".join(rows), "application/x-ndjson")
+    assert [source.row.values for source in trace_object(copy.uri).rows] == [{"sku": "7"}]
+
+
 def test_a_copy_outlives_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where record and image are gone, what the copy says of itself is told, and the status says what is lost."""
     store, shop = ImageStore(url=str(tmp_path / "store")), ImageStore(url=str(tmp_path / "shop"))
@@ -227,6 +240,8 @@ def test_a_copy_outlives_its_record(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["0" * 64], 2, "needs --store"),
         ([], 2, "say either"),
         (["s3://bucket"], 2, "no object in it"),
+        (["s3://pic tures/a.png"], 2, "no legal bucket name"),
+        (["s3://pictures/a.png", "--endpoint-url", "minio"], 2, "is no address like"),
     ],
 )
 def test_what_cannot_be_traced_is_one_line(
