@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ class Keeper:
         model: str,
         *,
         rescued: bool = False,
-        hurry: bool = False,
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> Record:
         """The record of an answer to the claimed request, once its images are stored.
 
@@ -44,19 +45,25 @@ class Keeper:
 
         Args:
             rescued: it is from the rescue folder.
-            hurry: who waits for it may soon wait no longer: it goes to the rescue folder first, as a store that
-                hangs shows no failure in time.
+            is_ending: asked before each image; once who waits for it may soon wait no longer, it goes to the rescue
+                folder first, as a store that is slow or hangs shows no failure in time.
 
         Raises:
             NotStoredError: the store's patience is over; the message says where the images are.
         """
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
         pause, longest = _PAUSES
-        kept, where = self._to_the_rescue(name, answer, images, rescued) if hurry else (rescued, "")
+        kept, where = rescued, ""
         to_store, warned = list(images), False
+
+        def be_quick() -> None:
+            nonlocal kept, where
+            if not kept and is_ending():
+                kept, where = self._to_the_rescue(name, answer, images, kept)
+
         while True:
             try:
-                self._store(to_store, name, model)
+                self._store(to_store, name, model, be_quick)
                 record = claim.record_answer(answer)
             except StoreError as error:
                 kept, where = self._to_the_rescue(name, answer, images, kept)
@@ -108,11 +115,14 @@ class Keeper:
         if rescued and rescued.record.generation.created_at == record.generation.created_at:
             self.rescue.remove(record.generation.request_hash)
 
-    def _store(self, images: list[GeneratedImage], request_hash: str, model: str) -> None:
+    def _store(
+        self, images: list[GeneratedImage], request_hash: str, model: str, before_each: Callable[[], None]
+    ) -> None:
         """Store the images, and strike each off that is."""
         # objects named by their content are shared: whose they are is the ledger's to say
         metadata = {"request-hash": request_hash, "model": model}
         while images:
+            before_each()
             self.store.put_image(images[0], metadata)
             images.pop(0)
 

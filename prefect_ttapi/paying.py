@@ -57,7 +57,7 @@ class Payer:
 class Paid:
     """A request's record, and whether this very call sent it (`sent`) or found it paid for.
 
-    `fresh` are the images with their bytes still at hand; there are none where the record was found in the store.
+    `fresh` are the record's images with their bytes still at hand; there are none where it was found in the store.
     """
 
     record: Record
@@ -182,9 +182,10 @@ def try_pay_once(
                         claim.answer(generation, result_key),
                         answer.images,
                         request.model,
-                        hurry=_is_ending(while_waiting),
+                        is_ending=partial(_is_ending, while_waiting),
                     )
-                    return Paid(record, sent=True, fresh=answer.images)
+                    is_own = record.generation.images == generation.images
+                    return Paid(record, sent=True, fresh=answer.images if is_own else ())
                 if (taken := keeper.take_back(claim, result_key)) is not None:
                     return Paid(taken[0], sent=False, fresh=taken[1])
         except ClaimLostError as lost:

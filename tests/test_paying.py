@@ -19,7 +19,7 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, perhaps_paid
+from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, perhaps_paid, try_pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
@@ -255,6 +255,25 @@ def test_who_else_paid_is_told_for_people(store, client):
         ("an earlier send of the same call: server fault", "run first: sent by first"),
         ("run second: sent by second",),
     )
+
+
+def test_who_comes_second_has_the_records_images_and_says_so(store, client, sandbox: Sandbox, caplog):
+    """An answer that came second is noted, told of in the log, and its pictures are not shown for the record's."""
+    request = request_for("a tie")
+    key = ledger_of(store, "any").key(request.request_hash)
+
+    def be_overtaken(_: object) -> None:
+        store.remove(key)
+        with Sandbox(tiny=True, seed=9) as other, TTAPIClient("sandbox-key", other.base_url) as quick:
+            pay_once(request, quick, store, ledger_of(store, "first"))
+
+    second = try_pay_once(request, client, store, ledger_of(store, "second"), on_answer=be_overtaken)
+    assert isinstance(second, Paid)
+    assert second.record.run_id == "first"
+    assert [note.run_id for note in second.record.also_paid] == ["second"]
+    assert second.fresh == ()
+    assert f"request {request.request_hash[:12]} was paid for twice" in caplog.text
+    assert sandbox.calls == 1
 
 
 def test_an_illegal_answer_is_an_error_of_the_request(store, client, sandbox: Sandbox):

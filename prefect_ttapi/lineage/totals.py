@@ -125,7 +125,7 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         "size_bytes": sum(image.size_bytes for image in row.images),
         "api_calls": row.api_calls,
         "seconds": row.seconds,
-        "maybe_paid": int(bool(row.maybe_paid)),
+        "maybe_paid": int(bool(row.maybe_paid) and not images),
         "images_by_model": {row.model: images} if images else {},
         "errors": {row.error_type: 1} if row.error_type else {},
         **(_paid(usage) if paid else {"images_cached": images, "tokens_saved": usage.total_tokens}),

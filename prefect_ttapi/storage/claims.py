@@ -186,6 +186,9 @@ class Claim:
         assert seen is not None  # noqa: S101 - an answer always leaves a document
         record = self._shelf.record_as_seen(seen)
         assert record is not None  # noqa: S101 - and holds an answer
+        if any(note.token == answer.token for note in record.also_paid):
+            what = "request %s was paid for twice: the answer of run %s was recorded first, this run's is not used"
+            self._log.warning(what, self._name, record.run_id)
         return record
 
     def counts(self, record: Record) -> bool:

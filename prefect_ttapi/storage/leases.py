@@ -39,9 +39,8 @@ def clock() -> float:
 def this_process(run_id: str) -> Holder:
     """The holder of claims made here and now."""
     pid = os.getpid()
-    return Holder(
-        run_id=run_id, host=socket.gethostname(), place=_place(pid), pid=pid, started=_started(pid) or 0
-    )
+    place, started = _myself(pid)
+    return Holder(run_id=run_id, host=socket.gethostname(), place=place, pid=pid, started=started)
 
 
 def is_gone(holder: Holder, token: str) -> bool:
@@ -51,25 +50,36 @@ def is_gone(holder: Holder, token: str) -> bool:
         return False
     if (holder.pid, holder.started) == (me.pid, me.started):
         return token not in _live
-    return not _exists(holder.pid, holder.started)
+    try:
+        return not _exists(holder.pid, holder.started)
+    except OSError:  # it can't be told, say for want of file handles
+        return False
 
 
 @lru_cache(maxsize=8)
-def _place(pid: int) -> str | None:
-    """Host, boot and process namespace: where a process id means the same. None where that can't be told."""
+def _myself(pid: int) -> tuple[str | None, int]:
+    """Host, boot and process namespace, where a process id means the same, and when this process started.
+
+    None where that can't be told: nobody then takes this process for dead before its time.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path(f"/proc/{pid}/ns/pid").readlink()
+        started = _started(pid)
     except OSError:
-        return None
-    return f"{socket.gethostname()} {boot} {namespace}"
+        started = None
+    return (None, 0) if started is None else (f"{socket.gethostname()} {boot} {namespace}", started)
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot, as ids are used again; None: there is no such process."""
+    """When a process started, in ticks since boot, as ids are used again; None: there is no such process.
+
+    Raises:
+        OSError: it can't be told.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     state, *fields = stat.rpartition(")")[2].split()
     return None if state in "ZX" else int(fields[18])

@@ -29,11 +29,12 @@ def facts_of(document: Document) -> dict[str, Any]:
 
 
 def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]:
-    """A claim given up; the answer that a refresh kept stands again."""
+    """A claim given up; the answer that a refresh kept stands again, as does what is not known of earlier sends."""
+    maybe_paid = (*document.maybe_paid, *notes)
     return {
-        "state": State.GENERATED if document.answer else state,
+        "state": State.GENERATED if document.answer else State.UNKNOWN if maybe_paid else state,
         "answer": document.answer,
-        "maybe_paid": (*document.maybe_paid, *notes),
+        "maybe_paid": maybe_paid,
         "also_paid": document.also_paid,
     }
 

@@ -67,6 +67,7 @@ def test_a_failed_delivery(api_calls: int, tokens: int) -> None:
 def test_rows_that_may_have_been_paid_are_counted() -> None:
     """One row with two notes is one row to look at."""
     assert Totals.of([failed(maybe_paid=["a", "b"]), failed()]).maybe_paid == 1
+    assert Totals.of([generated(maybe_paid=["an earlier send"])]).maybe_paid == 0
 
 
 @given(st.lists(st.floats(0.01, 3_000), min_size=1, max_size=60))

@@ -184,6 +184,7 @@ def test_a_run_remembers_its_unknown_outcome_past_others_failures(folder_store: 
         claim.mark_unknown("HTTP 504")
     with claim_of(ledger_of(folder_store, "run-b")) as claim:
         claim.release()
+    assert document(folder_store)["state"] == "unknown"
     with pytest.raises(UnknownOutcomeError):
         ledger_of(folder_store).acquire(HASH)
 

@@ -66,6 +66,20 @@ def test_a_renewed_claim_is_never_taken_over(folder_store: ImageStore, apart: fl
     assert slow.record(answer(store)) == waiter.try_acquire(HASH, waiting=waiting)
 
 
+def test_looks_at_a_claim_grow_rarer(folder_store: ImageStore) -> None:
+    """Whoever waits looks again after 50 ms, then less and less often, in the end every 2 s."""
+    claim = claim_of(ledger_of(folder_store))
+    waiter, pauses = ledger_of(folder_store, "run-b"), []
+    waiting = waiter.try_acquire(HASH)
+    for _ in range(12):
+        pauses.append(waiting.pause)
+        waiting = waiter.try_acquire(HASH, waiting=waiting)
+    assert (pauses[0], pauses[-1]) == (0.05, 2.0)
+    assert pauses == sorted(pauses)
+    assert len(set(pauses)) > 5
+    claim.release()
+
+
 def test_nothing_is_sent_on_a_lease_that_can_not_be_proven(folder_store: ImageStore) -> None:
     """Before sending, a lease older than half a TTL is renewed first; one that was lost or late sends nothing."""
     clock, store = Clock(), folder_store

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.queues import Queue
 from pathlib import Path
 
@@ -154,6 +156,28 @@ def test_only_what_is_surely_dead_is_called_dead() -> None:
     assert leases.is_gone(holder, "token")
     child.wait()
     assert leases.is_gone(holder, "token")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells processes apart")
+def test_who_has_no_file_handles_left_calls_nobody_dead() -> None:
+    """Where it can't be told whether a process lives, it does; a claim that is made then is no dead one's either."""
+    child = subprocess.Popen(["sleep", "600"])
+    holder = me().model_copy(update={"pid": child.pid, "started": started(child.pid)})
+    limits, handles = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        with suppress(OSError):  # too many open files
+            while True:
+                handles.append(os.open(os.devnull, os.O_RDONLY))
+        assert not leases.is_gone(holder, "token")
+        written = me()
+    finally:
+        for handle in handles:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        child.kill()
+        child.wait()
+    assert written == me()
 
 
 def started(pid: int) -> int:
