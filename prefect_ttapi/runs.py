@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+from prefect.client.schemas.objects import TaskRunResult
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import get_current_settings
 from prefect.tasks import TaskRunNameCallbackWithParameters
@@ -15,21 +16,34 @@ from prefect_ttapi.paying import Payer
 
 
 def run_id(task_ctx: TaskRunContext | None) -> str:
-    """What counts as one run: the flow run, outside flows the task run, outside Prefect each call."""
+    """What counts as one run: the flow run, outside flows the task run, outside Prefect each call.
+
+    A retry of what calls a subflow, or a task outside flows, makes a new run of that: it counts as the call, which is
+    the same in each attempt.
+    """
     flow = FlowRunContext.get()
     if flow and flow.flow_run:
-        return str(flow.flow_run.id)
+        return str(flow.flow_run.parent_task_run_id or flow.flow_run.id)
     if task_ctx is None:
         return uuid.uuid4().hex
-    return str(task_ctx.task_run.flow_run_id or task_ctx.task_run.id)
+    run = task_ctx.task_run
+    callers = [
+        caller.id for caller in run.task_inputs.get("__parents__", ()) if isinstance(caller, TaskRunResult)
+    ]
+    return str(next((run_id for run_id in (run.flow_run_id, *callers) if run_id), run.id))
+
+
+def flow_run_id() -> str | None:
+    """The flow run's id, as people know it; None outside flows."""
+    flow = FlowRunContext.get()
+    return str(flow.flow_run.id) if flow and flow.flow_run else None
 
 
 def payer_of(task_ctx: TaskRunContext | None) -> Payer:
     """The runs to name in a record."""
-    flow = FlowRunContext.get()
-    flow_run_id = flow.flow_run.id if flow and flow.flow_run else task_ctx and task_ctx.task_run.flow_run_id
+    apart = task_ctx and task_ctx.task_run.flow_run_id
     return Payer(
-        flow_run_id=str(flow_run_id) if flow_run_id else None,
+        flow_run_id=flow_run_id() or (str(apart) if apart else None),
         task_run_id=str(task_ctx.task_run.id) if task_ctx else None,
     )
 

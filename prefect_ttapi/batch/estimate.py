@@ -36,7 +36,7 @@ def estimate_batch(
 ) -> Estimate:
     """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
     ledger = ledger_for(credentials, store, uuid.uuid4().hex)
-    plan = Plan(batch_id="", name=name, date=datetime.now(UTC), thumbnails=False)
+    plan = Plan(batch_id="", run_id="", name=name, date=datetime.now(UTC), thumbnails=False)
     requests = paid = images = 0
     to_send: set[str] = set()
     for found in Known(store, ledger, plan, intake.hashes).sort_out(intake.items):

@@ -36,7 +36,7 @@ from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.links import StoreLinks
 from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import not_before, run_attempt, run_date, run_id
+from prefect_ttapi.runs import flow_run_id, not_before, run_attempt, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
@@ -134,11 +134,16 @@ def generate_batch(
         record_prompts=record_prompts,
     )
 
+    payers_run = run_id(
+        TaskRunContext.get()
+    )  # before a flow run of our own, which each retry would make anew
+
     def work() -> BatchReport:
         local = isinstance(flow_task_runner() or ThreadPoolTaskRunner(), ThreadPoolTaskRunner)
         shape = Shape.of(intake.total, max_in_flight, shard_size, local=local)
         plan = Plan(
             batch_id=uuid.uuid4().hex,
+            run_id=payers_run,
             name=name,
             date=run_date(TaskRunContext.get()),
             key=key,
@@ -251,8 +256,8 @@ def _run(
     grace: float,
 ) -> BatchReport:
     """The batch, inside a flow run."""
-    run = run_id(None)
-    ledger = ledger_for(credentials, store, run)
+    run = flow_run_id() or plan.run_id
+    ledger = ledger_for(credentials, store, plan.run_id)
     folder = folder_of_batch(run, run_attempt())
     coordinator = Coordinator(credentials, store, ledger, plan, shape)
     session = new_session(on_done=coordinator.returned, on_waiting=coordinator.waits)

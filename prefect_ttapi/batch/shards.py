@@ -42,7 +42,7 @@ from prefect_ttapi.lineage.withheld import generation_without_prompts
 from prefect_ttapi.paying import Paid, Payer, other_payments, perhaps_paid, try_pay_once
 from prefect_ttapi.renditions import Version
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
-from prefect_ttapi.runs import named, payer_of, run_id
+from prefect_ttapi.runs import named, payer_of
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
@@ -58,10 +58,12 @@ class Plan:
     """What all shards of one batch share; it travels to wherever the task runner runs them.
 
     Attributes:
+        run_id: what counts as one run where it is about paying; of no concern to manifests and people.
         in_flight, rate_limit: the share of a shard that runs in a process of its own.
     """
 
     batch_id: str
+    run_id: str
     name: str
     date: datetime
     key: str = DEFAULT_KEY
@@ -95,7 +97,7 @@ def generate_shard(
         share: what a shard in a process of its own may spend.
     """
     task_ctx = TaskRunContext.get()
-    ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
+    ledger = ledger_for(credentials, store, plan.run_id, get_run_logger())
     with session_for(plan.batch_id, partial(_own_session, plan, store, share)) as session:
         work = partial(_outcome, shared_client(credentials), store, ledger, plan, session, payer_of(task_ctx))
         return session.run(items, work)

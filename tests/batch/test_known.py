@@ -40,7 +40,9 @@ def items(count: int) -> list[Item]:
 
 
 def plan(**changed: object) -> Plan:
-    return Plan(**{"batch_id": "b", "name": "campaign", "date": DATE, "thumbnails": False} | changed)
+    return Plan(
+        **{"batch_id": "b", "run_id": "r", "name": "campaign", "date": DATE, "thumbnails": False} | changed
+    )
 
 
 def paid_rows(

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 
 from prefect_ttapi import (
     AuthenticationError,
+    BatchError,
     BatchReport,
     ImageRequest,
     ImageStore,
@@ -73,6 +74,42 @@ def test_a_retried_task_does_not_send_what_may_be_paid(store, credentials, sandb
     assert row.status == "generated"
     assert "HTTP 504" in row.maybe_paid[0]
     assert sandbox.calls == 2
+
+
+@pytest.mark.parametrize(
+    "shape", ["a batch in a task", "a task in a task", "a subflow", "a batch in a subflow"]
+)
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_retry_of_what_calls_is_no_new_run(store, credentials, sandbox: Sandbox, shape: str, refresh: bool):
+    """What a task outside flows, or a parent flow, calls again in its retry is neither sent nor refreshed anew."""
+    attempts: list[int] = []
+
+    def one() -> None:
+        generate_images.with_options(refresh_cache=refresh)(REQUEST, credentials, store)
+        generate_images(TIMED_OUT, credentials, store)
+
+    def many() -> None:
+        generate_batch([REQUEST, TIMED_OUT], credentials, store, refresh_cache=refresh, raise_on_failure=True)
+
+    call = {
+        "a batch in a task": many,
+        "a task in a task": one,
+        "a subflow": flow(persist_result=False)(one),
+        "a batch in a subflow": flow(persist_result=False)(many),
+    }[shape]
+    kind = flow if "subflow" in shape else task
+
+    @kind(retries=1, persist_result=False)
+    def nightly() -> None:
+        attempts.append(1)
+        call()
+
+    with pytest.raises((BatchError, UnknownOutcomeError)):
+        nightly()
+    assert len(attempts) == 2
+    assert sandbox.calls == 2
+    nightly()  # a new run, a new decision
+    assert sandbox.calls == (4 if refresh else 3)
 
 
 def test_a_later_run_says_what_may_be_paid_already(store, credentials, sandbox: Sandbox, caplog):
