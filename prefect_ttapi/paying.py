@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.keeping import Keeper
@@ -204,30 +206,54 @@ def _ask(
 ) -> GeneratedImages:
     """The answer to a claimed request; where there is none, the claim says what became of it."""
 
+    sends = 0
+
     def before(number: int) -> None:
+        nonlocal sends
+        sends = number
         if before_send is not None:
             before_send(number)
-        try:
+        with _as_decision(number):
             _check_room()
             # last: each send, a repeated one too, needs a claim that is proven to stand
             claim.before_sending()
-        except StoreError as error:
-            if number == 1 or isinstance(error, ClaimLostError):
-                raise
-            # what was sent before may be paid for: its own error says so
-            raise StopSending(str(error)) from error
 
+    def before_writing() -> None:
+        try:
+            with _as_decision(sends):
+                claim.before_writing()
+        except StoreError:
+            if sends == 1:
+                claim.release()
+            raise
+
+    hooks: dict[str, Any] = {
+        "before_send": before,
+        "before_writing": before_writing,
+        "while_waiting": while_waiting,
+    }
     try:
         if request.stream or on_preview is not None:
-            events = client.stream(request, before_send=before, while_waiting=while_waiting)
+            events = client.stream(request, **hooks)
             return _read_stream(request, events, on_preview)
-        return client.generate(request, before_send=before, while_waiting=while_waiting)
+        return client.generate(request, **hooks)
     except TTAPIError as error:
         if perhaps_paid(error):
             claim.mark_unknown(str(error), error.outcome)
         else:
             claim.release()
         raise
+
+
+@contextmanager
+def _as_decision(number: int) -> Iterator[None]:
+    """What stands in the way of a repeated send is no error of its own: what was sent before may be paid for."""
+    try:
+        yield
+    except StoreError as error:
+        if number == 1 or isinstance(error, ClaimLostError):
+            raise
+        raise StopSending(str(error)) from error
 
 
 def _check_room() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, perhaps_paid, try_pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.records import payment
 from prefect_ttapi.storage.store import ImageStore
@@ -274,6 +277,31 @@ def test_who_comes_second_has_the_records_images_and_says_so(store, client, sand
     assert second.fresh == ()
     assert f"request {request.request_hash[:12]} was paid for twice" in caplog.text
     assert sandbox.calls == 1
+
+
+@pytest.mark.parametrize("failures", [0, 1], ids=["the first send", "a repeated send"])
+def test_a_request_is_not_written_on_a_lease_that_ran_out_while_connecting(
+    store, client, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, failures: int
+):
+    """Connecting may take longer than a claim lives: what is then still unwritten stays unwritten, and unpaid."""
+    clock, connect, connections = Clock(), socket.create_connection, []
+
+    def slowly(*args: Any, **options: Any) -> socket.socket:
+        connections.append(1)
+        clock.now += 55 if len(connections) > failures else 0
+        return connect(*args, **options)
+
+    monkeypatch.setattr(socket, "create_connection", slowly)
+    request = request_for(
+        f"[[sandbox:status=503]] [[sandbox:times={failures}]] a causeway" if failures else "a causeway"
+    )
+    error = ServerError if failures else StoreError
+    with pytest.raises(error, match="took too long to renew: nothing was sent"):
+        pay_once(request, client, store, Ledger(store, "sandbox", "run", ttl=60, clock=clock))
+    assert (sandbox.calls, len(connections)) == (failures, failures + 1)
+    found = Ledger(store, "sandbox", "another", ttl=60).try_acquire(request.request_hash)
+    assert isinstance(found, Claim)
+    assert len(found.maybe_paid) == failures
 
 
 def test_an_illegal_answer_is_an_error_of_the_request(store, client, sandbox: Sandbox):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -102,12 +102,18 @@ class Spending:
                 price = (self.budget.prices or {}).get(request.model)
                 self.usd += price.of(images, usage) if price else 0.0
 
-    def share(self, parts: int) -> Budget:
-        """What one of `parts` that can't see each other's spending may spend; images are reserved beforehand."""
-        budget = self.budget
+    def share(self, parts: int, promised: Iterable[Budget]) -> Budget:
+        """What one of `parts` that can't see each other's spending may spend; images are reserved beforehand.
+
+        Args:
+            promised: the shares of others who have not told yet what they spent.
+        """
+        budget, others = self.budget, list(promised)
+        tokens = (budget.tokens or 0) - self.tokens - sum(other.tokens or 0 for other in others)
+        usd = (budget.usd or 0.0) - self.usd - sum(other.usd or 0.0 for other in others)
         return Budget(
-            tokens=None if budget.tokens is None else max(1, (budget.tokens - self.tokens) // parts),
-            usd=None if budget.usd is None else max(0.000_001, (budget.usd - self.usd) / parts),
+            tokens=None if budget.tokens is None else max(1, tokens // parts),
+            usd=None if budget.usd is None else max(0.000_001, usd / parts),
             prices=budget.prices,
         )
 

@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
+from prefect_ttapi.batch.budget import Budget
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.notes import remove_note, write_note
 from prefect_ttapi.batch.runners import task_runner
@@ -84,6 +85,7 @@ class Coordinator:
         self._source: Source
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._shards: dict[PrefectFuture[Any], list[Item]] = {}
+        self._shares: dict[PrefectFuture[Any], Budget] = {}  # what each shard may spend
         self._open: dict[int, Item] = {}  # submitted, and not back yet
         self._followers: dict[str, list[Item]] = {}  # by the hash under way that they wait for
         self._ready: deque[Item] = deque()  # to be looked at before what the source gives
@@ -93,6 +95,7 @@ class Coordinator:
         self._filled_at = 0.0  # when they are submitted, though they are few
         self._submitted = 0
         self._noted = False
+        self._signal: BaseException | None = None  # of a task run's future
         self._leave_at: float | None = None
         self._at_the_end = threading.Event()
 
@@ -170,6 +173,8 @@ class Coordinator:
             self._at_the_end.set()
         if self._ended and self._ended.error:
             raise self._ended.error
+        if self._signal:
+            raise self._signal
 
     def _loop(self, bounded: bool, session: Session, runner: TaskRunner[Any]) -> None:
         """Until there is nothing left to do or to wait for."""
@@ -188,7 +193,7 @@ class Coordinator:
         """Shards in this process see the reason by themselves."""
         if stop.reason and self._shards and not (self._shape.local or self._noted):
             self._noted = True
-            write_note(self._store, self._plan.batch_id, stop.reason)
+            write_note(self._store, self._plan.batch_id, stop.reason, stop.error_type)
 
     def _has_room(self, session: Session) -> bool:
         if len(self._shards) >= self._shape.slots:
@@ -251,18 +256,20 @@ class Coordinator:
 
     def _submit(self, runner: TaskRunner[Any], session: Session) -> None:
         shard = self._filling
+        share = session.spending.share(self._shape.slots - len(self._shards), self._shares.values())
         parameters = {
             "items": shard,
             "credentials": self._credentials,
             "store": self._store,
             "plan": self._plan,
-            "share": session.spending.share(self._shape.slots),
+            "share": share,
         }
         future = runner.submit(generate_shard, parameters)
         self._filling = []
         self._submitted += 1
         self._open.update((item.row, item) for item in shard)
         self._shards[future] = shard
+        self._shares[future] = share
         future.add_done_callback(self._events.put)
 
     def _settle(self, event: _Event, session: Session) -> None:
@@ -290,7 +297,12 @@ class Coordinator:
             result = future.result(raise_on_failure=False)
         except Exception as error:  # its process died
             result = error
+        except BaseException as signal:  # the run is suspended, or its process was interrupted
+            self._stop_because(signal, session)
+            self._signal = self._signal or signal
+            result = [None] * len(self._shards[future])
         shard = self._shards.pop(future)
+        del self._shares[future]
         if isinstance(result, State | Exception):
             why = str(result.message if isinstance(result, State) else result)
             result = [lost(item, self._ledger.api_origin, why) for item in shard]
@@ -298,7 +310,7 @@ class Coordinator:
             if item.row not in self._open:
                 continue  # handed on before
             if done is None:
-                self._end(item, self._left(item, session))
+                self._end(item, self._left(item, session, session.under_way()))
             elif self._is_left_over(item, done, session):
                 session.spending.settle(item.request, 0, None)
                 del self._open[item.row]
@@ -337,15 +349,21 @@ class Coordinator:
 
     def _leave(self, session: Session) -> None:
         """Write down what is known of the items that nobody waits for any longer."""
+        under_way = session.under_way()  # looked at first: what ends meanwhile has told its outcome
+        with suppress(queue.Empty):
+            while True:
+                self._settle(self._events.get_nowait(), session)
         for item in list(self._open.values()):
-            self._end(item, self._left(item, session))
+            self._end(item, self._left(item, session, under_way))
+        self._note_stop(session.stop)
         self._shards.clear()
+        self._shares.clear()
         self._noted = False  # the note stays, for shards elsewhere to find
         session.close()
 
-    def _left(self, item: Item, session: Session) -> Done:
+    def _left(self, item: Item, session: Session, under_way: frozenset[int]) -> Done:
         stop = session.stop
-        if self._shape.local and item.row not in session.under_way():
+        if self._shape.local and item.row not in under_way:
             return skipped(item, self._ledger.api_origin, stop.reason, stop.error_type)
         return perhaps_under_way(item, self._ledger.api_origin, stop.error_type)
 

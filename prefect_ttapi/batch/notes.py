@@ -22,10 +22,11 @@ def stop_key(batch_id: str) -> str:
     return f"batches/stops/{batch_id}.txt"
 
 
-def write_note(store: ImageStore, batch_id: str, reason: str) -> None:
+def write_note(store: ImageStore, batch_id: str, reason: str, error_type: str | None) -> None:
     """Tell the batch's shards why they are to stop; where that fails they go on to their own end."""
     try:
-        store.write(stop_key(batch_id), reason.encode(errors="replace"), "text/plain; charset=utf-8")
+        note = f"{error_type or ''}\n{reason}".encode(errors="replace")
+        store.write(stop_key(batch_id), note, "text/plain; charset=utf-8")
     except StoreError as error:
         logger.warning("Task runs in other processes do not hear that the batch stops: %s", error)
 
@@ -53,7 +54,9 @@ class NotedStop(Stop):
             self._next_look = time.monotonic() + _EVERY
             with suppress(StoreError):
                 note = self._store.read(self._key)
-                self._reason = note.decode(errors="replace") if note else None
+                kind, _, reason = (note or b"").decode(errors="replace").partition("\n")
+                if note:
+                    self.error_type, self._reason = kind or None, reason
         return self._reason
 
     @reason.setter

@@ -20,6 +20,7 @@ class RateLimit:
 
     Args:
         per_minute: starts per minute; 0.5 is one every two minutes.
+        at_once: whether the first caller is let through at once, or waits for its share of the minute as well.
         monotonic, sleep: time, for tests.
 
     Raises:
@@ -30,6 +31,7 @@ class RateLimit:
         self,
         per_minute: float,
         *,
+        at_once: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -39,7 +41,7 @@ class RateLimit:
         self._monotonic = monotonic
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._next = -math.inf
+        self._next = -math.inf if at_once else monotonic() + self._interval
 
     def wait(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Wait for the next start; returns early once `stopped` says so, which is asked ten times a second."""

@@ -64,8 +64,8 @@ class Stop:
 
     def because(self, why: str, error_type: str | None) -> None:
         """Stop sending; the first reason stays."""
-        if self.reason is None:
-            self.reason, self.error_type = f"not sent, because {why}", error_type
+        if self.reason is None:  # whoever sees the reason is to see its kind
+            self.error_type, self.reason = error_type, f"not sent, because {why}"
 
 
 class _Flight:
@@ -198,16 +198,17 @@ class Session:
         flight = self._flights[item.row] = _Flight(item, self._places, self.spending)
         try:
             done = work(item, waiting, flight.answered)
-        finally:
+            flight.land()
+            if isinstance(done, Waiting):
+                return done
+            self.account(item, done, settled=flight.settled)
+            if self._on_done is None:
+                return done
+            self._on_done(item, done)
+            return None
+        finally:  # until its outcome is told it counts as under way
             flight.land()
             del self._flights[item.row]
-        if isinstance(done, Waiting):
-            return done
-        self.account(item, done, settled=flight.settled)
-        if self._on_done is None:
-            return done
-        self._on_done(item, done)
-        return None
 
     def account(self, item: Item, done: Done, *, settled: bool = False) -> None:
         """Note what an item cost, unless that is `settled`, and whether its failure stops the rest."""
@@ -217,7 +218,8 @@ class Session:
                 self.spending.settle(item.request, done.images_paid, row.usage)
             if row.status == "failed" and row.error_type in _STOPPING:
                 self.stop.because(f"an earlier request failed: {row.error}", row.error_type)
-            if row.status in ("generated", "failed"):
+            asked = row.api_calls or row.error_type != "UnknownOutcomeError"  # else it says nothing of now
+            if row.status in ("generated", "failed") and asked:
                 tripped = self._breaker.note(row.error_type)
                 if tripped:
                     self.stop.because(f"{tripped}, the last with: {row.error}", row.error_type)

@@ -50,13 +50,14 @@ class Shape:
         """
         size = shard_size or (total and math.ceil(total / TASK_RUNS)) or (None if total is None else 1)
         # several shards in other processes, so that the end of one is no pause
-        in_flight = 1 if size == 1 else min(size or max_in_flight, math.ceil(max_in_flight / 4))
+        most = min(size or max_in_flight, math.ceil(max_in_flight / 4))
+        in_flight = max(share for share in range(1, most + 1) if max_in_flight % share == 0)
         # more than the workers can take, so that none waits for a task run to begin; one at a time keeps the order
         ahead = 0 if max_in_flight == 1 else max(2, max_in_flight // 4)
         enough = workers(max_in_flight) + ahead
         return cls(
             local=local,
-            slots=enough + _WAITING if local else max(1, max_in_flight // in_flight),
+            slots=enough + _WAITING if local else max_in_flight // in_flight,
             in_flight=in_flight,
             enough=enough,
             fixed_size=size,

@@ -108,7 +108,8 @@ def _own_session(plan: Plan, store: ImageStore, share: Budget) -> Session:
         plan.in_flight,
         Spending(share),
         breaker=Breaker(plan.breaker),
-        rate=RateLimit(plan.rate_limit) if plan.rate_limit else None,
+        # whoever had this share before may just have sent
+        rate=RateLimit(plan.rate_limit, at_once=False) if plan.rate_limit else None,
         stop=NotedStop(store, plan.batch_id),
     )
 
@@ -168,11 +169,14 @@ def _outcome(
     )
 
 
-def _go_ahead(session: Session, _attempt: int) -> None:
+def _go_ahead(session: Session, attempt: int) -> None:
     """Right before a send: wait for its turn, and see that the batch still wants it."""
     if session.rate is not None:
-        session.rate.wait(lambda: session.stop.reason is not None)
+        session.rate.wait(lambda: bool(session.stop.reason or session.spending.denial(0)))
     _go_on(session)
+    denial = session.spending.denial(0)  # others may have spent the rest while this one waited
+    if denial:
+        raise BudgetExceeded(denial) if attempt == 1 else StopSending(denial)
 
 
 def _go_on(session: Session) -> None:

@@ -145,13 +145,19 @@ class Claim:
         with self._lock:
             if self._clock() - self._lease_from > leases.PROVE_AFTER * self._ttl and not self._lost:
                 self._renew()
-            if self._lost:
-                raise ClaimLostError(f"the claim on request {self._name} was taken over: nothing was sent")
-            if self._clock() - self._lease_from >= leases.SEND_UNTIL * self._ttl:
-                raise StoreError(
-                    f"the claim on request {self._name} took too long to renew: nothing was sent"
-                )
+            self.before_writing()
             self._sent = True
+
+    def before_writing(self) -> None:
+        """See that the lease is still young, without asking the store: connecting may have taken long.
+
+        Raises:
+            ClaimLostError, StoreError: as `before_sending`.
+        """
+        if self._lost:
+            raise ClaimLostError(f"the claim on request {self._name} was taken over: nothing was sent")
+        if self._clock() - self._lease_from >= leases.SEND_UNTIL * self._ttl:
+            raise StoreError(f"the claim on request {self._name} took too long to renew: nothing was sent")
 
     def record(self, generation: Generation, *, result_key: str | None = None) -> Record:
         """`record_answer` of this claim's own answer; its images are stored."""

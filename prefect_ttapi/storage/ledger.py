@@ -258,7 +258,8 @@ def _unknown(request_hash: str, own: tuple[Payment, ...]) -> UnknownOutcomeError
     return UnknownOutcomeError(
         f"request {request_hash[:12]} was sent before, perhaps paid for ({last.what}; run {last.run_id}"
         f", noted {last.when:%Y-%m-%d %H:%M:%S} UTC); within one run it is not sent again: start a new run, "
-        "or set retry_unknown_outcome"
+        "or set retry_unknown_outcome",
+        attempts=0,
     )
 
 

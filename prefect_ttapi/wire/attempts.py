@@ -73,7 +73,7 @@ def attempt(
     the same burst never had a chance. So for each rejection that doesn't count there is one that did.
 
     Args:
-        send: called with 1, 2, ...
+        send: called with 1, 2, ...; may raise `StopSending` as well, where nothing was written.
         name: what the log calls the request.
         turn: takes a place for each send, and keeps it for the answer.
         before_send: called with 1, 2, ... right before each send; what it raises ends the request.
@@ -85,8 +85,8 @@ def attempt(
     """
     before = before_send or (lambda _number: None)
     turn.take()
-    started = clock.monotonic()
     before(1)
+    started = clock.monotonic()  # it may have waited long for that
     answer = send(1)
     earlier: tuple[Outcome, ...] = ()
     counted: list[Verdict] = []
@@ -128,10 +128,11 @@ def attempt(
             turn.take()
             _check_time(policy, clock.monotonic() - started)
             before(number + 1)
+            following = send(number + 1)
         except StopSending as stop:
             raise failed(answer, earlier, clock.monotonic() - started, not_resent=str(stop)) from None
         earlier += (outcome,)
-        answer = send(number + 1)
+        answer = following
     turn.answered()
     log.info("%s: attempt %d was answered after %.1f s", name, len(earlier) + 1, clock.monotonic() - started)
     return Answered(answer, earlier, started)

@@ -33,6 +33,7 @@ log: Final = logging.getLogger(__name__)
 LONGEST_TIMEOUT: Final = 86_400.0  # seconds
 
 BeforeSend = Callable[[int], None]
+BeforeWriting = Callable[[], None]
 WhileWaiting = Callable[[], None]
 _T = TypeVar("_T")
 
@@ -139,6 +140,7 @@ class TTAPIClient:
         request: ImageRequest,
         *,
         before_send: BeforeSend | None = None,
+        before_writing: BeforeWriting | None = None,
         while_waiting: WhileWaiting | None = None,
     ) -> GeneratedImages:
         """The images that `request` asks for; perhaps fewer than `n`, with a warning in the log: where some of
@@ -147,6 +149,8 @@ class TTAPIClient:
         Args:
             before_send: called with 1, 2, ... right before each send; what it raises goes to the caller, and
                 nothing is sent.
+            before_writing: called once more when the connection stands, which may take `connect_timeout`; as is
+                `before_send`.
             while_waiting: called every half second as long as the request waits to be sent; as is `before_send`.
 
         Raises:
@@ -154,7 +158,7 @@ class TTAPIClient:
         """
         name = request.request_hash[:12]
         with self._pace.turn(while_waiting) as turn:
-            done = self._attempt(partial(self._ask, request), name, turn, before_send)
+            done = self._attempt(partial(self._ask, request, before_writing), name, turn, before_send)
         reply = done.answer
         images: list[GeneratedImage] = []
         lost: list[DownloadError] = []
@@ -181,6 +185,7 @@ class TTAPIClient:
         request: ImageRequest,
         *,
         before_send: BeforeSend | None = None,
+        before_writing: BeforeWriting | None = None,
         while_waiting: WhileWaiting | None = None,
     ) -> Generator[PartialImage | CompletedImage, None, None]:
         """Previews and finished images of `request` as they come; a generator, so nothing is sent before it
@@ -192,13 +197,13 @@ class TTAPIClient:
         which image a preview belongs to, nor which finished image is which: they are numbered as they come.
 
         Args:
-            before_send, while_waiting: as in `generate`.
+            before_send, before_writing, while_waiting: as in `generate`.
 
         Raises:
             TTAPIError: no image was finished, or the stream reports an error.
         """
         name = request.request_hash[:12]
-        send = partial(self._exchange.open, request.body(stream=True), "text/event-stream")
+        send = partial(self._exchange.open, request.body(stream=True), "text/event-stream", before_writing)
         finished = 0
         with ExitStack() as open_until_the_end:
             turn = open_until_the_end.enter_context(self._pace.turn(while_waiting))
@@ -221,8 +226,10 @@ class TTAPIClient:
                     yield part
         self._warn_of_fewer(name, request.n, finished)
 
-    def _ask(self, request: ImageRequest, number: int) -> Reply | Failure:
-        opened = self._exchange.open(request.body(), "application/json", number)
+    def _ask(
+        self, request: ImageRequest, before_writing: BeforeWriting | None, number: int
+    ) -> Reply | Failure:
+        opened = self._exchange.open(request.body(), "application/json", before_writing, number)
         if isinstance(opened, Failure):
             return opened
         with closing(opened):

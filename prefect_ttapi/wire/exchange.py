@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import chain
@@ -67,15 +67,21 @@ class Sending:
 
     Whatever the trace does not say counts as written: a doubt must not make a request be sent, and paid,
     twice.
+
+    Args:
+        before_writing: called once the connection stands; what it raises ends the request unwritten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_writing: Callable[[], None] | None = None) -> None:
         self.unwritten = False
+        self._before_writing = before_writing
 
     def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         phase = event.partition(".")[2]
         if phase == "send_request_headers.started":  # a proxy is asked for the way first
             self.unwritten = getattr(info.get("request"), "method", b"") == b"CONNECT"
+            if self._before_writing is not None and not self.unwritten:
+                self._before_writing()
         elif phase in ("send_request_headers.failed", "send_request_body.failed"):
             self.unwritten = True
 
@@ -204,9 +210,15 @@ class Exchange:
             self._http.close()
             self._fresh.close()
 
-    def open(self, body: Mapping[str, Any], accept: str, number: int) -> Opened | Failure:
+    def open(
+        self,
+        body: Mapping[str, Any],
+        accept: str,
+        before_writing: Callable[[], None] | None,
+        number: int,
+    ) -> Opened | Failure:
         """Send `body`, for the `number`-th time, and wait for the headers of the answer."""
-        sending = Sending()
+        sending = Sending(before_writing)
         http = self._http if number == 1 else self._fresh
         request = http.build_request(
             "POST",

@@ -23,6 +23,14 @@ def test_starts_are_evenly_spaced() -> None:
     assert times == [0, 2, 4, 13, 15]
 
 
+def test_the_first_may_have_to_wait_too() -> None:
+    """Where somebody else may just have sent, the first caller waits for its share of the minute."""
+    time = StoppedClock().clock
+    before = time.monotonic()
+    RateLimit(30, at_once=False, monotonic=time.monotonic, sleep=time.sleep).wait()
+    assert time.monotonic() - before == pytest.approx(2)
+
+
 def test_threads_share_the_rate() -> None:
     """Forty callers at 60 a minute: the last one is let through after 39 seconds."""
     time = StoppedClock().clock

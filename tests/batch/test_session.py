@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of
 from prefect_ttapi.batch.notes import NotedStop, remove_note, write_note
 from prefect_ttapi.batch.session import Session, session_for, shared
+from prefect_ttapi.batch.shards import Plan
+from prefect_ttapi.batch.shards import _own_session as own_session
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import Usage
 from prefect_ttapi.storage.ledger import Ledger, Waiting
@@ -143,10 +146,21 @@ def test_a_note_in_the_store_stops_shards_elsewhere(store: ImageStore):
     """A shard in another process hears of a stop by a note, looks for it now and then, and keeps its own reason."""
     stop = NotedStop(store, "batch")
     assert stop.reason is None
-    write_note(store, "batch", "not sent, because the batch was cancelled")
+    write_note(store, "batch", "not sent, because the batch was cancelled", "CancelledError")
     assert stop.reason is None  # it has just looked
-    assert NotedStop(store, "batch").reason == "not sent, because the batch was cancelled"
+    noted = NotedStop(store, "batch")
+    assert (noted.reason, noted.error_type) == ("not sent, because the batch was cancelled", "CancelledError")
     remove_note(store, "batch")
     later = NotedStop(store, "batch")
     later.because("of a reason of its own", "ValueError")
     assert later.reason == "not sent, because of a reason of its own"
+
+
+def test_each_further_task_run_elsewhere_keeps_the_rate(store: ImageStore):
+    """A shard in a process of its own waits for its share of the minute before its first send, too."""
+    plan = Plan("batch", "run", "campaign", datetime.now(UTC), rate_limit=1.0)
+    asked: list[int] = []
+    with session_for("elsewhere", lambda: own_session(plan, store, Budget())) as one:
+        assert one.rate
+        one.rate.wait(lambda: asked.append(1) or len(asked) > 2)
+    assert len(asked) == 3  # it would have gone on waiting
