@@ -55,6 +55,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def leave_soon(status: int, seconds: float = 5.0) -> None:
+    """End the process in a few seconds at the latest: a usual exit waits for threads that wait for their answers."""
+    leaving = threading.Timer(seconds, _leave, [status])
+    leaving.daemon = True
+    leaving.start()
+
+
 def start_server() -> None:
     """Where no Prefect server is set, start the temporary one that a flow would start, but out of Ctrl-C's reach.
 

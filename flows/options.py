@@ -19,7 +19,7 @@ from prefect.settings import (
 )
 from pydantic import ValidationError
 
-from flows.interrupts import Interrupted, interruptible
+from flows.interrupts import Interrupted, interruptible, leave_soon
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials
 from prefect_ttapi.batch.intake import problems_of
 from prefect_ttapi.errors import StoreError, TTAPIError
@@ -110,7 +110,8 @@ def exit_status(main: Callable[[], int]) -> int:
         return 2
     except Interrupted as interruption:
         print(
-            "interrupted: what is paid for is in the store, and the next run goes on from there",
+            "interrupted: what was answered in time is in the store, and the next run goes on from there",
             file=sys.stderr,
         )
+        leave_soon(interruption.exit_status)
         return interruption.exit_status

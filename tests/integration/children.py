@@ -31,10 +31,12 @@ def child(
             process.wait(PATIENCE)
 
 
-def small_flow(place: ImageStore, sandbox: Sandbox, requests: int, *mode: str) -> list[str]:
+def small_flow(
+    place: ImageStore, sandbox: Sandbox, requests: int, *mode: str, **options: object
+) -> list[str]:
     """The command that generates so many images in a small flow."""
     store = place.model_dump(mode="json", context={"include_secrets": True})
-    settings = {"store": store, "base_url": sandbox.base_url, "requests": requests}
+    settings = {"store": store, "base_url": sandbox.base_url, "requests": requests} | options
     return ["-m", "tests.integration.small_flow", json.dumps(settings), *mode]
 
 

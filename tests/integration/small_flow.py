@@ -18,7 +18,7 @@ from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, generate_ba
 
 
 @flow(name="small", persist_result=False)
-def small(store: dict[str, Any], base_url: str, requests: int) -> BatchReport:
+def small(store: dict[str, Any], base_url: str, requests: int, grace: float = 20.0) -> BatchReport:
     """So many ships, four at a time."""
     print(f"run {flow_run.id}", flush=True)
     return generate_batch(
@@ -27,6 +27,7 @@ def small(store: dict[str, Any], base_url: str, requests: int) -> BatchReport:
         ImageStore(**store),
         max_in_flight=4,
         name="small",
+        grace=grace,
     )
 
 

@@ -69,6 +69,22 @@ def test_twice_leaves_at_once(store: ImageStore, prefect_ui: Server, tmp_path: P
         assert [document.state for document in documents(store)] == [State.CLAIMED] * 4
 
 
+def test_once_leaves_after_the_grace(store: ImageStore, prefect_ui: Server, tmp_path: Path) -> None:
+    """What has no answer by the end of the grace holds up neither the manifest nor the process."""
+    log = tmp_path / "log"
+    with (
+        Sandbox(tiny=True, latency=600.0) as sandbox,
+        child(small_flow(store, sandbox, REQUESTS, grace=2.0), prefect_ui.environment, log) as process,
+    ):
+        until(lambda: sandbox.in_flight == 4, log)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130, log.read_text()
+        assert sandbox.in_flight == 4
+        (manifest,) = Path(store.url).glob("batches/*/manifest.jsonl")
+        statuses = [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
+        assert (statuses.count("failed"), statuses.count("skipped")) == (4, REQUESTS - 4)
+
+
 def test_at_a_terminal_the_temporary_server_stays(
     store: ImageStore, prefect_ui: Server, tmp_path: Path
 ) -> None:
