@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.keeping import Keeper
@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 #: After these nothing was paid, so that the claim can be given back and anyone may send again.
 SURELY_UNPAID = frozenset({Outcome.NEVER_DELIVERED, Outcome.REJECTED, Outcome.REFUSED})
+
+
+#: Bytes that must be free for each image before it is paid for: a large one, as the models make them.
+IMAGE_ROOM: Final = 8 * 1024 * 1024
 
 
 def perhaps_paid(error: Exception) -> bool:
@@ -175,7 +179,7 @@ def try_pay_once(
         try:
             with found as claim:
                 if not has_answer:
-                    answer = _ask(claim, request, client, before_send, while_waiting, on_preview)
+                    answer = _ask(claim, request, client, store, before_send, while_waiting, on_preview)
                     if on_answer is not None:
                         on_answer(answer)
                     generation = _generation(request, answer, store, client.api_origin, payer)
@@ -200,6 +204,7 @@ def _ask(
     claim: Claim,
     request: ImageRequest,
     client: TTAPIClient,
+    store: ImageStore,
     before_send: Callable[[int], None] | None,
     while_waiting: Callable[[], None] | None,
     on_preview: Callable[[PartialImage], None] | None,
@@ -214,7 +219,7 @@ def _ask(
         if before_send is not None:
             before_send(number)
         with _as_decision(number):
-            _check_room()
+            _check_room(store, request.n)
             # last: each send, a repeated one too, needs a claim that is proven to stand
             claim.before_sending()
 
@@ -256,10 +261,16 @@ def _as_decision(number: int) -> Iterator[None]:
         raise StopSending(str(error)) from error
 
 
-def _check_room() -> None:
+def _check_room(store: ImageStore, images: int) -> None:
     """StoreError: this machine has no room for the answer, which would be paid for and lost."""
+    size = images * IMAGE_ROOM
+    room = store.objects.room()
+    if room is not None and room < size:
+        raise StoreError(
+            f"nothing is sent: the store's disk has {room:,} bytes free, and {size:,} may be needed"
+        )
     try:
-        check_room()
+        check_room(size)
     except OSError as error:
         raise StoreError(f"nothing is sent: no temporary file can be written ({error.strerror})") from error
 

@@ -5,10 +5,12 @@ A file that has no name needs no cleaning up: it is gone with its last handle, a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import tempfile
+from pathlib import Path
 from typing import BinaryIO
 
 #: Bytes up to which an image stays in memory: a file would cost more than they do.
@@ -78,9 +80,20 @@ class Spool:
         return self.read_at(start, self.size_bytes - start)
 
 
-def check_room() -> None:
-    """Make sure that an image can be kept. OSError: a temporary file can't be made, or written to."""
+def check_room(size: int) -> None:
+    """Make sure that so many bytes can be kept. OSError: no temporary file can, or not that much."""
     Spool().write(bytes(IN_MEMORY + 1))
+    room = room_at(Path(tempfile.gettempdir()))
+    if room is not None and room < size:
+        raise OSError(errno.ENOSPC, f"{room:,} bytes are free, {size:,} may be needed")
+
+
+def room_at(path: Path) -> int | None:
+    """Free bytes for this user on the disk that a file or folder is or would be on; None where nobody knows."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    usage = os.statvfs(path)
+    return usage.f_bavail * usage.f_frsize if usage.f_blocks else None
 
 
 def _write_out(file: BinaryIO, data: bytes | bytearray | memoryview) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +133,23 @@ def test_without_room_for_the_answer_nothing_is_sent(
             pay_once(request_for("a full house"), client, store, ledger_of(store, "one"))
     assert sandbox.calls == 0
     assert pay_once(request_for("a full house"), client, store, ledger_of(store, "one")).sent
+
+
+@pytest.mark.parametrize(
+    ("full", "says"), [("store", "the store's disk has 4,096 bytes"), ("tmp", "4,096 bytes are free")]
+)
+def test_on_a_disk_that_is_nearly_full_nothing_is_sent(
+    client, sandbox: Sandbox, tmp_path, monkeypatch: pytest.MonkeyPatch, full: str, says: str
+):
+    """A claim may fit where an image does not: what each image may need must be free before anything is sent."""
+    (tmp_path / full).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp") if full == "tmp" else None)
+    statvfs, little = os.statvfs, SimpleNamespace(f_bavail=1, f_frsize=4096, f_blocks=1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: little if path == tmp_path / full else statvfs(path))
+    store = ImageStore(url=str(tmp_path / "store"))
+    with pytest.raises(StoreError, match=f"nothing is sent: .*{says}"):
+        pay_once(request_for("a nearly full house"), client, store, ledger_of(store, "one"))
+    assert sandbox.calls == 0
 
 
 def test_a_store_that_fails_between_two_sends_hides_no_payment(store, client, sandbox: Sandbox, tmp_path):

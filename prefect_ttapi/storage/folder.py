@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.spool import room_at
 from prefect_ttapi.storage.files import forget, make_folder, put, sync_folder, tag_of
 from prefect_ttapi.storage.objects import (
     PATIENCE,
@@ -150,6 +151,12 @@ class Folder:
         finally:
             forget(temporary)
             forget(named)
+
+    def room(self) -> int | None:
+        try:
+            return room_at(self._root)
+        except OSError:
+            return None
 
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition

@@ -125,6 +125,9 @@ class ObjectStore(Protocol):
     def try_writing(self, facts: Facts) -> None:
         """See whether objects like this may be written, and leave nothing behind."""
 
+    def room(self) -> int | None:
+        """How many bytes more there is room for, by the disk's own account; None where nobody knows."""
+
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
     ) -> str | None:

@@ -197,6 +197,9 @@ class S3:
 
         self._run("can't write", _TRIED, attempt)
 
+    def room(self) -> None:
+        return None
+
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
     ) -> str | None:
