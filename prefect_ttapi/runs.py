@@ -48,10 +48,18 @@ def payer_of(task_ctx: TaskRunContext | None) -> Payer:
     )
 
 
-def run_attempt() -> int:
-    """Which attempt at the flow run this is, from 1."""
-    flow = FlowRunContext.get()
-    return flow.flow_run.run_count if flow and flow.flow_run else 1
+def filed_under() -> tuple[str, tuple[int, ...]]:
+    """Where what this flow run leaves is filed, and which attempt at it this is.
+
+    What a task of the flow leaves is filed below that, by its task run: others may be at work in other processes.
+    """
+    flow, task_ctx = FlowRunContext.get(), TaskRunContext.get()
+    run = flow.flow_run if flow else None
+    if run is None:
+        return uuid.uuid4().hex, (1,)
+    if task_ctx is None or task_ctx.task_run.flow_run_id != run.id:
+        return str(run.id), (run.run_count,)
+    return f"{run.id}/{task_ctx.task_run.id}", (run.run_count, task_ctx.task_run.run_count)
 
 
 def run_date(task_ctx: TaskRunContext | None) -> datetime:

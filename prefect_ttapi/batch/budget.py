@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import Usage
 from prefect_ttapi.rules import Model
+
+#: Models whose answers have no `usage`.
+_WITHOUT_USAGE: Final = frozenset({"dall-e-2", "dall-e-3"})
 
 
 class Price(BaseModel):
@@ -38,7 +41,7 @@ class Budget(BaseModel):
 
     `images` is a hard limit: images are reserved before a request is sent. Tokens and USD are known only afterwards:
     they stop the batch when the settled sum reaches them, so that what is in flight then can go over. Images that
-    are already in the store cost nothing.
+    are already in the store cost nothing. Each retry of the flow run begins with the whole budget.
 
     Raises:
         pydantic.ValidationError: a limit is negative, or `usd` comes without `prices`.
@@ -58,9 +61,17 @@ class Budget(BaseModel):
         return self
 
     def problem(self, request: ImageRequest) -> str | None:
-        """Why the limit in USD can't be held for this request, or None."""
-        if self.usd is not None and request.model not in (self.prices or {}):
+        """Why a limit can't be held for this request, or None."""
+        tells_no_tokens = request.model in _WITHOUT_USAGE
+        if self.tokens is not None and tells_no_tokens:
+            return f"a budget in tokens can't be held: {request.model} tells none; limit images or usd"
+        if self.usd is None:
+            return None
+        price = (self.prices or {}).get(request.model)
+        if price is None:
             return f"a budget in USD needs a price for {request.model}"
+        if tells_no_tokens and not price.per_image:
+            return f"a budget in USD needs a price per_image for {request.model}, which tells no tokens"
         return None
 
 

@@ -185,7 +185,8 @@ class Coordinator:
             at_hand = self._ready or self._came or self._filling
             if not (at_hand or self._shards) and (self._ended or (session.stop.cancelled and not bounded)):
                 return
-            timeout = max(0.0, self._filled_at - time.monotonic()) if self._filling else None
+            waits_for_more = self._filling and self._has_room(session)
+            timeout = max(0.0, self._filled_at - time.monotonic()) if waits_for_more else None
             with suppress(queue.Empty):
                 self._settle(self._events.get(timeout=timeout), session)
 
@@ -303,7 +304,8 @@ class Coordinator:
             result = [None] * len(self._shards[future])
         shard = self._shards.pop(future)
         del self._shares[future]
-        if isinstance(result, State | Exception):
+        counts = True
+        if is_lost := isinstance(result, State | Exception):
             why = str(result.message if isinstance(result, State) else result)
             result = [lost(item, self._ledger.api_origin, why) for item in shard]
         for item, done in zip(shard, result, strict=True):
@@ -316,7 +318,8 @@ class Coordinator:
                 del self._open[item.row]
                 self._ready.extend([item, *self._followers.pop(item.request.request_hash)])
             else:
-                session.account(item, done)
+                session.account(item, done, counts=counts)
+                counts = not is_lost  # a task run that breaks down is one failure
                 self._end(item, done)
 
     def _is_left_over(self, item: Item, done: Done, session: Session) -> bool:

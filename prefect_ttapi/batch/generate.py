@@ -36,7 +36,7 @@ from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.links import StoreLinks
 from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import flow_run_id, not_before, run_attempt, run_date, run_id
+from prefect_ttapi.runs import filed_under, flow_run_id, not_before, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
@@ -81,7 +81,8 @@ def generate_batch(
 
     To be called inside any flow, whose task runs and artifacts its own then are; outside, it opens a flow run. The
     manifest lies beside the images, at `batches/<flow run>/manifest.jsonl` in `store`, and a gallery page with it;
-    those of the run's second batch at `batches/<flow run>/2/`, and so on.
+    those of the run's second batch at `batches/<flow run>/2/`, and so on; of a batch in one of the flow's tasks at
+    `batches/<flow run>/<task run>/`.
 
     Args:
         requests: requests or mappings of their fields. A sequence is checked whole before anything is paid for; in
@@ -220,17 +221,21 @@ def check_batch(
     """
     at_least_one = {"max_in_flight": max_in_flight, "shard_size": shard_size, "breaker": breaker}
     problems = [
-        f"{option} must be at least 1, not {value}"
+        f"{option} must be a whole number of at least 1, not {value!r}"
         for option, value in at_least_one.items()
-        if value is not None and value < 1
+        if (type(value) is not int or value < 1) and (value is not None or option == "max_in_flight")
     ]
     if rate_limit is not None and not 0 < rate_limit < math.inf:
         problems.append(f"rate_limit must be a number of requests per minute above 0, not {rate_limit}")
     if problems:
         raise IllegalBatchError(problems)
-    for argument, kind in ((credentials, TTAPICredentials), (store, ImageStore)):
+    kinds: list[tuple[object, type]] = [(credentials, TTAPICredentials), (store, ImageStore)]
+    kinds += [
+        (given, kind) for given, kind in ((deliver_to, ImageStore), (budget, Budget)) if given is not None
+    ]
+    for argument, kind in kinds:
         if not isinstance(argument, kind):
-            raise IllegalBatchError([f"a {kind.__name__} is needed, not {type(argument).__name__}"])
+            raise IllegalBatchError([f"{kind.__name__} is needed, not {type(argument).__name__}"])
     try:
         versions = versions_of(renditions, keep_original=keep_original)
     except ValueError as error:
@@ -256,9 +261,10 @@ def _run(
     grace: float,
 ) -> BatchReport:
     """The batch, inside a flow run."""
-    run = flow_run_id() or plan.run_id
+    place, attempt = filed_under()
+    run = flow_run_id() or place
     ledger = ledger_for(credentials, store, plan.run_id)
-    folder = folder_of_batch(run, run_attempt())
+    folder = folder_of_batch(place, attempt)
     coordinator = Coordinator(credentials, store, ledger, plan, shape)
     session = new_session(on_done=coordinator.returned, on_waiting=coordinator.waits)
     known = Known(store, ledger, plan, intake.hashes)

@@ -53,6 +53,8 @@ def take_in(
     """
     if isinstance(requests, Mapping | str | bytes | ImageRequest):
         raise IllegalBatchError(["requests must be an iterable of requests, not a single one"])
+    if not isinstance(requests, Iterable):
+        raise IllegalBatchError([f"requests must be an iterable of requests, not {type(requests).__name__}"])
     if not isinstance(requests, Sequence):
         return Intake(_items(requests, values, keys, budget), None)
     if not (values is None or callable(values) or isinstance(values, Sequence)):
@@ -138,6 +140,10 @@ def _items(
             continue
         except StopIteration:
             yield _refused(row, given, "there are fewer values than requests", "ValueError")
+            continue
+        if not isinstance(mine, Mapping):
+            kind = type(mine).__name__
+            yield _refused(row, given, f"its values must be a mapping of names, not {kind}", "ValueError")
             continue
         item = Item(row, request, dict(mine))
         unpriced = budget.problem(request) if budget else None

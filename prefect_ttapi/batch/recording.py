@@ -51,19 +51,19 @@ from prefect_ttapi.storage.store import ImageStore
 logger = logging.getLogger(__name__)
 
 #: How many batches each attempt at a flow run has begun in this process.
-_BEGUN: Counter[tuple[str, int]] = Counter()
+_BEGUN: Counter[tuple[str, tuple[int, ...]]] = Counter()
 _BEGUN_LOCK = threading.Lock()
 
 
-def folder_of_batch(flow_run_id: str, attempt: int) -> str:
-    """Where the next batch of a flow run keeps its manifest: `batches/<run>`, the second `batches/<run>/2`, and so on.
+def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
+    """Where the next batch of a run keeps its manifest: `batches/<place>`, the second `batches/<place>/2`, and so on.
 
     Another attempt at the run begins from the first again, and writes over what the attempt before left.
     """
     with _BEGUN_LOCK:
-        _BEGUN[flow_run_id, attempt] += 1
-        number = _BEGUN[flow_run_id, attempt]
-    return f"batches/{flow_run_id}" + (f"/{number}" if number > 1 else "")
+        _BEGUN[place, attempt] += 1
+        number = _BEGUN[place, attempt]
+    return f"batches/{place}" + (f"/{number}" if number > 1 else "")
 
 
 class Recorder:

@@ -210,16 +210,18 @@ class Session:
             flight.land()
             del self._flights[item.row]
 
-    def account(self, item: Item, done: Done, *, settled: bool = False) -> None:
-        """Note what an item cost, unless that is `settled`, and whether its failure stops the rest."""
+    def account(self, item: Item, done: Done, *, settled: bool = False, counts: bool = True) -> None:
+        """Note what an item cost, unless that is `settled`, and whether its failure, if it `counts`, stops the rest."""
         row = done.row
         with self._accounting:
             if item.may_pay and not settled:
                 self.spending.settle(item.request, done.images_paid, row.usage)
             if row.status == "failed" and row.error_type in _STOPPING:
                 self.stop.because(f"an earlier request failed: {row.error}", row.error_type)
-            asked = row.api_calls or row.error_type != "UnknownOutcomeError"  # else it says nothing of now
-            if row.status in ("generated", "failed") and asked:
+            counts &= (
+                bool(row.api_calls) or row.error_type != "UnknownOutcomeError"
+            )  # that says nothing of now
+            if row.status in ("generated", "failed") and counts:
                 tripped = self._breaker.note(row.error_type)
                 if tripped:
                     self.stop.because(f"{tripped}, the last with: {row.error}", row.error_type)

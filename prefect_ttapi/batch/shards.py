@@ -158,7 +158,7 @@ def _outcome(
             balance_exhausted(ledger.api_origin, str(error))
         elif not isinstance(error, TTAPIError | StoreError):
             logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
-        return Done(_failed(asked, error), images_paid=item.request.n if perhaps_paid(error) else 0)
+        return Done(_failed(asked, error), images_paid=item.request.n if _may_cost(error) else 0)
     if isinstance(paid, Waiting):
         return paid
     row = row_of_paid(item, paid)
@@ -167,6 +167,11 @@ def _outcome(
         thumbnails=thumbnails_of(store, row.images, paid.fresh) if plan.thumbnails else (),
         images_paid=len(paid.generation.images) if paid.sent else 0,
     )
+
+
+def _may_cost(error: Exception) -> bool:
+    refused_by_the_ledger = isinstance(error, TTAPIError) and not error.attempts
+    return perhaps_paid(error) and not refused_by_the_ledger
 
 
 def _go_ahead(session: Session, attempt: int) -> None:

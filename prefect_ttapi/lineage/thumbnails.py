@@ -73,6 +73,6 @@ def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -
     try:
         with opener() as file:
             return at_work(lambda: thumbnail(file, box))
-    except (PictureError, StoreError) as error:
+    except (PictureError, StoreError, OSError) as error:
         log.warning("no thumbnail: %s", error)
         return None

@@ -29,6 +29,13 @@ class Broken:
         raise KeyboardInterrupt
 
 
+class Lost(Broken):
+    """The future of a task run whose process died."""
+
+    def result(self, **_: object) -> None:
+        raise RuntimeError("died")
+
+
 class Batch:
     """A coordinator with one request submitted, and what it hands on."""
 
@@ -84,3 +91,16 @@ def test_a_task_run_that_is_suspended_is_waited_for_no_longer(batch: Batch, stat
     batch.coordinator._settle(batch.future, batch.session)
     assert (batch.statuses, batch.coordinator._shards) == ([status], {})
     assert batch.session.stop.error_type == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("batch", [False], indirect=True)
+def test_a_task_run_that_breaks_down_is_one_failure(batch: Batch):
+    """All its requests fail, which is no run of failures that the batch should be given up for."""
+    coordinator, lost = batch.coordinator, Lost()
+    items = [Item(row, ImageRequest(prompt=f"tree {row}", model="gpt-image-1")) for row in range(1, 6)]
+    coordinator._open.update({item.row: item for item in items})
+    coordinator._followers.update({item.request.request_hash: [] for item in items})
+    coordinator._shards[lost], coordinator._shares[lost] = items, Budget()
+    coordinator._settle(lost, batch.session)
+    assert batch.statuses == ["failed"] * 5
+    assert batch.session.stop.reason is None

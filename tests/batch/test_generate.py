@@ -212,6 +212,15 @@ def test_tokens_and_usd_stop_the_batch(store, credentials, sandbox: Sandbox):
         generate_batch([{"prompt": "x"}], credentials, store, budget=Budget(usd=1.0, prices=price))
 
 
+def test_what_waited_for_its_turn_looks_at_the_budget_again(store, credentials, sandbox: Sandbox):
+    """Requests that wait for the rate limit while others use the budget up are not sent."""
+    report = generate_batch(
+        prompts(8), credentials, store, budget=Budget(tokens=1), rate_limit=60, raise_on_failure=False
+    )
+    assert sandbox.calls == 1
+    assert [row.error_type for row in report.rows].count("BudgetExceeded") == 7
+
+
 def test_what_has_no_price_is_not_sent_on_a_budget_in_usd(store, credentials, sandbox: Sandbox):
     """In an iterator, too, a model without a price is refused: it could spend without end."""
     budget = Budget(usd=1.0, prices={"gpt-image-1": Price(per_image=0.1)})

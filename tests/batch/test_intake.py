@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
-from prefect_ttapi.batch.intake import KeyCheck
+import pytest
+
+from prefect_ttapi import Budget, IllegalBatchError, Price
+from prefect_ttapi.batch.generate import check_batch
+from prefect_ttapi.batch.intake import KeyCheck, take_in
 from prefect_ttapi.batch.items import Item
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
@@ -25,3 +30,41 @@ def test_keys_are_judged_where_they_will_be() -> None:
     ]
     assert problems[1] is None
     assert "1,024 bytes" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"requests": None}, "requests must be an iterable of requests, not NoneType"),
+        ({"max_in_flight": None}, "max_in_flight must be a whole number of at least 1, not None"),
+        ({"max_in_flight": 2.5}, "max_in_flight must be a whole number"),
+        ({"shard_size": "8"}, "shard_size must be a whole number of at least 1, not '8'"),
+        ({"budget": {}}, "Budget is needed, not dict"),
+        ({"deliver_to": "./site"}, "ImageStore is needed, not str"),
+        ({"values": lambda _: None}, "its values must be a mapping of names, not NoneType"),
+    ],
+)
+def test_wrong_arguments_are_told(store, credentials, arguments: dict[str, Any], says: str) -> None:
+    """An argument of the wrong kind is an illegal batch, in one line."""
+    with pytest.raises(IllegalBatchError, match=says):
+        check_batch(
+            **{"requests": [{"prompt": "a cat"}], "credentials": credentials, "store": store} | arguments
+        )
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        (Budget(tokens=1), "a budget in tokens can't be held: dall-e-3 tells none"),
+        (Budget(usd=1, prices={"dall-e-3": Price(per_million_output_tokens=1)}), "needs a price per_image"),
+        (Budget(usd=1, prices={"dall-e-3": Price(per_image=0.04)}), None),
+    ],
+)
+def test_a_limit_that_can_not_be_held_is_refused(budget: Budget, says: str | None) -> None:
+    """A model that tells no tokens can't be held to a limit of them, nor to one of money that only tokens cost."""
+    requests = [{"prompt": "a cat", "model": "dall-e-3"}]
+    if says is None:
+        assert take_in(requests, None, None, budget).total == 1
+    else:
+        with pytest.raises(IllegalBatchError, match=says):
+            take_in(requests, None, None, budget)

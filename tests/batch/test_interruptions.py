@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prefect import flow, task
+from prefect.runtime import task_run
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, agenerate_batch, generate_batch
@@ -188,10 +189,12 @@ def test_a_time_out_of_an_async_flow_ends_the_batch(store, slow, slow_sandbox: S
 
 
 def test_batches_in_tasks_do_not_wait_for_their_own_threads(store, credentials, sandbox: Sandbox):
-    """With as many tasks as the runner has threads, each with a batch, all batches come to an end."""
+    """With as many tasks as the runner has threads, each with a batch, all end, each filed by its task run."""
+    task_runs: dict[str, object] = {}
 
     @task
     def part(kind: str) -> BatchReport:
+        task_runs[kind] = task_run.id
         return generate_batch(prompts(3, kind), credentials, store, name=kind)
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
@@ -201,6 +204,10 @@ def test_batches_in_tasks_do_not_wait_for_their_own_threads(store, credentials, 
     reports = parts()
     assert [report.totals.generated for report in reports] == [3, 3]
     assert [report.rows[0].prompt for report in reports] == ["oak 0", "elm 0"]
+    assert [report.manifest_uri for report in reports] == [
+        store.uri(f"batches/{report.flow_run_id}/{task_runs[kind]}/manifest.jsonl")
+        for kind, report in zip(["oak", "elm"], reports, strict=True)
+    ]
 
 
 def test_each_batch_of_a_run_keeps_its_manifest(store, credentials):

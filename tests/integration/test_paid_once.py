@@ -18,6 +18,7 @@ from prefect_ttapi import (
     AuthenticationError,
     BatchError,
     BatchReport,
+    Budget,
     ImageRequest,
     ImageStore,
     TTAPICredentials,
@@ -74,6 +75,25 @@ def test_a_retried_task_does_not_send_what_may_be_paid(store, credentials, sandb
     assert row.status == "generated"
     assert "HTTP 504" in row.maybe_paid[0]
     assert sandbox.calls == 2
+
+
+def test_refused_retries_are_no_failures_in_a_row(store, credentials, sandbox: Sandbox):
+    """What a retry refuses to send again neither counts as a call nor keeps it from what the first attempt skipped."""
+    requests = [ImageRequest(prompt=f"[[sandbox:status=504]] {n}", model="gpt-image-1") for n in range(3)]
+    requests += [ImageRequest(prompt=f"a pier {n}", model="gpt-image-1") for n in range(4)]
+    reports: list[BatchReport] = []
+
+    @flow(retries=1, persist_result=False)
+    def nightly() -> None:
+        options = {"breaker": 3, "max_in_flight": 1, "raise_on_failure": False}
+        reports.append(generate_batch(requests, credentials, store, budget=Budget(images=4), **options))
+        reports[-1].raise_for_failures()
+
+    with pytest.raises(BatchError):
+        nightly()
+    first, second = (report.totals for report in reports)
+    assert (first.generated, first.failed, first.skipped, first.api_calls) == (0, 3, 4, 3)
+    assert (second.generated, second.failed, second.skipped, second.api_calls) == (4, 3, 0, 4)
 
 
 @pytest.mark.parametrize(
