@@ -172,7 +172,7 @@ def _tell(report: object) -> int:
             f"{totals.maybe_paid} may have been paid for without giving images: see maybe_paid in the manifest."
         )
     print(f"Images    {place(report.manifest_uri.rpartition('/batches/')[0] + '/images')}")
-    print(f"Gallery   {place(report.gallery_uri)}")
+    print(f"Gallery   {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}")
     print(f"Manifest  {place(report.manifest_uri)}")
     print(f"Run       {run_url(report.flow_run_id)}")
     for line in failures(report):

@@ -56,10 +56,13 @@ class Rescue:
         )
 
     def holds(self, request_hash: str) -> bool:
-        """Whether there is something for this request, whole or not."""
+        """Whether there is something for this request, whole or not. Where one may not even look: no, and a warning."""
         try:
             return self.folder(request_hash).is_dir()
-        except (StoreError, OSError):
+        except StoreError:
+            return False
+        except OSError as error:
+            self._log.warning("what may be in the rescue folder is not looked for: %s", error)
             return False
 
     def put(self, request_hash: str, answer: Answer, images: tuple[GeneratedImage, ...]) -> None:

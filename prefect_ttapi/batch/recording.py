@@ -151,7 +151,7 @@ class Recorder:
             notes: what the report is to tell besides.
         """
         self._write("thumbnails are", self._write_thumbnails)
-        self._write("gallery page is", self._write_gallery)
+        gallery = self._write("gallery page is", self._write_gallery)
         table = self._write("Parquet manifest is", self._write_parquet) if parquet.installed() else None
         manifest = self._write_manifest()
         self._parts.end()
@@ -162,7 +162,7 @@ class Recorder:
             totals=self._totals,
             manifest_uri=manifest,
             parquet_uri=table,
-            gallery_uri=self._store.uri(f"{self._folder}/{FIRST}"),
+            gallery_uri=gallery,
             seconds=round(time.monotonic() - self._started, 3),
             notes=tuple(notes),
         ).with_store(self._store)
@@ -182,7 +182,7 @@ class Recorder:
             return None
         return self._upload("thumbnails.zip", self._thumbnails.zipped(), "application/zip")
 
-    def _write_gallery(self) -> None:
+    def _write_gallery(self) -> str:
         gallery = pages(
             self._shown(),
             self._thumbnail,
@@ -194,6 +194,7 @@ class Recorder:
         )
         for file, pieces in gallery:
             self._upload(file, _spooled(piece.encode() for piece in pieces), "text/html; charset=utf-8")
+        return self._store.uri(f"{self._folder}/{FIRST}")
 
     def _write_parquet(self) -> str:
         table = parquet.parquet_of(self._rows.lines())
@@ -226,9 +227,10 @@ class Recorder:
         manifest = self._store.public_url(report.manifest_uri) or report.manifest_uri
         table = image_table(self._shown(), manifest)
         publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")
-        page = self._links.to(report.gallery_uri)
-        about = " ".join([f"The gallery page of {self._name}.", *links_end(self._links)])
-        publish_link(batch_key(self._name, "gallery"), page, "All images", description=about)
+        if report.gallery_uri is not None:
+            page = self._links.to(report.gallery_uri)
+            about = " ".join([f"The gallery page of {self._name}.", *links_end(self._links)])
+            publish_link(batch_key(self._name, "gallery"), page, "All images", description=about)
 
     def _shown(self) -> Iterator[Row]:
         rows = self._rows.rows()

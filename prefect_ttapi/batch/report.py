@@ -26,7 +26,7 @@ class BatchReport(BaseModel):
         totals: counts by status, images, tokens, API calls, money, latencies.
         manifest_uri: JSON Lines, one row per request, in order.
         parquet_uri: the same as Parquet, where pyarrow is installed.
-        gallery_uri: the page that shows the images.
+        gallery_uri: the page that shows the images; None where it could not be written.
         seconds: from start to end.
         notes: what else is to be known, such as by how much a budget was passed.
     """
@@ -37,7 +37,7 @@ class BatchReport(BaseModel):
     flow_run_id: str
     totals: Totals
     manifest_uri: str
-    gallery_uri: str
+    gallery_uri: str | None
     seconds: float
     parquet_uri: str | None = None
     notes: tuple[str, ...] = ()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from prefect_ttapi import (
     generate_batch,
 )
 from prefect_ttapi.sandbox import Sandbox
+from tests.s3 import S3Server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -251,6 +253,28 @@ def test_nothing_is_sent_where_a_store_is_no_good(store, credentials, sandbox: S
         with pytest.raises(StoreError):
             generate_batch(prompts(2), credentials, raise_on_failure=False, **stores)
     assert sandbox.calls == 0
+
+
+def test_signed_addresses_are_in_artifacts_only(s3_server: S3Server, new_bucket, credentials):
+    """Links that let anyone in are made for artifacts, with their end: result, manifest, ledger and page have none."""
+    bucket = new_bucket()
+    store, shop = (
+        ImageStore(url=f"s3://{bucket}/{place}", signed_links=600, **s3_server.settings())
+        for place in ("store", "shop")
+    )
+    report = generate_batch(prompts(1), credentials, store, deliver_to=shop, key="{slug}.{ext}")
+    kept = [store.read(found.key) or b"" for found in store.list("") if not found.key.startswith("images/")]
+    assert len(kept) >= 3
+    told = [
+        report.model_dump_json().encode(),
+        *(row.model_dump_json().encode() for row in report.rows),
+        *kept,
+    ]
+    assert [text for text in told if b"X-Amz-Signature" in text] == []
+    shown = {each.key: unescape(f"{each.data} {each.description}") for each in artifacts(report)}
+    signed = {key: text for key, text in shown.items() if "X-Amz-Signature" in text}
+    assert signed.keys() == {"ttapi-batch", "ttapi-batch-gallery"}
+    assert [text for text in signed.values() if "Links are signed and end on" not in text] == []
 
 
 def test_the_run_shows_progress_totals_and_images(store, credentials):

@@ -240,6 +240,7 @@ def test_the_manifest_is_there_without_its_page(credentials, s3_server: S3Server
         store = ImageStore(url=f"s3://{new_bucket()}/art", **s3_server.settings(endpoint_url=proxy.url))
         report = generate_batch(prompts(2), credentials, store)
         assert [row.status for row in report.rows] == ["generated", "generated"]
+        assert report.gallery_uri is None
 
 
 class Deadly:

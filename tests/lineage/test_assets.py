@@ -19,6 +19,7 @@ from prefect_ttapi import (
     adeliver_images,
     agenerate_images,
     deliver_images,
+    generate_batch,
     generate_images,
 )
 from prefect_ttapi.batch.report import BatchReport
@@ -218,6 +219,24 @@ def test_without_asset_contexts_images_are_delivered(
     (delivered,) = deliver_images(generation, shop)
     assert told(MATERIALISED) == []
     assert [event.resource.id for event in told("ttapi.image.delivered")] == [delivered.uri]
+
+
+def test_a_batch_tells_of_itself(store: ImageStore, shop: ImageStore, credentials, told: Told) -> None:
+    """A batch in a flow tells of each image that it delivers, of its end, and of its manifest as its one asset."""
+
+    @flow
+    def herons() -> BatchReport:
+        requests = [{"prompt": f"heron {number}", "model": "gpt-image-1"} for number in range(2)]
+        return generate_batch(
+            requests, credentials, store, deliver_to=shop, key="{slug}.{ext}", thumbnails=False
+        )
+
+    report = herons()
+    delivered = [event.resource.id for event in told("ttapi.image.delivered")]
+    assert sorted(delivered) == [shop.uri(f"heron-{number}.png") for number in range(2)]
+    (completed,) = told("ttapi.batch.completed")
+    assert str(report.flow_run_id) in str(completed.related)
+    assert [event.resource.id for event in told(MATERIALISED)] == [report.manifest_uri]
 
 
 def test_what_is_shown_without_prompts() -> None:
