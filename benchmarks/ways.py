@@ -30,7 +30,6 @@ class Load:
     image_bytes: int | None = None
     n: int = 1
     tiny: bool = False
-    items: str = "model"
 
 
 @dataclass(frozen=True)

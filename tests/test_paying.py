@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from prefect_ttapi.asking import perhaps_paid
 from prefect_ttapi.errors import (
     InvalidRequestError,
     Outcome,
@@ -23,7 +24,7 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, perhaps_paid, try_pay_once
+from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, try_pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.claims import Claim

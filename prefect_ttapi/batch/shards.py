@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
+from prefect_ttapi.asking import perhaps_paid
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
@@ -39,7 +40,7 @@ from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.lineage.withheld import generation_without_prompts
-from prefect_ttapi.paying import Paid, Payer, other_payments, perhaps_paid, try_pay_once
+from prefect_ttapi.paying import Paid, Payer, other_payments, try_pay_once
 from prefect_ttapi.renditions import Version
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.runs import named, payer_of
