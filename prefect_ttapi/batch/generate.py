@@ -135,16 +135,16 @@ def generate_batch(
         record_prompts=record_prompts,
     )
 
-    payers_run = run_id(
-        TaskRunContext.get()
-    )  # before a flow run of our own, which each retry would make anew
+    task_ctx = TaskRunContext.get()
+    # asked outside the flow run of our own that each retry of the task makes anew
+    tasks_run = run_id(task_ctx) if task_ctx else None
 
     def work() -> BatchReport:
         local = isinstance(flow_task_runner() or ThreadPoolTaskRunner(), ThreadPoolTaskRunner)
         shape = Shape.of(intake.total, max_in_flight, shard_size, local=local)
         plan = Plan(
             batch_id=uuid.uuid4().hex,
-            run_id=payers_run,
+            run_id=tasks_run or run_id(None),
             name=name,
             date=run_date(TaskRunContext.get()),
             key=key,
