@@ -250,6 +250,7 @@ class Deadly:
         return os._exit, (1,)
 
 
+@pytest.mark.integration
 def test_other_processes_stop_and_die_as_threads_do(store, credentials, sandbox: Sandbox):
     """A 401 that a task run in another process gets stops the batch; one whose process dies is a failed row."""
 

@@ -182,6 +182,7 @@ def test_nothing_is_written_without_repair(tmp_path: Path) -> None:
     assert look() == before
 
 
+@pytest.mark.integration
 def test_a_store_at_work_is_in_order(tmp_path: Path) -> None:
     """While requests are paid for and recorded nothing looks wrong, however often one looks."""
     store = ImageStore(url=str(tmp_path))
