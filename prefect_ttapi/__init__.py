@@ -23,7 +23,7 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.renditions import Rendition
+from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import (
     CompletedImage,

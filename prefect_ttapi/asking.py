@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
+from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImages, PartialImage
-from prefect_ttapi.spool import check_room
 from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.attempts import StopSending

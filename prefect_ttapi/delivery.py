@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
-from prefect_ttapi.renditions import Version
+from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate, KeyTemplateError

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.images.headers import ImageFacts, read_image
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import GeneratedImage, StoredImage
-from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.records import Answer, Document, Record, State, decode, encode, record_of
 from prefect_ttapi.storage.shelf import Shelf, slug_of
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.images import ImageFacts, read_image
 
 _CHUNK: Final = 1024 * 1024
 

@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from prefect_ttapi.errors import Outcome
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.spool import Spool
 
 
 class Usage(BaseModel):

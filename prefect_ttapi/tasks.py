@@ -22,6 +22,8 @@ from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.delivery import deliver
 from prefect_ttapi.errors import InsufficientBalanceError
+from prefect_ttapi.images.renditions import Rendition, versions_of
+from prefect_ttapi.images.thumbnails import thumbnail_or_none
 from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
 from prefect_ttapi.lineage.assets import materialise_images
@@ -30,11 +32,9 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown
 from prefect_ttapi.lineage.pictures import pictures
 from prefect_ttapi.lineage.previews import publish_preview, with_previews
-from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
 from prefect_ttapi.links import StoreLinks
 from prefect_ttapi.paying import Paid, pay_once
-from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before

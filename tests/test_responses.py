@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import (
     CompletedImage,
@@ -24,7 +25,6 @@ from prefect_ttapi.responses import (
     StoredImage,
     Usage,
 )
-from prefect_ttapi.spool import Spool
 
 REQUEST = ImageRequest(prompt="Ein Café 🌃", model="gpt-image-2", n=2, variant="b")
 STORED = StoredImage(

@@ -30,11 +30,11 @@ from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.links import StoreLinks
-from prefect_ttapi.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import filed_under, flow_run_id, not_before, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY

@@ -16,9 +16,9 @@ from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.caching import as_request
 from prefect_ttapi.delivery import key_template
 from prefect_ttapi.errors import IllegalBatchError, StoreError
+from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import shown
-from prefect_ttapi.renditions import Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.taken import TakenKeys

@@ -24,6 +24,8 @@ from prefect_ttapi.batch.parts import Parts
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.rowfile import RowFile
 from prefect_ttapi.batch.thumbnails import ThumbnailFile
+from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.artifacts import (
     Progress,
@@ -38,12 +40,10 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table
 from prefect_ttapi.lineage.pictures import pictures
 from prefect_ttapi.lineage.text import one_line
-from prefect_ttapi.lineage.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.lineage.withheld import without_prompts
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.rules import Model
-from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.objects import PATIENCE, Facts
 from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
 from prefect_ttapi.storage.store import ImageStore

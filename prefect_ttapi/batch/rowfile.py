@@ -6,8 +6,8 @@ import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage.manifest import Row, read_manifest, write_manifest
-from prefect_ttapi.spool import Spool
 
 _CHUNK: Final = 256 * 1024
 

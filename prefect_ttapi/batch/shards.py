@@ -35,13 +35,13 @@ from prefect_ttapi.errors import (
     StoreError,
     TTAPIError,
 )
+from prefect_ttapi.images.renditions import Version
+from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.lineage.withheld import generation_without_prompts
 from prefect_ttapi.paying import Paid, Payer, other_payments, try_pay_once
-from prefect_ttapi.renditions import Version
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.runs import named, payer_of
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import BinaryIO, Final, Self
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.spool import Spool
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)

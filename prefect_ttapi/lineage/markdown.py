@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from prefect_ttapi.images.thumbnails import ARTIFACT_BOX, as_data_uri
 from prefect_ttapi.lineage.links import PLAIN, Links, links_end
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.pictures import Picture
 from prefect_ttapi.lineage.text import ADDRESS, CAPTION, CELL, REASON, address, cell, inert, one_line
-from prefect_ttapi.lineage.thumbnails import ARTIFACT_BOX, as_data_uri
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import Generation
 

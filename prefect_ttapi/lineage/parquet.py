@@ -23,9 +23,9 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any, Final
 
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, StoredImage
-from prefect_ttapi.spool import Spool
 
 #: Rows that are in memory at a time, and in one of the file's row groups.
 ROW_GROUP: Final = 500

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+from prefect_ttapi.images.thumbnails import GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.lineage.artifacts import publish_markdown
 from prefect_ttapi.lineage.text import CAPTION, inert, one_line
-from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import PartialImage
 from prefect_ttapi.rules import RULES

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import BinaryIO, Final
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.spool import Spool
 from prefect_ttapi.storage.objects import (
     Body,
     Condition,

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.spool import room_at
+from prefect_ttapi.images.spool import room_at
 from prefect_ttapi.storage.files import forget, make_folder, put, sync_folder, tag_of
 from prefect_ttapi.storage.objects import (
     PATIENCE,

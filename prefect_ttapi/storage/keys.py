@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.media import EXTENSIONS
-from prefect_ttapi.renditions import ORIGINAL, Version
+from prefect_ttapi.images.headers import EXTENSIONS
+from prefect_ttapi.images.renditions import ORIGINAL, Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.objects import checked_key

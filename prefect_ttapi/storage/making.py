@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from prefect_ttapi.rendering import Rendered, render
-from prefect_ttapi.renditions import Rendition
+from prefect_ttapi.images.renditions import Rendered, Rendition, render
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.copying import checked_bytes, write_once
 from prefect_ttapi.storage.objects import Facts, Found, ObjectStore

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.spool import Spool
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.arguments import conditions, description, tag_in, tag_set
 from prefect_ttapi.storage.multipart import Upload

@@ -17,8 +17,8 @@ from pydantic import HttpUrl
 
 from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.media import EXTENSIONS
-from prefect_ttapi.renditions import Rendition
+from prefect_ttapi.images.headers import EXTENSIONS
+from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
 from prefect_ttapi.storage.addresses import folder_of, is_s3, normalised
 from prefect_ttapi.storage.copying import copy_image

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Final
 
-from prefect_ttapi.media import EXTENSIONS
+from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.storage.objects import Listed
 
 _KEY: Final = re.compile(r"images/([0-9a-f]{64})\.([a-z]+)")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.lineage.manifest import Row, read_manifest
-from prefect_ttapi.media import EXTENSIONS
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.verify.documents import address_of

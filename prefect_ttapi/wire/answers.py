@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import Usage
-from prefect_ttapi.spool import Spool
 
 LONGEST_MESSAGE: Final = 2_000  # characters
 _LONGEST_LABEL: Final = 100

@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 import pybase64
 
-from prefect_ttapi.spool import Spool
+from prefect_ttapi.images.spool import Spool
 
 #: Where a value stands: the keys from the top, None for an array's item.
 Path = tuple[str | None, ...]

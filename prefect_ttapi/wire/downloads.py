@@ -22,12 +22,12 @@ import httpx
 from pydantic import SecretStr
 
 from prefect_ttapi.errors import DownloadError
-from prefect_ttapi.spool import Spool
+from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.wire.addresses import PUBLIC, AddressRefused, CheckedBackend, Reach, Resolve
 from prefect_ttapi.wire.bodies import BodyError, decoded
 from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.deadlines import BoundedBackend
-from prefect_ttapi.wire.images import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.wire.outcomes import read_retry_after
 from prefect_ttapi.wire.redaction import quiet
 

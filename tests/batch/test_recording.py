@@ -23,8 +23,8 @@ from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnails import ThumbnailPack
+from prefect_ttapi.images.thumbnails import thumbnail
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.thumbnails import thumbnail
 from tests.lineage.samples import failed, generated, picture
 
 FOLDER = "batches/run"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail
 from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.thumbnails import GALLERY_BOX, thumbnail
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import DeliveredImage, StoredImage
 from tests.integration.browser import Tab, browser

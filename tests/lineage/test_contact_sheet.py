@@ -7,8 +7,8 @@ import io
 import pytest
 from PIL import Image
 
+from prefect_ttapi.images.thumbnails import thumbnail
 from prefect_ttapi.lineage.contact_sheet import CELL, GAP, HEADER, LABEL, contact_sheet
-from prefect_ttapi.lineage.thumbnails import thumbnail
 
 
 def picture(colour: str, size: tuple[int, int] = (CELL, CELL)) -> bytes:

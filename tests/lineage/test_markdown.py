@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefect_ttapi.images.thumbnails import thumbnail
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import batch_markdown, delivery_markdown, image_table
 from prefect_ttapi.lineage.pictures import Picture, pictures
-from prefect_ttapi.lineage.thumbnails import thumbnail
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import Generation, StoredImage
 from tests.lineage.samples import failed, generated, picture, stored

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.media import EXTENSIONS
-from prefect_ttapi.renditions import Rendition, versions_of
+from prefect_ttapi.images.headers import EXTENSIONS
+from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.keys import DEFAULT_KEY, NAMES, KeyTemplate, KeyTemplateError

@@ -12,7 +12,7 @@ from PIL import Image
 from prefect_ttapi import Rendition
 from prefect_ttapi.delivery import deliver, places_of
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.renditions import versions_of
+from prefect_ttapi.images.renditions import versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError

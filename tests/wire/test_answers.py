@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.spool import Spool
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.wire.answers import (
     LONGEST_MESSAGE,
     ErrorBody,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_ttapi.spool import Spool
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.wire import decoding
 from prefect_ttapi.wire.decoding import IMAGE_PATHS, SLICE, DecodingError, EarlyEnd, StreamingJSON
 

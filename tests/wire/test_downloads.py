@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_ttapi.errors import DownloadError, Outcome
+from prefect_ttapi.images.headers import ImageFacts
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.spool import Spool
 from prefect_ttapi.wire.addresses import ANYWHERE
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.downloads import DELAYS, Downloader
-from prefect_ttapi.wire.images import ImageFacts
 from tests.wire.clocks import StoppedClock
 from tests.wire.conftest import KEY
 from tests.wire.hostile import (

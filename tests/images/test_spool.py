@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.spool import IN_MEMORY, Spool
+from prefect_ttapi.images.spool import IN_MEMORY, Spool
 
 
 def spool_of(data: bytes, chunk: int = 0) -> Spool:

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefect_ttapi.spool import IN_MEMORY, Spool
-from prefect_ttapi.wire.images import LONGEST_SIDE, MOST_PADDING, ImageFacts, NotAnImage, read_image
+from prefect_ttapi.images.headers import LONGEST_SIDE, MOST_PADDING, ImageFacts, NotAnImage, read_image
+from prefect_ttapi.images.spool import IN_MEMORY, Spool
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 

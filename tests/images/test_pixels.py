@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.pixels import at_work
+from prefect_ttapi.images.pixels import at_work
 
 
 def test_few_threads_decode_for_many():
@@ -30,7 +30,7 @@ def test_a_forked_process_decodes_as_well():
     """A child process, which has none of its parent's threads, does not wait for them."""
     script = """
         import os, signal
-        from prefect_ttapi.pixels import at_work
+        from prefect_ttapi.images.pixels import at_work
         parent = at_work(os.getpid)
         child = os.fork()
         if not child:

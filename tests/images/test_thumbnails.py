@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.lineage.thumbnails import as_data_uri, thumbnail
-from prefect_ttapi.pixels import MAX_PIXELS
+from prefect_ttapi.images.pixels import MAX_PIXELS
+from prefect_ttapi.images.thumbnails import as_data_uri, thumbnail
 from tests.lineage.samples import picture
 
 SAMPLES = [picture(form="PNG"), picture(form="JPEG"), picture(form="WEBP"), picture(mode="RGBA")]

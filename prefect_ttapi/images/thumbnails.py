@@ -12,7 +12,7 @@ from PIL.Image import Image, Resampling
 from PIL.ImageFile import ImageFile
 
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.pixels import at_work, opened
+from prefect_ttapi.images.pixels import at_work, opened
 
 log: Final = logging.getLogger(__name__)
 
