@@ -22,7 +22,7 @@ from flows.interrupts import start_server
 from flows.options import add_store_options, credentials_from, exit_status, failures, sandbox_if, store_at
 from prefect_ttapi import BatchReport, generate_batch
 from prefect_ttapi.batch import check_batch
-from prefect_ttapi.prompts import read_prompts
+from prefect_ttapi.cli.prompts import read_prompts
 
 ACCOUNT = "ttapi-account"
 

@@ -26,7 +26,7 @@ from flows.options import (
 )
 from prefect_ttapi import BatchReport, Budget, generate_batch
 from prefect_ttapi.batch import check_batch, estimate_batch
-from prefect_ttapi.prompts import read_prompts
+from prefect_ttapi.cli.prompts import read_prompts
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from prefect_ttapi.__main__ import main
+from prefect_ttapi.cli.main import main
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prefect_ttapi.cli.chain import Made, SourceRow
+from prefect_ttapi.cli.places import RUN_ID
+from prefect_ttapi.cli.reporting import Tell
+from prefect_ttapi.cli.searching import entries_that_say, manifests_of, rows_that_say
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.progress import Tell
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.trace.chain import Made, SourceRow
-from prefect_ttapi.trace.places import RUN_ID
-from prefect_ttapi.trace.reading import entries_that_say, manifests_of, rows_that_say
 
 
 def trace_run(run_id: str, store: ImageStore, *, tell: Tell = lambda _step: None) -> Made:

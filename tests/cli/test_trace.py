@@ -12,7 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from prefect_ttapi.__main__ import main
+from prefect_ttapi.cli.chain import Made, Origin
+from prefect_ttapi.cli.downwards import trace_run
+from prefect_ttapi.cli.main import main
+from prefect_ttapi.cli.upwards import trace_object
 from prefect_ttapi.delivery import deliver, metadata_of
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
@@ -21,7 +24,6 @@ from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.trace import Made, Origin, trace_object, trace_run
 from tests.s3 import S3Server
 from tests.storage.samples import API, fresh_image, generation_of
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.prompts.tables import LONGEST_LINE, READERS, Fault, Row, rows_of
+from prefect_ttapi.cli.tables import LONGEST_LINE, READERS, Fault, Row, rows_of
 
 
 def texts_of(data: bytes, extension: str) -> list[tuple[str, ...]]:

@@ -14,9 +14,9 @@ from typing import BinaryIO, Final
 
 from pydantic import ValidationError
 
+from prefect_ttapi.cli.columns import MOST_COLUMNS, plan_of, warning_for
+from prefect_ttapi.cli.tables import READERS, Fault, rows_of
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.prompts.columns import MOST_COLUMNS, plan_of, warning_for
-from prefect_ttapi.prompts.tables import READERS, Fault, rows_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.addresses import bucket_and_prefix, is_s3, normalised
 from prefect_ttapi.storage.store import ImageStore
@@ -60,7 +60,7 @@ def read_prompts(
 
     A column that is named like a field of `ImageRequest` is that field; any other is a value for the key
     template. Names are compared and used in lower case, with `_` for what is neither letter nor digit:
-    `Product ID` is `product_id`. `prefect_ttapi.prompts.tables.rows_of` says more of the formats; a TSV file
+    `Product ID` is `product_id`. `prefect_ttapi.cli.tables.rows_of` says more of the formats; a TSV file
     has no quoting.
 
     An empty cell means "not given". A row's own cell wins over `defaults`; what neither gives has the

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from prefect_ttapi.cli.chain import Copy, Entry, Made, Origin, SourceRow
+from prefect_ttapi.cli.reporting import size
 from prefect_ttapi.lineage.text import one_line
-from prefect_ttapi.progress import size
 from prefect_ttapi.responses import Generation, StoredImage
 from prefect_ttapi.storage.records import Payment
-from prefect_ttapi.trace.chain import Copy, Entry, Made, Origin, SourceRow
 
 #: Characters of a line, and rows of a run that are shown; --json has all.
 _LINE: Final = 400

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prefect_ttapi.prompts.tables import Row
+from prefect_ttapi.cli.tables import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import NAMES
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.prompts import PromptsError, read_prompts
-from prefect_ttapi.prompts.reading import LARGEST_FILE, MOST_ROWS
+from prefect_ttapi.cli.prompts import LARGEST_FILE, MOST_ROWS, PromptsError, read_prompts
 from prefect_ttapi.requests import ImageRequest
 from tests.s3 import S3Server
 

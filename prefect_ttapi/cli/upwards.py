@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
+from prefect_ttapi.cli.chain import Copy, Entry, Origin, SourceRow
+from prefect_ttapi.cli.places import IMAGE, RECORD, RUN_ID, object_at, store_at_root, uri_of
+from prefect_ttapi.cli.reporting import Tell
+from prefect_ttapi.cli.searching import entries_of, entries_that_say, manifests_of, rows_that_say
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.progress import Tell
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.metadata import read_metadata
 from prefect_ttapi.storage.shelf import origin_of_slug
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.trace.chain import Copy, Entry, Origin, SourceRow
-from prefect_ttapi.trace.places import IMAGE, RECORD, RUN_ID, object_at, store_at_root, uri_of
-from prefect_ttapi.trace.reading import entries_of, entries_that_say, manifests_of, rows_that_say
 
 HASH: Final = re.compile(r"[0-9a-f]{64}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.prompts import Prompts, PromptsError, read_prompts
+from prefect_ttapi.cli.prompts import Prompts, PromptsError, read_prompts
 
 
 @pytest.fixture

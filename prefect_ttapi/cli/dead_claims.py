@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from prefect_ttapi.progress import Step, Tell
-from prefect_ttapi.side_by_side import side_by_side
+from prefect_ttapi.cli.findings import Finding, Kind
+from prefect_ttapi.cli.reporting import Step, Tell
+from prefect_ttapi.cli.side_by_side import side_by_side
 from prefect_ttapi.storage import leases
 from prefect_ttapi.storage.records import Holder, State
 from prefect_ttapi.storage.shelf import shelf_of
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.verify.findings import Finding, Kind
 
 #: Seconds between looks: a holder renews its claim four times in its life, which is a minute.
 _PAUSE: Final = 5.0

@@ -7,14 +7,14 @@ import json
 import sys
 from collections.abc import Iterator
 
-from prefect_ttapi.progress import ProgressLine
+from prefect_ttapi.cli.chain import Made, Origin
+from prefect_ttapi.cli.downwards import trace_run
+from prefect_ttapi.cli.places import RUN, store_at_root, uri_of
+from prefect_ttapi.cli.reporting import ProgressLine
+from prefect_ttapi.cli.tree import lines, made_tree, origin_tree
+from prefect_ttapi.cli.upwards import HASH, trace_object, trace_request
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.stores import store_at
-from prefect_ttapi.trace.chain import Made, Origin
-from prefect_ttapi.trace.downwards import trace_run
-from prefect_ttapi.trace.places import RUN, store_at_root, uri_of
-from prefect_ttapi.trace.tree import lines, made_tree, origin_tree
-from prefect_ttapi.trace.upwards import HASH, trace_object, trace_request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

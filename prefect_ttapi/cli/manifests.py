@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from prefect_ttapi.cli.findings import Finding, Kind
+from prefect_ttapi.cli.listed_images import Images
+from prefect_ttapi.cli.records import address_of
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.verify.documents import address_of
-from prefect_ttapi.verify.findings import Finding, Kind
-from prefect_ttapi.verify.images import Images
 
 #: Where manifests are, and what their keys end in.
 PREFIX: Final = "batches/"

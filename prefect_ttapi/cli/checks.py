@@ -12,19 +12,19 @@ from functools import partial
 from itertools import chain
 from typing import Final
 
+from prefect_ttapi.cli.dead_claims import Claimed, dead_claims
+from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
+from prefect_ttapi.cli.listed_images import Images
+from prefect_ttapi.cli.manifests import NAME, PREFIX, check_manifest
+from prefect_ttapi.cli.records import Read, address_of, names, read_document
+from prefect_ttapi.cli.reporting import Step, Tell
+from prefect_ttapi.cli.side_by_side import side_by_side
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.progress import Step, Tell
-from prefect_ttapi.side_by_side import side_by_side
 from prefect_ttapi.storage import leases
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.probe import KEY as PROBE
 from prefect_ttapi.storage.records import State
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.verify.claims import Claimed, dead_claims
-from prefect_ttapi.verify.documents import Read, address_of, names, read_document
-from prefect_ttapi.verify.findings import SETTLED, Finding, Kind
-from prefect_ttapi.verify.images import Images
-from prefect_ttapi.verify.manifests import NAME, PREFIX, check_manifest
 
 #: What the steps are called.
 LISTING: Final = "listing images"

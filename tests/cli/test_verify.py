@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.__main__ import main
+from prefect_ttapi.cli.checks import verify
+from prefect_ttapi.cli.findings import Finding, Kind
+from prefect_ttapi.cli.main import main
+from prefect_ttapi.cli.repair import repair
+from prefect_ttapi.cli.reporting import ProgressLine, Step
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.progress import ProgressLine, Step
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.verify import Finding, Kind, repair, verify
+from tests.cli.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown
 from tests.s3 import S3Server
 from tests.storage.samples import API, fresh_image, request_of
-from tests.verify.stores import age, claimed, image_key, manifest, paid, record_key, unknown
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, verify
+from prefect_ttapi.cli.findings import HEADINGS, Finding, Kind
+from prefect_ttapi.cli.repair import Repair, repair
+from prefect_ttapi.cli.reporting import ProgressLine, Step
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.progress import ProgressLine, Step
 from prefect_ttapi.stores import store_at
-from prefect_ttapi.verify.checks import IMAGES, LEDGER, LISTING, MANIFESTS, verify
-from prefect_ttapi.verify.findings import HEADINGS, Finding, Kind
-from prefect_ttapi.verify.repair import Repair, repair
 
 #: How many findings of each kind are shown; --json has all.
 SHOWN: Final = 10
