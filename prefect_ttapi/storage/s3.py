@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -72,8 +72,7 @@ class S3:
             answer = await self._call_if_there("get_object", key)
             if answer is None:
                 return None
-            async with answer["Body"] as body:
-                return await body.read(), tag_in(answer)
+            return b"".join([chunk async for chunk in _chunks(answer)]), tag_in(answer)
 
         return self._run("can't read", key, attempt)
 
@@ -83,9 +82,8 @@ class S3:
             answer = await self._call_if_there("get_object", key)
             if answer is None:
                 return None
-            async with answer["Body"] as body:
-                while chunk := await body.read(_CHUNK):
-                    spool.write(chunk)
+            async for chunk in _chunks(answer):
+                spool.write(chunk)
             return spool
 
         spool = self._run("can't read", key, attempt)
@@ -105,10 +103,9 @@ class S3:
             if answer is None:
                 return None
             size, digest = 0, hashlib.sha256()
-            async with answer["Body"] as body:
-                while chunk := await body.read(_CHUNK):
-                    size += len(chunk)
-                    digest.update(chunk)
+            async for chunk in _chunks(answer):
+                size += len(chunk)
+                digest.update(chunk)
             return size, digest.hexdigest()
 
         return self._run("can't read", key, attempt)
@@ -300,3 +297,11 @@ class S3:
         self, doing: str, key: str, attempt: Callable[[], Awaitable[Answer]], patience: float = PATIENCE
     ) -> Answer:
         return await self._service.patiently(f"{doing} {self._shown(key)}", attempt, patience)
+
+
+async def _chunks(answer: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    body = answer["Body"]
+    # what `async with` gives is another object below aiobotocore 3.8, which reads all or nothing
+    async with body:
+        while chunk := await body.read(_CHUNK):
+            yield chunk

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Callable
+from typing import Any
 from urllib.request import Request, urlopen
 
+import aiobotocore.response
 import pytest
 from moto.core.authorization import enable_iam_authentication
 
@@ -120,6 +122,21 @@ def test_reads_and_plain_writes_are_tried_again(s3_server: S3Server) -> None:
         trouble.append(503)
         assert store.size("key") == 4
         assert len(proxy.seen) == 7
+
+
+def test_bodies_are_read_whatever_their_context_manager_gives(
+    s3_store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before aiobotocore 3.8 `async with` gives the raw answer, whose `read` takes no size."""
+
+    async def enter(body: Any) -> object:
+        return body.raw_stream if hasattr(body, "raw_stream") else body.__wrapped__
+
+    monkeypatch.setattr(aiobotocore.response.StreamingBody, "__aenter__", enter)
+    image = stored(s3_store, b"pixels")
+    key = s3_store.objects.key(image.uri)
+    assert s3_store.read_bytes(image.uri) == s3_store.read(key) == b"pixels"
+    assert s3_store.objects.digest(key) == (6, image.sha256)
 
 
 @pytest.mark.parametrize("trouble", [500, 503, 409, "lose the answer", "swallow"])
