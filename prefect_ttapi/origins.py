@@ -21,19 +21,23 @@ _PLAIN_URL: Final = re.compile(
 SANDBOX_PATH: Final = "/sandbox"
 SANDBOX_ORIGIN: Final = "sandbox"
 
+#: `is_loopback` of ipaddress also says yes to ::ffff:127.0.0.1, from Python 3.13 on.
+_LOOPBACK: Final = tuple(ipaddress.ip_network(network) for network in ("127.0.0.0/8", "::1/128"))
+
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine, by name or address.
+    """Tell whether `host` is this machine, by name or address. The answer is the same on every Python.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("api.ttapi.io")
-    (True, True, False)
+    >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "api.ttapi.io", "::ffff:127.0.0.1")]
+    [True, True, False, False]
     """
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return any(address in network for network in _LOOPBACK)
 
 
 def checked_base_url(base_url: str) -> str:

@@ -48,6 +48,7 @@ BAD = [
     "http://api.ttapi.io", "HTTP://api.ttapi.io", "http://10.0.0.7", "http://0.0.0.0", "http://[::]", "http://example",
     "http://localhost.evil.example", "http://127.0.0.1.evil.example", "http://evil.example/127.0.0.1",
     "http://127.1", "http://2130706433", "http://0x7f.0.0.1", "http://0177.0.0.1", "http://[::ffff:127.0.0.1]",
+    "http://[::ffff:7f00:1]",
     "http://localhost.", "http://notlocalhost", "http://localhost:80@evil.example",
     # users and passwords, also empty ones
     "http://127.0.0.1@evil.example", "https://127.0.0.1@evil.example", "https://user:pw@api.ttapi.io",
@@ -194,4 +195,7 @@ def test_loopback_is_this_machine_only() -> None:
     assert all(map(is_loopback, ["localhost", "127.0.0.1", "127.255.255.254", "::1"]))
     others = ["", "0.0.0.0", "::", "localhost.", "localhost.example", "127.1", "10.0.0.1", "128.0.0.1", "::2"]  # noqa: S104
     assert not any(map(is_loopback, others))
+    # Python's own is_loopback says yes to these from 3.13 on, and no before
+    assert not any(map(is_loopback, ["::ffff:127.0.0.1", "::ffff:7f00:1"]))
+    assert origin_of("https://[::ffff:127.0.0.1]/sandbox") == "https://[::ffff:127.0.0.1]/sandbox"
     assert SANDBOX_PATH == "/sandbox"

@@ -61,6 +61,8 @@ def test_everything_else_is_not(address: str) -> None:
         ("http://127.0.0.1:1234/sandbox", ANYWHERE),
         ("https://[::1]:1", ANYWHERE),
         ("https://10.0.0.7", ANYWHERE),
+        ("https://[::ffff:127.0.0.1]", ANYWHERE),
+        ("https://[::ffff:8.8.8.8]", ANYWHERE),
     ],
 )
 def test_only_an_api_that_is_not_public_has_images_that_are_not(base_url: str, reach: object) -> None:
