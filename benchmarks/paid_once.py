@@ -33,9 +33,9 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.ceph import PACKAGES, ceph_server, missing_programs
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
+from tests.support.ceph import PACKAGES, ceph_server, missing_programs
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 CALLS = 30
 ROUNDS = 3

@@ -16,7 +16,7 @@ from prefect.testing.utilities import prefect_test_harness
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from tests.s3 import new_bucket, s3_server  # noqa: F401 - fixtures
+from tests.support.s3 import new_bucket, s3_server  # noqa: F401 - fixtures
 
 # a busy machine is slow: no test is to fail for that
 settings.register_profile("unhurried", deadline=None)

@@ -9,7 +9,7 @@ import httpx
 
 from prefect_ttapi import ImageStore
 from prefect_ttapi.links import StoreLinks
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 
 def test_where_a_browser_finds_an_object(s3_server: S3Server, tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.records import payment
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.ledgers import Clock
-from tests.wire.hostile import HostileServer, answer, answered, b64, png
+from tests.support.hostile import HostileServer, answer, answered, b64, png
+from tests.support.ledgers import Clock
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 REQUEST = ImageRequest(prompt="a lifeboat", model="gpt-image-1", n=2)
 HASH = REQUEST.request_hash

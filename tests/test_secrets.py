@@ -17,7 +17,7 @@ from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.tasks import deliver_images, generate_images
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 KEY = "marked-api-key-5d1f0b7c"
 SECRET = "marked-store-secret-93ac"

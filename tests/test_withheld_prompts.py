@@ -23,8 +23,8 @@ from prefect_ttapi import (
 from prefect_ttapi.errors import BatchError, InvalidRequestError, ModerationError
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 from tests.test_secrets import marked_text_in_the_database
 
 MARK = "zqx81 heron"

@@ -24,7 +24,7 @@ from prefect_ttapi import (
     generate_batch,
 )
 from prefect_ttapi.sandbox import Sandbox
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -16,8 +16,8 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, agenerate_batch, generate_batch
 from prefect_ttapi.sandbox import Sandbox
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -21,8 +21,8 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 DATE = datetime(2031, 5, 4, tzinfo=UTC)
 

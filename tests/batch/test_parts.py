@@ -12,7 +12,7 @@ from prefect_ttapi import ImageStore
 from prefect_ttapi.batch.parts import Parts
 from prefect_ttapi.batch.rowfile import RowFile
 from prefect_ttapi.lineage.manifest import read_manifest
-from tests.lineage.samples import generated
+from tests.support.rows import generated
 
 FOLDER = "batches/1"
 LONG = 1_000.0  # seconds that no test waits for

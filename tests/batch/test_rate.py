@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from prefect_ttapi.batch.rate import RateLimit
-from tests.wire.clocks import StoppedClock
+from tests.support.clocks import StoppedClock
 
 
 def test_starts_are_evenly_spaced() -> None:

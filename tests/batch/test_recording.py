@@ -25,7 +25,7 @@ from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnails import ThumbnailPack
 from prefect_ttapi.images.thumbnails import thumbnail
 from prefect_ttapi.lineage.manifest import Row
-from tests.lineage.samples import failed, generated, picture
+from tests.support.rows import failed, generated, picture
 
 FOLDER = "batches/run"
 WEBP = thumbnail(io.BytesIO(picture()))

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_ttapi.cli.prompts import LARGEST_FILE, MOST_ROWS, PromptsError, read_prompts
 from prefect_ttapi.requests import ImageRequest
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.s3 import S3Server
-from tests.storage.samples import API, fresh_image, generation_of
+from tests.support.generations import API, fresh_image, generation_of
+from tests.support.s3 import S3Server
 
 RUN = "0b6f5a52-8d6e-4b1c-9d0e-4a61f3f6a001"
 REQUEST = ImageRequest(prompt="a lighthouse\x1b[2J\nat dusk", model="gpt-image-1", quality="high")

@@ -18,9 +18,9 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.cli.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown
-from tests.s3 import S3Server
-from tests.storage.samples import API, fresh_image, request_of
+from tests.support.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown
+from tests.support.generations import API, fresh_image, request_of
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture(params=["folder", "s3"])

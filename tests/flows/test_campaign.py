@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from flows import campaign, catalogue, compare_models
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parent.parent.parent
 

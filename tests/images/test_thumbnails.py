@@ -16,7 +16,7 @@ from PIL import Image
 from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.pixels import MAX_PIXELS
 from prefect_ttapi.images.thumbnails import as_data_uri, thumbnail
-from tests.lineage.samples import picture
+from tests.support.rows import picture
 
 SAMPLES = [picture(form="PNG"), picture(form="JPEG"), picture(form="WEBP"), picture(mode="RGBA")]
 

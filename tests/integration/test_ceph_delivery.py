@@ -11,9 +11,9 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.parts import PART_SIZE
 from prefect_ttapi.storage.store import ImageStore
-from tests.ceph import CephServer
-from tests.meddling import meddling_proxy
-from tests.storage.samples import fresh_image, stored
+from tests.support.ceph import CephServer
+from tests.support.generations import fresh_image, stored
+from tests.support.meddling import meddling_proxy
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,7 @@ from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 from prefect_ttapi.storage.records import State
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.storage.processes import context, start
+from tests.support.processes import context, start
 
 pytestmark = pytest.mark.integration
 

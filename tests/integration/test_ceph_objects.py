@@ -14,9 +14,9 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.ceph import CephServer
-from tests.meddling import Meddle, meddling_proxy
-from tests.storage.samples import fresh_image, sha256, stored
+from tests.support.ceph import CephServer
+from tests.support.generations import fresh_image, sha256, stored
+from tests.support.meddling import Meddle, meddling_proxy
 
 pytestmark = pytest.mark.integration
 

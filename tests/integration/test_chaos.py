@@ -23,8 +23,8 @@ from tests.integration.chaos import Account, documents
 from tests.integration.children import child, small_flow, until
 from tests.integration.payers import THREADS, pay_for_all
 from tests.integration.server import PATIENCE, Server
-from tests.s3 import S3Server
-from tests.storage.processes import start
+from tests.support.processes import start
+from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.integration
 

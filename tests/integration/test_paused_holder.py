@@ -15,7 +15,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.storage.processes import context, start
+from tests.support.processes import context, start
 
 pytestmark = pytest.mark.integration
 

@@ -27,7 +27,7 @@ from prefect_ttapi.lineage.assets import TRACKED, asset_at, materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.lineage.withheld import without_prompts
-from tests.lineage.samples import failed, generated
+from tests.support.rows import failed, generated
 
 Told = Callable[[str], list[Event]]
 

@@ -17,7 +17,7 @@ from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import DeliveredImage, StoredImage
-from tests.lineage.samples import failed, generated, stored
+from tests.support.rows import failed, generated, stored
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from prefect_ttapi.lineage.manifest import Row, Rows, read_manifest, write_manifest
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import Generation, Usage
-from tests.lineage.samples import failed, generated, stored
+from tests.support.rows import failed, generated, stored
 
 ANYTHING = st.recursive(
     st.none()

@@ -18,7 +18,7 @@ from prefect_ttapi.lineage.markdown import batch_markdown, delivery_markdown, im
 from prefect_ttapi.lineage.pictures import Picture, pictures
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import Generation, StoredImage
-from tests.lineage.samples import failed, generated, picture, stored
+from tests.support.rows import failed, generated, picture, stored
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(1)>",

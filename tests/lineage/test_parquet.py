@@ -12,7 +12,7 @@ from pyarrow import parquet
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.lineage.parquet import ROW_GROUP, parquet_of
 from prefect_ttapi.responses import DeliveredImage, Usage
-from tests.lineage.samples import failed, generated
+from tests.support.rows import failed, generated
 
 
 def table_of(rows: list[Row]) -> pyarrow.Table:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefect_ttapi.lineage.latency import bucket
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.totals import Totals
-from tests.lineage.samples import failed, generated
+from tests.support.rows import failed, generated
 
 ROWS = st.lists(
     st.one_of(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.storage.store import ImageStore
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture

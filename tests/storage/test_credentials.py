@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import Order, meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.samples import stored
 from tests.storage.test_s3_errors import said
+from tests.support.generations import stored
+from tests.support.meddling import Order, meddling_proxy
+from tests.support.s3 import S3Server
 
 
 class Gate:

@@ -8,9 +8,9 @@ import pytest
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.samples import sha256, stored
+from tests.support.generations import sha256, stored
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 KEY = "2031/05/a-lighthouse.png"
 

@@ -13,8 +13,8 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.processes import context, start
-from tests.storage.samples import fresh_image
+from tests.support.generations import fresh_image
+from tests.support.processes import context, start
 
 FACTS = Facts("application/json")
 ROUNDS = 40

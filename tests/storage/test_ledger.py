@@ -18,7 +18,7 @@ from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record, State
 from prefect_ttapi.storage.shelf import slug_of
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.ledgers import (
+from tests.support.ledgers import (
     HASH,
     Clock,
     answer,

@@ -13,9 +13,8 @@ from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.ledger import Waiting
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.ledgers import (
+from tests.support.generations import request_of
+from tests.support.ledgers import (
     HASH,
     Clock,
     answer,
@@ -24,7 +23,8 @@ from tests.storage.ledgers import (
     ledger_of,
     pay,
 )
-from tests.storage.samples import request_of
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 #: Two machines' clocks: the holder's is right, 5 minutes fast, 5 minutes slow.
 clocks_apart = pytest.mark.parametrize("apart", [0, 300, -300])

@@ -29,8 +29,8 @@ from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Answer, Document, Record, State, decode
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.samples import API, fresh_image, generation_of, request_of, stored
-from tests.storage.stage import WRITES, Lane, StagedStore, halt
+from tests.support.generations import API, fresh_image, generation_of, request_of, stored
+from tests.support.stage import WRITES, Lane, StagedStore, halt
 
 TTL = 60.0
 REQUEST = request_of()

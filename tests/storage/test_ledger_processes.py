@@ -22,8 +22,8 @@ from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Holder
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.processes import context, start
-from tests.storage.samples import API, generation_of, request_of, stored
+from tests.support.generations import API, generation_of, request_of, stored
+from tests.support.processes import context, start
 
 PROCESSES, KEYS = 6, 20
 

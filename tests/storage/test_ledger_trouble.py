@@ -12,9 +12,7 @@ from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.ledgers import (
+from tests.support.ledgers import (
     HASH,
     claim_of,
     document,
@@ -22,6 +20,8 @@ from tests.storage.ledgers import (
     pay,
     rewrite,
 )
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.samples import fresh_image, generation_of
+from tests.support.generations import fresh_image, generation_of
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 WHEN = datetime(2031, 5, 4, tzinfo=UTC)
 REQUEST = ImageRequest(prompt="a lighthouse", model="gpt-image-2", n=2)

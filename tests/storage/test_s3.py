@@ -15,9 +15,9 @@ from moto.core.authorization import enable_iam_authentication
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.samples import fresh_image, stored
+from tests.support.generations import fresh_image, stored
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 FACTS = Facts("application/json")
 

@@ -13,9 +13,9 @@ import pytest
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.wire.tls import Identity, identity
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
+from tests.support.tls import Identity, identity
 
 
 def said(code: str, status: int = 403, inside: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:

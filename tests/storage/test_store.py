@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.storage.metadata import MOST, ascii_metadata, read_metadata
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.samples import fresh_image, sha256, stored
+from tests.support.generations import fresh_image, sha256, stored
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 SECRETS = {"secret_access_key": "very-secret-key", "session_token": "very-secret-token"}
 

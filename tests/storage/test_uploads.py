@@ -17,9 +17,9 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.parts import PART_SIZE, parts_of, plain_tag, size_of
 from prefect_ttapi.storage.store import ImageStore
-from tests.meddling import Meddle, meddling_proxy
-from tests.s3 import S3Server
-from tests.storage.samples import fresh_image, sha256, stored
+from tests.support.generations import fresh_image, sha256, stored
+from tests.support.meddling import Meddle, meddling_proxy
+from tests.support.s3 import S3Server
 
 md5 = partial(any_md5, usedforsecurity=False)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.wire.clocks import StoppedClock
-from tests.wire.hostile import HostileServer
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import HostileServer
 
 KEY = "tt-MARKED-key-0123456789"
 

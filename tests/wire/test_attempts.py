@@ -20,8 +20,8 @@ from prefect_ttapi.errors import (
 )
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.wire.clocks import StoppedClock
-from tests.wire.hostile import (
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import (
     HostileServer,
     answer,
     answered,

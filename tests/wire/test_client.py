@@ -16,8 +16,7 @@ from prefect_ttapi.errors import InvalidResponseError, Outcome
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.bodies import decoded
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.wire.conftest import KEY
-from tests.wire.hostile import (
+from tests.support.hostile import (
     Behaviour,
     HostileServer,
     answer,
@@ -28,6 +27,7 @@ from tests.wire.hostile import (
     png,
     raw,
 )
+from tests.wire.conftest import KEY
 
 MakeClient = Callable[..., TTAPIClient]
 

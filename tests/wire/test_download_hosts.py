@@ -10,13 +10,13 @@ import pytest
 
 from prefect_ttapi.wire.addresses import Reach
 from prefect_ttapi.wire.downloads import DELAYS, Downloader
-from tests.wire.clocks import StoppedClock
-from tests.wire.hostile import (
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import (
     HostileServer,
     answer,
 )
+from tests.support.tls import Identity, identity
 from tests.wire.test_downloads import IMAGE, fetch, redirect, refused
-from tests.wire.tls import Identity, identity
 
 FIRST = 1 + len(DELAYS)
 

@@ -23,9 +23,8 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.addresses import ANYWHERE
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.downloads import DELAYS, Downloader
-from tests.wire.clocks import StoppedClock
-from tests.wire.conftest import KEY
-from tests.wire.hostile import (
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import (
     Behaviour,
     HostileServer,
     Wire,
@@ -39,6 +38,7 @@ from tests.wire.hostile import (
     reset,
     stall,
 )
+from tests.wire.conftest import KEY
 
 CAT = ImageRequest(prompt="a cat", model="dall-e-3")
 IMAGE = png(noise=200_000)

@@ -12,8 +12,7 @@ import pytest
 from prefect_ttapi.errors import TTAPIError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.wire.conftest import KEY
-from tests.wire.hostile import (
+from tests.support.hostile import (
     HostileServer,
     Wire,
     answer,
@@ -24,6 +23,7 @@ from tests.wire.hostile import (
     raw,
     reset,
 )
+from tests.wire.conftest import KEY
 
 CAT = ImageRequest(prompt="a cat")
 BODY = answered(png())

@@ -19,8 +19,8 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.outcomes import Again, judge_status
-from tests.wire.clocks import StoppedClock
-from tests.wire.hostile import (
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import (
     Behaviour,
     HostileServer,
     Wire,

@@ -16,9 +16,8 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.exchange import Sending
-from tests.wire.clocks import StoppedClock
-from tests.wire.conftest import KEY
-from tests.wire.hostile import (
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import (
     Behaviour,
     HostileServer,
     answer,
@@ -30,6 +29,7 @@ from tests.wire.hostile import (
     reset,
     then_close,
 )
+from tests.wire.conftest import KEY
 
 CAT = ImageRequest(prompt="a cat")
 GOOD = answer(200, answered(png()))

@@ -18,8 +18,8 @@ from prefect_ttapi.wire.attempts import Answered, Failure, StopSending, attempt
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.outcomes import STATUSES, RetryPolicy
 from prefect_ttapi.wire.pacing import Pace, Rejection, Window
-from tests.wire.clocks import StoppedClock
-from tests.wire.hostile import HostileServer, answer, answered, png
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import HostileServer, answer, answered, png
 
 CAT = ImageRequest(prompt="a cat", model="gpt-image-1")
 GOOD = answer(200, answered(png()))

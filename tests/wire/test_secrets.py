@@ -17,8 +17,8 @@ from prefect_ttapi.errors import TTAPIError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.redaction import LONGEST_MESSAGE, Redactor, checked_key, quiet
-from tests.wire.clocks import StoppedClock
-from tests.wire.hostile import (
+from tests.support.clocks import StoppedClock
+from tests.support.hostile import (
     Behaviour,
     HostileServer,
     answer,

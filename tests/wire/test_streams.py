@@ -21,7 +21,7 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, PartialImage
 from prefect_ttapi.wire.client import TTAPIClient
-from tests.wire.hostile import (
+from tests.support.hostile import (
     Behaviour,
     HostileServer,
     Wire,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PACKAGES = "ceph-common, ceph-mon, ceph-osd and radosgw"

@@ -10,7 +10,7 @@ from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.samples import API, generation_of, request_of, stored
+from tests.support.generations import API, generation_of, request_of, stored
 
 REQUEST = request_of()
 HASH = REQUEST.request_hash

@@ -10,7 +10,7 @@ from prefect_ttapi.responses import Generation
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.samples import API, fresh_image, generation_of, request_of
+from tests.support.generations import API, fresh_image, generation_of, request_of
 
 
 def claimed(store: ImageStore, prompt: str, ttl: float = 60.0) -> Claim:
