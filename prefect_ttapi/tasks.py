@@ -25,15 +25,13 @@ from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.images.thumbnails import thumbnail_or_none
 from prefect_ttapi.ledgers import ledger_for
-from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown
+from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown, publish_preview, with_previews
 from prefect_ttapi.lineage.assets import materialise_images
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
+from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown
-from prefect_ttapi.lineage.pictures import pictures
-from prefect_ttapi.lineage.previews import publish_preview, with_previews
+from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures
 from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
-from prefect_ttapi.links import StoreLinks
 from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
-from prefect_ttapi.batch.thumbnails import ThumbnailPack
+from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.storage.store import ImageStore

@@ -34,7 +34,7 @@ from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
-from prefect_ttapi.links import StoreLinks
+from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.runs import filed_under, flow_run_id, not_before, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY

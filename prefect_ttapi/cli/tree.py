@@ -8,7 +8,7 @@ from typing import Final
 
 from prefect_ttapi.cli.chain import Copy, Entry, Made, Origin, SourceRow
 from prefect_ttapi.cli.reporting import size
-from prefect_ttapi.lineage.text import one_line
+from prefect_ttapi.lineage.markdown import one_line
 from prefect_ttapi.responses import Generation, StoredImage
 from prefect_ttapi.storage.records import Payment
 

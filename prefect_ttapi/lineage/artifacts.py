@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -26,7 +27,11 @@ from prefect.context import SyncClientContext, get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from prefect_ttapi.lineage.text import REASON, cell, one_line
+from prefect_ttapi.images.thumbnails import GALLERY_BOX, as_data_uri, thumbnail_or_none
+from prefect_ttapi.lineage.markdown import CAPTION, REASON, cell, inert, one_line
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import PartialImage
+from prefect_ttapi.rules import RULES
 
 #: Seconds between two updates of a progress artifact, and after one that failed: Prefect's client tries for a
 #: minute, and whoever waits for it here is a worker that should generate images.
@@ -153,3 +158,36 @@ def _publish(publish: Callable[..., Any], *, description: str | None, **what: An
         )
         return None
     return made
+
+
+#: Previews asked for where the request doesn't say; the vendor makes no more.
+PARTIAL_IMAGES: Final = 3
+
+
+def with_previews(request: ImageRequest) -> ImageRequest:
+    """The same request, read as a stream with previews; unchanged for models that can't stream.
+
+    >>> with_previews(ImageRequest(prompt="a tree", model="gpt-image-1")).partial_images
+    3
+    """
+    if "stream" not in RULES[request.model]:
+        return request
+    wanted = {"stream": True, "partial_images": request.partial_images or PARTIAL_IMAGES}
+    return request.model_copy(update=wanted)
+
+
+def publish_preview(request_hash: str, caption: str, preview: PartialImage) -> None:
+    """Show `preview` in the run's artifact for this request; each is a new version of it."""
+    publish_markdown(
+        f"ttapi-preview-{request_hash}",
+        preview_markdown(caption, preview),
+        description=f"Request {request_hash[:12]} as it grows",
+    )
+
+
+def preview_markdown(caption: str, preview: PartialImage) -> str:
+    """The artifact of one preview."""
+    webp = thumbnail_or_none(partial(preview.spool.open), GALLERY_BOX)
+    picture = f'<img width="{GALLERY_BOX}" src="{as_data_uri(webp)}">' if webp else "no picture"
+    shown = f'<span dir="auto">{inert(one_line(caption, CAPTION))}</span>'
+    return f"## Preview {preview.index + 1}\n\n<p>\n{picture}<br>\n{shown}\n</p>\n"

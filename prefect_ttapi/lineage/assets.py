@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_logger, get_run_logger
 from pydantic import ValidationError
 
-from prefect_ttapi.lineage.facts import Report, batch_facts, image_facts
+from prefect_ttapi.lineage.events import Report, batch_facts, image_facts
 from prefect_ttapi.responses import DeliveredImage, Generation
 
 logger: Final = get_logger(__name__)

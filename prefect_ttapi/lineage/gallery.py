@@ -21,9 +21,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import in_bytes
-from prefect_ttapi.lineage.pictures import Picture
-from prefect_ttapi.lineage.text import address, one_line
+from prefect_ttapi.lineage.markdown import Picture, address, in_bytes, one_line
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import StoredImage
 

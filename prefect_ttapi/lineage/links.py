@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Final, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.store import ImageStore
 
 
-class Links(Protocol):
-    """Where a browser finds what lies in a store."""
+class StoreLinks:
+    """Links to the objects of some stores, for the artifacts of one run; signed ones are kept nowhere else.
 
-    @property
-    def end(self) -> datetime | None:
-        """When the first of the links given so far ends, UTC; None while none of them is signed."""
+    Attributes:
+        end: when the first of the links given so far ends, UTC; None while none of them is signed.
+    """
+
+    def __init__(self, *stores: ImageStore | None) -> None:
+        self._stores = [store for store in stores if store]
+        self.end: datetime | None = None
 
     def to(self, uri: str) -> str:
-        """The address to link to for `uri`; `uri` itself where there is no better one."""
+        """The public address of `uri`, else a signed one, else `uri` itself."""
+        found = (self._in(store, uri) for store in self._stores)
+        return next((address for address in found if address), uri)
 
+    def notes(self) -> list[str]:
+        """When the links stop working, where they do; credentials that are temporary themselves may end sooner."""
+        return (
+            [f"Links are signed and end on {self.end:%Y-%m-%d %H:%M} UTC at the latest."] if self.end else []
+        )
 
-class _Plain:
-    end: None = None
+    def _in(self, store: ImageStore, uri: str) -> str | None:
+        try:
+            if store.public_base_url:
+                return store.public_url(uri)
+            return self._signed(store, uri, store.signed_links) if store.signed_links else None
+        except StoreError:  # it is in another store, or in a folder, which signs nothing
+            return None
 
-    def to(self, uri: str) -> str:
-        return uri
+    def _signed(self, store: ImageStore, uri: str, seconds: int) -> str:
+        end = datetime.now(UTC) + timedelta(seconds=seconds)
+        address = store.presign(uri, seconds)
+        self.end = min(self.end or end, end)
+        return address
 
 
 #: Links to the addresses as they are.
-PLAIN: Final[Links] = _Plain()
-
-
-def links_end(links: Links) -> list[str]:
-    """When the links stop working, where they do; credentials that are temporary themselves may end sooner."""
-    return [f"Links are signed and end on {links.end:%Y-%m-%d %H:%M} UTC at the latest."] if links.end else []
+PLAIN: Final = StoreLinks()

@@ -1,22 +1,123 @@
 """What the artifacts say, as text: no run is needed to build it, and no artifact grows with the batch.
 
 What comes from outside stands in HTML blocks, which have no blank lines in them: there, both of Prefect's UIs
-read the escapes of `text.inert`. Markdown around them holds numbers and words of our own only.
+read the escapes of `inert`. Markdown around them holds numbers and words of our own only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+from urllib.parse import quote
 
 from prefect_ttapi.images.thumbnails import ARTIFACT_BOX, as_data_uri
-from prefect_ttapi.lineage.links import PLAIN, Links, links_end
+from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.pictures import Picture
-from prefect_ttapi.lineage.text import ADDRESS, CAPTION, CELL, REASON, address, cell, inert, one_line
 from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.responses import Generation
+from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
+
+#: Characters of a prompt in a caption and in a table's cell, of an error's message, of an address.
+CAPTION: Final = 120
+CELL: Final = 80
+REASON: Final = 300
+ADDRESS: Final = 1_024
+
+#: Characters that reorder or hide what stands around them. Joiners stay: emoji and Persian need them.
+_DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+#: What Markdown or HTML could take for markup: every ASCII character but these. Escapes are numbers, which
+#: both understand.
+_MARKUP: Final = re.compile(r"[\x00-\x7f](?<![A-Za-z0-9 ,.;])")
+
+#: A table's cell is Markdown in one of Prefect's two UIs and plain text in the other: text without any of
+#: this means the same in both. An underscore between letters is none of it, names of files are full of them.
+_ACTIVE: Final = re.compile(
+    r"[\\`*~<>\[\]{}|&!@]|(?<![^\W_])_|_(?![^\W_])|^[-+#=]|^\d+[.)]|https?://|www\.", re.IGNORECASE
+)
+
+_LINKED: Final = re.compile(r"(https?|s3|file)://", re.IGNORECASE)
+
+
+def one_line(text: str, limit: int) -> str:
+    """`text` on one line of at most `limit` characters, without characters that control or reorder.
+
+    >>> one_line("a  lighthouse,\\n at dusk", 14)
+    'a lighthouse,…'
+    """
+    # no more than could be needed: a prompt may have 32,000 characters
+    start = _DIRECTION.sub("", text[: 8 * limit])
+    visible = "".join(
+        " " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in start
+    )
+    line = " ".join(visible.split())
+    if len(line) <= limit and len(text) <= 8 * limit:
+        return line
+    return line[: limit - 1].rstrip(" \u200d") + "…"
+
+
+def inert(text: str) -> str:
+    """`text` as itself in HTML, in its attributes and in Markdown: nothing in it is markup.
+
+    >>> inert("<b> & *x*")
+    '&#60;b&#62; &#38; &#42;x&#42;'
+    """
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def cell(text: str) -> str:
+    """`text`, on one line already, for the cell of a table artifact, which may or may not read Markdown.
+
+    >>> cell("a red fox"), cell("a <b>red</b> fox")
+    ('a red fox', '`a <b>red</b> fox`')
+    """
+    return "`" + text.replace("`", "'") + "`" if _ACTIVE.search(text) else text
+
+
+def address(uri: str) -> str:
+    """`uri` with what is no part of an address percent-encoded, or nothing if it is not one to link to.
+
+    >>> address("s3://bucket/a b.png"), address("javascript:alert(1)")
+    ('s3://bucket/a%20b.png', '')
+    """
+    return quote(uri, safe="/:?#@!$&()*+,;=%-._~[]", errors="replace") if _LINKED.match(uri) else ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a row.
+
+    Attributes:
+        row: the request it answers.
+        image: where it is stored.
+        thumbnail: a small WebP of it, or None where none could be made.
+    """
+
+    row: Row
+    image: StoredImage
+    thumbnail: bytes | None = None
+
+    @property
+    def delivered(self) -> tuple[DeliveredImage, ...]:
+        """Its copies under the names consumers know."""
+        return tuple(copy for copy in self.row.delivered if copy.source_uri == self.image.uri)
+
+    @property
+    def uri(self) -> str:
+        """The address to look at: a delivered copy's public one, else that copy's, else the stored one."""
+        public = [copy.url for copy in self.delivered if copy.url]
+        return (public or [copy.uri for copy in self.delivered] or [self.image.uri])[0]
+
+
+def pictures(rows: Iterable[Row], thumbnail_of: Callable[[StoredImage], bytes | None]) -> Iterator[Picture]:
+    """Every image of `rows`, in order; `thumbnail_of` is asked when its turn comes."""
+    for row in rows:
+        for image in row.images:
+            yield Picture(row, image, thumbnail_of(image))
+
 
 #: The most that one artifact shows of a batch.
 FAILURES: Final = 20
@@ -33,7 +134,7 @@ def batch_markdown(
     pictures: Iterable[Picture] = (),
     manifest_uri: str,
     gallery_uri: str | None = None,
-    links: Links = PLAIN,
+    links: StoreLinks = PLAIN,
     notes: Sequence[str] = (),
 ) -> str:
     """The artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
@@ -58,12 +159,12 @@ def batch_markdown(
         *_failures(totals, list(islice(failures, FAILURES))),
         *_gallery(totals.images, list(islice(pictures, PICTURES)), links),
         _places({"Gallery": gallery_uri, "Manifest": manifest_uri}, links),
-        *links_end(links),
+        *links.notes(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def delivery_markdown(generation: Generation, pictures: Sequence[Picture], links: Links = PLAIN) -> str:
+def delivery_markdown(generation: Generation, pictures: Sequence[Picture], links: StoreLinks = PLAIN) -> str:
     """The artifact of one delivery: what was asked, who answered, what it cost, where each image is.
 
     Args:
@@ -95,7 +196,7 @@ def delivery_markdown(generation: Generation, pictures: Sequence[Picture], links
         ),
         *_gallery(len(pictures), list(pictures[:PICTURES]), links),
         *_copies(pictures[:PICTURES], links),
-        *links_end(links),
+        *links.notes(),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -193,7 +294,7 @@ def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:
     ]
 
 
-def _gallery(images: int, pictures: Sequence[Picture], links: Links) -> list[str]:
+def _gallery(images: int, pictures: Sequence[Picture], links: StoreLinks) -> list[str]:
     if not pictures:
         return []
     shown = "" if images <= len(pictures) else f", the first {len(pictures)}"
@@ -204,7 +305,7 @@ def _gallery(images: int, pictures: Sequence[Picture], links: Links) -> list[str
     ]
 
 
-def _cell(picture: Picture, links: Links) -> str:
+def _cell(picture: Picture, links: StoreLinks) -> str:
     image, prompt = picture.image, _shown(picture.row.prompt)
     small = (
         f'<img width="{ARTIFACT_BOX}" alt="{prompt}" src="{as_data_uri(picture.thumbnail)}">'
@@ -218,7 +319,7 @@ def _cell(picture: Picture, links: Links) -> str:
     )
 
 
-def _copies(pictures: Iterable[Picture], links: Links) -> Iterator[str]:
+def _copies(pictures: Iterable[Picture], links: StoreLinks) -> Iterator[str]:
     for picture in pictures:
         image = picture.image
         size = f"{image.width} x {image.height}, {in_bytes(image.size_bytes)}"
@@ -226,7 +327,7 @@ def _copies(pictures: Iterable[Picture], links: Links) -> Iterator[str]:
         yield _block("p", "<br>\n".join([*places, f"{size}, sha256 <code>{_shown(image.sha256)}</code>"]))
 
 
-def _places(uris: dict[str, str | None], links: Links) -> str:
+def _places(uris: dict[str, str | None], links: StoreLinks) -> str:
     """Where to look further; an address that a page can't open is still there to be copied."""
     return _block("p", "<br>\n".join(f"{title}: {_linked(uri, links)}" for title, uri in uris.items() if uri))
 
@@ -236,7 +337,7 @@ def _link(uri: str, shown: str) -> str:
     return f'<a href="{inert(to)}">{shown}</a>' if to else shown
 
 
-def _linked(uri: str, links: Links) -> str:
+def _linked(uri: str, links: StoreLinks) -> str:
     return _link(links.to(uri), _shown(uri, ADDRESS))
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi import ImageStore
-from prefect_ttapi.batch.parts import Parts
-from prefect_ttapi.batch.rowfile import RowFile
-from prefect_ttapi.lineage.manifest import read_manifest
+from prefect_ttapi.batch.recording import Parts
+from prefect_ttapi.lineage.manifest import RowFile, read_manifest
 from tests.support.rows import generated
 
 FOLDER = "batches/1"

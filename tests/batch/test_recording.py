@@ -22,7 +22,7 @@ from prefect_ttapi import ImageStore, Price
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.thumbnails import ThumbnailPack
+from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.images.thumbnails import thumbnail
 from prefect_ttapi.lineage.manifest import Row
 from tests.support.rows import failed, generated, picture
@@ -138,7 +138,6 @@ def test_failures_are_told_by_kind_with_examples(store: ImageStore) -> None:
 PEAK = """
 import resource, sys
 from prefect_ttapi import ImageStore
-from tests.batch.test_recording import done, record
 record(ImageStore(url=sys.argv[1]), (done(number, 8_000) for number in range(int(sys.argv[2]))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.lineage.artifacts import batch_key
-from prefect_ttapi.lineage.text import CAPTION, CELL, cell, one_line
+from prefect_ttapi.lineage.markdown import CAPTION, CELL, cell, one_line
 from tests.integration.browser import Tab, browser
 from tests.integration.hostile_batch import NAME, PROMPTS, REFUSED
 from tests.integration.server import Server

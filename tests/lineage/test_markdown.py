@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_ttapi.images.thumbnails import thumbnail
+from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import batch_markdown, delivery_markdown, image_table
-from prefect_ttapi.lineage.pictures import Picture, pictures
+from prefect_ttapi.lineage.markdown import Picture, batch_markdown, delivery_markdown, image_table, pictures
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import Generation, StoredImage
 from tests.support.rows import failed, generated, picture, stored
@@ -270,10 +270,12 @@ def test_no_cell_is_markup(prompt: str) -> None:
     assert re.fullmatch("`[^`]*`", shown) or not re.search(r"[<>*`|\[\]\\&]", shown)
 
 
-class Signed:
+class Signed(StoreLinks):
     """Links as a store gives them that signs, until a moment of 2031."""
 
-    end = datetime(2031, 5, 20, 12, 30, tzinfo=UTC)
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = datetime(2031, 5, 20, 12, 30, tzinfo=UTC)
 
     def to(self, uri: str) -> str:
         return uri.replace("file:///out", "https://s3.example.com") + "?X-Amz-Signature=0f&X-Amz-Expires=60"

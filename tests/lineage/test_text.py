@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.lineage.text import address, cell, inert, one_line
+from prefect_ttapi.lineage.markdown import address, cell, inert, one_line
 
 
 @given(st.text(st.characters()), st.integers(2, 50))

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.lineage.latency import bucket
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.totals import Totals, bucket
 from tests.support.rows import failed, generated
 
 ROWS = st.lists(

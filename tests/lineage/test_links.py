@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from prefect_ttapi import ImageStore
-from prefect_ttapi.links import StoreLinks
+from prefect_ttapi.lineage.links import StoreLinks
 from tests.support.s3 import S3Server
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi import ImageStore
-from prefect_ttapi.batch.thumbnails import LARGEST, ThumbnailFile, ThumbnailPack
+from prefect_ttapi.batch.thumbnail_zip import LARGEST, ThumbnailFile, ThumbnailPack
 from prefect_ttapi.storage.objects import Facts
 
 
