@@ -6,16 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImages, PartialImage
+from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.retries import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -47,43 +48,66 @@ def ask(
     Raises:
         TTAPIError, StoreError, StopSending: there is no answer; what was surely not paid for is given back.
     """
-    sends = 0
-
-    def before(number: int) -> None:
-        nonlocal sends
-        sends = number
-        if before_send is not None:
-            before_send(number)
-        with _as_decision(number):
-            _check_room(store, request.n)
-            # last: each send, a repeated one too, needs a claim that is proven to stand
-            claim.before_sending()
-
-    def before_writing() -> None:
-        try:
-            with _as_decision(sends):
-                claim.before_writing()
-        except StoreError:
-            if sends == 1:
-                claim.release()
-            raise
-
-    hooks: dict[str, Any] = {
-        "before_send": before,
-        "before_writing": before_writing,
-        "while_waiting": while_waiting,
-    }
+    guard = _ClaimGuard(claim, store, request, before_send, while_waiting)
     try:
         if request.stream or on_preview is not None:
-            events = client.stream(request, **hooks)
-            return _read_stream(request, events, on_preview)
-        return client.generate(request, **hooks)
+            return _read_stream(request, client.stream(request, guard), on_preview)
+        return client.generate(request, guard)
     except TTAPIError as error:
         if perhaps_paid(error):
             claim.mark_unknown(str(error), error.outcome)
         else:
             claim.release()
         raise
+
+
+class _CheckedStop(Stop):
+    """A stop that `while_waiting` decides about."""
+
+    def __init__(self, while_waiting: Callable[[], None] | None) -> None:
+        super().__init__()
+        self._while_waiting = while_waiting
+
+    def check(self) -> None:
+        if self._while_waiting is not None:
+            self._while_waiting()
+
+
+class _ClaimGuard(Guard):
+    """Lets a claimed request be sent: with room for the answer, and while the claim stands."""
+
+    def __init__(
+        self,
+        claim: Claim,
+        store: ImageStore,
+        request: ImageRequest,
+        before_send: Callable[[int], None] | None,
+        while_waiting: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(_CheckedStop(while_waiting))
+        self._claim = claim
+        self._store = store
+        self._images = request.n
+        self._before_send = before_send
+        self._sends = 0
+
+    def admit(self, attempt: int) -> None:
+        self._sends = attempt
+        if self._before_send is not None:
+            self._before_send(attempt)
+        with _as_decision(attempt):
+            _check_room(self._store, self._images)
+            # last: each send, a repeated one too, needs a claim that is proven to stand
+            self._claim.before_sending()
+
+    def confirm(self) -> None:
+        try:
+            with _as_decision(self._sends):
+                self._claim.before_writing()
+        except StoreError:
+            if self._sends == 1:
+                self._claim.release()
+            raise
 
 
 @contextmanager

@@ -21,12 +21,12 @@ from prefect_ttapi.responses import (
     Generation,
     PartialImage,
 )
+from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.claims import ClaimLostError
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
-from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 
 

@@ -36,10 +36,10 @@ from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before
+from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
-from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.redaction import withholding
 
 

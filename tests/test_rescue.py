@@ -19,10 +19,10 @@ from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.rescue import Rescue
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server

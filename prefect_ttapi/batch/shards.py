@@ -44,10 +44,10 @@ from prefect_ttapi.lineage.withheld import generation_without_prompts
 from prefect_ttapi.paying import Paid, Payer, other_payments, try_pay_once
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.runs import named, payer_of
+from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
 from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.attempts import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.redaction import withholding
 

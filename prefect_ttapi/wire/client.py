@@ -17,24 +17,21 @@ from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 from prefect_ttapi.wire.addresses import reach_from
-from prefect_ttapi.wire.attempts import Answered, Failure, attempt, failed
 from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.decoding import MAX_BYTES
 from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
 from prefect_ttapi.wire.exchange import Exchange
+from prefect_ttapi.wire.limiter import Pace, Turn
 from prefect_ttapi.wire.outcomes import RetryPolicy
-from prefect_ttapi.wire.pacing import Pace, Turn
 from prefect_ttapi.wire.reading import Received, Reply, read_reply
 from prefect_ttapi.wire.redaction import Redactor, checked_key
+from prefect_ttapi.wire.retries import Answered, Failure, Guard, attempt, failed
 from prefect_ttapi.wire.streaming import Finished, read_stream
 
 log: Final = logging.getLogger(__name__)
 
 LONGEST_TIMEOUT: Final = 86_400.0  # seconds
 
-BeforeSend = Callable[[int], None]
-BeforeWriting = Callable[[], None]
-WhileWaiting = Callable[[], None]
 _T = TypeVar("_T")
 
 
@@ -135,30 +132,22 @@ class TTAPIClient:
         self._exchange.close()
         self._downloader.close()
 
-    def generate(
-        self,
-        request: ImageRequest,
-        *,
-        before_send: BeforeSend | None = None,
-        before_writing: BeforeWriting | None = None,
-        while_waiting: WhileWaiting | None = None,
-    ) -> GeneratedImages:
-        """The images that `request` asks for; perhaps fewer than `n`, with a warning in the log: where some of
-        those that came are of no use, or can't be fetched, the others are paid all the same.
+    def generate(self, request: ImageRequest, guard: Guard | None = None) -> GeneratedImages:
+        """Return the images that `request` asks for.
+
+        Perhaps fewer than `n`, with a warning in the log: where some of those that came are of no use, or can't be
+        fetched, the others are paid all the same.
 
         Args:
-            before_send: called with 1, 2, ... right before each send; what it raises goes to the caller, and
-                nothing is sent.
-            before_writing: called once more when the connection stands, which may take `connect_timeout`; as is
-                `before_send`.
-            while_waiting: called every half second as long as the request waits to be sent; as is `before_send`.
+            guard: asked right before each send; ends the request while it waits to be sent.
 
         Raises:
+            StopSending: the guard ended the request before anything was sent.
             TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid.
         """
-        name = request.request_hash[:12]
-        with self._pace.turn(while_waiting) as turn:
-            done = self._attempt(partial(self._ask, request, before_writing), name, turn, before_send)
+        name, guard = request.request_hash[:12], guard or Guard()
+        with self._pace.turn(guard.stop) as turn:
+            done = self._attempt(partial(self._ask, request, guard), name, turn, guard)
         reply = done.answer
         images: list[GeneratedImage] = []
         lost: list[DownloadError] = []
@@ -181,12 +170,7 @@ class TTAPIClient:
         )
 
     def stream(
-        self,
-        request: ImageRequest,
-        *,
-        before_send: BeforeSend | None = None,
-        before_writing: BeforeWriting | None = None,
-        while_waiting: WhileWaiting | None = None,
+        self, request: ImageRequest, guard: Guard | None = None
     ) -> Generator[PartialImage | CompletedImage, None, None]:
         """Previews and finished images of `request` as they come; a generator, so nothing is sent before it
         runs.
@@ -197,17 +181,17 @@ class TTAPIClient:
         which image a preview belongs to, nor which finished image is which: they are numbered as they come.
 
         Args:
-            before_send, before_writing, while_waiting: as in `generate`.
+            guard: as in `generate`.
 
         Raises:
             TTAPIError: no image was finished, or the stream reports an error.
         """
-        name = request.request_hash[:12]
-        send = partial(self._exchange.open, request.body(stream=True), "text/event-stream", before_writing)
+        name, guard = request.request_hash[:12], guard or Guard()
+        send = partial(self._exchange.open, request.body(stream=True), "text/event-stream", guard)
         finished = 0
         with ExitStack() as open_until_the_end:
-            turn = open_until_the_end.enter_context(self._pace.turn(while_waiting))
-            done = self._attempt(send, name, turn, before_send)
+            turn = open_until_the_end.enter_context(self._pace.turn(guard.stop))
+            done = self._attempt(send, name, turn, guard)
             opened = open_until_the_end.enter_context(closing(done.answer))
             for part in read_stream(opened, request.n, self._max_body_bytes):
                 if isinstance(part, Failure):
@@ -226,21 +210,17 @@ class TTAPIClient:
                     yield part
         self._warn_of_fewer(name, request.n, finished)
 
-    def _ask(
-        self, request: ImageRequest, before_writing: BeforeWriting | None, number: int
-    ) -> Reply | Failure:
-        opened = self._exchange.open(request.body(), "application/json", before_writing, number)
+    def _ask(self, request: ImageRequest, guard: Guard, number: int) -> Reply | Failure:
+        opened = self._exchange.open(request.body(), "application/json", guard, number)
         if isinstance(opened, Failure):
             return opened
         with closing(opened):
             return read_reply(opened, self._max_body_bytes)
 
     def _attempt(
-        self, send: Callable[[int], _T | Failure], name: str, turn: Turn, before_send: BeforeSend | None
+        self, send: Callable[[int], _T | Failure], name: str, turn: Turn, guard: Guard
     ) -> Answered[_T]:
-        return attempt(
-            send, name=name, policy=self._policy, clock=self._clock, turn=turn, before_send=before_send
-        )
+        return attempt(send, name=name, policy=self._policy, clock=self._clock, turn=turn, guard=guard)
 
     def _image(
         self, received: Received, index: int, name: str, done: Answered[Any], request_id: str | None

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Final
+
+from prefect_ttapi.stopping import Stop
+
+#: Seconds between two looks at whether a wait is still wanted.
+POLL: Final = 0.5
 
 
-@dataclass(frozen=True)
 class Clock:
-    """Time and chance. Tests bring their own.
+    """Time and chance of this machine."""
 
-    Attributes:
-        monotonic: seconds that only grow.
-        now: Unix seconds.
-        sleep: waits that many seconds; what it raises ends the request.
-        jitter: a random number from 0 to its argument.
-    """
+    def monotonic(self) -> float:
+        """Return seconds that only grow."""
+        return time.monotonic()
 
-    monotonic: Callable[[], float] = time.monotonic
-    now: Callable[[], float] = time.time
-    sleep: Callable[[float], None] = time.sleep
-    jitter: Callable[[float], float] = lambda most: random.uniform(0, most)  # noqa: S311 - no secret
+    def now(self) -> float:
+        """Return the time as Unix seconds."""
+        return time.time()
+
+    def sleep(self, seconds: float, stop: Stop) -> None:
+        """Wait so long.
+
+        Raises:
+            StopSending: `stop` was set meanwhile, at most `POLL` seconds ago.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            stop.wait(min(POLL, left))
+            stop.check()
+
+    def jitter(self, most: float) -> float:
+        """Return a random number from 0 to `most`."""
+        return random.uniform(0, most)  # noqa: S311 - no secret

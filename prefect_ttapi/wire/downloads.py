@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.wire.addresses import PUBLIC, AddressRefused, CheckedBackend, Reach, Resolve
 from prefect_ttapi.wire.bodies import BodyError, decoded
 from prefect_ttapi.wire.clock import Clock
@@ -153,7 +154,7 @@ class Downloader:
             wait = self._wait(result, tries)
             if wait is None or elapsed + wait >= self._total_timeout:
                 break
-            self._clock.sleep(wait)
+            self._clock.sleep(wait, Stop())  # an image in hand is money: nothing stops this
         raise DownloadError(
             f"the image could not be fetched (tries: {tries}): {what}; its request is paid and not repeated",
             status_code=result.status,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import chain
@@ -15,7 +15,6 @@ from pydantic import SecretStr
 
 from prefect_ttapi.origins import is_loopback
 from prefect_ttapi.wire.answers import is_moderation, read_error
-from prefect_ttapi.wire.attempts import Failure
 from prefect_ttapi.wire.bodies import BodyEndsEarly, BodyError, decoded
 from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import (
@@ -28,6 +27,7 @@ from prefect_ttapi.wire.outcomes import (
     read_retry_after,
 )
 from prefect_ttapi.wire.redaction import Redactor, quiet
+from prefect_ttapi.wire.retries import Failure, Guard
 
 PATH: Final = "/v1/images/generations"
 
@@ -69,19 +69,19 @@ class Sending:
     twice.
 
     Args:
-        before_writing: called once the connection stands; what it raises ends the request unwritten.
+        guard: asked once the connection stands; what it raises ends the request unwritten.
     """
 
-    def __init__(self, before_writing: Callable[[], None] | None = None) -> None:
+    def __init__(self, guard: Guard) -> None:
         self.unwritten = False
-        self._before_writing = before_writing
+        self._guard = guard
 
     def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         phase = event.partition(".")[2]
         if phase == "send_request_headers.started":  # a proxy is asked for the way first
             self.unwritten = getattr(info.get("request"), "method", b"") == b"CONNECT"
-            if self._before_writing is not None and not self.unwritten:
-                self._before_writing()
+            if not self.unwritten:
+                self._guard.confirm()
         elif phase in ("send_request_headers.failed", "send_request_body.failed"):
             self.unwritten = True
 
@@ -210,15 +210,9 @@ class Exchange:
             self._http.close()
             self._fresh.close()
 
-    def open(
-        self,
-        body: Mapping[str, Any],
-        accept: str,
-        before_writing: Callable[[], None] | None,
-        number: int,
-    ) -> Opened | Failure:
+    def open(self, body: Mapping[str, Any], accept: str, guard: Guard, number: int) -> Opened | Failure:
         """Send `body`, for the `number`-th time, and wait for the headers of the answer."""
-        sending = Sending(before_writing)
+        sending = Sending(guard)
         http = self._http if number == 1 else self._fresh
         request = http.build_request(
             "POST",

@@ -10,7 +10,7 @@
 | any other 4xx                                        | refused for good     | never                       |
 | 1xx, 3xx; a 2xx that is no usable answer             | answered but unusable| never                       |
 
-(*) Of a burst of requests that are rejected together, one rejection counts: see `attempts`.
+(*) Of a burst of requests that are rejected together, one rejection counts: see `retries`.
 
 A request of which the last byte was not handed to the network can't have been worked on: its JSON is
 incomplete.

@@ -13,7 +13,7 @@ from tests.support.clocks import StoppedClock
 
 def test_starts_are_evenly_spaced() -> None:
     """The first at once, each further one after its share of the minute; idle time is not saved up for a burst."""
-    time = StoppedClock().clock
+    time = StoppedClock()
     rate = RateLimit(30, monotonic=time.monotonic, sleep=time.sleep)
     times = []
     for idle in (0, 0, 0.5, 9, 0):
@@ -25,7 +25,7 @@ def test_starts_are_evenly_spaced() -> None:
 
 def test_the_first_may_have_to_wait_too() -> None:
     """Where somebody else may just have sent, the first caller waits for its share of the minute."""
-    time = StoppedClock().clock
+    time = StoppedClock()
     before = time.monotonic()
     RateLimit(30, at_once=False, monotonic=time.monotonic, sleep=time.sleep).wait()
     assert time.monotonic() - before == pytest.approx(2)
@@ -33,7 +33,7 @@ def test_the_first_may_have_to_wait_too() -> None:
 
 def test_threads_share_the_rate() -> None:
     """Forty callers at 60 a minute: the last one is let through after 39 seconds."""
-    time = StoppedClock().clock
+    time = StoppedClock()
     rate = RateLimit(60, monotonic=time.monotonic, sleep=time.sleep)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: rate.wait(), range(40)))

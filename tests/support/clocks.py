@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import threading
 
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.wire.clock import Clock
 
 
-class StoppedClock:
-    """`clock` is for a client; `sleeps` is how long it slept each time."""
+class StoppedClock(Clock):
+    """A clock for a client; `sleeps` is how long it slept each time."""
 
     def __init__(self) -> None:
         self.sleeps: list[float] = []
         self._seconds = 0.0
         self._lock = threading.Lock()
-        self.clock = Clock(
-            monotonic=lambda: self._seconds,
-            now=lambda: 1_700_000_000.0 + self._seconds,
-            sleep=self._sleep,
-            jitter=lambda most: most,
-        )
 
-    def _sleep(self, seconds: float) -> None:
+    def monotonic(self) -> float:
+        return self._seconds
+
+    def now(self) -> float:
+        return 1_700_000_000.0 + self._seconds
+
+    def sleep(self, seconds: float, stop: Stop | None = None) -> None:
         with self._lock:
             self.sleeps.append(seconds)
             self._seconds += seconds
+        if stop is not None:
+            stop.check()
+
+    def jitter(self, most: float) -> float:
+        return most

@@ -31,7 +31,7 @@ def make_client(server: HostileServer, stopped: StoppedClock) -> Iterator[Callab
     made: dict[str, TTAPIClient] = {}
 
     def make(**options: object) -> TTAPIClient:
-        usual = {"base_url": server.url, "connect_timeout": 5, "read_timeout": 5, "clock": stopped.clock}
+        usual = {"base_url": server.url, "connect_timeout": 5, "read_timeout": 5, "clock": stopped}
         if repr(options) not in made:
             made[repr(options)] = TTAPIClient(KEY, **{**usual, **options})
         return made[repr(options)]

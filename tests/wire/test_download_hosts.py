@@ -42,7 +42,7 @@ def only(allowed: str, tls: Identity, stopped: StoppedClock, names: dict[str, st
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (names[host], port))]
 
     reach = Reach(("https",), lambda address: str(address) == allowed)
-    return Downloader(reach=reach, ssl_context=tls.client, clock=stopped.clock, resolve=resolve)
+    return Downloader(reach=reach, ssl_context=tls.client, clock=stopped, resolve=resolve)
 
 
 def test_name_and_certificate_stay_those_of_the_url(

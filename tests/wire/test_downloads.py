@@ -49,7 +49,7 @@ FIRST = 1 + len(DELAYS)
 @pytest.fixture
 def downloader(stopped: StoppedClock) -> Iterator[Downloader]:
     stopped.sleeps.clear()
-    made = Downloader(reach=ANYWHERE, read_timeout=0.3, clock=stopped.clock, max_bytes=1_000_000)
+    made = Downloader(reach=ANYWHERE, read_timeout=0.3, clock=stopped, max_bytes=1_000_000)
     yield made
     made.close()
 
@@ -196,7 +196,7 @@ def test_what_never_comes_is_given_up(
 
 def test_the_total_timeout_ends_the_tries(server: HostileServer, stopped: StoppedClock) -> None:
     """Neither another try nor a dripping image outlasts the time for one image."""
-    downloader = Downloader(reach=ANYWHERE, clock=stopped.clock, total_timeout=5)
+    downloader = Downloader(reach=ANYWHERE, clock=stopped, total_timeout=5)
     server.play(answer(404))
     assert refused(downloader, f"{server.url}/x", "HTTP 404").attempts == 4
     downloader.close()
@@ -272,7 +272,7 @@ def test_no_text_is_more_than_a_failed_download(text: str, start: str) -> None:
     def resolve(*_: object, **__: object) -> list[Any]:
         raise socket.gaierror(-2, "Name or service not known")
 
-    downloader = Downloader(reach=ANYWHERE, clock=StoppedClock().clock, ssl_context=NO_TLS, resolve=resolve)
+    downloader = Downloader(reach=ANYWHERE, clock=StoppedClock(), ssl_context=NO_TLS, resolve=resolve)
     with pytest.raises(DownloadError):
         fetch(downloader, start + text)
 

@@ -16,6 +16,7 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.exchange import Sending
+from prefect_ttapi.wire.retries import Guard
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     Behaviour,
@@ -44,7 +45,7 @@ def test_nobody_is_listening(stopped: StoppedClock) -> None:
     """A refused connection never delivered anything: tried four times, then an error that says so."""
     stopped.sleeps.clear()
     with (
-        TTAPIClient(KEY, f"http://127.0.0.1:{free_port()}", clock=stopped.clock) as client,
+        TTAPIClient(KEY, f"http://127.0.0.1:{free_port()}", clock=stopped) as client,
         pytest.raises(APIConnectionError, match=r"no connection: .*refused") as caught,
     ):
         client.generate(CAT)
@@ -59,7 +60,7 @@ def test_tls_that_fails_never_delivered(server: HostileServer, stopped: StoppedC
     server.play(GOOD)
     address = f"https://127.0.0.1:{server.port}"
     with (
-        TTAPIClient(KEY, address, max_attempts=2, connect_timeout=0.2, clock=stopped.clock) as client,
+        TTAPIClient(KEY, address, max_attempts=2, connect_timeout=0.2, clock=stopped) as client,
         pytest.raises(APIConnectionError, match="no connection"),
     ):
         client.generate(CAT)
@@ -84,7 +85,7 @@ def test_a_proxy_that_fails_never_delivered(
     with HostileServer(behaviour) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with (
-            TTAPIClient(KEY, "https://api.ttapi.invalid", max_attempts=2, clock=stopped.clock) as client,
+            TTAPIClient(KEY, "https://api.ttapi.invalid", max_attempts=2, clock=stopped) as client,
             pytest.raises(APIConnectionError) as caught,
         ):
             client.generate(CAT)
@@ -123,7 +124,7 @@ def test_a_request_that_was_not_written_in_full(deaf_port: int, stopped: Stopped
     """A request that is lost while it is written was never delivered: nobody can work on half of it."""
     long = ImageRequest(prompt="a cat", user="x" * 20_000_000)
     with (
-        TTAPIClient(KEY, f"http://127.0.0.1:{deaf_port}", max_attempts=2, clock=stopped.clock) as client,
+        TTAPIClient(KEY, f"http://127.0.0.1:{deaf_port}", max_attempts=2, clock=stopped) as client,
         pytest.raises(APIConnectionError, match="while the request was being written") as caught,
     ):
         client.generate(long)
@@ -143,7 +144,7 @@ def test_a_request_that_was_not_written_in_full(deaf_port: int, stopped: Stopped
 )
 def test_only_what_certainly_was_not_written_counts_as_unwritten(events: list[str], unwritten: bool) -> None:
     """Where the HTTP library's trace says nothing, or something new, the request counts as written."""
-    sending = Sending()
+    sending = Sending(Guard())
     for event in events:
         sending(event, {})
     assert sending.unwritten is unwritten

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_ttapi.errors import Outcome
-from prefect_ttapi.wire import attempts, events, outcomes, sse
+from prefect_ttapi.wire import events, outcomes, retries, sse
 from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import (
     ABSURD_SECONDS,
@@ -255,7 +255,7 @@ def test_no_header_breaks_the_reader(retry_after: str, date: str) -> None:
     assert wait is None or 0 <= wait <= ABSURD_SECONDS
 
 
-@pytest.mark.parametrize("module", [outcomes, attempts, sse, events], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [outcomes, retries, sse, events], ids=lambda module: module.__name__)
 def test_the_rules_know_no_network(module: object) -> None:
     """The sans-IO modules import neither httpx nor Prefect, nor anything of ours that does."""
     forbidden = {"httpx", "httpcore", "prefect", "fsspec", "prefect_ttapi.wire.exchange"}

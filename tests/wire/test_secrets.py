@@ -122,7 +122,7 @@ def logged() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def secretive(server: HostileServer, stopped: StoppedClock) -> Iterator[TTAPIClient]:
-    with TTAPIClient(KEY, server.url, read_timeout=0.1, max_attempts=2, clock=stopped.clock) as client:
+    with TTAPIClient(KEY, server.url, read_timeout=0.1, max_attempts=2, clock=stopped) as client:
         yield client
 
 

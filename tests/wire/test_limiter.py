@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from prefect_ttapi.errors import Outcome, RateLimitError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.wire.attempts import Answered, Failure, StopSending, attempt
+from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.limiter import Pace, Rejection, Window
 from prefect_ttapi.wire.outcomes import STATUSES, RetryPolicy
-from prefect_ttapi.wire.pacing import Pace, Rejection, Window
+from prefect_ttapi.wire.retries import Answered, Failure, Guard, attempt
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import HostileServer, answer, answered, png
 
@@ -103,29 +104,41 @@ def test_whatever_the_order_of_events_the_window_keeps_its_word(
 @pytest.fixture
 def limited(stopped: StoppedClock) -> Pace:
     """A pace that lets one request through at a time."""
-    pace = Pace(stopped.clock)
-    with pace.turn() as turn:
+    pace = Pace(stopped)
+    with pace.turn(Stop()) as turn:
         turn.take()
         assert turn.rejected() is Rejection.ALONE
     return pace
 
 
+class SeenStop(Stop):
+    """Tells when somebody who waits has looked at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Event()
+
+    def check(self) -> None:
+        self.seen.set()
+        super().check()
+
+
 def test_who_waits_longest_goes_first(limited: Pace) -> None:
     """Whatever the order in which they ask for a place, requests get it by age; so one sent before is sent first."""
     order: list[int] = []
-    queued = [threading.Event() for _ in range(6)]
-    turns = [limited.turn(event.set) for event in queued]
+    queued = [SeenStop() for _ in range(6)]
+    turns = [limited.turn(stop) for stop in queued]
 
     def run(number: int) -> None:
         with turns[number] as turn:
             turn.take()
             order.append(number)
 
-    with limited.turn() as holder, ThreadPoolExecutor(6) as threads:
+    with limited.turn(Stop()) as holder, ThreadPoolExecutor(6) as threads:
         holder.take()
         for number in (3, 1, 5, 0, 4, 2):
             threads.submit(run, number)
-        assert all(event.wait(10) for event in queued)
+        assert all(stop.seen.wait(10) for stop in queued)
         assert order == []
         holder.give_back()
     assert order == [0, 1, 2, 3, 4, 5]
@@ -134,10 +147,10 @@ def test_who_waits_longest_goes_first(limited: Pace) -> None:
 def test_a_wait_that_is_asked_of_one_is_kept_by_all(limited: Pace, stopped: StoppedClock) -> None:
     """Nothing starts before it is over, nor does a shorter one that is asked later cut it short."""
     for seconds in (5.0, 2.0):
-        with limited.turn() as turn:
+        with limited.turn(Stop()) as turn:
             turn.hold(seconds)
     stopped.sleeps.clear()
-    with limited.turn() as turn:
+    with limited.turn(Stop()) as turn:
         turn.take()
     assert stopped.sleeps == [5]
 
@@ -146,9 +159,9 @@ def test_the_company_of_a_rejected_request_has_its_attempts_left(
     limited: Pace, stopped: StoppedClock
 ) -> None:
     """With two attempts, one rejected together with another request is sent three times: the first didn't count."""
-    pace = Pace(stopped.clock)
+    pace = Pace(stopped)
     sent: list[int] = []
-    with pace.turn() as first, pace.turn() as second:
+    with pace.turn(Stop()) as first, pace.turn(Stop()) as second:
         first.take()
 
         def send(number: int) -> Failure:
@@ -160,11 +173,11 @@ def test_the_company_of_a_rejected_request_has_its_attempts_left(
 
         policy = RetryPolicy(max_attempts=2)
         with pytest.raises(RateLimitError, match="max_attempts") as caught:
-            attempt(send, name="x", policy=policy, clock=stopped.clock, turn=second, before_send=None)
+            attempt(send, name="x", policy=policy, clock=stopped, turn=second, guard=Guard())
     assert (sent, caught.value.attempts) == ([1, 2, 3], 3)
 
 
-@pytest.mark.parametrize("stops", ["before_send", "while_waiting"])
+@pytest.mark.parametrize("stops", ["guard", "stop"])
 def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stopped: StoppedClock, stops: str) -> None:
     """Before anything was sent, the caller gets its own exception; after that the error of the last attempt."""
     sent: list[int] = []
@@ -173,29 +186,30 @@ def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stopped: StoppedCloc
         sent.append(number)
         return TOO_MANY
 
-    def stop(number: int = 2) -> None:
-        if number == 2:
-            raise StopSending("the batch was cancelled")
+    class OnlyOnce(Guard):
+        def admit(self, attempt: int) -> None:
+            if attempt == 2:
+                raise StopSending("the batch was cancelled")
 
-    hooks = {"before_send": None, "while_waiting": None, stops: stop}
-    with limited.turn(hooks["while_waiting"]) as turn, pytest.raises(RateLimitError) as caught:
-        attempt(
-            send,
-            name="x",
-            policy=RetryPolicy(),
-            clock=stopped.clock,
-            turn=turn,
-            before_send=hooks["before_send"],
-        )
+    guard = OnlyOnce() if stops == "guard" else Guard()
+
+    def send_and_stop(number: int) -> Failure:
+        if stops == "stop":
+            guard.stop.set("the batch was cancelled")
+        return send(number)
+
+    with limited.turn(guard.stop) as turn, pytest.raises(RateLimitError) as caught:
+        attempt(send_and_stop, name="x", policy=RetryPolicy(), clock=stopped, turn=turn, guard=guard)
     assert "not sent again: the batch was cancelled" in str(caught.value)
     assert (sent, caught.value.attempts, caught.value.outcome) == ([1], 1, Outcome.REJECTED)
 
-    limited.window.hold(stopped.clock.monotonic() + 60)
-    with limited.turn(stop) as turn, pytest.raises(StopSending):
+    limited.window.hold(stopped.monotonic() + 60)
+    guard.stop.set("the batch was cancelled")
+    with limited.turn(guard.stop) as turn, pytest.raises(StopSending):
         turn.take()
-    with limited.turn() as turn:  # nobody's place was lost
+    with limited.turn(Stop()) as turn:  # nobody's place was lost
         answered: Answered[str] = attempt(
-            lambda _: "yes", name="x", policy=RetryPolicy(), clock=stopped.clock, turn=turn, before_send=None
+            lambda _: "yes", name="x", policy=RetryPolicy(), clock=stopped, turn=turn, guard=Guard()
         )
     assert answered.answer == "yes"
 
@@ -244,7 +258,7 @@ def test_a_crowd_finds_the_pace_that_the_server_allows(
     tells of the slower pace in a few lines, not one per request."""
     requests = [ImageRequest(prompt=f"cat {number}", model="gpt-image-1") for number in range(60)]
     with (
-        caplog.at_level(logging.INFO, "prefect_ttapi.wire.pacing"),
+        caplog.at_level(logging.INFO, "prefect_ttapi.wire.limiter"),
         TTAPIClient("k", crowded.base_url) as client,
         ThreadPoolExecutor(32) as threads,
     ):
@@ -252,6 +266,6 @@ def test_a_crowd_finds_the_pace_that_the_server_allows(
         assert sum(answer.attempts for answer in answers) == crowded.calls
         assert crowded.paid == 60
         assert crowded.calls < 120
-        told = [record.message for record in caplog.records if record.name.endswith("pacing")]
+        told = [record.message for record in caplog.records if record.name.endswith("limiter")]
         assert 1 <= len(told) <= 10
         assert told[0].startswith("the API takes no more for now: at most ")

@@ -11,18 +11,15 @@ import logging
 import math
 import threading
 from bisect import insort
-from collections.abc import Callable
 from enum import Enum
 from itertools import count
 from types import TracebackType
 from typing import Final, Self
 
-from prefect_ttapi.wire.clock import Clock
+from prefect_ttapi.stopping import Stop
+from prefect_ttapi.wire.clock import POLL, Clock
 
 log: Final = logging.getLogger(__name__)
-
-#: Seconds between two calls of `while_waiting`.
-POLL: Final = 0.5
 
 
 class Rejection(Enum):
@@ -117,15 +114,15 @@ class Pace:
         self._numbers = count()
         self._lowest = math.inf
 
-    def turn(self, while_waiting: Callable[[], None] | None = None) -> Turn:
-        """For one request, however often it is sent; to be used as a context.
+    def turn(self, stop: Stop) -> Turn:
+        """Return the turn of one request, however often it is sent; to be used as a context.
 
         Args:
-            while_waiting: called every half second while the request waits; what it raises ends the wait.
+            stop: ends the request's waits with `StopSending`.
         """
-        return Turn(self, next(self._numbers), while_waiting)
+        return Turn(self, next(self._numbers), stop)
 
-    def take(self, number: int, while_waiting: Callable[[], None] | None) -> int:
+    def take(self, number: int, stop: Stop) -> int:
         """Wait for a place; numbers are served in their order."""
         me = (number, threading.Condition(self.lock))
         with self.lock:
@@ -138,24 +135,14 @@ class Pace:
                     if wait == 0:
                         return self.window.start()
                     if wait is None:
-                        me[1].wait(POLL if while_waiting else None)
+                        me[1].wait(POLL)
                 if wait:
-                    self.sleep(wait, while_waiting)
-                elif while_waiting:
-                    while_waiting()
+                    self.clock.sleep(wait, stop)
+                stop.check()
         finally:
             with self.lock:
                 self._queue.remove(me)
                 self.wake()
-
-    def sleep(self, seconds: float, while_waiting: Callable[[], None] | None) -> None:
-        """Let time pass, in pieces where somebody may lose patience."""
-        piece = POLL if while_waiting else seconds
-        while seconds > 0:
-            self.clock.sleep(min(piece, seconds))
-            seconds -= piece
-            if while_waiting:
-                while_waiting()
 
     def wake(self) -> None:
         """Let the first one in the queue look again; with the lock held."""
@@ -176,10 +163,10 @@ class Pace:
 class Turn:
     """One request's way through the pace. It has at most one place, which the end of the context gives back."""
 
-    def __init__(self, pace: Pace, number: int, while_waiting: Callable[[], None] | None) -> None:
+    def __init__(self, pace: Pace, number: int, stop: Stop) -> None:
         self._pace = pace
         self._number = number
-        self._while_waiting = while_waiting
+        self._stop = stop
         self._has_place = False
         self._slowed = 0  # what the window said when the place was taken
 
@@ -193,13 +180,13 @@ class Turn:
 
     def take(self) -> None:
         """Wait until the request may be sent. One that was sent before goes ahead of those that never were."""
-        self._slowed = self._pace.take(self._number, self._while_waiting)
+        self._slowed = self._pace.take(self._number, self._stop)
         self._has_place = True
 
     def sleep(self, seconds: float) -> None:
         """Wait without a place, for reasons of this request alone."""
         self.give_back()
-        self._pace.sleep(seconds, self._while_waiting)
+        self._pace.clock.sleep(seconds, self._stop)
 
     def answered(self) -> None:
         """The API works on the request, which has a place, or is done with it: there was room for it."""

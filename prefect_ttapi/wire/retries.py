@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from prefect_ttapi.errors import Outcome, TTAPIError
+from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.wire.clock import Clock
+from prefect_ttapi.wire.limiter import Rejection, Turn
 from prefect_ttapi.wire.outcomes import Again, RetryPolicy, Verdict
-from prefect_ttapi.wire.pacing import Rejection, Turn
 
 log: Final = logging.getLogger(__name__)
 
@@ -51,11 +52,28 @@ class Answered(Generic[Answer]):
         return len(self.earlier) + 1
 
 
-class StopSending(Exception):  # noqa: N818 - a decision of the caller, not an error
-    """Raised by `before_send` or `while_waiting`: the request is no longer wanted; the message says why.
+class Guard:
+    """What one request asks right before bytes go to the API; this one lets everything pass until it is stopped.
 
-    Whoever asked for it gets it as it is where nothing was sent, else the error of the last attempt, which says it too.
+    Args:
+        stop: looked at before each send, and at least every half second while the request waits to be sent.
     """
+
+    def __init__(self, stop: Stop | None = None) -> None:
+        self.stop = stop or Stop()
+
+    def admit(self, attempt: int) -> None:
+        """Allow the first, second, ... send, before connecting; may wait.
+
+        What it raises ends the request, and nothing is sent: a `StopSending` as the error of the attempt before,
+        where there was one, anything else as it is.
+        """
+
+    def confirm(self) -> None:
+        """Allow writing, now that the connection stands, which may have taken `connect_timeout`; must not wait.
+
+        What it raises ends the request unwritten, as in `admit`.
+        """
 
 
 def attempt(
@@ -65,7 +83,7 @@ def attempt(
     policy: RetryPolicy,
     clock: Clock,
     turn: Turn,
-    before_send: Callable[[int], None] | None,
+    guard: Guard,
 ) -> Answered[Answer]:
     """The answer that `send` gives, calling it as often as `policy` allows and at the pace of `turn`.
 
@@ -76,16 +94,15 @@ def attempt(
         send: called with 1, 2, ...; may raise `StopSending` as well, where nothing was written.
         name: what the log calls the request.
         turn: takes a place for each send, and keeps it for the answer.
-        before_send: called with 1, 2, ... right before each send; what it raises ends the request.
+        guard: asked right before each send.
 
     Raises:
-        StopSending: from `before_send` or `turn`, before anything was sent.
+        StopSending: the guard was stopped, or said so, before anything was sent.
         TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most
             doubtful of all attempts', since any of them may have been paid.
     """
-    before = before_send or (lambda _number: None)
     turn.take()
-    before(1)
+    _ask(guard, 1)
     started = clock.monotonic()  # it may have waited long for that
     answer = send(1)
     earlier: tuple[Outcome, ...] = ()
@@ -127,7 +144,7 @@ def attempt(
                 turn.sleep(step.wait)
             turn.take()
             _check_time(policy, clock.monotonic() - started)
-            before(number + 1)
+            _ask(guard, number + 1)
             following = send(number + 1)
         except StopSending as stop:
             raise failed(answer, earlier, clock.monotonic() - started, not_resent=str(stop)) from None
@@ -136,6 +153,11 @@ def attempt(
     turn.answered()
     log.info("%s: attempt %d was answered after %.1f s", name, len(earlier) + 1, clock.monotonic() - started)
     return Answered(answer, earlier, started)
+
+
+def _ask(guard: Guard, number: int) -> None:
+    guard.stop.check()  # first: what a guard admits it takes for sent
+    guard.admit(number)
 
 
 def _check_time(policy: RetryPolicy, elapsed: float) -> None:

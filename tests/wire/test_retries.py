@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -19,10 +20,13 @@ from prefect_ttapi.errors import (
     UnknownOutcomeError,
 )
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.retries import Guard
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     HostileServer,
+    Wire,
     answer,
     answered,
     close,
@@ -34,6 +38,7 @@ from tests.support.hostile import (
     stall,
     then_close,
 )
+from tests.wire.conftest import KEY
 
 MakeClient = Callable[..., TTAPIClient]
 
@@ -113,19 +118,63 @@ def test_the_doubt_of_an_earlier_attempt_stays(server: HostileServer, make_clien
 
 
 def test_before_each_send_the_caller_is_asked(server: HostileServer, client: TTAPIClient) -> None:
-    """`before_send` hears 1, 2, ...; what it raises ends the request, and nothing is sent."""
-    heard: list[int] = []
-    server.play(BUSY, BUSY, GOOD)
-    client.generate(CAT, before_send=heard.append)
-    assert heard == [1, 2, 3]
+    """A guard is asked about send 1, 2, ... and, connected, about each once more; what it raises ends the request."""
 
-    def refuse_the_second(number: int) -> None:
-        if number == 2:
-            raise LookupError("the lease is lost")
+    class Listening(Guard):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[int | str] = []
+
+        def admit(self, attempt: int) -> None:
+            self.heard.append(attempt)
+
+        def confirm(self) -> None:
+            self.heard.append("connected")
+
+    guard = Listening()
+    server.play(BUSY, BUSY, GOOD)
+    client.generate(CAT, guard)
+    assert guard.heard == [1, "connected", 2, "connected", 3, "connected"]
+
+    class OnlyOnce(Guard):
+        def admit(self, attempt: int) -> None:
+            if attempt == 2:
+                raise LookupError("the lease is lost")
 
     server.play(BUSY, GOOD)
     with pytest.raises(LookupError, match="lease"):
-        client.generate(CAT, before_send=refuse_the_second)
+        client.generate(CAT, OnlyOnce())
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("asked", ["generate", "stream"])
+def test_who_was_stopped_before_the_first_send_sends_nothing(
+    server: HostileServer, client: TTAPIClient, asked: str
+) -> None:
+    """Whoever asks hears the reason as it was given."""
+    guard = Guard()
+    guard.stop.set("the account is empty")
+    server.play(GOOD)
+    with pytest.raises(StopSending, match="the account is empty"):
+        client.generate(CAT, guard) if asked == "generate" else list(client.stream(CAT, guard))
+    assert server.requests == []
+
+
+def test_a_stop_ends_the_wait_before_a_repeated_send(server: HostileServer) -> None:
+    """A wait of a minute ends within a second; the error is the last attempt's, and says why there was no other."""
+    guard = Guard()
+
+    def answer_and_stop(wire: Wire) -> bool:
+        threading.Timer(0.1, guard.stop.set, ["interrupted"]).start()
+        return answer(429, b"", {"Retry-After": "60"})(wire)
+
+    server.play(answer_and_stop)
+    with (
+        TTAPIClient(KEY, server.url) as client,
+        pytest.raises(RateLimitError, match="not sent again: interrupted") as caught,
+    ):
+        client.generate(CAT, guard)
+    assert caught.value.elapsed < 5
     assert len(server.requests) == 1
 
 
