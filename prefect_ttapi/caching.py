@@ -18,9 +18,9 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.ledgers import ledger_for
+from prefect_ttapi.generation.context import run_id, task_not_before
+from prefect_ttapi.generation.ledgers import ledger_for
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import run_id, task_not_before
 from prefect_ttapi.storage.store import ImageStore
 
 #: (task run, nonce) of the cache key computed last in this context: how the key reaches the task's body.

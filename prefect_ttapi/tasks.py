@@ -18,13 +18,16 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
-from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.delivery import deliver
 from prefect_ttapi.errors import InsufficientBalanceError
+from prefect_ttapi.generation.clients import shared_client
+from prefect_ttapi.generation.context import named, payer_of, run_date, run_id, run_name, task_not_before
+from prefect_ttapi.generation.delivery import deliver
+from prefect_ttapi.generation.engine import Paid, pay_once
+from prefect_ttapi.generation.interruption import GRACE, in_thread, uninterrupted
+from prefect_ttapi.generation.ledgers import ledger_for
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.images.thumbnails import thumbnail_or_none
-from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown, publish_preview, with_previews
 from prefect_ttapi.lineage.assets import materialise_images
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
@@ -32,14 +35,11 @@ from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures
 from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
-from prefect_ttapi.paying import Paid, pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
-from prefect_ttapi.runs import named, payer_of, run_date, run_id, run_name, task_not_before
 from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
 from prefect_ttapi.wire.redaction import withholding
 
 

@@ -21,8 +21,8 @@ from prefect_ttapi import (
     generate_images,
 )
 from prefect_ttapi.errors import BatchError, InvalidRequestError, ModerationError
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.ledger import Ledger
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 from tests.test_secrets import marked_text_in_the_database

@@ -20,7 +20,6 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner
 
-from prefect_ttapi.batch.budget import Budget
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.notes import remove_note, write_note
 from prefect_ttapi.batch.runners import task_runner
@@ -30,9 +29,10 @@ from prefect_ttapi.batch.shards import Plan, generate_shard
 from prefect_ttapi.batch.source import Came, Ended, Source
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.generation.budget import Budget
+from prefect_ttapi.generation.interruption import undisturbed
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.threads import undisturbed
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.ledgers import ledger_for
+from prefect_ttapi.generation.ledgers import ledger_for
 from prefect_ttapi.storage.store import ImageStore
 
 

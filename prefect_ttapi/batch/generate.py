@@ -16,7 +16,6 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_ttapi.batch.breaker import Breaker
-from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.coordinator import Coordinator
 from prefect_ttapi.batch.earlier import remember
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
@@ -30,16 +29,17 @@ from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.context import filed_under, flow_run_id, not_before, run_date, run_id
+from prefect_ttapi.generation.interruption import GRACE, in_thread, uninterrupted
+from prefect_ttapi.generation.ledgers import ledger_for
 from prefect_ttapi.images.renditions import Rendition, versions_of
-from prefect_ttapi.ledgers import ledger_for
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.runs import filed_under, flow_run_id, not_before, run_date, run_id
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.threads import GRACE, in_thread, uninterrupted
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from prefect_ttapi.batch.budget import Budget
 from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.caching import as_request
-from prefect_ttapi.delivery import key_template
 from prefect_ttapi.errors import IllegalBatchError, StoreError
+from prefect_ttapi.generation.budget import Budget
+from prefect_ttapi.generation.delivery import key_template
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import shown

@@ -17,12 +17,12 @@ from typing import Final, Self
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from prefect_ttapi.batch.budget import Price
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Live, Standing
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage import parquet

@@ -18,12 +18,12 @@ from contextvars import copy_context
 from typing import Final
 
 from prefect_ttapi.batch.breaker import Breaker
-from prefect_ttapi.batch.budget import Spending
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.errors import ACCOUNT_ERRORS
+from prefect_ttapi.generation.budget import Spending
+from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.responses import GeneratedImages
-from prefect_ttapi.storage.ledger import Waiting
 
 #: To be called as soon as the API has answered: what is then left to do takes no place in flight.
 OnAnswer = Callable[[GeneratedImages], None]

@@ -18,16 +18,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from prefect_ttapi.asking import perhaps_paid
 from prefect_ttapi.batch.breaker import Breaker
-from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
 from prefect_ttapi.batch.notes import NotedStop
 from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.batch.session import OnAnswer, Session, session_for
-from prefect_ttapi.clients import shared_client
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.delivery import deliver
 from prefect_ttapi.errors import (
     BudgetExceeded,
     InsufficientBalanceError,
@@ -35,18 +31,22 @@ from prefect_ttapi.errors import (
     StoreError,
     TTAPIError,
 )
+from prefect_ttapi.generation.asking import perhaps_paid
+from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.clients import shared_client
+from prefect_ttapi.generation.context import named, payer_of
+from prefect_ttapi.generation.delivery import deliver
+from prefect_ttapi.generation.engine import Paid, Payer, other_payments, try_pay_once
+from prefect_ttapi.generation.ledgers import ledger_for
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
-from prefect_ttapi.ledgers import ledger_for
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import generation_without_prompts
-from prefect_ttapi.paying import Paid, Payer, other_payments, try_pay_once
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
-from prefect_ttapi.runs import named, payer_of
 from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
-from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.redaction import withholding

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_ttapi.ledger.documents import Payment
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.responses import Generation, StoredImage
-from prefect_ttapi.storage.records import Payment
 
 
 class _Link(BaseModel):

@@ -20,10 +20,10 @@ from prefect_ttapi.cli.records import Read, address_of, names, read_document
 from prefect_ttapi.cli.reporting import Step, Tell
 from prefect_ttapi.cli.side_by_side import side_by_side
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage import leases
+from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger.documents import State
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.probe import KEY as PROBE
-from prefect_ttapi.storage.records import State
 from prefect_ttapi.storage.store import ImageStore
 
 #: What the steps are called.

@@ -10,9 +10,9 @@ from typing import Final
 from prefect_ttapi.cli.findings import Finding, Kind
 from prefect_ttapi.cli.reporting import Step, Tell
 from prefect_ttapi.cli.side_by_side import side_by_side
-from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.records import Holder, State
-from prefect_ttapi.storage.shelf import shelf_of
+from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger.documents import Holder, State
+from prefect_ttapi.ledger.shelf import shelf_of
 from prefect_ttapi.storage.store import ImageStore
 
 #: Seconds between looks: a holder renews its claim four times in its life, which is a minute.

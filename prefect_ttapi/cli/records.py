@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from prefect_ttapi.cli.findings import Finding, Kind
 from prefect_ttapi.cli.listed_images import Images
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.ledger.documents import Document, State, decode, record_of
+from prefect_ttapi.ledger.shelf import Seen, origin_of_slug, parts_of, shelf_of
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
-from prefect_ttapi.storage.records import Document, State, decode, record_of
-from prefect_ttapi.storage.shelf import Seen, origin_of_slug, parts_of, shelf_of
 from prefect_ttapi.storage.store import ImageStore
 
 

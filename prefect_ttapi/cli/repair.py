@@ -17,11 +17,11 @@ from typing import Any, Final
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.records import names
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.ledger.documents import Document, State, payment
+from prefect_ttapi.ledger.shelf import Seen, Shelf, parts_of, shelf_of, slug_of
+from prefect_ttapi.ledger.transitions import resting
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
-from prefect_ttapi.storage.records import Document, State, payment
-from prefect_ttapi.storage.shelf import Seen, Shelf, parts_of, shelf_of, slug_of
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.storage.transitions import resting
 
 
 @dataclass(frozen=True)

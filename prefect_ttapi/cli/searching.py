@@ -9,10 +9,10 @@ from prefect_ttapi.cli.chain import Entry, SourceRow
 from prefect_ttapi.cli.reporting import Step, Tell
 from prefect_ttapi.cli.side_by_side import side_by_side
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.ledger.shelf import Seen, Shelf, parts_of, shelf_of
 from prefect_ttapi.lineage.manifest import read_manifest
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.storage.objects import NoAnswerError
-from prefect_ttapi.storage.shelf import Seen, Shelf, parts_of, shelf_of
 from prefect_ttapi.storage.store import ImageStore
 
 _MANIFEST = "/manifest.jsonl"

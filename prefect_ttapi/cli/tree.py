@@ -8,9 +8,9 @@ from typing import Final
 
 from prefect_ttapi.cli.chain import Copy, Entry, Made, Origin, SourceRow
 from prefect_ttapi.cli.reporting import size
+from prefect_ttapi.ledger.documents import Payment
 from prefect_ttapi.lineage.markdown import one_line
 from prefect_ttapi.responses import Generation, StoredImage
-from prefect_ttapi.storage.records import Payment
 
 #: Characters of a line, and rows of a run that are shown; --json has all.
 _LINE: Final = 400

@@ -12,9 +12,9 @@ from prefect_ttapi.cli.places import IMAGE, RECORD, RUN_ID, object_at, store_at_
 from prefect_ttapi.cli.reporting import Tell
 from prefect_ttapi.cli.searching import entries_of, entries_that_say, manifests_of, rows_that_say
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.ledger.shelf import origin_of_slug
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.metadata import read_metadata
-from prefect_ttapi.storage.shelf import origin_of_slug
 from prefect_ttapi.storage.store import ImageStore
 
 HASH: Final = re.compile(r"[0-9a-f]{64}")

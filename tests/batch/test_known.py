@@ -13,12 +13,12 @@ from prefect_ttapi.batch.earlier import Earlier, latest_key, remember
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.shards import Plan, row_of_paid
-from prefect_ttapi.delivery import deliver
+from prefect_ttapi.generation.delivery import deliver
+from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
-from prefect_ttapi.paying import pay_once
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.meddling import meddling_proxy

@@ -8,15 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from prefect_ttapi.batch.breaker import Breaker
-from prefect_ttapi.batch.budget import Budget, Spending
 from prefect_ttapi.batch.items import Done, Item, row_of
 from prefect_ttapi.batch.notes import NotedStop, remove_note, write_note
 from prefect_ttapi.batch.session import Session, session_for, shared
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.batch.shards import _own_session as own_session
+from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import Usage
-from prefect_ttapi.storage.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
 
 

@@ -16,11 +16,11 @@ from prefect_ttapi.cli.chain import Made, Origin
 from prefect_ttapi.cli.downwards import trace_run
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.cli.upwards import trace_object
-from prefect_ttapi.delivery import deliver, metadata_of
+from prefect_ttapi.generation.delivery import deliver, metadata_of
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation, Usage
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore

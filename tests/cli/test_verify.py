@@ -15,7 +15,7 @@ from prefect_ttapi.cli.main import main
 from prefect_ttapi.cli.repair import repair
 from prefect_ttapi.cli.reporting import ProgressLine, Step
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from prefect_ttapi.ledger.documents import Document, Record, State, decode, record_of
+from prefect_ttapi.ledger.shelf import Shelf
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.records import Document, Record, State, decode, record_of
-from prefect_ttapi.storage.shelf import Shelf
 from prefect_ttapi.storage.store import ImageStore
 
 API = "sandbox"

@@ -6,9 +6,9 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 from prefect_ttapi.errors import UnknownOutcomeError
-from prefect_ttapi.paying import pay_once
+from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 

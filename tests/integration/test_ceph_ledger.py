@@ -12,12 +12,12 @@ from multiprocessing.queues import Queue
 import pytest
 
 from prefect_ttapi.errors import InvalidRequestError
-from prefect_ttapi.paying import Paid, pay_once
+from prefect_ttapi.generation.engine import Paid, pay_once
+from prefect_ttapi.ledger.documents import State
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
-from prefect_ttapi.storage.records import State
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.processes import context, start

@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from prefect_ttapi.errors import NotStoredError, StoreError
-from prefect_ttapi.paying import pay_once
+from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.ceph import CephServer

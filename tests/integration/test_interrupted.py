@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from prefect_ttapi.ledger.documents import State
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.records import State
 from prefect_ttapi.storage.store import ImageStore
 from tests.integration.chaos import documents
 from tests.integration.children import child, small_flow, until

@@ -26,9 +26,9 @@ from prefect_ttapi import (
     generate_batch,
     generate_images,
 )
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 

@@ -9,10 +9,10 @@ from multiprocessing.queues import Queue
 
 import pytest
 
-from prefect_ttapi.paying import pay_once
+from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.processes import context, start

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from prefect_ttapi import Rendition
-from prefect_ttapi.delivery import deliver, places_of
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.generation.delivery import deliver, places_of
 from prefect_ttapi.images.renditions import versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import Record
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.responses import Generation
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger
-from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, generation_of, request_of, stored
 

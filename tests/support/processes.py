@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.support.generations", "prefect_ttapi.storage.ledger"])
+context.set_forkserver_preload(["tests.support.generations", "prefect_ttapi.ledger.ledger"])
 
 
 def start(target: object, *arguments: object) -> multiprocessing.Process:

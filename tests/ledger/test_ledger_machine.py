@@ -24,10 +24,10 @@ from hypothesis.stateful import (
 )
 
 from prefect_ttapi.errors import StoreError, UnknownOutcomeError
-from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger, Waiting
-from prefect_ttapi.storage.records import Answer, Document, Record, State, decode
+from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of, stored
 from tests.support.stage import WRITES, Lane, StagedStore, halt

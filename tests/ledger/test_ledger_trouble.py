@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_ttapi.errors import StoreError, UnknownOutcomeError
+from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.claims import Claim
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ledgers import (
     HASH,

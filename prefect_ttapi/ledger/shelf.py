@@ -9,9 +9,9 @@ from typing import Final
 from urllib.parse import unquote
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.ledger.documents import Document, Record, decode, encode, record_of
 from prefect_ttapi.origins import SANDBOX_ORIGIN
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
-from prefect_ttapi.storage.records import Document, Record, decode, encode, record_of
 from prefect_ttapi.storage.store import ImageStore
 
 #: Seconds between attempts to settle a write whose answer was lost.

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
-from prefect_ttapi.paying import Paid, pay_once
+from prefect_ttapi.generation.engine import Paid, pay_once
+from prefect_ttapi.generation.rescue import Rescue
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.rescue import Rescue
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.stopping import StopSending
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.meddling import meddling_proxy

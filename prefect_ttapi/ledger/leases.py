@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
 
-from prefect_ttapi.storage.records import Holder
+from prefect_ttapi.ledger.documents import Holder
 
 #: Seconds for which an unrenewed claim stands.
 TTL: Final = 60.0

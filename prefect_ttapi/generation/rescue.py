@@ -19,10 +19,10 @@ from typing import Any, Final
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import ImageFacts, read_image
 from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode, encode, record_of
+from prefect_ttapi.ledger.shelf import Shelf, slug_of
 from prefect_ttapi.responses import GeneratedImage, StoredImage
 from prefect_ttapi.storage.objects import Facts
-from prefect_ttapi.storage.records import Answer, Document, Record, State, decode, encode, record_of
-from prefect_ttapi.storage.shelf import Shelf, slug_of
 from prefect_ttapi.storage.store import ImageStore
 
 _CHUNK: Final = 1024 * 1024

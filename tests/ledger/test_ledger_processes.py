@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.errors import UnknownOutcomeError
-from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger, Waiting
-from prefect_ttapi.storage.records import Holder
+from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import Holder
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, generation_of, request_of, stored
 from tests.support.processes import context, start

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.storage.ledger import Ledger
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import gc
 import pytest
 
 from prefect_ttapi.errors import UnknownOutcomeError
-from prefect_ttapi.ledgers import ledger_for
-from prefect_ttapi.paying import pay_once
+from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.generation.ledgers import ledger_for
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 

@@ -12,7 +12,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import get_current_settings
 from prefect.tasks import TaskRunNameCallbackWithParameters
 
-from prefect_ttapi.paying import Payer
+from prefect_ttapi.generation.engine import Payer
 
 
 def run_id(task_ctx: TaskRunContext | None) -> str:

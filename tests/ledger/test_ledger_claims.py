@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import pytest
 
 from prefect_ttapi.errors import StoreError, UnknownOutcomeError
-from prefect_ttapi.storage.claims import Claim, ClaimLostError
-from prefect_ttapi.storage.ledger import Waiting
+from prefect_ttapi.ledger.claims import Claim, ClaimLostError
+from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import request_of
 from tests.support.ledgers import (

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from prefect_ttapi.asking import SURELY_UNPAID, ask
-from prefect_ttapi.keeping import Keeper
+from prefect_ttapi.generation.asking import SURELY_UNPAID, ask
+from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.rescue import Rescue
+from prefect_ttapi.ledger.claims import ClaimLostError
+from prefect_ttapi.ledger.documents import Record
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.rescue import Rescue
 from prefect_ttapi.responses import (
     GeneratedImage,
     GeneratedImages,
@@ -22,9 +25,6 @@ from prefect_ttapi.responses import (
     PartialImage,
 )
 from prefect_ttapi.stopping import StopSending
-from prefect_ttapi.storage.claims import ClaimLostError
-from prefect_ttapi.storage.ledger import Ledger, Waiting
-from prefect_ttapi.storage.records import Record
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
 from prefect_ttapi.wire.client import TTAPIClient

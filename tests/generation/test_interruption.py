@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from prefect_ttapi.threads import in_thread
+from prefect_ttapi.generation.interruption import in_thread
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["out of patience", "cancelled again"])

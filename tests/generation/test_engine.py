@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.asking import perhaps_paid
 from prefect_ttapi.errors import (
     InvalidRequestError,
     Outcome,
@@ -24,12 +23,13 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.paying import Paid, Payer, other_payments, pay_once, try_pay_once
+from prefect_ttapi.generation.asking import perhaps_paid
+from prefect_ttapi.generation.engine import Paid, Payer, other_payments, pay_once, try_pay_once
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import payment
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger
-from prefect_ttapi.storage.records import payment
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.hostile import HostileServer, answer, answered, b64, png

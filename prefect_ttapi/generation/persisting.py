@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from prefect_ttapi.errors import NotStoredError, StoreError
-from prefect_ttapi.rescue import Rescue
+from prefect_ttapi.generation.rescue import Rescue
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import Answer, Record
 from prefect_ttapi.responses import GeneratedImage
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.records import Answer, Record
 from prefect_ttapi.storage.store import ImageStore
 
 #: Seconds between attempts: doubled each time, up to the second figure.

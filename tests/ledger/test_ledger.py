@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_ttapi.errors import Outcome, UnknownOutcomeError
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.ledger import Ledger, Waiting
-from prefect_ttapi.storage.records import Record, State
-from prefect_ttapi.storage.shelf import slug_of
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import Record, State
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
+from prefect_ttapi.ledger.shelf import slug_of
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ledgers import (
     HASH,

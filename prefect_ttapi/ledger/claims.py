@@ -11,11 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
-from prefect_ttapi.responses import Generation
-from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.records import Answer, Document, Payment, Record, State, packed, payment
-from prefect_ttapi.storage.shelf import Seen, Shelf, Swap
-from prefect_ttapi.storage.transitions import (
+from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger.documents import Answer, Document, Payment, Record, State, packed, payment
+from prefect_ttapi.ledger.shelf import Seen, Shelf, Swap
+from prefect_ttapi.ledger.transitions import (
     answered,
     counts,
     facts_of,
@@ -24,6 +23,7 @@ from prefect_ttapi.storage.transitions import (
     resting,
     unknown,
 )
+from prefect_ttapi.responses import Generation
 
 #: From the standing document, what to write in its place; None: nothing.
 Follow = Callable[[Document | None], dict[str, Any] | None]

@@ -20,13 +20,13 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from prefect_ttapi.errors import UnknownOutcomeError
+from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.documents import LONGEST_TTL, Document, Payment, Record, State, payment
+from prefect_ttapi.ledger.shelf import Seen, Shelf
+from prefect_ttapi.ledger.transitions import counts
 from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.storage import leases
-from prefect_ttapi.storage.claims import Claim
-from prefect_ttapi.storage.records import LONGEST_TTL, Document, Payment, Record, State, payment
-from prefect_ttapi.storage.shelf import Seen, Shelf
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.storage.transitions import counts
 
 logger = logging.getLogger(__name__)
 

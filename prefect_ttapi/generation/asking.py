@@ -10,10 +10,10 @@ from typing import Final
 
 from prefect_ttapi.errors import NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.images.spool import check_room
+from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImages, PartialImage
 from prefect_ttapi.stopping import Stop, StopSending
-from prefect_ttapi.storage.claims import Claim, ClaimLostError
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.retries import Guard

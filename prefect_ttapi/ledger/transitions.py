@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect_ttapi.storage.records import Answer, Document, Payment, Record, State, payment
+from prefect_ttapi.ledger.documents import Answer, Document, Payment, Record, State, payment
 
 
 def counts(record: Record, not_before: datetime | None, run_id: str) -> bool:
