@@ -1,4 +1,4 @@
-"""What an image is, read from its own bytes: type, size in pixels, whether it is all there (sans-IO).
+"""Read type, size in pixels and completeness of an image from its own bytes (sans-IO).
 
 PNG, JPEG and WebP only. Pixels are not decoded: the headers are read as far as width and height, then the end
 is looked at. Only padding may follow it (NUL, white space), as some encoders and proxies add.
@@ -43,7 +43,7 @@ class NotAnImage(ValueError):  # noqa: N818 - named for what it says
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """`image/png`, `image/jpeg` or `image/webp`; width and height in pixels."""
+    """The media type (`image/png`, `image/jpeg` or `image/webp`), and width and height in pixels."""
 
     media_type: str
     width: int
@@ -51,7 +51,7 @@ class ImageFacts:
 
 
 def read_image(spool: Spool) -> ImageFacts:
-    """Type and size of the image in `spool`, once it is known to be complete.
+    """Return type and size of the complete image in `spool`.
 
     Raises:
         NotAnImage: empty, a web page, another type, cut short, or of a size that can't be.
@@ -100,7 +100,7 @@ def _jpeg_size(spool: Spool) -> Size:
 
 
 def _jpeg_segments(file: BinaryIO) -> Iterator[int]:
-    """Each segment's marker, with `file` where its contents begin."""
+    """Yield each segment's marker, with `file` where its contents begin."""
     position = 2
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -138,7 +138,7 @@ def _webp_size(spool: Spool) -> Size:
 
 
 def _webp_chunks(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """Each chunk's kind, with `file` where its contents begin."""
+    """Yield each chunk's kind, with `file` where its contents begin."""
     position = 12
     for _ in range(_MOST_PARTS):
         if position >= end:

@@ -1,10 +1,11 @@
-"""Opening images without trusting them: the bytes are hostile until decoded."""
+"""Decode images without trusting them: the bytes are hostile, and few are decoded at a time."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import BinaryIO, Final, TypeVar
 
@@ -13,11 +14,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from prefect_ttapi.errors import PictureError
+from prefect_ttapi.errors import PictureError, StoreError
 
 R = TypeVar("R")
 
-#: No image larger than this is decoded. The largest that the vendor's models make has a tenth of it.
+#: No image of more pixels is decoded. The largest that the vendor's models make has a tenth of it.
 MAX_PIXELS: Final = 80_000_000
 
 #: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
@@ -28,14 +29,48 @@ _READERS: Final[dict[bytes, type[ImageFile]]] = {
     b"RIFF": WebPImageFile,
 }
 
+_new_workers: Final = partial(ThreadPoolExecutor, os.cpu_count() or 1, thread_name_prefix="ttapi-pixels")
+_workers = _new_workers()
 
-def opened(file: BinaryIO) -> ImageFile:
-    """The image in `file`, read from where it stands, with nothing decoded yet.
+
+def at_work(call: Callable[[], R]) -> R:
+    """Return what `call` returns, run in one of as many threads as there are processors.
+
+    More would save no time, and any thread that once decoded an image keeps its memory. Must not be called from such
+    a thread.
+    """
+    return _workers.submit(call).result()
+
+
+def from_pixels(
+    open_file: Callable[[], AbstractContextManager[BinaryIO]], make: Callable[[ImageFile], R]
+) -> R:
+    """Open an image, return what `make` makes of it; both in a thread for decoding.
+
+    Args:
+        open_file: gives a PNG, JPEG or WebP, read from where it stands.
+        make: gets the image, of which nothing is decoded yet.
 
     Raises:
-        PictureError: it is no PNG, JPEG or WebP, or unfolds to more than `MAX_PIXELS`. A damaged one makes Pillow
-            raise whatever it stumbles over.
+        PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
+        OSError: the file can't be read.
     """
+
+    def work() -> R:
+        with open_file() as file:
+            return make(_opened(file))
+
+    try:
+        return at_work(work)
+    except (PictureError, StoreError):
+        raise
+    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's have no number
+            raise
+        raise PictureError(f"the image can't be read: {type(error).__name__}: {error}") from error
+
+
+def _opened(file: BinaryIO) -> ImageFile:
     start = file.tell()
     head = file.read(4)
     file.seek(start)
@@ -48,18 +83,6 @@ def opened(file: BinaryIO) -> ImageFile:
             f"the image is {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit"
         )
     return image
-
-
-_new_workers: Final = partial(ThreadPoolExecutor, os.cpu_count() or 1, thread_name_prefix="ttapi-pixels")
-_workers = _new_workers()
-
-
-def at_work(call: Callable[[], R]) -> R:
-    """What `call` gives or raises, run where this process decodes images: as many at once as it has processors.
-
-    More would save no time, and any thread that once decoded an image keeps its memory.
-    """
-    return _workers.submit(call).result()
 
 
 def _after_fork() -> None:

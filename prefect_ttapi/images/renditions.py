@@ -1,4 +1,4 @@
-"""Renditions: smaller or lighter versions of an image, delivered beside it, and how they are made with Pillow."""
+"""Renditions: smaller or lighter versions of an image, delivered beside it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, BinaryIO, Final, Literal, Self
 
 from PIL import ImageCms, ImageOps
 from PIL.Image import Image, Resampling, new
+from PIL.ImageFile import ImageFile
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.images.pixels import at_work, opened
+from prefect_ttapi.images.pixels import from_pixels
 from prefect_ttapi.images.spool import Spool
 
 log: Final = logging.getLogger(__name__)
@@ -83,17 +84,17 @@ class Rendition(BaseModel):
 
     @property
     def media_type(self) -> str:
-        """`image/webp`, `image/jpeg` or `image/png`."""
+        """Return `image/webp`, `image/jpeg` or `image/png`."""
         return _FORMATS[self.format][0]
 
     @property
     def used_quality(self) -> int | None:
-        """`quality`, or what is used instead; None for PNG."""
+        """Return `quality`, or the default of the format; None for PNG."""
         return self.quality or _FORMATS[self.format][1]
 
     @property
     def recipe(self) -> str:
-        """All that decides how it looks, whatever it is called.
+        """Return all that decides how it looks, whatever it is called.
 
         >>> Rendition(format="jpeg", max_size=256, name="thumbnail").recipe
         'jpeg-256-q85'
@@ -102,7 +103,7 @@ class Rendition(BaseModel):
         return "-".join(str(part) for part in parts if part)
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
-        """Its size, of an image of this size, in pixels.
+        """Return the size in pixels that an image of this size gets.
 
         >>> Rendition(max_size=1024).size_of(1536, 1024), Rendition(max_size=1024).size_of(640, 480)
         ((1024, 683), (640, 480))
@@ -125,7 +126,9 @@ Version = Rendition | None
 def versions_of(
     renditions: Sequence[Rendition | Mapping[str, Any]], *, keep_original: bool = True
 ) -> tuple[Version, ...]:
-    """What is delivered of each image, the image itself first; a mapping of its fields will do for a rendition.
+    """Return the versions to deliver of each image, the image itself first.
+
+    A rendition may be given as a mapping of its fields.
 
     >>> [version and version.name for version in versions_of([{"max_size": 256}])]
     [None, 'webp-256']
@@ -153,31 +156,23 @@ class Rendered:
 
 
 def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> list[Rendered]:
-    """Each of the renditions of the image that `opener` opens, in order; the same bytes from the same Pillow.
+    """Return each of the renditions of the image that `opener` opens, in order.
+
+    The same image gives the same bytes, unless another version of Pillow makes them.
 
     Raises:
         PictureError: the image can't be decoded, unfolds to too many pixels, or is too large for the format.
     """
-    try:
-        return at_work(lambda: _renditions(opener, renditions))
-    except (PictureError, OSError) as error:
-        # Pillow tells of a damaged file by an OSError, which has no number
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise PictureError(f"no rendition can be made: {error}") from error
-    except Exception as error:  # and by whatever else it stumbles over
-        raise PictureError(f"the image can't be read: {type(error).__name__}: {error}") from error
+
+    def make(image: ImageFile) -> list[Rendered]:
+        upright = _upright(image)
+        return [_rendered(upright, rendition) for rendition in renditions]
+
+    return from_pixels(opener, make)
 
 
-def _renditions(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> list[Rendered]:
-    with opener() as file:
-        image = _upright(file)
-        return [_rendered(image, rendition) for rendition in renditions]
-
-
-def _upright(file: BinaryIO) -> Image:
-    """The decoded image: upright, in sRGB, RGB or RGBA, and without anything but pixels."""
-    image: Image = opened(file)
+def _upright(image: Image) -> Image:
+    """Return the decoded image: upright, in sRGB, RGB or RGBA, and without anything but pixels."""
     ImageOps.exif_transpose(image, in_place=True)
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits of grey
@@ -193,7 +188,7 @@ def _upright(file: BinaryIO) -> Image:
 
 
 def _in_srgb(image: Image, profile: bytes | None) -> Image:
-    """`image` with its colours as a browser shows them; a profile that can't be used is passed over, as there."""
+    """Return `image` with the colours that a browser shows; a profile that can't be used is ignored, as there."""
     if not profile or len(profile) > _LONGEST_PROFILE:
         return image
     try:
@@ -213,7 +208,7 @@ def _rendered(image: Image, rendition: Rendition) -> Rendered:
     size = rendition.size_of(image.width, image.height)
     if max(size) > LARGEST_SIDE:
         raise PictureError(
-            f"it would be {size[0]} x {size[1]} pixels; {LARGEST_SIDE:,} a side are the limit: give max_size"
+            f"the rendition would be {size[0]} x {size[1]} pixels; {LARGEST_SIDE:,} a side are the limit: give max_size"
         )
     small = image if size == image.size else image.resize(size, Resampling.LANCZOS, reducing_gap=3.0)
     if rendition.format == "jpeg" and small.mode == "RGBA":

@@ -50,38 +50,42 @@ class Spool:
 
     @property
     def sha256(self) -> str:
-        """Hex SHA-256 of what was written so far."""
+        """Return the hex SHA-256 of the bytes written so far."""
         return self._digest.hexdigest()
 
     def open(self) -> BinaryIO:
-        """A new reader with a position of its own; it stays good after the spool itself is forgotten."""
+        """Return a new reader with a position of its own; it outlives the spool."""
         if self._file is None:
             return io.BytesIO(self._memory)
         return io.BufferedReader(_Reader(self._file, self.size_bytes), 256 * 1024)
 
     def read_bytes(self) -> bytes:
-        """All of it."""
+        """Return all bytes."""
         return (
             bytes(self._memory) if self._file is None else os.pread(self._file.fileno(), self.size_bytes, 0)
         )
 
     def read_at(self, start: int, size: int) -> bytes:
-        """`size` bytes from `start` on, or fewer at the end; what is written by then, also while more is written."""
+        """Return `size` bytes from `start` on, or fewer at the end; another thread may still be writing."""
         memory, file = self._memory, self._file
         return bytes(memory[start : start + size]) if file is None else os.pread(file.fileno(), size, start)
 
     def head(self, size: int) -> bytes:
-        """The first `size` bytes, or all where there are fewer."""
+        """Return the first `size` bytes, or all where there are fewer."""
         return self.read_at(0, size)
 
     def tail(self, size: int) -> bytes:
-        """The last `size` bytes, or all where there are fewer."""
+        """Return the last `size` bytes, or all where there are fewer."""
         start = max(0, self.size_bytes - size)
         return self.read_at(start, self.size_bytes - start)
 
 
 def check_room(size: int) -> None:
-    """Make sure that so many bytes can be kept. OSError: no temporary file can, or not that much."""
+    """Check that temporary files can hold `size` bytes.
+
+    Raises:
+        OSError: no temporary file can be written, or not that much.
+    """
     Spool().write(bytes(IN_MEMORY + 1))
     room = room_at(Path(tempfile.gettempdir()))
     if room is not None and room < size:
@@ -89,7 +93,7 @@ def check_room(size: int) -> None:
 
 
 def room_at(path: Path) -> int | None:
-    """Free bytes for this user on the disk that a file or folder is or would be on; None where nobody knows."""
+    """Return the free bytes for this user on the disk of a file or folder, which need not exist; None if unknown."""
     while not path.exists() and path != path.parent:
         path = path.parent
     usage = os.statvfs(path)

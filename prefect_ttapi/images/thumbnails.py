@@ -1,4 +1,4 @@
-"""Small pictures of images, made with care: the bytes are hostile until decoded."""
+"""Thumbnails: small pictures of images, for artifacts and galleries."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import base64
 import io
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import BinaryIO, Final
 
 from PIL.Image import Image, Resampling
 from PIL.ImageFile import ImageFile
 
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.images.pixels import at_work, opened
+from prefect_ttapi.images.pixels import from_pixels
 
 log: Final = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ GALLERY_BOX: Final = 256
 
 
 def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
-    """A WebP of the image in `file` that fits into `box` x `box` pixels; transparency is kept.
+    """Return a WebP of the image in `file` that fits into `box` x `box` pixels; transparency is kept.
 
     Args:
         file: a PNG, JPEG or WebP, read from where it stands; it is left open.
@@ -30,17 +31,23 @@ def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
 
     Raises:
         PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
+        OSError: the file can't be read.
     """
+    return from_pixels(lambda: nullcontext(file), lambda image: _webp(_small(image, box), box))
+
+
+def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
+    """Return the thumbnail of what `opener` opens; None, and a warning in the log, where there can be none."""
     try:
-        return _webp(_small(opened(file), box), box)
-    except PictureError:
-        raise
-    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
-        raise PictureError(f"the image can't be read: {type(error).__name__}: {error}") from error
+        with opener() as file:
+            return thumbnail(file, box)
+    except (PictureError, StoreError, OSError) as error:
+        log.warning("no thumbnail: %s", error)
+        return None
 
 
 def as_data_uri(webp: bytes) -> str:
-    """A `data:` address that holds the picture itself.
+    """Return a `data:` address that holds the picture itself.
 
     >>> as_data_uri(b"RIFF")
     'data:image/webp;base64,UklGRg=='
@@ -58,21 +65,15 @@ def _small(image: ImageFile, box: int) -> Image:
 
 
 def _webp(image: Image, box: int) -> bytes:
+    # the quickest method: two thirds of the time for a third more bytes
+    options = {
+        "method": 0,
+        "icc_profile": b"",
+        "exif": b"",
+    }  # a thumbnail of 3 KB must not carry 10 KB of profile
     for quality in (70, 40, 10):
         out = io.BytesIO()
-        # no profile, no Exif: a thumbnail of 3 KB must not carry 10 KB of them
-        # half the time of the usual method, for 5 % more bytes
-        image.save(out, "WEBP", quality=quality, alpha_quality=quality, method=2, icc_profile=b"", exif=b"")
+        image.save(out, "WEBP", quality=quality, alpha_quality=quality, **options)
         if out.tell() <= box * box // 3:  # 5 KB at 128 pixels, 21 KB at 256: only noise needs more
             break
     return out.getvalue()
-
-
-def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
-    """The thumbnail of what `opener` opens; None, and a warning in the log, where there can be none."""
-    try:
-        with opener() as file:
-            return at_work(lambda: thumbnail(file, box))
-    except (PictureError, StoreError, OSError) as error:
-        log.warning("no thumbnail: %s", error)
-        return None
