@@ -16,7 +16,8 @@ from prefect.testing.utilities import prefect_test_harness
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.s3 import new_bucket, s3_server  # noqa: F401 - fixtures
+from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.s3 import new_bucket, s3_server, s3_store  # noqa: F401 - fixtures
 
 # a busy machine is slow: no test is to fail for that
 settings.register_profile("unhurried", deadline=None)
@@ -82,10 +83,35 @@ def credentials(sandbox: Sandbox) -> TTAPICredentials:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ImageStore:
-    return ImageStore(url=str(tmp_path / "store"))
+def sandbox_in_the_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes the API from the environment takes the sandbox."""
+    monkeypatch.setenv("TTAPI_BASE_URL", sandbox.base_url)
+    monkeypatch.setenv("TTAPI_API_KEY", "sandbox-key")
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Iterator[TTAPIClient]:
+    with TTAPIClient("sandbox-key", sandbox.base_url) as client:
+        yield client
+
+
+@pytest.fixture
+def store(folder_store: ImageStore) -> ImageStore:
+    return folder_store
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> ImageStore:
     return ImageStore(url=str(tmp_path / "shop"))
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> ImageStore:
+    """A store in a folder that does not exist yet."""
+    return ImageStore(url=str(tmp_path / "store"))
+
+
+@pytest.fixture(params=["folder", "s3"])
+def each_store(request: pytest.FixtureRequest) -> ImageStore:
+    """The test runs on each kind of store."""
+    return request.getfixturevalue(f"{request.param}_store")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import traceback
 from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_SERVER_DATABASE_CONNECTION_URL
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from prefect_ttapi.batch import generate_batch
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.tasks import deliver_images, generate_images
+from tests.support.database import marked_text_in_the_database
 from tests.support.s3 import S3Server
 
 KEY = "marked-api-key-5d1f0b7c"
@@ -31,25 +31,6 @@ FAILURES = (
     "[[sandbox:cut]]",
     "[[sandbox:hang]]",
 )
-
-
-def marked_text_in_the_database(marks: tuple[str, ...] = MARKS) -> list[str]:
-    """Every cell of the Prefect server's database that holds a mark."""
-    path = PREFECT_SERVER_DATABASE_CONNECTION_URL.value().removeprefix("sqlite+aiosqlite:///")
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
-    try:
-        tables = [
-            name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
-        ]
-        found = []
-        for table in tables:
-            if table.startswith("block_document"):
-                continue  # saved blocks are where secrets belong, encrypted or not as the server is set up
-            for row in connection.execute(f'select * from "{table}"'):  # noqa: S608 - names from the database itself
-                found += [f"{table}: {cell}" for cell in row if any(mark in str(cell) for mark in marks)]
-        return found
-    finally:
-        connection.close()
 
 
 def marked_files(folder: Path) -> list[Path]:
@@ -102,5 +83,5 @@ def test_no_failure_brings_a_secret_into_logs_results_or_the_database(
     assert not [text for text in shown if any(mark in text for mark in MARKS)]
     assert not [line for line in caplog.messages if any(mark in line for mark in MARKS)]
     assert not [line for line in caplog.messages if "/files/" in line], "an image's address is in the log"
-    assert marked_text_in_the_database() == []
+    assert marked_text_in_the_database(MARKS) == []
     assert marked_files(Path(PREFECT_LOCAL_STORAGE_PATH.value())) == []

@@ -23,9 +23,9 @@ from prefect_ttapi import (
 from prefect_ttapi.errors import BatchError, InvalidRequestError, ModerationError
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.sandbox import Sandbox
+from tests.support.database import marked_text_in_the_database
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
-from tests.test_secrets import marked_text_in_the_database
 
 MARK = "zqx81 heron"
 

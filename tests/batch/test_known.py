@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,19 +17,12 @@ from prefect_ttapi.generation.engine import pay_once
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
 DATE = datetime(2031, 5, 4, tzinfo=UTC)
-
-
-@pytest.fixture
-def client(sandbox: Sandbox) -> Iterator[TTAPIClient]:
-    with TTAPIClient("sandbox-key", sandbox.base_url) as client:
-        yield client
 
 
 def items(count: int) -> list[Item]:

@@ -20,15 +20,12 @@ from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown
 from tests.support.generations import API, fresh_image, request_of
-from tests.support.s3 import S3Server
 
 
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server) -> ImageStore:
+@pytest.fixture
+def store(each_store: ImageStore) -> ImageStore:
     """The test runs on each kind of store."""
-    if request.param == "folder":
-        return ImageStore(url=str(tmp_path / "store"))
-    return ImageStore(url=f"s3://{s3_server.new_bucket()}/some/prefix", **s3_server.settings())
+    return each_store
 
 
 def found_in(store: ImageStore, **options: bool) -> dict[Kind, set[str]]:

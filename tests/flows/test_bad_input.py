@@ -13,10 +13,7 @@ PRODUCTS = str(Path(__file__).parent.parent.parent / "flows/products.csv")
 ROW = "sku,title,material\n1,a lamp,brass\n"
 
 
-@pytest.fixture(autouse=True)
-def sandbox_in_the_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TTAPI_BASE_URL", sandbox.base_url)
-    monkeypatch.setenv("TTAPI_API_KEY", "sandbox-key")
+pytestmark = pytest.mark.usefixtures("sandbox_in_the_environment")
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:

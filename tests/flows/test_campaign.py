@@ -19,11 +19,7 @@ from tests.support.s3 import S3Server
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(autouse=True)
-def sandbox_in_the_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line takes its API from the environment."""
-    monkeypatch.setenv("TTAPI_BASE_URL", sandbox.base_url)
-    monkeypatch.setenv("TTAPI_API_KEY", "sandbox-key")
+pytestmark = pytest.mark.usefixtures("sandbox_in_the_environment")
 
 
 def prompts_file(tmp_path: Path, content: str | bytes, name: str = "prompts.csv") -> str:

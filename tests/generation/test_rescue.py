@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +29,6 @@ from tests.support.s3 import S3Server
 
 REQUEST = ImageRequest(prompt="a lifeboat", model="gpt-image-1", n=2)
 HASH = REQUEST.request_hash
-
-
-@pytest.fixture
-def client(sandbox: Sandbox) -> Iterator[TTAPIClient]:
-    with TTAPIClient("sandbox-key", sandbox.base_url) as client:
-        yield client
 
 
 @pytest.fixture

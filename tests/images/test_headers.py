@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import random
 import struct
-import zlib
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 
 from prefect_ttapi.images.headers import LONGEST_SIDE, MOST_PADDING, ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import IN_MEMORY, Spool
+from tests.support.pictures import png_of
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -129,15 +129,6 @@ def test_only_padding_may_follow(form: str) -> None:
             read_image(spooled(data + other))
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG with a right header and a right end, whatever its size."""
-    chunks = {b"IHDR": struct.pack(">II5B", width, height, 8, 2, 0, 0, 0), b"IDAT": b"", b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
-
-
 GOOD_JPEG = picture("JPEG", "RGB", (40, 30))
 FRAME = GOOD_JPEG.index(b"\xff\xc0")
 SCAN = GOOD_JPEG.index(b"\xff\xda")
@@ -154,11 +145,14 @@ REFUSED = {
     "JSON": (b'{"error": "no such file"}', "JSON"),
     "a GIF": (b"GIF89a\x01\x00\x01\x00\x00\x00", "starts with 47 49 46"),
     "only a signature": (b"\x89PNG\r\n\x1a\n", "no header"),
-    "a PNG without width": (png(0, 10), "0 x 10 pixels"),
-    "a PNG without height": (png(10, 0), "10 x 0 pixels"),
-    "an absurd PNG": (png(LONGEST_SIDE + 1, 1), "65536 x 1 pixels"),
-    "a PNG with a damaged header": (png(300, 300).replace(b"\x01\x2c", b"\x01\x2d", 1), "header is damaged"),
-    "a PNG that begins otherwise": (png(3, 3).replace(b"IHDR", b"iHDR"), "no header"),
+    "a PNG without width": (png_of(0, 10), "0 x 10 pixels"),
+    "a PNG without height": (png_of(10, 0), "10 x 0 pixels"),
+    "an absurd PNG": (png_of(LONGEST_SIDE + 1, 1), "65536 x 1 pixels"),
+    "a PNG with a damaged header": (
+        png_of(300, 300).replace(b"\x01\x2c", b"\x01\x2d", 1),
+        "header is damaged",
+    ),
+    "a PNG that begins otherwise": (png_of(3, 3).replace(b"IHDR", b"iHDR"), "no header"),
     "a JPEG without height": (GOOD_JPEG[: FRAME + 5] + b"\0\0" + GOOD_JPEG[FRAME + 7 :], "40 x 0 pixels"),
     "a JPEG without frame": (
         GOOD_JPEG[:FRAME] + GOOD_JPEG[SCAN:],

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from prefect_ttapi import Rendition
 from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.renditions import render, versions_of
-from tests.images.test_thumbnails import png_that_claims, webp_that_claims
+from tests.support.pictures import png_that_claims, webp_that_claims
 
 WEBP, JPEG, PNG = Rendition(max_size=60), Rendition(format="jpeg", max_size=60), Rendition(format="png")
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +14,7 @@ from PIL import Image
 from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.pixels import MAX_PIXELS
 from prefect_ttapi.images.thumbnails import as_data_uri, thumbnail
+from tests.support.pictures import png_that_claims, webp_that_claims
 from tests.support.rows import picture
 
 SAMPLES = [picture(form="PNG"), picture(form="JPEG"), picture(form="WEBP"), picture(mode="RGBA")]
@@ -23,24 +22,6 @@ SAMPLES = [picture(form="PNG"), picture(form="JPEG"), picture(form="WEBP"), pict
 
 def opened(webp: bytes) -> Image.Image:
     return Image.open(io.BytesIO(webp), formats=["WEBP"])
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(100_000))
-    return (
-        b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
-    )
-
-
-def webp_that_claims(width: int, height: int) -> bytes:
-    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0]) + sides + b"ANIM" + struct.pack("<I", 6)
-    return b"RIFF" + struct.pack("<I", len(body) + 6) + body + bytes(6)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

@@ -17,10 +17,9 @@ from pydantic import ValidationError
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.storage.test_s3_errors import said
 from tests.support.generations import stored
 from tests.support.meddling import Order, meddling_proxy
-from tests.support.s3 import S3Server
+from tests.support.s3 import S3Server, said
 
 
 class Gate:

@@ -14,15 +14,8 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.meddling import meddling_proxy
-from tests.support.s3 import S3Server
+from tests.support.s3 import S3Server, said
 from tests.support.tls import Identity, identity
-
-
-def said(code: str, status: int = 403, inside: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """An answer as S3 services give it."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>their words</Message>{inside}</Error>"
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return status, {"Content-Type": "application/xml", **named}, body.encode()
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from tests.support.pictures import png_of
+
+#: What clients of this server send as their API key.
+KEY = "tt-MARKED-key-0123456789"
+
 
 @dataclass
 class Received:
@@ -262,15 +267,9 @@ class HostileServer:
 
 def png(width: int = 16, height: int = 16, noise: int = 0) -> bytes:
     """A complete PNG; `noise` bytes of ballast make it larger."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + b"\x40\x80\xc0" * width for _ in range(height)))
-    ballast = [chunk(b"baLl", bytes(i % 251 for i in range(noise)))] if noise else []
-    parts = [chunk(b"IHDR", header), *ballast, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    ballast = {"baLl": bytes(i % 251 for i in range(noise))} if noise else {}
+    return png_of(width, height, pixels, **ballast)
 
 
 def b64(image: bytes) -> str:

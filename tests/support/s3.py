@@ -12,6 +12,8 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
+from prefect_ttapi.storage.store import ImageStore
+
 _numbers = itertools.count(1)
 
 
@@ -56,6 +58,13 @@ class S3Server:
         }
 
 
+def said(code: str, status: int = 403, inside: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """An answer as S3 services give it."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>their words</Message>{inside}</Error>"
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, {"Content-Type": "application/xml", **named}, body.encode()
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """One S3 service for all tests; each takes buckets of its own."""
@@ -70,3 +79,9 @@ def s3_server() -> Iterator[S3Server]:
 def new_bucket(s3_server: S3Server) -> Callable[[], str]:
     """Makes a new bucket and gives its name."""
     return s3_server.new_bucket
+
+
+@pytest.fixture
+def s3_store(s3_server: S3Server) -> ImageStore:
+    """A store below a prefix of a new bucket."""
+    return ImageStore(url=f"s3://{s3_server.new_bucket()}/some/prefix", **s3_server.settings())

@@ -9,9 +9,7 @@ import pytest
 
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.clocks import StoppedClock
-from tests.support.hostile import HostileServer
-
-KEY = "tt-MARKED-key-0123456789"
+from tests.support.hostile import KEY, HostileServer
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.bodies import decoded
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.hostile import (
+    KEY,
     Behaviour,
     HostileServer,
     answer,
@@ -27,7 +28,6 @@ from tests.support.hostile import (
     png,
     raw,
 )
-from tests.wire.conftest import KEY
 
 MakeClient = Callable[..., TTAPIClient]
 

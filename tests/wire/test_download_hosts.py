@@ -11,12 +11,12 @@ import pytest
 from prefect_ttapi.wire.addresses import Reach
 from prefect_ttapi.wire.downloads import DELAYS, Downloader
 from tests.support.clocks import StoppedClock
+from tests.support.downloading import IMAGE, fetch, redirect, refused
 from tests.support.hostile import (
     HostileServer,
     answer,
 )
 from tests.support.tls import Identity, identity
-from tests.wire.test_downloads import IMAGE, fetch, redirect, refused
 
 FIRST = 1 + len(DELAYS)
 

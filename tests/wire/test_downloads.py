@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import re
 import socket
 import ssl
 import tempfile
@@ -14,17 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from prefect_ttapi.errors import DownloadError, Outcome
-from prefect_ttapi.images.headers import ImageFacts
-from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.addresses import ANYWHERE
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.downloads import DELAYS, Downloader
 from tests.support.clocks import StoppedClock
+from tests.support.downloading import IMAGE, fetch, redirect, refused
 from tests.support.hostile import (
+    KEY,
     Behaviour,
     HostileServer,
     Wire,
@@ -38,10 +36,8 @@ from tests.support.hostile import (
     reset,
     stall,
 )
-from tests.wire.conftest import KEY
 
 CAT = ImageRequest(prompt="a cat", model="dall-e-3")
-IMAGE = png(noise=200_000)
 SECRET = "X-Signature=s3cr3t"
 FIRST = 1 + len(DELAYS)
 
@@ -52,14 +48,6 @@ def downloader(stopped: StoppedClock) -> Iterator[Downloader]:
     made = Downloader(reach=ANYWHERE, read_timeout=0.3, clock=stopped, max_bytes=1_000_000)
     yield made
     made.close()
-
-
-def fetch(downloader: Downloader, url: str) -> tuple[Spool, ImageFacts]:
-    return downloader.fetch(SecretStr(url))
-
-
-def redirect(to: str, status: int = 302) -> Behaviour:
-    return answer(status, b"moved", {"Location": to, "Set-Cookie": "session=1; Path=/"})
 
 
 def test_nothing_of_ours_is_sent_along(
@@ -173,15 +161,6 @@ def test_the_host_may_ask_to_wait(
     )
     fetch(downloader, f"{server.url}/x")
     assert stopped.sleeps == [7, 30]
-
-
-def refused(downloader: Downloader, url: str, message: str) -> DownloadError:
-    with pytest.raises(DownloadError, match=message) as caught:
-        fetch(downloader, url)
-    assert caught.value.outcome is Outcome.UNUSABLE
-    assert "paid" in caught.value.message
-    assert not re.search(r"https?:|s3cr3t|127\.0\.0\.1|example", str(caught.value))
-    return caught.value
 
 
 def test_what_never_comes_is_given_up(

@@ -13,6 +13,7 @@ from prefect_ttapi.errors import TTAPIError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.hostile import (
+    KEY,
     HostileServer,
     Wire,
     answer,
@@ -23,7 +24,6 @@ from tests.support.hostile import (
     raw,
     reset,
 )
-from tests.wire.conftest import KEY
 
 CAT = ImageRequest(prompt="a cat")
 BODY = answered(png())

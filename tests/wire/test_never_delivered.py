@@ -19,6 +19,7 @@ from prefect_ttapi.wire.exchange import Sending
 from prefect_ttapi.wire.retries import Guard
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
+    KEY,
     Behaviour,
     HostileServer,
     answer,
@@ -30,7 +31,6 @@ from tests.support.hostile import (
     reset,
     then_close,
 )
-from tests.wire.conftest import KEY
 
 CAT = ImageRequest(prompt="a cat")
 GOOD = answer(200, answered(png()))

@@ -1,0 +1,33 @@
+"""Fetching one image with a downloader, and what it says when it gives up."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import SecretStr
+
+from prefect_ttapi.errors import DownloadError, Outcome
+from prefect_ttapi.images.headers import ImageFacts
+from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.wire.downloads import Downloader
+from tests.support.hostile import Behaviour, answer, png
+
+IMAGE = png(noise=200_000)
+
+
+def fetch(downloader: Downloader, url: str) -> tuple[Spool, ImageFacts]:
+    return downloader.fetch(SecretStr(url))
+
+
+def redirect(to: str, status: int = 302) -> Behaviour:
+    return answer(status, b"moved", {"Location": to, "Set-Cookie": "session=1; Path=/"})
+
+
+def refused(downloader: Downloader, url: str, message: str) -> DownloadError:
+    with pytest.raises(DownloadError, match=message) as caught:
+        fetch(downloader, url)
+    assert caught.value.outcome is Outcome.UNUSABLE
+    assert "paid" in caught.value.message
+    assert not re.search(r"https?:|s3cr3t|127\.0\.0\.1|example", str(caught.value))
+    return caught.value
