@@ -18,15 +18,15 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 from prefect_ttapi.wire.addresses import reach_from
 from prefect_ttapi.wire.clock import Clock
-from prefect_ttapi.wire.decoding import MAX_BYTES
 from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
-from prefect_ttapi.wire.exchange import Exchange
+from prefect_ttapi.wire.json_stream import MAX_BYTES
 from prefect_ttapi.wire.limiter import Pace, Turn
 from prefect_ttapi.wire.outcomes import RetryPolicy
 from prefect_ttapi.wire.reading import Received, Reply, read_reply
 from prefect_ttapi.wire.redaction import Redactor, checked_key
 from prefect_ttapi.wire.retries import Answered, Failure, Guard, attempt, failed
 from prefect_ttapi.wire.streaming import Finished, read_stream
+from prefect_ttapi.wire.transport import Exchange
 
 log: Final = logging.getLogger(__name__)
 

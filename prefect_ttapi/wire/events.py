@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from prefect_ttapi.wire.answers import ErrorBody, find_error
-from prefect_ttapi.wire.decoding import DecodingError, StreamingJSON
+from prefect_ttapi.wire.json_stream import DecodingError, StreamingJSON
+from prefect_ttapi.wire.payload import ErrorBody, find_error
 from prefect_ttapi.wire.sse import EventEnd, EventStream
 
 _DONE: Final = b"[DONE]"

@@ -10,11 +10,11 @@ from pydantic import SecretStr
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import Usage
-from prefect_ttapi.wire.answers import Item, UnusableAnswer, read_answer
-from prefect_ttapi.wire.decoding import DecodingError, EarlyEnd, StreamingJSON
-from prefect_ttapi.wire.exchange import Broken, Opened
+from prefect_ttapi.wire.json_stream import DecodingError, EarlyEnd, StreamingJSON
 from prefect_ttapi.wire.outcomes import UNUSABLE
+from prefect_ttapi.wire.payload import Item, UnusableAnswer, read_answer
 from prefect_ttapi.wire.retries import Failure
+from prefect_ttapi.wire.transport import Broken, Opened
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Final
 
 from prefect_ttapi.images.headers import NotAnImage
 from prefect_ttapi.responses import PartialImage, Usage
-from prefect_ttapi.wire.answers import UnusableAnswer, read_answer
 from prefect_ttapi.wire.events import EventReader, ImageEvent, Kind
-from prefect_ttapi.wire.exchange import Broken, Opened
 from prefect_ttapi.wire.outcomes import UNUSABLE
+from prefect_ttapi.wire.payload import UnusableAnswer, read_answer
 from prefect_ttapi.wire.reading import Received, not_kept, read_reply, receive
 from prefect_ttapi.wire.retries import Failure
+from prefect_ttapi.wire.transport import Broken, Opened
 
 log: Final = logging.getLogger(__name__)
 

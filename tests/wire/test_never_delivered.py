@@ -15,8 +15,8 @@ from prefect_ttapi.errors import (
 )
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.exchange import Sending
 from prefect_ttapi.wire.retries import Guard
+from prefect_ttapi.wire.transport import Sending
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     KEY,

@@ -14,7 +14,6 @@ import httpx
 from pydantic import SecretStr
 
 from prefect_ttapi.origins import is_loopback
-from prefect_ttapi.wire.answers import is_moderation, read_error
 from prefect_ttapi.wire.bodies import BodyEndsEarly, BodyError, decoded
 from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import (
@@ -26,6 +25,7 @@ from prefect_ttapi.wire.outcomes import (
     judge_status,
     read_retry_after,
 )
+from prefect_ttapi.wire.payload import is_moderation, read_error
 from prefect_ttapi.wire.redaction import Redactor, quiet
 from prefect_ttapi.wire.retries import Failure, Guard
 

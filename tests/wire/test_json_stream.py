@@ -17,8 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.wire import decoding
-from prefect_ttapi.wire.decoding import IMAGE_PATHS, SLICE, DecodingError, EarlyEnd, StreamingJSON
+from prefect_ttapi.wire.json_stream import IMAGE_PATHS, SLICE, DecodingError, EarlyEnd, StreamingJSON
 
 
 def decode(chunks: Iterable[bytes], **options: Any) -> Any:
@@ -282,13 +281,13 @@ def test_bodies_are_bounded() -> None:
 
 
 BOUNDED = {
-    "text": (b'{"a": "' + b"x" * decoding.MAX_KEPT, "beside its images"),
-    "space": (b" " * (decoding.MAX_KEPT + 1), "beside its images"),
-    "key": (b'{"' + b"x" * decoding.MAX_KEPT, "beside its images"),
+    "text": (b'{"a": "' + b"x" * json_stream.MAX_KEPT, "beside its images"),
+    "space": (b" " * (json_stream.MAX_KEPT + 1), "beside its images"),
+    "key": (b'{"' + b"x" * json_stream.MAX_KEPT, "beside its images"),
     "depth": (b"[" * 100_000, "levels deep"),
     "mixed depth": (b'{"a":[' * 100_000, "levels deep"),
     "parts": (b"[" + b"[]," * 100_000, "parts"),
-    "images": (b'{"data":[' + b'{"b64_json":"QUJD"},' * (decoding.MAX_IMAGES + 1), "images"),
+    "images": (b'{"data":[' + b'{"b64_json":"QUJD"},' * (json_stream.MAX_IMAGES + 1), "images"),
 }
 
 
@@ -302,7 +301,7 @@ def test_what_is_kept_is_bounded(name: str) -> None:
 
 def test_nesting_within_the_bound() -> None:
     """Nesting up to the bound is read."""
-    body = b"[" * decoding.MAX_DEPTH + b"]" * decoding.MAX_DEPTH
+    body = b"[" * json_stream.MAX_DEPTH + b"]" * json_stream.MAX_DEPTH
     assert decode([body]) == json.loads(body)
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.wire.answers import (
+from prefect_ttapi.wire.json_stream import StreamingJSON
+from prefect_ttapi.wire.payload import (
     LONGEST_MESSAGE,
     ErrorBody,
     Item,
@@ -21,7 +22,6 @@ from prefect_ttapi.wire.answers import (
     read_error,
     read_usage,
 )
-from prefect_ttapi.wire.decoding import StreamingJSON
 
 EXAMPLE = {  # the vendor's own
     "created": 1745818538,
