@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.wire import json_stream
 from prefect_ttapi.wire.json_stream import IMAGE_PATHS, SLICE, DecodingError, EarlyEnd, StreamingJSON
 
 
