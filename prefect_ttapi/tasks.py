@@ -34,7 +34,7 @@ from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures
-from prefect_ttapi.lineage.withheld import generation_without_prompts, request_without_prompt
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
 from prefect_ttapi.stopping import StopSending
@@ -79,10 +79,10 @@ def _generate(
     task_ctx = TaskRunContext.get()
     asked = with_previews(as_request(request)) if preview else as_request(request)
     ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
-    caption = (asked if record_prompts else request_without_prompt(asked)).prompt
-    show = partial(publish_preview, asked.request_hash, caption)
+    shown = Shown(record_prompts)
+    show = partial(publish_preview, asked.request_hash, shown.prompt(asked))
     try:
-        with withholding("" if record_prompts else asked.prompt):
+        with withholding(shown.withheld(asked)):
             paid = pay_once(
                 asked,
                 shared_client(credentials),
@@ -126,11 +126,12 @@ def _deliver(
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
     task_ctx = TaskRunContext.get()
-    shown = generation if record_prompts else generation_without_prompts(generation)
+    shown = Shown(record_prompts)
     delivered = deliver(
-        shown,
+        generation,
         to,
         key,
+        prompt=shown.prompt(generation.request),
         values=values or {},
         source=source,
         date=run_date(task_ctx),
@@ -142,20 +143,22 @@ def _deliver(
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
     )
-    materialise_images(shown, delivered)
-    images_delivered(shown, delivered)
-    _publish_artifact(shown, delivered, to)
+    materialise_images(generation, delivered, shown)
+    images_delivered(generation, delivered, shown)
+    _publish_artifact(generation, delivered, to, shown)
     return delivered
 
 
-def _publish_artifact(generation: Generation, delivered: list[DeliveredImage], to: ImageStore) -> None:
+def _publish_artifact(
+    generation: Generation, delivered: list[DeliveredImage], to: ImageStore, may_show: Shown
+) -> None:
     """The artifact of one delivery, with thumbnails read from the copies."""
     copies = {copy.source_uri: copy for copy in delivered}
-    row = Row.of(0, generation, delivered=tuple(delivered))
+    row = may_show.row(Row.of(0, generation, delivered=tuple(delivered)))
     shown = pictures([row], lambda image: thumbnail_or_none(partial(to.open, copies[image.uri].uri)))
     publish_markdown(
         delivery_key(generation.request_hash),
-        delivery_markdown(generation, list(islice(shown, PICTURES)), StoreLinks(to)),
+        delivery_markdown(generation, list(islice(shown, PICTURES)), StoreLinks(to), may_show),
         description=f"Where the images of request {generation.request_hash[:12]} are, and where they come from",
     )
 

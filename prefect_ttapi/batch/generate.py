@@ -292,8 +292,8 @@ def _run(
                 grace=0 if again else grace,
             )
             remember(store, plan.name, ledger.api_origin, folder)
-    batch_completed(report)
-    return materialise_batch(report)
+    batch_completed(report.facts)
+    return materialise_batch(report, report.facts)
 
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:

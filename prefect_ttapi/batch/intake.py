@@ -18,7 +18,7 @@ from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import key_template
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.withheld import shown
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.taken import TakenKeys
@@ -95,7 +95,7 @@ class KeyCheck:
         self._batch = batch
         self._date = date
         self._versions = versions
-        self._record_prompts = record_prompts
+        self._shown = Shown(record_prompts)
         self._address = address
         self._taken = TakenKeys()
 
@@ -104,12 +104,12 @@ class KeyCheck:
         try:
             template = key_template(self._template, tuple(sorted(item.values)))
             keys = template.planned_keys(
-                shown(item.request, self._record_prompts),
+                item.request,
                 item.values,
                 batch=self._batch,
                 date=self._date,
                 versions=self._versions,
-                request_hash=item.request.request_hash,
+                prompt=self._shown.prompt(item.request),
             )
             for key in keys:
                 self._address(key)

@@ -26,7 +26,7 @@ from prefect_ttapi.generation.delivery import places_of
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.withheld import shown
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import DeliveredImage, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.objects import Listed
@@ -207,14 +207,14 @@ class _Shelf:
             return None
         try:
             places = places_of(
-                shown(item.request, plan.record_prompts),
+                item.request,
                 row.images,
                 plan.key,
                 values=item.values,
                 date=plan.date,
                 batch=plan.name,
                 versions=plan.versions,
-                request_hash=row.request_hash,
+                prompt=Shown(plan.record_prompts).prompt(item.request),
             )
         except KeyTemplateError:
             return None

@@ -38,7 +38,7 @@ from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, one_line, pictures
 from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.lineage.withheld import without_prompts
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.rules import Model
 from prefect_ttapi.storage.objects import PATIENCE, Facts
@@ -194,7 +194,7 @@ class Recorder:
         self._in_flight = in_flight
         self._prices = prices or {}
         self._links = links
-        self._record_prompts = record_prompts
+        self._may_show = Shown(record_prompts)
         self._started = time.monotonic()
         self._totals = Totals()
         self._sent = 0
@@ -323,8 +323,7 @@ class Recorder:
             publish_link(batch_key(self._name, "gallery"), page, "All images", description=about)
 
     def _shown(self) -> Iterator[Row]:
-        rows = self._rows.rows()
-        return rows if self._record_prompts else map(without_prompts, rows)
+        return map(self._may_show.row, self._rows.rows())
 
     def _shown_first(self) -> Iterator[Row]:
         return islice((row for row in self._shown() if row.images), PICTURES)

@@ -70,6 +70,14 @@ class BatchReport(BaseModel):
         return not self.totals.failed and not self.totals.skipped
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """The batch in figures, JSON-able; no prompt is in it, and it does not grow with the batch."""
+        named = self.model_dump(
+            mode="json", include={"name", "manifest_uri", "gallery_uri", "seconds", "totals"}
+        )
+        return named | {"ok": self.ok}
+
+    @property
     def latency(self) -> dict[str, dict[str, float]]:
         """By model, seconds that half, 90 % and 99 % of its answers took at most: `{"dall-e-2": {"p50": 3.1, ...}}`."""
         return {model: self.totals.latency(model) for model in sorted(self.totals.latencies)}

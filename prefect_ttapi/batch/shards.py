@@ -43,7 +43,7 @@ from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.withheld import generation_without_prompts
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
@@ -132,7 +132,7 @@ def _outcome(
         return skipped(item, ledger.api_origin, stop.reason, stop.error_type)
     try:
         denial = session.spending.denial(0) if item.may_pay else "the budget is used up"
-        with withholding("" if plan.record_prompts else item.request.prompt):
+        with withholding(Shown(plan.record_prompts).withheld(item.request)):
             paid = (
                 _found(ledger, item, plan, denial)
                 if denial
@@ -211,12 +211,13 @@ def _delivered(
     """The row with its copies, or failed with its images where they could not be delivered."""
     if plan.deliver_to is None:
         return row
-    shown = made if plan.record_prompts else generation_without_prompts(made)
+    shown = Shown(plan.record_prompts)
     try:
         copies = deliver(
-            shown,
+            made,
             plan.deliver_to,
             plan.key,
+            prompt=shown.prompt(made.request),
             values=item.values,
             source=store,
             date=plan.date,
@@ -229,7 +230,7 @@ def _delivered(
         if not isinstance(error, StoreError | KeyTemplateError | PictureError):
             logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
         return _failed(row, error)
-    images_delivered(shown, copies)
+    images_delivered(made, copies, shown)
     return row.model_copy(update={"delivered": tuple(copies)})
 
 

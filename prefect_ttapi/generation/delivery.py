@@ -45,6 +45,7 @@ def deliver(
     values: Mapping[str, Any],
     date: datetime,
     batch: str,
+    prompt: str | None = None,
     source: ImageStore | None = None,
     versions: Sequence[Version] = (None,),
     overwrite: bool = False,
@@ -53,6 +54,7 @@ def deliver(
     """Put each version of each image at its key in `to`; one that is there already is left as it is.
 
     Args:
+        prompt: what may be shown as the prompt, in keys and metadata; by default the prompt itself.
         versions: renditions, and None for a copy of the image itself.
         overwrite: replace whatever is at a key.
         run_id: the flow run that delivers, which need not be the one that paid.
@@ -70,9 +72,10 @@ def deliver(
         date=date,
         batch=batch,
         versions=versions,
-        request_hash=generation.request_hash,
+        prompt=prompt,
     )
-    asked_for = {"prompt": generation.request.prompt} if to.upload.prompt_in_metadata else {}
+    told = generation.request.prompt if prompt is None else prompt
+    asked_for = {"prompt": told} if to.upload.prompt_in_metadata else {}
     asked_for |= {"delivered-in": run_id} if run_id else {}
     delivered: list[DeliveredImage] = []
     for image in generation.images:
@@ -97,20 +100,20 @@ def places_of(
     date: datetime,
     batch: str,
     versions: Sequence[Version] = (None,),
-    request_hash: str | None = None,
+    prompt: str | None = None,
 ) -> list[Place]:
     """Where each version of each image goes, in order.
 
     Args:
-        request_hash: where `request` is shown without its prompt, the hash that it has with it.
+        prompt: what a key's slug is made of; by default the request's prompt.
 
     Raises:
         KeyTemplateError: the template is illegal, or two would get one key.
     """
     template = key_template(key, tuple(sorted(values)))
     if len(versions) > 1:
-        template.planned_keys(request, values, date=date, batch=batch, versions=versions)
-    key_of = partial(template.key, request, values=values, date=date, batch=batch, request_hash=request_hash)
+        template.planned_keys(request, values, date=date, batch=batch, versions=versions, prompt=prompt)
+    key_of = partial(template.key, request, values=values, date=date, batch=batch, prompt=prompt)
     places = [
         Place(image, version, key_of(image, version=version)) for image in images for version in versions
     ]

@@ -16,7 +16,8 @@ from prefect.context import FlowRunContext
 from prefect.logging import get_logger, get_run_logger
 from pydantic import ValidationError
 
-from prefect_ttapi.lineage.events import Report, batch_facts, image_facts
+from prefect_ttapi.lineage.events import image_facts
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import DeliveredImage, Generation
 
 logger: Final = get_logger(__name__)
@@ -28,7 +29,7 @@ MADE_BY: Final = "prefect-ttapi"
 #: its own event, with a few places left for assets of the user's own.
 TRACKED: Final = 90
 
-R = TypeVar("R", bound=Report)
+R = TypeVar("R")
 
 
 def asset_at(uri: str, *, name: str | None = None, url: str | None = None) -> Asset | None:
@@ -43,10 +44,12 @@ def asset_at(uri: str, *, name: str | None = None, url: str | None = None) -> As
         return None
 
 
-def materialise_images(generation: Generation, copies: Iterable[DeliveredImage]) -> None:
+def materialise_images(generation: Generation, copies: Iterable[DeliveredImage], shown: Shown) -> None:
     """Make the running task the one that materialises `copies`; outside a task nothing happens."""
     facts = {
-        found: image_facts(generation, copy) for copy in copies if (found := asset_at(copy.uri, url=copy.url))
+        found: image_facts(generation, copy, shown)
+        for copy in copies
+        if (found := asset_at(copy.uri, url=copy.url))
     }
     try:
         _declare(facts)
@@ -54,20 +57,23 @@ def materialise_images(generation: Generation, copies: Iterable[DeliveredImage])
         logger.debug("Delivered images are no assets of this run: %s: %s", type(error).__name__, error)
 
 
-def materialise_batch(report: R) -> R:
-    """`report` itself, as the result of a task run of the flow that materialises the batch's manifest.
+def materialise_batch(report: R, facts: Mapping[str, Any]) -> R:
+    """Return `report` itself, as the result of a task run of the flow that materialises the batch's manifest.
 
     A `@materialize` task of the flow that is given this very object has the manifest upstream. Outside a run, and
     where Prefect takes no such key, there is no task run.
+
+    Args:
+        facts: what `BatchReport.facts` says of it.
     """
-    manifest = asset_at(report.manifest_uri, name=report.name)
+    manifest = asset_at(facts["manifest_uri"], name=facts["name"])
     if manifest is None or FlowRunContext.get() is None:
         return report
 
     @materialize(manifest, by=MADE_BY, name="batch-manifest", cache_policy=NO_CACHE, persist_result=False)
     def record_manifest(report: R) -> R:
-        add_asset_metadata(manifest, batch_facts(report))
-        get_run_logger().info(f"The batch's manifest: {report.manifest_uri}")
+        add_asset_metadata(manifest, dict(facts))
+        get_run_logger().info(f"The batch's manifest: {manifest.key}")
         return report
 
     try:

@@ -12,8 +12,8 @@ process 0.6 ms, and a server 2 ms of CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from prefect.context import FlowRunContext, get_run_context
 from prefect.events import emit_event
@@ -21,33 +21,25 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
 from prefect_ttapi.lineage.markdown import one_line
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import DeliveredImage, Generation
+
+logger: Final = get_logger(__name__)
+
+DELIVERED: Final = "ttapi.image.delivered"
+COMPLETED: Final = "ttapi.batch.completed"
+EXHAUSTED: Final = "ttapi.balance.exhausted"
+
+#: Attempts at flow runs that told of each empty account already: 200 mapped tasks are to wake nobody 200 times.
+_TOLD: Final[set[tuple[str, int, str]]] = set()
 
 #: Characters of a prompt in an event; the whole one is in the ledger, under the request hash.
 PROMPT: Final = 1_000
 
 
-class Report(Protocol):
-    """What became of a batch, as far as assets and events tell of it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def totals(self) -> Totals: ...
-    @property
-    def manifest_uri(self) -> str: ...
-    @property
-    def gallery_uri(self) -> str | None: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def ok(self) -> bool: ...
-
-
-def image_facts(generation: Generation, copy: DeliveredImage) -> dict[str, Any]:
-    """Where a delivered image comes from, JSON-able, prompts cut to 1,000 characters; what isn't known is left out."""
-    image = next(image for image in generation.images if image.uri == copy.source_uri)
+def image_facts(generation: Generation, copy: DeliveredImage, shown: Shown) -> dict[str, Any]:
+    """Return what is known of where a delivered image comes from, JSON-able, prompts cut to 1,000 characters."""
+    image = shown.image(next(image for image in generation.images if image.uri == copy.source_uri))
     facts = {
         "request_hash": generation.request_hash,
         "model": generation.request.model,
@@ -64,35 +56,13 @@ def image_facts(generation: Generation, copy: DeliveredImage) -> dict[str, Any]:
         "height": copy.height,
         "rendition": copy.rendition,
         "recipe": copy.recipe,
-        "prompt": one_line(generation.request.prompt, PROMPT),
+        "prompt": one_line(shown.prompt(generation.request), PROMPT),
         "revised_prompt": image.revised_prompt and one_line(image.revised_prompt, PROMPT),
     }
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def batch_facts(report: Report) -> dict[str, Any]:
-    """A batch in figures, JSON-able; no prompt is in it, and it does not grow with the batch."""
-    return {
-        "name": report.name,
-        "ok": report.ok,
-        "manifest_uri": report.manifest_uri,
-        "gallery_uri": report.gallery_uri,
-        "seconds": report.seconds,
-        "totals": report.totals.model_dump(mode="json"),
-    }
-
-
-logger: Final = get_logger(__name__)
-
-DELIVERED: Final = "ttapi.image.delivered"
-COMPLETED: Final = "ttapi.batch.completed"
-EXHAUSTED: Final = "ttapi.balance.exhausted"
-
-#: Attempts at flow runs that told of each empty account already: 200 mapped tasks are to wake nobody 200 times.
-_TOLD: Final[set[tuple[str, int, str]]] = set()
-
-
-def images_delivered(generation: Generation, copies: Iterable[DeliveredImage]) -> None:
+def images_delivered(generation: Generation, copies: Iterable[DeliveredImage], shown: Shown) -> None:
     """Tell of each delivered image, with what `image_facts` says of it."""
     for copy in copies:
         labels = {
@@ -101,17 +71,21 @@ def images_delivered(generation: Generation, copies: Iterable[DeliveredImage]) -
             "ttapi.model": generation.request.model,
             "ttapi.request_hash": generation.request_hash,
         }
-        _emit(DELIVERED, labels, image_facts(generation, copy))
+        _emit(DELIVERED, labels, image_facts(generation, copy, shown))
 
 
-def batch_completed(report: Report) -> None:
-    """Tell of a batch's end, with its totals; `ttapi.ok` tells an automation whether every row has its images."""
+def batch_completed(facts: Mapping[str, Any]) -> None:
+    """Tell of a batch's end; `ttapi.ok` tells an automation whether every row has its images.
+
+    Args:
+        facts: what `BatchReport.facts` says of it.
+    """
     labels = {
-        "prefect.resource.id": report.manifest_uri,
-        "prefect.resource.name": report.name,
-        "ttapi.ok": "true" if report.ok else "false",
+        "prefect.resource.id": facts["manifest_uri"],
+        "prefect.resource.name": facts["name"],
+        "ttapi.ok": "true" if facts["ok"] else "false",
     }
-    _emit(COMPLETED, labels, batch_facts(report))
+    _emit(COMPLETED, labels, facts)
 
 
 def balance_exhausted(api_origin: str, message: str) -> None:
@@ -132,12 +106,12 @@ def balance_exhausted(api_origin: str, message: str) -> None:
     _emit(EXHAUSTED, labels, {"api_origin": api_origin, "message": message})
 
 
-def _emit(event: str, resource: dict[str, str], payload: dict[str, Any]) -> None:
+def _emit(event: str, resource: dict[str, str], payload: Mapping[str, Any]) -> None:
     try:
         get_run_context()  # outside any run, Prefect would start a server to hear of this
     except MissingContextError:
         return
     try:
-        emit_event(event, resource=resource, payload=payload)
+        emit_event(event, resource=resource, payload=dict(payload))
     except Exception as error:
         logger.warning("The event %s was not sent: %s: %s", event, type(error).__name__, error)

@@ -109,22 +109,10 @@ def _row(
         "error_type": row.error_type,
         "notes": row.maybe_paid,
         "tokens": row.usage.total_tokens if row.usage else None,
-        "asked": _asked(row),
+        "asked": {name: one_line(str(value), 300) for name, value in row.asked.items()},
         "values": {name: value[:LONGEST] for name, value in row.values.items()},
         "origin": {name: fact for name, fact in _origin(row).items() if fact},
         "images": [_image(Picture(row, image, thumbnail_of(image)), links) for image in images if image],
-    }
-
-
-def _asked(row: Row) -> dict[str, str]:
-    """What was asked besides the prompt: model and what differs from the defaults, or what was given."""
-    if row.request is None:
-        given = {name: value for name, value in (row.given or {}).items() if name != "prompt"}
-        return {name: one_line(str(value), 300) for name, value in given.items()}
-    fields = type(row.request).model_fields
-    values = {name: getattr(row.request, name) for name in fields if name != "prompt"}
-    return {
-        name: str(value) for name, value in values.items() if name == "model" or value != fields[name].default
     }
 
 

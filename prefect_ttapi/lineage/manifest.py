@@ -142,6 +142,17 @@ class Row(BaseModel):
         """The model asked for, also by an illegal item that names one; else empty."""
         return self.request.model if self.request else self._given("model")
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked besides the prompt: the model and what differs from the defaults; or all that was given."""
+        if self.request is None:
+            return {name: value for name, value in (self.given or {}).items() if name != "prompt"}
+        fields = {
+            name: field.default for name, field in ImageRequest.model_fields.items() if name != "prompt"
+        }
+        values = {name: getattr(self.request, name) for name in fields}
+        return {name: value for name, value in values.items() if name == "model" or value != fields[name]}
+
     def _given(self, name: str) -> str:
         value = (self.given or {}).get(name)
         return value if isinstance(value, str) else ""

@@ -18,6 +18,7 @@ from prefect_ttapi.images.thumbnails import ARTIFACT_BOX, as_data_uri
 from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.withheld import EVERYTHING, Shown
 from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
 
 #: Characters of a prompt in a caption and in a table's cell, of an error's message, of an address.
@@ -164,13 +165,16 @@ def batch_markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def delivery_markdown(generation: Generation, pictures: Sequence[Picture], links: StoreLinks = PLAIN) -> str:
+def delivery_markdown(
+    generation: Generation, pictures: Sequence[Picture], links: StoreLinks = PLAIN, shown: Shown = EVERYTHING
+) -> str:
     """The artifact of one delivery: what was asked, who answered, what it cost, where each image is.
 
     Args:
         generation: the answered request.
         pictures: its images with their delivered copies, and thumbnails of 128 pixels.
         links: where a browser finds the images.
+        shown: whether the prompt may be shown.
     """
     request = generation.request
     asked = {
@@ -179,7 +183,7 @@ def delivery_markdown(generation: Generation, pictures: Sequence[Picture], links
         if name not in ("prompt", "model", "user") and value != type(request).model_fields[name].default
     }
     facts = {
-        "Prompt": request.prompt,
+        "Prompt": shown.prompt(request),
         "Model": request.model,
         "Asked for": ", ".join(f"{name} {value}" for name, value in asked.items()),
         "Request hash": generation.request_hash,

@@ -1,4 +1,4 @@
-"""What may be shown where prompts are not recorded: the request's hash stands wherever its prompt would.
+"""What may be shown of requests, images and rows: with their prompts, or with the requests' names in their place.
 
 The ledger and the manifest keep the prompt: they lie in the user's own store, and tell where an image comes from.
 """
@@ -6,59 +6,71 @@ The ledger and the manifest keep the prompt: they lie in the user's own store, a
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import Generation, StoredImage
+from prefect_ttapi.responses import StoredImage
 
 NOT_RECORDED: Final = "prompt not recorded"
 
 
-def request_without_prompt(request: ImageRequest, request_hash: str | None = None) -> ImageRequest:
-    """The request with its name for a prompt, which is what a key template's `slug` is then made of, too.
+@dataclass(frozen=True)
+class Shown:
+    """Say what may be shown in artifacts, pages, logs, events, keys and the metadata of delivered objects.
 
-    >>> request_without_prompt(ImageRequest(prompt="a new car")).prompt
-    'request b2de0737ccb6'
+    Attributes:
+        prompts: whether prompts may, and what models made of them.
+
+    >>> request = ImageRequest(prompt="a new car")
+    >>> Shown().prompt(request), Shown(prompts=False).prompt(request)
+    ('a new car', 'request b2de0737ccb6')
     """
-    return request.model_copy(update={"prompt": f"request {(request_hash or request.request_hash)[:12]}"})
+
+    prompts: bool = True
+
+    def prompt(self, request: ImageRequest) -> str:
+        """Return the prompt, or the request's name, which a key template's `slug` is then made of, too."""
+        return request.prompt if self.prompts else _name(request.request_hash)
+
+    def withheld(self, request: ImageRequest) -> str:
+        """Return the prompt if nothing may quote it, else an empty text."""
+        return "" if self.prompts else request.prompt
+
+    def image(self, image: StoredImage) -> StoredImage:
+        """Return the image, without its revised prompt if need be."""
+        return image if self.prompts else image.model_copy(update={"revised_prompt": None})
+
+    def row(self, row: Row) -> Row:
+        """Return the row, if need be without prompts, what was given of an illegal item, and quotes of the prompt.
+
+        >>> row = Row(row=0, status="failed", given={"prompt": "a new car", "n": 0}, error="'a new car' is too long")
+        >>> shown = Shown(prompts=False).row(row)
+        >>> shown.prompt, shown.error
+        ('prompt not recorded', "'prompt not recorded' is too long")
+        >>> Shown(prompts=False).row(row.model_copy(update={"given": {"prompt": "a new\\n car "}})).error
+        "'prompt not recorded' is too long"
+        """
+        if self.prompts:
+            return row
+        named = {"prompt": _name(row.request_hash), **row.asked} if row.request_hash else None
+        withheld = {
+            "request": None,
+            "given": named or (row.given and {"prompt": NOT_RECORDED, "model": row.model}),
+            "images": tuple(map(self.image, row.images)),
+            "error": row.error and _unquoted(row.error, row.prompt),
+            "maybe_paid": tuple(_unquoted(note, row.prompt) for note in row.maybe_paid),
+        }
+        return row.model_copy(update=withheld)
 
 
-def shown(request: ImageRequest, record_prompts: bool) -> ImageRequest:
-    """The request as it may be shown."""
-    return request if record_prompts else request_without_prompt(request)
+#: Prompts may be shown.
+EVERYTHING: Final = Shown()
 
 
-def generation_without_prompts(generation: Generation) -> Generation:
-    """The generation without its prompt and revised prompts."""
-    withheld = {
-        "request": request_without_prompt(generation.request, generation.request_hash),
-        "images": _images(generation.images),
-    }
-    return generation.model_copy(update=withheld)
-
-
-def without_prompts(row: Row) -> Row:
-    """The row without its prompt, revised prompts, what was given of an illegal item, and quotes of the prompt.
-
-    >>> row = Row(row=0, status="failed", given={"prompt": "a new car", "n": 0}, error="'a new car' is too long")
-    >>> without_prompts(row).prompt, without_prompts(row).error
-    ('prompt not recorded', "'prompt not recorded' is too long")
-    >>> without_prompts(row.model_copy(update={"given": {"prompt": "a new\\n car "}})).error
-    "'prompt not recorded' is too long"
-    """
-    withheld = {
-        "request": row.request and request_without_prompt(row.request, row.request_hash),
-        "given": row.given and {"prompt": NOT_RECORDED, "model": row.model},
-        "images": _images(row.images),
-        "error": row.error and _unquoted(row.error, row.prompt),
-        "maybe_paid": tuple(_unquoted(note, row.prompt) for note in row.maybe_paid),
-    }
-    return row.model_copy(update=withheld)
-
-
-def _images(images: tuple[StoredImage, ...]) -> tuple[StoredImage, ...]:
-    return tuple(image.model_copy(update={"revised_prompt": None}) for image in images)
+def _name(request_hash: str) -> str:
+    return f"request {request_hash[:12]}"
 
 
 def _unquoted(text: str, prompt: str) -> str:

@@ -103,19 +103,19 @@ class KeyTemplate:
         date: datetime,
         batch: str = "batch",
         versions: Sequence[Version] = (None,),
-        request_hash: str | None = None,
+        prompt: str | None = None,
     ) -> list[str]:
         """The keys of a request's images before they exist; for `ext` and `size` there are placeholders.
 
         Args:
             versions: what is delivered of each image: renditions; None is the image itself.
-            request_hash: where `request` is shown without its prompt, the hash that it has with it.
+            prompt: what `slug` is made of; by default the request's prompt.
 
         Raises:
             KeyTemplateError: versions of an image would get one key, or a value doesn't fit.
         """
         unknown = {"ext": _EXAMPLES["ext"], "size": _EXAMPLES["size"]}
-        facts = _facts(request, request_hash, values or {}, date, batch) | unknown
+        facts = _facts(request, prompt, values or {}, date, batch) | unknown
         names = [version.name if version else ORIGINAL for version in versions]
         keys = [
             [self._rendered({**facts, "index": index, "rendition": name}) for name in names]
@@ -137,7 +137,7 @@ class KeyTemplate:
         date: datetime,
         batch: str = "batch",
         version: Version = None,
-        request_hash: str | None = None,
+        prompt: str | None = None,
     ) -> str:
         """The key of one image, or of a rendition of it.
 
@@ -146,10 +146,10 @@ class KeyTemplate:
             date: when the run was expected to start; UTC where it has no time zone.
             batch: the batch's name.
             version: the rendition; None is the image itself.
-            request_hash: as in `planned_keys`.
+            prompt: as in `planned_keys`.
         """
         width, height = version.size_of(image.width, image.height) if version else (image.width, image.height)
-        facts = _facts(request, request_hash, values or {}, date, batch)
+        facts = _facts(request, prompt, values or {}, date, batch)
         known = {
             "index": image.index,
             "ext": EXTENSIONS[version.media_type if version else image.media_type],
@@ -187,14 +187,14 @@ class KeyTemplate:
 
 
 def _facts(
-    request: ImageRequest, request_hash: str | None, values: Mapping[str, Any], when: datetime, batch: str
+    request: ImageRequest, prompt: str | None, values: Mapping[str, Any], when: datetime, batch: str
 ) -> dict[str, Any]:
     yours = {name: value for name, value in values.items() if name not in _EXAMPLES or name in _YOURS}
-    slugged = slug(request.prompt)
+    slugged = slug(request.prompt if prompt is None else prompt)
     facts = {
         "slug": slugged,
         "name": yours.get("slug") or slugged,
-        "hash": (request_hash or request.request_hash)[:_HASH_DIGITS],
+        "hash": request.request_hash[:_HASH_DIGITS],
         "model": request.model,
         "batch": batch,
         "date": _utc(when),
