@@ -6,7 +6,6 @@ row of theirs is trusted only where a listing shows that the ledger record it wa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -18,6 +17,7 @@ from typing import BinaryIO, Final, Self
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row, read_manifest
+from prefect_ttapi.storage.layout import BATCHES, MANIFEST, THUMBNAILS, latest_key
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
@@ -27,12 +27,6 @@ KEPT: Final = 3
 
 #: In a manifest's line the request's hash stands before anything that a prompt could imitate.
 _HASH: Final = re.compile(rb'^\{"row":\d+,"status":"[a-z]+","request_hash":"([0-9a-f]{64})"')
-
-
-def latest_key(name: str, api_origin: str) -> str:
-    """Where the manifests of a batch's name are told."""
-    named = hashlib.sha256(f"{api_origin}\n{name}".encode(errors="replace")).hexdigest()
-    return f"batches/latest/{named[:32]}.json"
 
 
 def remember(store: ImageStore, name: str, api_origin: str, folder: str) -> None:
@@ -49,7 +43,7 @@ def remember(store: ImageStore, name: str, api_origin: str, folder: str) -> None
 def _folders(store: ImageStore, key: str) -> list[str]:
     try:
         folders = json.loads(store.read(key) or b"{}")["folders"]
-        return [folder for folder in folders if isinstance(folder, str) and folder.startswith("batches/")]
+        return [folder for folder in folders if isinstance(folder, str) and folder.startswith(BATCHES)]
     except (KeyError, TypeError, ValueError):
         return []
 
@@ -74,7 +68,7 @@ class Earlier:
 
     def _add(self, store: ImageStore, folder: str, wanted: Collection[bytes], thumbnails: bool) -> None:
         try:
-            manifest = self._close.enter_context(store.open(store.uri(f"{folder}/manifest.jsonl")))
+            manifest = self._close.enter_context(store.open(store.uri(f"{folder}/{MANIFEST}")))
         except StoreError:
             return  # deleted since
         start = 0
@@ -85,7 +79,7 @@ class Earlier:
                 self._places[request] = len(self._files), start
             start += len(line)
         self._files.append(manifest)
-        pack = ThumbnailPack.of(store, store.uri(f"{folder}/thumbnails.zip")) if thumbnails else None
+        pack = ThumbnailPack.of(store, store.uri(f"{folder}/{THUMBNAILS}")) if thumbnails else None
         self._packs.append(pack)
 
     def __enter__(self) -> Self:

@@ -29,6 +29,7 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import DeliveredImage, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplateError
+from prefect_ttapi.storage.layout import IMAGES, image_key
 from prefect_ttapi.storage.objects import Listed
 from prefect_ttapi.storage.store import ImageStore
 
@@ -135,7 +136,7 @@ class Known:
         plan, to = self._plan, self._plan.deliver_to
         listed = partial(listing, most=most, stopped=stopped)
         some = bool(records.objects)
-        images = listed(self._store, "images/") if some else Listing({}, True)
+        images = listed(self._store, IMAGES) if some else Listing({}, True)
         copies = listed(to, plan.key.partition("{")[0]) if some and to else Listing({}, True)
         wanted = self._wanted if some and not stopped() else ()
         with Earlier(
@@ -194,7 +195,7 @@ class _Shelf:
         return [image for image in images if not self._is_there(image)]
 
     def _is_there(self, image: StoredImage) -> bool:
-        key = self.store.image_key(image.sha256, image.media_type)
+        key = image_key(image.sha256, image.media_type)
         listed = self.images.objects.get(key)
         return listed is not None and listed.size == image.size_bytes and image.uri == self.store.uri(key)
 

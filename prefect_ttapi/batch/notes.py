@@ -9,17 +9,13 @@ from typing import Final
 
 from prefect_ttapi.batch.session import Stop
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.layout import stop_key
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks.
 _EVERY: Final = 2.0
-
-
-def stop_key(batch_id: str) -> str:
-    """Where a batch's note would be."""
-    return f"batches/stops/{batch_id}.txt"
 
 
 def write_note(store: ImageStore, batch_id: str, reason: str, error_type: str | None) -> None:

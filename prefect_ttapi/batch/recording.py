@@ -33,7 +33,7 @@ from prefect_ttapi.lineage.artifacts import (
     publish_markdown,
     publish_table,
 )
-from prefect_ttapi.lineage.gallery import FIRST, pages
+from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, one_line, pictures
@@ -41,6 +41,15 @@ from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.rules import Model
+from prefect_ttapi.storage.layout import (
+    MANIFEST,
+    PARQUET,
+    PARTS,
+    THUMBNAILS,
+    batch_folder,
+    page_name,
+    part_key,
+)
 from prefect_ttapi.storage.objects import PATIENCE, Facts
 from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
 from prefect_ttapi.storage.store import ImageStore
@@ -70,7 +79,7 @@ class Parts:
         every: tuple[int, float] = (PART_ROWS, PART_SECONDS),
     ) -> None:
         self._store = store
-        self._folder = f"{folder}/parts/"
+        self._folder = folder
         self._rows = rows
         self._every_rows, self._every_seconds = every
         self._written = Mark()
@@ -101,7 +110,7 @@ class Parts:
     def remove(self) -> None:
         """Remove all parts, also those of an earlier attempt: the manifest has their rows."""
         try:
-            for part in list(self._store.list(self._folder)):
+            for part in list(self._store.list(f"{self._folder}/{PARTS}")):
                 self._store.remove(part.key)
         except StoreError as error:
             logger.info("Part files are left beside the manifest: %s", error)
@@ -126,7 +135,7 @@ class Parts:
 
     def _write(self, number: int, mark: Mark) -> None:
         part = self._rows.between(self._written, mark)
-        key = f"{self._folder}{number:06d}.jsonl"
+        key = part_key(self._folder, number)
         self._store.objects.write(key, part.open, Facts("application/x-ndjson"))
         self._written = mark
 
@@ -153,7 +162,7 @@ def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
     with _BEGUN_LOCK:
         _BEGUN[place, attempt] += 1
         number = _BEGUN[place, attempt]
-    return f"batches/{place}" + (f"/{number}" if number > 1 else "")
+    return batch_folder(place, number)
 
 
 class Recorder:
@@ -270,7 +279,7 @@ class Recorder:
     def _write_thumbnails(self) -> str | None:
         if not len(self._thumbnails):
             return None
-        return self._upload("thumbnails.zip", self._thumbnails.zipped(), "application/zip")
+        return self._upload(THUMBNAILS, self._thumbnails.zipped(), "application/zip")
 
     def _write_gallery(self) -> str:
         gallery = pages(
@@ -279,21 +288,21 @@ class Recorder:
             self._totals,
             title=self._name,
             folder_uri=self._store.uri(self._folder),
-            store_uri=self._store.uri("images").removesuffix("/images"),
-            manifest="manifest.jsonl",
+            store_uri=self._store.uri("x").removesuffix("/x"),
+            manifest=MANIFEST,
         )
         for file, pieces in gallery:
             self._upload(file, _spooled(piece.encode() for piece in pieces), "text/html; charset=utf-8")
-        return self._store.uri(f"{self._folder}/{FIRST}")
+        return self._store.uri(f"{self._folder}/{page_name(1)}")
 
     def _write_parquet(self) -> str:
         table = parquet.parquet_of(self._rows.lines())
-        return self._upload("manifest.parquet", table, "application/vnd.apache.parquet")
+        return self._upload(PARQUET, table, "application/vnd.apache.parquet")
 
     def _write_manifest(self) -> str:
         """Its address. It comes last, and as patiently as the images, since nothing else tells why rows failed."""
         lines = _spooled(self._rows.lines())
-        return self._upload("manifest.jsonl", lines, "application/x-ndjson", patience=UPLOAD_PATIENCE)
+        return self._upload(MANIFEST, lines, "application/x-ndjson", patience=UPLOAD_PATIENCE)
 
     def _upload(self, file: str, spool: Spool, media_type: str, patience: float = PATIENCE) -> str:
         key = f"{self._folder}/{file}"

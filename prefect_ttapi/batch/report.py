@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from prefect_ttapi.errors import BatchError
 from prefect_ttapi.lineage.manifest import Row, Rows
 from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.storage.layout import BATCHES, split_at
 from prefect_ttapi.storage.store import ImageStore
 
 #: How many failures an error message quotes.
@@ -61,7 +62,7 @@ class BatchReport(BaseModel):
         Raises:
             StoreError: the manifest can't be read.
         """
-        store = self._store or ImageStore(url=self.manifest_uri.rpartition("/batches/")[0])
+        store = self._store or ImageStore(url=(split_at(self.manifest_uri, BATCHES) or ("",))[0])
         return Rows(lambda: store.open(self.manifest_uri))
 
     @property

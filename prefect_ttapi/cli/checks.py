@@ -15,15 +15,15 @@ from typing import Final
 from prefect_ttapi.cli.dead_claims import Claimed, dead_claims
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.listed_images import Images
-from prefect_ttapi.cli.manifests import NAME, PREFIX, check_manifest
+from prefect_ttapi.cli.manifests import check_manifest
 from prefect_ttapi.cli.records import Read, address_of, names, read_document
 from prefect_ttapi.cli.reporting import Step, Tell
 from prefect_ttapi.cli.side_by_side import side_by_side
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.documents import State
+from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
-from prefect_ttapi.storage.probe import KEY as PROBE
 from prefect_ttapi.storage.store import ImageStore
 
 #: What the steps are called.
@@ -91,14 +91,14 @@ class _Check:
             yield listed
 
     def _list_images(self) -> Iterator[Finding]:
-        for listed in self._list("images/"):
+        for listed in self._list(layout.IMAGES):
             if not self._images.add(listed):
                 uri = address_of(self._store, listed.key)
                 yield Finding(Kind.STRAY, uri, "it is not named like an image")
             self._tell(Step(LISTING, len(self._images)))
 
     def _read_ledger(self) -> Iterator[Finding]:
-        documents = (listed for listed in self._list("ledger/") if listed.key != PROBE)
+        documents = (listed for listed in self._list(layout.LEDGER) if listed.key != layout.PROBE)
         read = side_by_side(partial(read_document, self._store, self._images), documents)
         for number, document in enumerate(read, start=1):
             self._note(document)
@@ -126,8 +126,8 @@ class _Check:
             )
 
     def _read_manifests(self) -> Iterator[Finding]:
-        for listed in self._list(PREFIX):
-            if listed.key.endswith(NAME):
+        for listed in self._list(layout.BATCHES):
+            if layout.is_manifest(listed.key):
                 yield from check_manifest(self._store, self._images, listed, self._count_row)
 
     def _count_row(self) -> None:

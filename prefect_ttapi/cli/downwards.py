@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prefect_ttapi.cli.chain import Made, SourceRow
-from prefect_ttapi.cli.places import RUN_ID
 from prefect_ttapi.cli.reporting import Tell
 from prefect_ttapi.cli.searching import entries_that_say, manifests_of, rows_that_say
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.storage.layout import is_run_id
 from prefect_ttapi.storage.store import ImageStore
 
 
@@ -20,7 +20,7 @@ def trace_run(run_id: str, store: ImageStore, *, tell: Tell = lambda _step: None
         StoreError: the store knows nothing of the run, or can't be read.
         ValueError: that is no run's id.
     """
-    if not RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise ValueError(f"{run_id[:80]!a} is no run's id")
     manifests = manifests_of(store, run_id)
     if manifests:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator
 from typing import Final
 
 from prefect_ttapi.images.headers import EXTENSIONS
+from prefect_ttapi.storage.layout import image_in, image_key, ledger_key
 from prefect_ttapi.storage.objects import Listed
 
-_KEY: Final = re.compile(r"images/([0-9a-f]{64})\.([a-z]+)")
+_TYPES: Final = tuple(EXTENSIONS)
 _EXTENSIONS: Final = tuple(EXTENSIONS.values())
 #: A ledger folder's number, from 1, in two bytes, and a request hash.
 _NOBODY: Final = bytes(34)
@@ -107,15 +107,15 @@ class Images:
         return (self._folders.index(folder) + 1).to_bytes(2) + bytes.fromhex(request_hash)
 
     def _key_of(self, owner: bytes) -> str:
-        return f"ledger/{self._folders[int.from_bytes(owner[:2]) - 1]}/{owner[2:].hex()}.json"
+        return ledger_key(self._folders[int.from_bytes(owner[:2]) - 1], owner[2:].hex())
 
 
 def _packed(key: str) -> bytes | None:
-    found = _KEY.fullmatch(key)
-    if found is None or found[2] not in _EXTENSIONS:
+    found = image_in(key)
+    if found is None or found[1] not in _EXTENSIONS:
         return None
-    return bytes.fromhex(found[1]) + bytes([_EXTENSIONS.index(found[2])])
+    return bytes.fromhex(found[0]) + bytes([_EXTENSIONS.index(found[1])])
 
 
 def _unpacked(packed: bytes) -> str:
-    return f"images/{packed[:-1].hex()}.{_EXTENSIONS[packed[-1]]}"
+    return image_key(packed[:-1].hex(), _TYPES[packed[-1]])

@@ -10,14 +10,10 @@ from prefect_ttapi.cli.findings import Finding, Kind
 from prefect_ttapi.cli.listed_images import Images
 from prefect_ttapi.cli.records import address_of
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.lineage.manifest import Row, read_manifest
+from prefect_ttapi.storage.layout import IMAGES, image_in, split_at
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
-
-#: Where manifests are, and what their keys end in.
-PREFIX: Final = "batches/"
-NAME: Final = "/manifest.jsonl"
 
 #: How many rows a finding quotes, and how many images are looked for at once.
 _EXAMPLES: Final = 5
@@ -83,9 +79,9 @@ def check_manifest(
 def _images_of(row: Row) -> Iterator[str]:
     """Keys of the row's images that are, or once were, in this store."""
     for image in row.images:
-        key = f"images/{image.sha256}.{EXTENSIONS.get(image.media_type)}"
         # a store that was moved still knows its images by their content
-        if image.uri.endswith(f"/{key}"):
+        _, key = split_at(image.uri, IMAGES) or ("", "")
+        if (image_in(key) or ("", ""))[0] == image.sha256:
             yield key
 
 

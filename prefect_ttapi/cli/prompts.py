@@ -18,7 +18,7 @@ from prefect_ttapi.cli.columns import MOST_COLUMNS, plan_of, warning_for
 from prefect_ttapi.cli.tables import READERS, Fault, rows_of
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.addresses import bucket_and_prefix, is_s3, normalised
+from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _open(address: str) -> BinaryIO:
     if not is_s3(address):
         return Path(address).open("rb")
     bucket, _ = bucket_and_prefix(address)
-    store = ImageStore(url=f"s3://{bucket}")
+    store = ImageStore(url=s3_uri(bucket))
     size = store.size(address)
     if size is None:
         raise FileNotFoundError

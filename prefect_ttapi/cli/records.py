@@ -8,8 +8,9 @@ from prefect_ttapi.cli.findings import Finding, Kind
 from prefect_ttapi.cli.listed_images import Images
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, State, decode, record_of
-from prefect_ttapi.ledger.shelf import Seen, origin_of_slug, parts_of, shelf_of
+from prefect_ttapi.ledger.shelf import Seen, shelf_of
 from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.layout import document_in, image_key, origin_of_slug
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 
@@ -48,7 +49,7 @@ def read_document(store: ImageStore, images: Images, listed: Listed) -> Read:
     Raises:
         NoAnswerError: the store gives no answer.
     """
-    key, uri, place = listed.key, address_of(store, listed.key), parts_of(listed.key)
+    key, uri, place = listed.key, address_of(store, listed.key), document_in(listed.key)
     if place is None:
         return Read(key, findings=(Finding(Kind.STRAY, uri, "it is not named like a record"),))
     try:
@@ -69,7 +70,7 @@ def read_document(store: ImageStore, images: Images, listed: Listed) -> Read:
     findings = [_incomplete(store, key, broken)] if broken else []
     if document.state is State.UNKNOWN:
         findings.append(Finding(Kind.UNKNOWN_OUTCOME, uri, _what_is_known(document), records=(key,)))
-    keys = tuple(_key(store, image) for image in named)
+    keys = tuple(_key(image) for image in named)
     return Read(key, place, Seen(document, found[1], len(found[0])), keys, tuple(findings))
 
 
@@ -78,31 +79,31 @@ def names(store: ImageStore, record: str, image: str) -> bool:
     shelf, request_hash = shelf_of(store, record)
     seen = shelf.read(request_hash)
     found = shelf.record(seen.document) if seen else None
-    return found is not None and image in (_key(store, each) for each in found.generation.images)
+    return found is not None and image in (_key(each) for each in found.generation.images)
 
 
 def broken_images(
     store: ImageStore, images: Images, named: tuple[StoredImage, ...]
 ) -> list[tuple[StoredImage, int | None]]:
     """Those that are gone (None) or have another length than recorded (that length)."""
-    listed = [(image, images.size(_key(store, image))) for image in named]
+    listed = [(image, images.size(_key(image))) for image in named]
     late = [image for image, size in listed if size != image.size_bytes]
     if not late:
         return []
     # written, or written anew, since the listing
-    sizes = store.objects.sizes([_key(store, image) for image in late])
+    sizes = store.objects.sizes([_key(image) for image in late])
     return [(image, size) for image, size in zip(late, sizes, strict=True) if size != image.size_bytes]
 
 
-def _key(store: ImageStore, image: StoredImage) -> str:
-    return store.image_key(image.sha256, image.media_type)
+def _key(image: StoredImage) -> str:
+    return image_key(image.sha256, image.media_type)
 
 
 def _incomplete(store: ImageStore, key: str, broken: list[tuple[StoredImage, int | None]]) -> Finding:
     reasons = [
-        f"{_key(store, image)} is gone"
+        f"{_key(image)} is gone"
         if size is None
-        else f"{_key(store, image)} has {size:,} bytes, not {image.size_bytes:,}"
+        else f"{_key(image)} has {size:,} bytes, not {image.size_bytes:,}"
         for image, size in broken
     ]
     gone = any(size is None for _, size in broken)
@@ -110,7 +111,7 @@ def _incomplete(store: ImageStore, key: str, broken: list[tuple[StoredImage, int
         Kind.MISSING if gone else Kind.WRONG_SIZE,
         store.uri(key),
         "; ".join(reasons),
-        images=tuple(_key(store, image) for image, _ in broken),
+        images=tuple(_key(image) for image, _ in broken),
         records=(key,),
     )
 

@@ -18,9 +18,10 @@ from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.records import names
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, State, payment
-from prefect_ttapi.ledger.shelf import Seen, Shelf, parts_of, shelf_of, slug_of
+from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
 from prefect_ttapi.ledger.transitions import resting
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
+from prefect_ttapi.storage.layout import document_in, ledger_key, slug_of
 from prefect_ttapi.storage.store import ImageStore
 
 
@@ -129,8 +130,8 @@ def _delete_image(store: ImageStore, finding: Finding) -> Repair:
     request_hash = found.metadata.get("request-hash", "") if found else ""
     # a folder that is listed while it is written to may hide a record: ask for the one that the image names
     for folder in (slug_of(DEFAULT_BASE_URL), slug_of(SANDBOX_ORIGIN)):
-        record = f"ledger/{folder}/{request_hash}.json"
-        if parts_of(record) and names(store, record, key):
+        record = ledger_key(folder, request_hash)
+        if document_in(record) and names(store, record, key):
             return Repair(True, f"left {key}: {record} names it")
     # whoever wrote it anew may be about to record it; stores tell times in seconds here, and in parts of them there
     if found and found.modified and found.modified - (finding.modified or 0) > 1:

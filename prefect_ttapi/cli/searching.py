@@ -9,13 +9,12 @@ from prefect_ttapi.cli.chain import Entry, SourceRow
 from prefect_ttapi.cli.reporting import Step, Tell
 from prefect_ttapi.cli.side_by_side import side_by_side
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.ledger.shelf import Seen, Shelf, parts_of, shelf_of
+from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
 from prefect_ttapi.lineage.manifest import read_manifest
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
+from prefect_ttapi.storage.layout import BATCHES, LEDGER, document_in, is_manifest, run_folder
 from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
-
-_MANIFEST = "/manifest.jsonl"
 
 
 def entries_of(store: ImageStore, request_hash: str, origin: str | None, tell: Tell) -> list[Entry]:
@@ -58,8 +57,8 @@ def entries_that_say(store: ImageStore, text: str, tell: Tell) -> Iterator[Entry
 
 def manifests_of(store: ImageStore, run_id: str | None) -> list[str]:
     """Keys of a run's manifests, or of all."""
-    prefix = f"batches/{run_id}/" if run_id else "batches/"
-    return sorted(found.key for found in store.list(prefix) if found.key.endswith(_MANIFEST))
+    prefix = run_folder(run_id) if run_id else BATCHES
+    return sorted(found.key for found in store.list(prefix) if is_manifest(found.key))
 
 
 def rows_that_say(store: ImageStore, manifests: Iterable[str], text: str, tell: Tell) -> Iterator[SourceRow]:
@@ -77,9 +76,9 @@ def rows_that_say(store: ImageStore, manifests: Iterable[str], text: str, tell: 
 
 
 def _keys(store: ImageStore, tell: Tell) -> Iterator[str]:
-    for number, found in enumerate(store.list("ledger/"), start=1):
+    for number, found in enumerate(store.list(LEDGER), start=1):
         tell(Step("listing the ledger", number))
-        if parts_of(found.key):
+        if document_in(found.key):
             yield found.key
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from prefect_ttapi.cli.chain import Made, Origin
 from prefect_ttapi.cli.downwards import trace_run
-from prefect_ttapi.cli.places import RUN, store_at_root, uri_of
 from prefect_ttapi.cli.reporting import ProgressLine
+from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.cli.tree import lines, made_tree, origin_tree
-from prefect_ttapi.cli.upwards import HASH, trace_object, trace_request
+from prefect_ttapi.cli.upwards import trace_object, trace_request
+from prefect_ttapi.storage.layout import BATCHES, is_sha256, object_uri, run_in, split_at
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.stores import store_at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +51,12 @@ def _trace(arguments: argparse.Namespace, store: ImageStore | None, progress: Pr
         raise ValueError("say either what to trace, or --run and a flow run's id")
     if run_id is not None:
         return trace_run(run_id, _needed(store, "--run"), tell=progress)
-    if HASH.fullmatch(address):
+    if is_sha256(address):
         where = _needed(store, "a request's hash")
         return trace_request(address, where, everywhere=arguments.everywhere, tell=progress)
-    if batch := RUN.fullmatch(uri_of(address)):
-        return trace_run(
-            batch["run"], store or store_at_root(batch["root"], arguments.endpoint_url), tell=progress
-        )
+    root, folder = split_at(object_uri(address), BATCHES) or ("", "")
+    if run := run_in(folder):
+        return trace_run(run, store or store_at(root, arguments.endpoint_url), tell=progress)
     return trace_object(
         address,
         store,

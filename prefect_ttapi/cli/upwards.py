@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Final
 
 from prefect_ttapi.cli.chain import Copy, Entry, Origin, SourceRow
-from prefect_ttapi.cli.places import IMAGE, RECORD, RUN_ID, object_at, store_at_root, uri_of
 from prefect_ttapi.cli.reporting import Tell
 from prefect_ttapi.cli.searching import entries_of, entries_that_say, manifests_of, rows_that_say
+from prefect_ttapi.cli.stores import object_at, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.ledger.shelf import origin_of_slug
 from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.layout import (
+    IMAGES,
+    LEDGER,
+    document_in,
+    image_in,
+    is_run_id,
+    is_sha256,
+    object_uri,
+    origin_of_slug,
+    split_at,
+)
 from prefect_ttapi.storage.metadata import read_metadata
 from prefect_ttapi.storage.store import ImageStore
-
-HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def _silent(_step: object) -> None:
@@ -46,29 +52,30 @@ def trace_object(
         StoreError: nothing tells where it came from, or a store can't be read.
         ValueError: that is no address.
     """
-    uri = uri_of(address)
-    if record := RECORD.fullmatch(uri):
-        home = store or store_at_root(record["root"], endpoint_url)
+    uri = object_uri(address)
+    root, document = split_at(uri, LEDGER) or ("", "")
+    if place := document_in(document):
+        home = store or store_at(root, endpoint_url)
         return trace_request(
-            record["request_hash"],
+            place[1],
             home,
-            origin=origin_of_slug(record["folder"]),
+            origin=origin_of_slug(place[0]),
             everywhere=everywhere,
             tell=tell,
             address=address,
         )
-    place, key = object_at(uri, endpoint_url)
-    found = place.objects.look(key)
+    at, key = object_at(uri, endpoint_url)
+    found = at.objects.look(key)
     said = {name: read_metadata(value) for name, value in found.metadata.items()} if found else {}
-    kept = IMAGE.fullmatch(uri)
+    kept = _image_at(uri)
     if kept:
-        home = store or store_at_root(kept["root"], endpoint_url)
-        sha256, delivered = kept["sha256"], None
+        home = store or store_at(kept[0], endpoint_url)
+        sha256, delivered = kept[1], None
     elif found is None:
         raise ImageMissingError(f"there is no {uri}")
     else:
         home = store or _home(uri, said, endpoint_url)
-        sha256, delivered = _sha256(place, key, said), Copy(uri=uri, size_bytes=found.size, metadata=said)
+        sha256, delivered = _sha256(at, key, said), Copy(uri=uri, size_bytes=found.size, metadata=said)
     entries = _entries(home, said, sha256, tell)
     image = next((image for entry in entries for image in _images(entry) if image.sha256 == sha256), None)
     if kept and not found and image is None:
@@ -121,12 +128,19 @@ def trace_request(
     )
 
 
+def _image_at(uri: str) -> tuple[str, str] | None:
+    """The store and the SHA-256 of an image's address; None where it is none."""
+    store, key = split_at(uri, IMAGES) or ("", "")
+    found = image_in(key)
+    return (store, found[0]) if found else None
+
+
 def _home(uri: str, said: Mapping[str, str], endpoint_url: str | None) -> ImageStore:
     """The store that a copy says it came from."""
-    source = IMAGE.fullmatch(said.get("source-uri", ""))
+    source = _image_at(said.get("source-uri", ""))
     if source:
         with suppress(ValueError):  # metadata may say anything
-            return store_at_root(source["root"], endpoint_url)
+            return store_at(source[0], endpoint_url)
     raise StoreError(
         f"{uri} does not say where it came from: name the store (--store) in which to look for its bytes"
     )
@@ -134,8 +148,8 @@ def _home(uri: str, said: Mapping[str, str], endpoint_url: str | None) -> ImageS
 
 def _sha256(place: ImageStore, key: str, said: Mapping[str, str]) -> str:
     """The stored image that the object is of; a rendition has other bytes."""
-    if source := IMAGE.fullmatch(said.get("source-uri", "")):
-        return source["sha256"]
+    if source := _image_at(said.get("source-uri", "")):
+        return source[1]
     found = place.objects.digest(key)
     if found is None:
         raise ImageMissingError(f"there is no {place.uri(key)}")
@@ -145,7 +159,7 @@ def _sha256(place: ImageStore, key: str, said: Mapping[str, str]) -> str:
 def _entries(home: ImageStore, said: Mapping[str, str], sha256: str, tell: Tell) -> list[Entry]:
     """What the ledger says of the request that the object names; else of all requests with this image."""
     request_hash = said.get("request-hash", "")
-    if HASH.fullmatch(request_hash):
+    if is_sha256(request_hash):
         found = entries_of(home, request_hash, said.get("api-origin"), tell)
         if found:
             return found
@@ -165,7 +179,7 @@ def _rows(
     if request_hash is None:
         return []
     paid = (entry.generation.flow_run_id for entry in entries if entry.generation)
-    runs = [run for run in dict.fromkeys((*known, *paid)) if run and RUN_ID.fullmatch(run)]
+    runs = [run for run in dict.fromkeys((*known, *paid)) if run and is_run_id(run)]
     manifests = (
         manifests_of(home, None) if everywhere else [key for run in runs for key in manifests_of(home, run)]
     )

@@ -13,8 +13,8 @@ from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, verify
 from prefect_ttapi.cli.findings import HEADINGS, Finding, Kind
 from prefect_ttapi.cli.repair import Repair, repair
 from prefect_ttapi.cli.reporting import ProgressLine, Step
+from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.stores import store_at
 
 #: How many findings of each kind are shown; --json has all.
 SHOWN: Final = 10

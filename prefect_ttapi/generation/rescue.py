@@ -20,8 +20,9 @@ from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import ImageFacts, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode, encode, record_of
-from prefect_ttapi.ledger.shelf import Shelf, slug_of
+from prefect_ttapi.ledger.shelf import Shelf
 from prefect_ttapi.responses import GeneratedImage, StoredImage
+from prefect_ttapi.storage.layout import image_key, slug_of
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
 
@@ -76,7 +77,7 @@ class Rescue:
         place = ImageStore(url=str(folder))
         for image in images:
             # also where there is something: it may be damaged
-            key = place.image_key(image.sha256, image.media_type)
+            key = image_key(image.sha256, image.media_type)
             place.objects.write(key, image.open, Facts(image.media_type))
         document = Document(
             request_hash=request_hash,
@@ -176,7 +177,7 @@ def _check_owner(folder: Path) -> None:
 def _read_image(place: ImageStore, expected: StoredImage) -> GeneratedImage:
     """An image's bytes, copied out; ValueError: they are not those that were paid for."""
     spool = Spool()
-    with place.open(place.uri(place.image_key(expected.sha256, expected.media_type))) as file:
+    with place.open(place.uri(image_key(expected.sha256, expected.media_type))) as file:
         while spool.size_bytes <= expected.size_bytes and (chunk := file.read(_CHUNK)):
             spool.write(chunk)
     facts = ImageFacts(expected.media_type, expected.width, expected.height)

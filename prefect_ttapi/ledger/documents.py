@@ -6,7 +6,6 @@ whoever lost an answer recognises their own write when they read it back.
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.responses import Generation
+from prefect_ttapi.storage.layout import image_key, is_sha256
 from prefect_ttapi.storage.store import ImageStore
 
 #: Seconds. Nobody waits longer than this for a claim, whatever a document says.
@@ -22,8 +22,6 @@ LONGEST_TTL: Final = 3600.0
 
 #: Characters kept of an error's message.
 _LONGEST_TEXT: Final = 500
-
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class State(StrEnum):
@@ -184,9 +182,9 @@ def unpacked(facts: dict[str, Any], request_hash: str, store: ImageStore) -> Gen
 
 def _placed(image: dict[str, Any], store: ImageStore) -> dict[str, Any]:
     sha256, media_type = image["sha256"], image["media_type"]
-    if not _SHA256.fullmatch(sha256) or media_type not in EXTENSIONS:
+    if not is_sha256(sha256) or media_type not in EXTENSIONS:
         raise ValueError("names an image that can't be")
-    return {**image, "uri": store.uri(store.image_key(sha256, media_type))}
+    return {**image, "uri": store.uri(image_key(sha256, media_type))}
 
 
 def record_of(document: Document, store: ImageStore) -> Record | None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, Record, decode, encode, record_of
-from prefect_ttapi.origins import SANDBOX_ORIGIN
+from prefect_ttapi.storage.layout import (
+    document_in,
+    is_sha256,
+    ledger_folder,
+    ledger_key,
+    origin_of_slug,
+    slug_of,
+)
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 
 #: Seconds between attempts to settle a write whose answer was lost.
 _PAUSES: Final = (0.0, 0.05, 0.2, 0.8, 2.0)
-
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_KEY: Final = re.compile(rf"ledger/([^/]+)/({_SHA256.pattern})\.json")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class Shelf:
     def __init__(self, store: ImageStore, api_origin: str) -> None:
         self.store = store
         self.api_origin = api_origin
-        self.prefix = f"ledger/{slug_of(api_origin)}/"
+        self.prefix = ledger_folder(api_origin)
 
     def key(self, request_hash: str) -> str:
         """Where the request's document is. StoreError: that is no request hash."""
-        if not _SHA256.fullmatch(request_hash):
+        if not is_sha256(request_hash):
             raise StoreError(f"{request_hash[:80]!a} is no request hash: it must be 64 hexadecimal digits")
-        return f"{self.prefix}{request_hash}.json"
+        return ledger_key(slug_of(self.api_origin), request_hash)
 
     def read(self, request_hash: str) -> Seen | None:
         """The document as it stands. StoreError: the store fails, or holds something that makes no sense."""
@@ -115,52 +117,7 @@ def _write_of(document: Document) -> tuple[str, int]:
     return document.token, document.sequence
 
 
-def slug_of(api_origin: str) -> str:
-    """A folder's name for an API origin; no two origins share one.
-
-    >>> slug_of("https://api.ttapi.io"), slug_of("sandbox"), slug_of("http://localhost:8080/proxy")
-    ('api.ttapi.io', 'sandbox', 'http_3a_2f_2flocalhost_3a8080_2fproxy')
-    """
-    host = api_origin.removeprefix("https://")
-    # without an escape in it, as every other slug has: so a short name can't be mistaken for a long one
-    if host != api_origin and "." in host and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", host):
-        return host
-    if api_origin == SANDBOX_ORIGIN:
-        return api_origin
-    if "://" not in api_origin:
-        raise ValueError(f"{api_origin!r} is no API origin")
-    return re.sub(
-        r"[^A-Za-z0-9.-]", lambda sign: "".join(f"_{byte:02x}" for byte in sign[0].encode()), api_origin
-    )
-
-
-def origin_of_slug(slug: str) -> str:
-    """The API origin that has this slug.
-
-    >>> origin_of_slug("api.ttapi.io"), origin_of_slug("http_3a_2f_2flocalhost_3a8080_2fproxy")
-    ('https://api.ttapi.io', 'http://localhost:8080/proxy')
-
-    Raises:
-        ValueError: no origin has.
-    """
-    origins = (SANDBOX_ORIGIN, f"https://{slug}", unquote(slug.replace("_", "%"), errors="replace"))
-    for origin in origins:
-        if (origin == SANDBOX_ORIGIN or "://" in origin) and slug_of(origin) == slug:
-            return origin
-    raise ValueError(f"{slug!r} is the folder of no API origin")
-
-
-def parts_of(key: str) -> tuple[str, str] | None:
-    """Folder and request hash of a ledger document's key; None where it is none.
-
-    >>> parts_of("ledger/sandbox/" + 64 * "0" + ".json")[0]
-    'sandbox'
-    """
-    found = _KEY.fullmatch(key)
-    return (found[1], found[2]) if found else None
-
-
 def shelf_of(store: ImageStore, key: str) -> tuple[Shelf, str]:
     """Where a ledger document's key is read and written, and its request hash. ValueError: it is no such key."""
-    folder, request_hash = parts_of(key) or ("", "")
+    folder, request_hash = document_in(key) or ("", "")
     return Shelf(store, origin_of_slug(folder)), request_hash

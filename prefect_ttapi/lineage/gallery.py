@@ -24,14 +24,13 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, address, in_bytes, one_line
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.storage.layout import is_s3, page_name, url_path
 
 #: Cards on one page: an image each, or a row without images.
 CARDS: Final = 500
 
 #: Characters that one text may bring onto a page. Legal prompts are shorter.
 LONGEST: Final = 40_000
-
-FIRST: Final = "index.html"
 
 
 def pages(
@@ -59,7 +58,7 @@ def pages(
     """
     cards = ((row, image) for row in rows for image in row.images or (None,))
     count = max(1, -(-(totals.images + totals.without_images) // CARDS))
-    names = [FIRST, *(f"page-{number}.html" for number in range(2, count + 1))]
+    names = [page_name(number) for number in range(1, count + 1)]
     links = _Links(folder_uri, store_uri)
     for number, name in enumerate(names, start=1):
         shown = groupby(islice(cards, CARDS), key=itemgetter(0))
@@ -71,26 +70,17 @@ class _Links:
     """Where a page may link to: relative for what lies in the same store, else what a browser can open."""
 
     def __init__(self, folder_uri: str, store_uri: str) -> None:
-        self._folder = _path(folder_uri)
-        self._store = _path(store_uri)
+        self._folder = url_path(folder_uri)
+        self._store = url_path(store_uri)
 
     def to(self, uri: str, url: str | None = None) -> str | None:
-        path = _path(uri)
+        path = url_path(uri)
         if path.startswith(self._store + "/"):
             relative = posixpath.relpath(path, self._folder)
             # a name may look like a scheme: "javascript:x.png"
             return relative if relative.startswith("../") else f"./{relative}"
-        reachable = url or (None if uri.startswith("s3://") else uri)
+        reachable = url or (None if is_s3(uri) else uri)
         return (address(reachable) or None) if reachable else None
-
-
-def _path(uri: str) -> str:
-    """The address as a path that can be compared, percent-encoded: keys of S3 are not, file URLs are.
-
-    >>> _path("s3://bucket/a b/"), _path("file:///a%20b")
-    ('s3://bucket/a%20b', 'file:///a%20b')
-    """
-    return (quote(uri, safe="/:") if uri.startswith("s3://") else uri).rstrip("/")
 
 
 def _row(

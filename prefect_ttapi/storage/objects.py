@@ -12,15 +12,13 @@ from enum import Enum
 from typing import BinaryIO, Final, Protocol
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.layout import SIDECARS
 
 #: Opens a new reader over an object's bytes, as often as wanted: a second attempt starts from the first byte.
 Body = Callable[[], BinaryIO]
 
 #: S3's limit on a key, in bytes.
 LONGEST_KEY: Final = 1024
-
-#: Where a local folder keeps what S3 keeps in an object's headers.
-SIDECARS: Final = ".metadata"
 
 #: Seconds for which a read, or a write that may be repeated, is tried again while the store gives no answer.
 PATIENCE: Final = 3.0

@@ -9,10 +9,8 @@ import time
 from typing import Final
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.storage.layout import PROBE
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError, ObjectStore
-
-#: One small object, written over and over: a probe leaves nothing else behind.
-KEY: Final = "ledger/probe.json"
 
 #: Of many processes that ask at the same moment each write lets one through, the others come again.
 _ATTEMPTS: Final = 60
@@ -32,7 +30,7 @@ def probe(objects: ObjectStore) -> None:
     for expected, what in ((Condition.NOTHING, "creates an object twice"), (stale, "ignores If-Match")):
         if not _refuses(objects, expected):
             raise StoreError(
-                f"{objects.uri(KEY)}: this store {what}, so that two machines could pay for one request; "
+                f"{objects.uri(PROBE)}: this store {what}, so that two machines could pay for one request; "
                 "use one that honours conditional writes (AWS S3, Cloudflare R2, MinIO, Ceph, a local disk)"
             )
 
@@ -40,7 +38,7 @@ def probe(objects: ObjectStore) -> None:
 def _replace(objects: ObjectStore) -> str:
     """Replace the probe object, made where there is none; a tag that it no longer has."""
     for _ in range(_ATTEMPTS):
-        found = objects.read(KEY)
+        found = objects.read(PROBE)
         try:
             tag = found[1] if found else _write(objects, Condition.NOTHING)
             _write(objects, tag)
@@ -50,7 +48,7 @@ def _replace(objects: ObjectStore) -> str:
         else:
             return tag
     raise StoreError(
-        f"{objects.uri(KEY)}: this store refuses conditional writes that are as expected; use another store"
+        f"{objects.uri(PROBE)}: this store refuses conditional writes that are as expected; use another store"
     )
 
 
@@ -67,7 +65,7 @@ def _write(objects: ObjectStore, expected: Condition | str) -> str:
     document = b'{"probe": "%s"}' % secrets.token_hex(16).encode()
     for _ in range(2):
         try:
-            return objects.write(KEY, lambda: io.BytesIO(document), Facts("application/json"), expected)
+            return objects.write(PROBE, lambda: io.BytesIO(document), Facts("application/json"), expected)
         except NoAnswerError:
             continue
-    return objects.write(KEY, lambda: io.BytesIO(document), Facts("application/json"), expected)
+    return objects.write(PROBE, lambda: io.BytesIO(document), Facts("application/json"), expected)

@@ -13,6 +13,7 @@ from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.storage.accounts import Account
 from prefect_ttapi.storage.arguments import conditions, description, tag_in, tag_set
+from prefect_ttapi.storage.layout import s3_uri
 from prefect_ttapi.storage.multipart import Upload
 from prefect_ttapi.storage.objects import (
     PATIENCE,
@@ -59,10 +60,10 @@ class S3:
         self._service = Service(settings.account)
 
     def uri(self, key: str) -> str:
-        return f"s3://{self.settings.bucket}/{self._name(key)}"
+        return s3_uri(self.settings.bucket, self._name(key))
 
     def key(self, uri: str) -> str:
-        base = f"s3://{self.settings.bucket}/{self._base}"
+        base = s3_uri(self.settings.bucket, self._base)
         if not uri.startswith(base):
             raise StoreError(f"{uri} is not in {base}")
         return checked_key(uri.removeprefix(base))
@@ -278,7 +279,7 @@ class S3:
     def _shown(self, key: str) -> str:
         """The object and the service, for an error's message."""
         service = f" at {self.settings.account.endpoint_url}" if self.settings.account.endpoint_url else ""
-        return f"s3://{self.settings.bucket}/{self._base}{key}{service}"
+        return f"{s3_uri(self.settings.bucket, self._base + key)}{service}"
 
     async def _call_if_there(self, method: str, key: str) -> dict[str, Any] | None:
         try:

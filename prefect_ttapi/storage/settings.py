@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -17,8 +18,8 @@ from pydantic import (
 )
 
 from prefect_ttapi.storage.accounts import Account
-from prefect_ttapi.storage.addresses import bucket_and_prefix, checked_web_address, normalised
 from prefect_ttapi.storage.aws_blocks import AwsBlock, checked_block, shown
+from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
 from prefect_ttapi.storage.options import ConnectionOptions, UploadOptions, header_text
 from prefect_ttapi.storage.s3 import S3Settings
 
@@ -118,7 +119,7 @@ class StoreSettings(BaseModel):
     @field_validator("endpoint_url", "public_base_url")
     @classmethod
     def _is_a_web_address(cls, url: str | None) -> str | None:
-        return checked_web_address(url) if url else None
+        return _checked_web_address(url) if url else None
 
     @field_validator("cache_control")
     @classmethod
@@ -160,6 +161,15 @@ class StoreSettings(BaseModel):
             kms_key_id=self.upload.kms_key_id,
             multipart_above=self.upload.multipart_above,
         )
+
+
+def _checked_web_address(url: str) -> str:
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+        raise ValueError("is no address like https://example.com")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("takes no user, password, query or fragment")
+    return url.strip().rstrip("/")
 
 
 def _told(secret: SecretStr | None) -> str | None:

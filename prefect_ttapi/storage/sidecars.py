@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prefect_ttapi.storage.files import forget
-from prefect_ttapi.storage.objects import SIDECARS, Facts
+from prefect_ttapi.storage.layout import sidecar_key
+from prefect_ttapi.storage.objects import Facts
 
 
 def write_sidecar(root: Path, key: str, tag: str, facts: Facts) -> None:
@@ -46,5 +47,4 @@ def remove_sidecar(root: Path, key: str) -> None:
 
 
 def _path(root: Path, key: str) -> Path:
-    path = root / SIDECARS / key
-    return path.with_name(f"{path.name}.json")
+    return root / sidecar_key(key)

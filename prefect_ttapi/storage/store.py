@@ -17,12 +17,11 @@ from pydantic import HttpUrl
 
 from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
-from prefect_ttapi.storage.addresses import folder_of, is_s3, normalised
 from prefect_ttapi.storage.copying import copy_image
 from prefect_ttapi.storage.folder import Folder
+from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at
 from prefect_ttapi.storage.making import pixels_of, put_renditions
 from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import (
@@ -76,7 +75,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
     def objects(self) -> ObjectStore:
         """The place itself, shared by all blocks of this process with the same settings."""
         # a client does not survive a fork
-        return _place(self._settings() if is_s3(self.url) else folder_of(self.url), os.getpid())
+        return _place(self._settings() if is_s3(self.url) else Path(self.url), os.getpid())
 
     def check(self) -> None:
         """Make sure that objects can be written and read, and that of two writers one loses.
@@ -112,7 +111,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
             metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is
             cut.
         """
-        key = self.image_key(image.sha256, image.media_type)
+        key = image_key(image.sha256, image.media_type)
         # without a look first: a fresh image is hardly ever there, and a look costs as much as the ledger's writes
         self.objects.write(key, image.open, self._facts(image.media_type, image.sha256, metadata))
         return self.reference(image)
@@ -120,7 +119,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
     def reference(self, image: GeneratedImage) -> StoredImage:
         """What `put_image` gives for an image, whether it is there or not."""
         return StoredImage(
-            uri=self.uri(self.image_key(image.sha256, image.media_type)),
+            uri=self.uri(image_key(image.sha256, image.media_type)),
             sha256=image.sha256,
             size_bytes=image.size_bytes,
             media_type=image.media_type,
@@ -129,10 +128,6 @@ class ImageStore(NotMapped, StoreSettings, Block):
             index=image.index,
             revised_prompt=image.revised_prompt,
         )
-
-    def image_key(self, sha256: str, media_type: str) -> str:
-        """Where an image of these bytes is kept: `images/<sha256>.<ext>`."""
-        return f"images/{sha256}.{EXTENSIONS[media_type]}"
 
     def missing(self, images: Iterable[StoredImage]) -> list[StoredImage]:
         """Those of `images` that are gone or have another length than recorded; looked at side by side."""
@@ -301,10 +296,10 @@ class ImageStore(NotMapped, StoreSettings, Block):
 
     def _beside(self, uri: str) -> ImageStore:
         """A store with these settings that holds `uri`, which may be below another folder or bucket."""
-        place, images, _ = uri.rpartition("/images/")
-        if not images or is_s3(uri) != is_s3(self.url):
+        place = split_at(uri, IMAGES)
+        if place is None or is_s3(uri) != is_s3(self.url):
             raise StoreError(f"{self.identity} can't read {uri}: name the store it came from (source)")
-        return self.model_copy(update={"url": normalised(place)})
+        return self.model_copy(update={"url": normalised(place[0])})
 
     def _facts(self, media_type: str, sha256: str, metadata: Mapping[str, str]) -> Facts:
         return Facts(

@@ -10,13 +10,13 @@ import pytest
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.coordinator import Coordinator, _Told
 from prefect_ttapi.batch.items import Done, Item, row_of
-from prefect_ttapi.batch.notes import stop_key
 from prefect_ttapi.batch.session import Session
 from prefect_ttapi.batch.shape import Shape
 from prefect_ttapi.batch.shards import Plan
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.layout import stop_key
 from prefect_ttapi.storage.store import ImageStore
 
 ITEM = Item(0, ImageRequest(prompt="tree", model="gpt-image-1"))

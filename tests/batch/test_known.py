@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prefect_ttapi.batch import known as known_module
-from prefect_ttapi.batch.earlier import Earlier, latest_key, remember
+from prefect_ttapi.batch.earlier import Earlier, remember
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.shards import Plan, row_of_paid
@@ -17,6 +17,7 @@ from prefect_ttapi.generation.engine import pay_once
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.layout import latest_key
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.meddling import meddling_proxy

@@ -16,7 +16,7 @@ from prefect_ttapi.errors import Outcome, UnknownOutcomeError
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Record, State
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
-from prefect_ttapi.ledger.shelf import slug_of
+from prefect_ttapi.storage.layout import slug_of
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ledgers import (
     HASH,

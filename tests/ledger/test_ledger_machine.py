@@ -28,6 +28,7 @@ from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
+from prefect_ttapi.storage.layout import image_key
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of, stored
 from tests.support.stage import WRITES, Lane, StagedStore, halt
@@ -181,7 +182,7 @@ class Holders(RuleBasedStateMachine):
         """Somebody tidies up the store."""
         answer = self.answer()
         for image in answer.generation["images"] if answer else ():
-            self.real.objects.delete(self.real.image_key(image["sha256"], image["media_type"]))
+            self.real.objects.delete(image_key(image["sha256"], image["media_type"]))
             for token in self.tokens.values():
                 token.excused = True
 
@@ -404,7 +405,7 @@ class Holders(RuleBasedStateMachine):
 
     def is_whole(self, answer: Answer) -> bool:
         images = answer.generation["images"]
-        keys = [self.real.image_key(image["sha256"], image["media_type"]) for image in images]
+        keys = [image_key(image["sha256"], image["media_type"]) for image in images]
         return all(
             self.real.size(key) == image["size_bytes"] for key, image in zip(keys, images, strict=True)
         )

@@ -1,0 +1,319 @@
+"""Where everything lies in a store: each key with its parser, and what a store's address means.
+
+    images/<sha256>.<ext>                       an image, named by its bytes
+    ledger/<origin>/<request hash>.json         all that is known of one request
+    ledger/probe.json                           what the check of a store writes
+    batches/<run>[/<task run>][/<number>]/      a batch: manifest.jsonl, manifest.parquet, thumbnails.zip, index.html,
+                                                page-2.html and so on; parts/000001.jsonl and so on while it runs
+    batches/latest/<digest>.json                folders of the last batches of a name
+    batches/stops/<batch>.txt                   why a batch's task runs in other processes are to stop
+    .metadata/<key>.json                        in local folders: what S3 keeps in an object's headers
+
+This is the only module that knows `s3://` from a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+from prefect_ttapi.images.headers import EXTENSIONS
+from prefect_ttapi.origins import SANDBOX_ORIGIN
+
+IMAGES: Final = "images/"
+LEDGER: Final = "ledger/"
+BATCHES: Final = "batches/"
+PROBE: Final = f"{LEDGER}probe.json"
+SIDECARS: Final = ".metadata"
+
+#: Files in a batch's folder.
+MANIFEST: Final = "manifest.jsonl"
+PARQUET: Final = "manifest.parquet"
+THUMBNAILS: Final = "thumbnails.zip"
+PARTS: Final = "parts/"
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_IMAGE: Final = re.compile(rf"{IMAGES}({_SHA256.pattern})\.([a-z]+)")
+_DOCUMENT: Final = re.compile(rf"{LEDGER}([^/]+)/({_SHA256.pattern})\.json")
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RUN: Final = re.compile(rf"{BATCHES}({_RUN_ID.pattern})(/.*)?")
+
+_S3: Final = "s3://"
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+
+
+def is_sha256(text: str) -> bool:
+    """Return whether it is a SHA-256 in lower-case hexadecimal digits."""
+    return _SHA256.fullmatch(text) is not None
+
+
+def image_key(sha256: str, media_type: str) -> str:
+    """Return where an image of these bytes is kept.
+
+    >>> image_key(64 * "0", "image/png") == "images/" + 64 * "0" + ".png"
+    True
+    """
+    return f"{IMAGES}{sha256}.{EXTENSIONS[media_type]}"
+
+
+def image_in(key: str) -> tuple[str, str] | None:
+    """Return SHA-256 and extension of an image's key; None where it is none.
+
+    >>> image_in("images/" + 64 * "0" + ".png")[1], image_in("images/a.png")
+    ('png', None)
+    """
+    found = _IMAGE.fullmatch(key)
+    return (found[1], found[2]) if found else None
+
+
+def ledger_folder(api_origin: str) -> str:
+    """Return the prefix of the documents of an API origin.
+
+    >>> ledger_folder("https://api.ttapi.io")
+    'ledger/api.ttapi.io/'
+    """
+    return f"{LEDGER}{slug_of(api_origin)}/"
+
+
+def ledger_key(slug: str, request_hash: str) -> str:
+    """Return where a request's document is, given the slug of the API origin.
+
+    >>> ledger_key("sandbox", 64 * "0") == "ledger/sandbox/" + 64 * "0" + ".json"
+    True
+    """
+    return f"{LEDGER}{slug}/{request_hash}.json"
+
+
+def document_in(key: str) -> tuple[str, str] | None:
+    """Return origin's slug and request hash of a ledger document's key; None where it is none.
+
+    >>> document_in("ledger/sandbox/" + 64 * "0" + ".json")[0], document_in(PROBE)
+    ('sandbox', None)
+    """
+    found = _DOCUMENT.fullmatch(key)
+    return (found[1], found[2]) if found else None
+
+
+def slug_of(api_origin: str) -> str:
+    """Return a folder's name for an API origin; no two origins share one.
+
+    >>> slug_of("https://api.ttapi.io"), slug_of("sandbox"), slug_of("http://localhost:8080/proxy")
+    ('api.ttapi.io', 'sandbox', 'http_3a_2f_2flocalhost_3a8080_2fproxy')
+    """
+    host = api_origin.removeprefix("https://")
+    # without an escape in it, as every other slug has: so a short name can't be mistaken for a long one
+    if host != api_origin and "." in host and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", host):
+        return host
+    if api_origin == SANDBOX_ORIGIN:
+        return api_origin
+    if "://" not in api_origin:
+        raise ValueError(f"{api_origin!r} is no API origin")
+    return re.sub(
+        r"[^A-Za-z0-9.-]", lambda sign: "".join(f"_{byte:02x}" for byte in sign[0].encode()), api_origin
+    )
+
+
+def origin_of_slug(slug: str) -> str:
+    """Return the API origin that has this slug.
+
+    >>> origin_of_slug("api.ttapi.io"), origin_of_slug("http_3a_2f_2flocalhost_3a8080_2fproxy")
+    ('https://api.ttapi.io', 'http://localhost:8080/proxy')
+
+    Raises:
+        ValueError: no origin has.
+    """
+    origins = (SANDBOX_ORIGIN, f"https://{slug}", unquote(slug.replace("_", "%"), errors="replace"))
+    for origin in origins:
+        if (origin == SANDBOX_ORIGIN or "://" in origin) and slug_of(origin) == slug:
+            return origin
+    raise ValueError(f"{slug!r} is the folder of no API origin")
+
+
+def is_run_id(text: str) -> bool:
+    """Return whether a flow run may be called so."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def run_folder(run_id: str) -> str:
+    """Return the prefix of all that a flow run's batches keep."""
+    return f"{BATCHES}{run_id}/"
+
+
+def batch_folder(place: str, number: int = 1) -> str:
+    """Return the folder of a run's or task run's batch, by its number from 1.
+
+    >>> batch_folder("run"), batch_folder("run/task", 2)
+    ('batches/run', 'batches/run/task/2')
+    """
+    return f"{BATCHES}{place}" + (f"/{number}" if number > 1 else "")
+
+
+def run_in(key: str) -> str | None:
+    """Return the ID of the run that a batch's folder, or anything below it, belongs to.
+
+    >>> run_in("batches/3f2a/2/index.html"), run_in("images/a.png")
+    ('3f2a', None)
+    """
+    found = _RUN.fullmatch(key)
+    return found[1] if found else None
+
+
+def is_manifest(key: str) -> bool:
+    """Return whether an object is a batch's manifest.
+
+    >>> is_manifest("batches/3f2a/manifest.jsonl"), is_manifest("batches/3f2a/parts/000001.jsonl")
+    (True, False)
+    """
+    return key.startswith(BATCHES) and key.endswith(f"/{MANIFEST}")
+
+
+def page_name(number: int) -> str:
+    """Return the file name of a gallery's page, by its number from 1.
+
+    >>> page_name(1), page_name(2)
+    ('index.html', 'page-2.html')
+    """
+    return "index.html" if number == 1 else f"page-{number}.html"
+
+
+def part_key(folder: str, number: int) -> str:
+    """Return where a part of a batch's rows is kept while the batch runs.
+
+    >>> part_key("batches/3f2a", 1)
+    'batches/3f2a/parts/000001.jsonl'
+    """
+    return f"{folder}/{PARTS}{number:06d}.jsonl"
+
+
+def latest_key(name: str, api_origin: str) -> str:
+    """Return where the folders of the last batches of a name are told."""
+    digest = hashlib.sha256(f"{api_origin}\n{name}".encode(errors="replace")).hexdigest()
+    return f"{BATCHES}latest/{digest[:32]}.json"
+
+
+def stop_key(batch_id: str) -> str:
+    """Return where it is told why a batch stops."""
+    return f"{BATCHES}stops/{batch_id}.txt"
+
+
+def sidecar_key(key: str) -> str:
+    """Return where a local folder keeps what is known of an object.
+
+    >>> sidecar_key("images/a.png")
+    '.metadata/images/a.png.json'
+    """
+    return f"{SIDECARS}/{key}.json"
+
+
+def split_at(uri: str, folder: str) -> tuple[str, str] | None:
+    """Return a store's address, and the key in it, of what the store keeps below `folder`; None for anything else.
+
+    >>> split_at("s3://pictures/2031/images/a.png", IMAGES)
+    ('s3://pictures/2031', 'images/a.png')
+    >>> split_at("s3://pictures/a.png", IMAGES)
+    """
+    store, _, rest = uri.rpartition(f"/{folder}")
+    return (store, f"{folder}{rest}") if store else None
+
+
+def is_s3(url: str) -> bool:
+    """Return whether an address is a bucket's, or of an object there."""
+    return url.startswith(_S3)
+
+
+def s3_uri(bucket: str, key: str = "") -> str:
+    """Return the address of a bucket, or of an object in it.
+
+    >>> s3_uri("pictures"), s3_uri("pictures", "a.png")
+    ('s3://pictures/', 's3://pictures/a.png')
+    """
+    return f"{_S3}{bucket}/{key}"
+
+
+def bucket_and_prefix(url: str) -> tuple[str, str]:
+    """Return the parts of a normalised S3 address; the prefix has no slash at either end.
+
+    >>> bucket_and_prefix("s3://pictures/2031/may")
+    ('pictures', '2031/may')
+    """
+    bucket, _, prefix = url.removeprefix(_S3).partition("/")
+    return bucket, prefix
+
+
+def object_uri(address: str) -> str:
+    """Return an object's address with its scheme: `s3://bucket/key`, or `file:///...` for a path of this machine.
+
+    >>> object_uri("/srv/out/a b.png"), object_uri("s3://pictures/a.png")
+    ('file:///srv/out/a%20b.png', 's3://pictures/a.png')
+
+    Raises:
+        ValueError: that is no address.
+    """
+    if not is_s3(address):
+        return Path(normalised(address)).as_uri()
+    if not bucket_and_prefix(address)[1].strip("/"):
+        raise ValueError(f"{address!r} names a bucket and no object in it")
+    return address
+
+
+def url_path(uri: str) -> str:
+    """Return an object's address percent-encoded: keys of S3 are not, file URLs are.
+
+    >>> url_path("s3://bucket/a b/"), url_path("file:///a%20b")
+    ('s3://bucket/a%20b', 'file:///a%20b')
+    """
+    return (quote(uri, safe="/:") if is_s3(uri) else uri).rstrip("/")
+
+
+def normalised(url: str) -> str:
+    """Return an absolute folder, or `s3://bucket/prefix` without a slash at its end.
+
+    >>> normalised("s3://pictures/2031/"), normalised("file:///srv/a%20b"), normalised("/srv/pictures/")
+    ('s3://pictures/2031', '/srv/a b', '/srv/pictures')
+
+    Raises:
+        ValueError: it is neither a folder, nor a file:// URL, nor s3://bucket/prefix.
+    """
+    if not url.strip() or not url.isprintable():
+        raise ValueError("is empty or holds control characters; give a folder or s3://bucket/prefix")
+    scheme = _SCHEME.match(url)
+    reader = _READERS.get(scheme[1].lower() if scheme else "")
+    if reader is None:
+        raise ValueError(f"{url!r} is not understood; give a folder, file:///folder or s3://bucket/prefix")
+    return reader(url)
+
+
+def _from_path(url: str) -> str:
+    return str(Path(url).expanduser().absolute())
+
+
+def _from_file_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must look like file:///folder, without host, query or fragment")
+    return _from_path(unquote(parts.path) or "/")
+
+
+def _from_s3_url(url: str) -> str:
+    bucket, _, prefix = url[len(_S3) :].partition("/")
+    if not bucket:
+        raise ValueError(f"{url!r} names no bucket; it must look like s3://bucket/prefix")
+    if "@" in bucket or ":" in bucket:
+        raise ValueError(
+            "an s3:// address takes no user, password or port; use access_key_id and endpoint_url"
+        )
+    if any(mark in url for mark in "?#"):
+        raise ValueError("an s3:// address takes no query or fragment")
+    if not _BUCKET.fullmatch(bucket):
+        raise ValueError(f"{bucket!r} is no legal bucket name")
+    prefix = prefix.rstrip("/")
+    if prefix and any(segment in ("", ".", "..") for segment in prefix.split("/")):
+        raise ValueError(f"the prefix {prefix!r} has an empty, '.' or '..' segment")
+    return s3_uri(bucket, prefix).rstrip("/")
+
+
+_READERS: Final = {"": _from_path, "file": _from_file_url, "s3": _from_s3_url}
