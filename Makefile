@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check integration lint types clean
+.PHONY: help demo test check integration versions lint types clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,11 @@ integration: $(VENV)/.installed-dev ## tests against real servers and a browser;
 	@tests/integration/install-packages
 	@echo "==> pytest -m integration"
 	@$(BIN)/python -m pytest -m integration
+	@echo "==> the lowest versions of what we need"
+	@$(BIN)/python tools/versions.py --quick lowest
+
+versions: $(VENV)/.installed-dev ## demo, tests and schedule in an environment for each row of docs/versions.md (an hour)
+	@$(BIN)/python tools/versions.py
 
 clean: ## forget the virtual environment and what the demo made
 	rm -rf $(VENV) out
