@@ -37,7 +37,15 @@ _LINE: Final = re.compile(r"^\| `([\w.-]+)` \| (3\.\d+) \|([^|]*)\|([^|]*)\|$", 
 _TOLD: Final = ("prefect", "sqlalchemy", "fastapi", "aiobotocore", "boto3")
 
 #: The tests of tasks, blocks, batches, storage and client.
-TESTS: Final = ("tests/test_tasks.py", "tests/test_blocks.py", "tests/batch", "tests/storage", "tests/wire")
+TESTS: Final = (
+    "tests/test_tasks.py",
+    "tests/test_blocks.py",
+    "tests/batch",
+    "tests/generation",
+    "tests/ledger",
+    "tests/storage",
+    "tests/wire",
+)
 #: Some of each: what calls other packages most.
 QUICK_TESTS: Final = (
     "tests/test_tasks.py",
