@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from prefect import flow
 
 from prefect_ttapi import ImageStore, Rendition, generate_batch
+from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.lineage.manifest import read_manifest
 from prefect_ttapi.sandbox import Sandbox
@@ -95,3 +97,12 @@ def test_its_manifest_is_read_row_by_row(place: Path):
     assert [row.request.prompt for row in rows] == [request["prompt"] for request in REQUESTS]
     assert [len(row.images) for row in rows] == [1, 1, 2, 1, 0, 0, 1]
     assert all(Path(copy.uri.removeprefix("file://")).is_file() for row in rows for copy in row.delivered)
+
+
+def test_its_thumbnails_are_read(place: Path):
+    """The pictures of its page are taken again: each of its images has one."""
+    (archive,) = (place / "store" / "batches").glob("*/thumbnails.zip")
+    images = [path.stem for path in (place / "store" / "images").iterdir()]
+    with closing(ThumbnailPack(archive.open("rb"))) as pack:
+        assert len(images) == 5
+        assert all(pack.get(sha256) for sha256 in images)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -50,7 +50,7 @@ from prefect_ttapi.storage.layout import (
     page_name,
     part_key,
 )
-from prefect_ttapi.storage.objects import PATIENCE, Facts
+from prefect_ttapi.storage.objects import PATIENCE, Body, Facts
 from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
 from prefect_ttapi.storage.store import ImageStore
 
@@ -249,24 +249,25 @@ class Recorder:
         Args:
             notes: what the report is to tell besides.
         """
-        self._write("thumbnails are", self._write_thumbnails)
-        gallery = self._write("gallery page is", self._write_gallery)
-        table = self._write("Parquet manifest is", self._write_parquet) if parquet.installed() else None
-        manifest = self._write_manifest()
-        self._parts.end()
-        self._parts.remove()
-        report = BatchReport(
-            name=self._name,
-            flow_run_id=self._flow_run_id,
-            totals=self._totals,
-            manifest_uri=manifest,
-            parquet_uri=table,
-            gallery_uri=gallery,
-            seconds=round(time.monotonic() - self._started, 3),
-            notes=tuple(notes),
-        ).with_store(self._store)
-        self._publish(report)
-        return report
+        with closing(self._thumbnails):
+            self._write("thumbnails are", self._write_thumbnails)
+            gallery = self._write("gallery page is", self._write_gallery)
+            table = self._write("Parquet manifest is", self._write_parquet) if parquet.installed() else None
+            manifest = self._write_manifest()
+            self._parts.end()
+            self._parts.remove()
+            report = BatchReport(
+                name=self._name,
+                flow_run_id=self._flow_run_id,
+                totals=self._totals,
+                manifest_uri=manifest,
+                parquet_uri=table,
+                gallery_uri=gallery,
+                seconds=round(time.monotonic() - self._started, 3),
+                notes=tuple(notes),
+            ).with_store(self._store)
+            self._publish(report)
+            return report
 
     def _write(self, what: str, write: Callable[[], str | None]) -> str | None:
         """The address of what was written; without it, the manifest, which says the same, must not be lost too."""
@@ -279,7 +280,7 @@ class Recorder:
     def _write_thumbnails(self) -> str | None:
         if not len(self._thumbnails):
             return None
-        return self._upload(THUMBNAILS, self._thumbnails.zipped(), "application/zip")
+        return self._upload(THUMBNAILS, self._thumbnails.open, "application/zip")
 
     def _write_gallery(self) -> str:
         gallery = pages(
@@ -292,21 +293,22 @@ class Recorder:
             manifest=MANIFEST,
         )
         for file, pieces in gallery:
-            self._upload(file, _spooled(piece.encode() for piece in pieces), "text/html; charset=utf-8")
+            page = _spooled(piece.encode() for piece in pieces)
+            self._upload(file, page.open, "text/html; charset=utf-8")
         return self._store.uri(f"{self._folder}/{page_name(1)}")
 
     def _write_parquet(self) -> str:
         table = parquet.parquet_of(self._rows.lines())
-        return self._upload(PARQUET, table, "application/vnd.apache.parquet")
+        return self._upload(PARQUET, table.open, "application/vnd.apache.parquet")
 
     def _write_manifest(self) -> str:
         """Its address. It comes last, and as patiently as the images, since nothing else tells why rows failed."""
         lines = _spooled(self._rows.lines())
-        return self._upload(MANIFEST, lines, "application/x-ndjson", patience=UPLOAD_PATIENCE)
+        return self._upload(MANIFEST, lines.open, "application/x-ndjson", patience=UPLOAD_PATIENCE)
 
-    def _upload(self, file: str, spool: Spool, media_type: str, patience: float = PATIENCE) -> str:
+    def _upload(self, file: str, body: Body, media_type: str, patience: float = PATIENCE) -> str:
         key = f"{self._folder}/{file}"
-        self._store.objects.write(key, spool.open, Facts(media_type), patience=patience)
+        self._store.objects.write(key, body, Facts(media_type), patience=patience)
         return self._store.uri(key)
 
     def _publish(self, report: BatchReport) -> None:

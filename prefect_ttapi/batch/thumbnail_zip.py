@@ -1,114 +1,38 @@
 """A batch's thumbnails, all in one file: a zip beside the manifest, from which a later batch takes them again.
 
-The zip is written as the thumbnails come: pictures as they are, each named after the image it shows. So all entries
-have one shape, and reading asks for exactly that shape: anything else in a store is not ours, and no thumbnail.
+Pictures are stored as they are, each named after the SHA-256 of the image it shows. A zip in a store is read only where
+all of its entries have that one shape: anything else is not ours, and no thumbnail.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
-import threading
-import zlib
-from collections.abc import Iterator
-from struct import Struct
+import tempfile
 from typing import BinaryIO, Final, Self
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of one thumbnail, and of a zip whose places fit 32 bits; what is more is left out.
+#: Bytes of one thumbnail, of a zip, and of the part of it that lists the entries, some 115 each.
 LARGEST: Final = 0xFFFF
 LARGEST_ZIP: Final = 0xFFFF_FFFF
+LARGEST_LIST: Final = 32 * 1024 * 1024
 
-# the records of a zip, as APPNOTE.TXT has them
-_LOCAL: Final = Struct("<4s5H3L2H")
-_CENTRAL: Final = Struct("<4s6H3L5H2L")
-_END_64: Final = Struct("<4sQ2H2L4Q")
-_LOCATOR: Final = Struct("<4sLQL")
-_END: Final = Struct("<4s4H2LH")
-
-_NAME: Final = re.compile(rb"[0-9a-f]{64}\.webp")
-_NAME_SIZE: Final = 69
-_BEFORE: Final = _LOCAL.size + _NAME_SIZE  # in front of each picture
-_LISTED: Final = _CENTRAL.size + _NAME_SIZE
-_TAIL: Final = _END_64.size + _LOCATOR.size + _END.size
-_VERSION: Final = 20
-_VERSION_64: Final = 45
-_FIRST_OF_1980: Final = 33  # the zero of a zip's clock: equal thumbnails are equal bytes
-
-
-class _Places(dict[bytes, int]):
-    """Where each picture begins, and how long it is, by the image's digest: about 150 bytes each."""
-
-    def put(self, digest: bytes, start: int, size: int) -> None:
-        self[digest] = start << 16 | size
-
-    def find(self, sha256: str) -> tuple[bytes, int, int] | None:
-        """The name of the picture, its place and its length."""
-        name = f"{sha256}.webp".encode(errors="replace")
-        place = self.get(bytes.fromhex(sha256)) if _NAME.fullmatch(name) else None
-        return None if place is None else (name, place >> 16, place & LARGEST)
-
-
-class ThumbnailFile:
-    """Thumbnails as they come, in a temporary file; added to by one thread.
-
-    >>> thumbnails = ThumbnailFile()
-    >>> thumbnails.add("ab" * 32, b"RIFF....WEBP")
-    >>> thumbnails.get("ab" * 32), thumbnails.get("cd" * 32)
-    (b'RIFF....WEBP', None)
-    """
-
-    def __init__(self) -> None:
-        self._spool = Spool()
-        self._places = _Places()
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def add(self, sha256: str, webp: bytes) -> None:
-        """Keep the thumbnail of an image, the first that comes; what is too much for a zip is left out."""
-        name = f"{sha256}.webp".encode(errors="replace")
-        start = self._spool.size_bytes + _BEFORE
-        full = start + len(webp) + (len(self) + 1) * _LISTED + _TAIL > LARGEST_ZIP
-        if full or len(webp) > LARGEST or not _NAME.fullmatch(name) or self._places.find(sha256):
-            return
-        header = _LOCAL.pack(b"PK\3\4", _VERSION, *_facts(zlib.crc32(webp), len(webp)))
-        self._spool.write(header + name + webp)
-        self._places.put(bytes.fromhex(sha256), start, len(webp))
-
-    def get(self, sha256: str) -> bytes | None:
-        """The thumbnail of an image, or None."""
-        found = self._places.find(sha256)
-        return self._spool.read_at(found[1], found[2]) if found else None
-
-    def zipped(self) -> Spool:
-        """The whole as a zip, to be read; nothing can be added any more."""
-        start = self._spool.size_bytes
-        for listed in self._directory():
-            self._spool.write(listed)
-        self._spool.write(_end(start, self._spool.size_bytes - start, len(self)))
-        return self._spool
-
-    def _directory(self) -> Iterator[bytes]:
-        for digest, place in self._places.items():
-            begin = (place >> 16) - _BEFORE
-            crc = _LOCAL.unpack(self._spool.read_at(begin, _LOCAL.size))[6]
-            facts = _facts(crc, place & LARGEST)
-            yield _CENTRAL.pack(b"PK\1\2", _VERSION, _VERSION, *facts, 0, 0, 0, 0, begin) + (
-                f"{digest.hex()}.webp".encode()
-            )
+_NAME: Final = re.compile(r"[0-9a-f]{64}\.webp")
+_END: Final = 22  # bytes of the record that ends a zip
 
 
 class ThumbnailPack:
-    """The thumbnails that an earlier batch left in a store; from any thread, to be closed.
+    """The thumbnails that an earlier batch left in a store; safe from all threads. They take 600 bytes of memory each.
 
     Args:
-        file: of the zip, which is then this object's own.
+        file: of the zip; it is closed with the pack.
 
     Raises:
         ValueError: it is no zip as `ThumbnailFile` writes it.
@@ -116,14 +40,11 @@ class ThumbnailPack:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._lock = threading.Lock()
-        self._places = _Places()
-        for digest, start, size in _listed(file):
-            self._places.put(digest, start, size)
+        self._zip = _opened(file)
 
     @classmethod
     def of(cls, store: ImageStore, uri: str) -> Self | None:
-        """The pack at `uri` in `store`; None where there is none, or none that can be used."""
+        """Return the pack at `uri` in `store`, or None where there is none, or none that can be used."""
         try:
             if (store.size(uri) or 0) > LARGEST_ZIP:
                 return None
@@ -135,70 +56,88 @@ class ThumbnailPack:
             return None
         try:
             return cls(file)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             file.close()
             logger.warning("The thumbnails in %s can't be used: %s", uri, error)
             return None
 
     def get(self, sha256: str) -> bytes | None:
-        """The thumbnail of an image; None where there is none, or a damaged one."""
-        found = self._places.find(sha256)
-        if found is None:
-            return None
-        name, start, size = found
+        """Return the thumbnail of an image, or None where there is none, or a damaged one."""
         try:
-            with self._lock:
-                self._file.seek(start - _BEFORE)
-                entry = self._file.read(_BEFORE + size)
-        except OSError:
+            webp = self._zip.read(f"{sha256}.webp")
+        except Exception:  # zipfile raises whatever a damaged file makes it stumble over
             return None
-        webp = entry[_BEFORE:]
-        expected = _LOCAL.pack(b"PK\3\4", _VERSION, *_facts(zlib.crc32(webp), size)) + name
-        is_webp = webp[:4] == b"RIFF" and webp[8:12] == b"WEBP"
-        return webp if is_webp and entry[:_BEFORE] == expected else None
+        return webp if webp[:4] == b"RIFF" and webp[8:12] == b"WEBP" else None
 
     def close(self) -> None:
         """Forget them."""
+        self._zip.close()
         self._file.close()
 
 
-def _facts(crc: int, size: int) -> tuple[int, ...]:
-    """What both records of an entry say of it: neither encrypted nor compressed, nothing beside its name."""
-    return 0, 0, 0, _FIRST_OF_1980, crc, size, size, _NAME_SIZE, 0
+class ThumbnailFile(ThumbnailPack):
+    """Thumbnails as they come, in a temporary file; used by one thread. They take 450 bytes of memory each.
+
+    >>> thumbnails = ThumbnailFile()
+    >>> thumbnails.add("ab" * 32, b"RIFF....WEBP")
+    >>> thumbnails.get("ab" * 32), thumbnails.get("cd" * 32)
+    (b'RIFF....WEBP', None)
+    >>> thumbnails.close()
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="ttapi-")  # noqa: SIM115 - closed by `close`
+        self._zip = ZipFile(self._file, "w")
+
+    def __len__(self) -> int:
+        return len(self._zip.infolist())
+
+    def add(self, sha256: str, webp: bytes) -> None:
+        """Keep the thumbnail of an image, the first that comes; one that is too large is left out."""
+        name = f"{sha256}.webp"
+        if len(webp) <= LARGEST and _NAME.fullmatch(name) and name not in self._zip.NameToInfo:
+            self._zip.writestr(
+                ZipInfo(name), webp
+            )  # of the zip's first day: equal thumbnails are equal bytes
+
+    def open(self) -> BinaryIO:
+        """Return a reader of the whole as a zip, one at a time; nothing can be added any more."""
+        if self._zip.mode == "w":
+            self._zip.close()
+            self._zip = ZipFile(self._file)
+        reader = os.fdopen(os.dup(self._file.fileno()), "rb")
+        reader.seek(0)
+        return reader
 
 
-def _end(start: int, size: int, count: int) -> bytes:
-    """The records after the directory. Those with 64 bits, for over 65,535 entries, are always there: one shape."""
-    return (
-        _END_64.pack(b"PK\6\6", _END_64.size - 12, _VERSION_64, _VERSION_64, 0, 0, count, count, size, start)
-        + _LOCATOR.pack(b"PK\6\7", 0, start + size, 1)
-        + _END.pack(b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), size, start, 0)
-    )
-
-
-def _listed(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Digest, place and length of every entry of ours that the directory names."""
-    end = file.seek(0, 2) - _TAIL
-    if not 0 <= end <= LARGEST_ZIP:
-        raise ValueError(f"{end + _TAIL:,} bytes are no zip of thumbnails")
-    file.seek(end)
-    tail = file.read(_TAIL)
-    *_, count, size, start = _END_64.unpack(tail[: _END_64.size])
-    if start + size != end or count * _LISTED != size or tail != _end(start, size, count):
+def _opened(file: BinaryIO) -> ZipFile:
+    try:
+        file.seek(-_END, io.SEEK_END)
+        ends_well = file.read(4) == b"PK\5\6"
+        opened = ZipFile(_Bounded(file))
+        entries = opened.infolist()
+    except Exception as error:
+        raise ValueError(f"it is no zip: {error}") from None
+    begins_well = not entries or entries[0].header_offset == 0
+    if not (begins_well and ends_well and all(map(_is_ours, entries))):
         raise ValueError("it is no zip of thumbnails")
-    file.seek(start)
-    for _ in range(count):
-        record = file.read(_LISTED)
-        if len(record) < _LISTED:
-            raise ValueError("it became shorter while it was read")
-        crc, length, *_, begin = _CENTRAL.unpack(record[: _CENTRAL.size])[7:]
-        name = record[_CENTRAL.size :]
-        facts = _facts(crc, length)
-        whole = _CENTRAL.pack(b"PK\1\2", _VERSION, _VERSION, *facts, 0, 0, 0, 0, begin) + name
-        if (
-            record == whole
-            and length <= LARGEST
-            and begin + length + _BEFORE <= start
-            and _NAME.fullmatch(name)
-        ):
-            yield bytes.fromhex(name[:64].decode()), begin + _BEFORE, length
+    return opened
+
+
+def _is_ours(entry: ZipInfo) -> bool:
+    stored = entry.compress_type == ZIP_STORED and entry.compress_size == entry.file_size <= LARGEST
+    plain = not (entry.flag_bits or entry.extra or entry.comment) and entry.date_time == (1980, 1, 1, 0, 0, 0)
+    return stored and plain and bool(_NAME.fullmatch(entry.filename))
+
+
+class _Bounded:
+    """A file that gives at most so much at once: a zip's list is read as a whole, however long it says it is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+        self.seekable = file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(min(size, LARGEST_LIST) if size >= 0 else LARGEST_LIST)

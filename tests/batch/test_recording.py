@@ -138,6 +138,7 @@ def test_failures_are_told_by_kind_with_examples(store: ImageStore) -> None:
 PEAK = """
 import resource, sys
 from prefect_ttapi import ImageStore
+from tests.batch.test_recording import done, record
 record(ImageStore(url=sys.argv[1]), (done(number, 8_000) for number in range(int(sys.argv[2]))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

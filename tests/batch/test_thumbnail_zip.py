@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -24,24 +25,26 @@ def webp(number: int, size: int = 40) -> bytes:
 
 
 def zip_of(count: int) -> bytes:
-    thumbnails = ThumbnailFile()
-    for number in range(count):
-        thumbnails.add(name(number), webp(number))
-    return thumbnails.zipped().read_bytes()
+    with closing(ThumbnailFile()) as thumbnails:
+        for number in range(count):
+            thumbnails.add(name(number), webp(number))
+        with thumbnails.open() as file:
+            return file.read()
 
 
 @given(st.dictionaries(st.integers(0, 300), st.integers(0, 3_000), max_size=40))
 def test_everybody_can_read_the_zip(sizes: dict[int, int]) -> None:
     """Whatever thumbnails come, the zip has each under its image's digest, whole, for any reader of zips."""
-    thumbnails = ThumbnailFile()
-    for number, size in sizes.items():
-        thumbnails.add(name(number), webp(number, size))
-    assert all(thumbnails.get(name(number)) == webp(number, size) for number, size in sizes.items())
-    with thumbnails.zipped().open() as file, zipfile.ZipFile(file) as read:
-        assert read.testzip() is None
-        assert {entry: read.read(entry) for entry in read.namelist()} == {
-            f"{name(number)}.webp": webp(number, size) for number, size in sizes.items()
-        }
+    with closing(ThumbnailFile()) as thumbnails:
+        for number, size in sizes.items():
+            thumbnails.add(name(number), webp(number, size))
+        assert all(thumbnails.get(name(number)) == webp(number, size) for number, size in sizes.items())
+        with thumbnails.open() as file, zipfile.ZipFile(file) as read:
+            assert read.testzip() is None
+            assert {entry: read.read(entry) for entry in read.namelist()} == {
+                f"{name(number)}.webp": webp(number, size) for number, size in sizes.items()
+            }
+        assert all(thumbnails.get(name(number)) == webp(number, size) for number, size in sizes.items())
 
 
 @pytest.mark.integration  # seconds of work
@@ -57,15 +60,15 @@ def test_more_than_a_plain_zip_may_hold() -> None:
 
 def test_the_first_thumbnail_of_an_image_stays() -> None:
     """An image that comes again takes no more room; what is too large, or has no digest for a name, is left out."""
-    thumbnails = ThumbnailFile()
-    for picture in (webp(1), webp(2)):
-        thumbnails.add(name(1), picture)
-    thumbnails.add(name(3), webp(3, LARGEST))
-    thumbnails.add("../../etc/passwd", webp(4))
-    thumbnails.add("\ud800" * 64, webp(4))
-    assert len(thumbnails) == 1
-    assert thumbnails.get(name(1)) == webp(1)
-    assert thumbnails.get("../../etc/passwd") is None
+    with closing(ThumbnailFile()) as thumbnails:
+        for picture in (webp(1), webp(2)):
+            thumbnails.add(name(1), picture)
+        thumbnails.add(name(3), webp(3, LARGEST))
+        thumbnails.add("../../etc/passwd", webp(4))
+        thumbnails.add("\ud800" * 64, webp(4))
+        assert len(thumbnails) == 1
+        assert thumbnails.get(name(1)) == webp(1)
+        assert thumbnails.get("../../etc/passwd") is None
 
 
 @pytest.fixture
@@ -118,6 +121,7 @@ def test_damage_is_never_shown(data: st.DataObject) -> None:
 
 def test_what_is_no_webp_is_none() -> None:
     """An entry that holds something else than a WebP, however well packed, is not given out."""
-    thumbnails = ThumbnailFile()
-    thumbnails.add(name(1), b"<svg onload=alert(1)>")
-    assert ThumbnailPack(thumbnails.zipped().open()).get(name(1)) is None
+    with closing(ThumbnailFile()) as thumbnails:
+        thumbnails.add(name(1), b"<svg onload=alert(1)>")
+        with closing(ThumbnailPack(thumbnails.open())) as pack:
+            assert pack.get(name(1)) is None
