@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from prefect_ttapi.cli.checks import names
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
-from prefect_ttapi.cli.records import names
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, State, payment
 from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of

@@ -1,47 +1,91 @@
-"""How far the reading of a store has come, and a line that says so."""
+"""Long reading of a store: several things at once, with a line that tells how far it has come."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TextIO
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TextIO, TypeVar
 
-#: Seconds between two lines: where a person looks on, and where they end in a log.
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+#: Seconds between two lines: on a terminal, and in a log.
 _LIVE: Final = 0.1
 _LOGGED: Final = 10.0
 
+#: Things that are read at once: enough to keep an S3 service busy, and not too many for a disk.
+THREADS: Final = 16
 
-@dataclass(frozen=True)
-class Step:
-    """What is being done, and how much of it is done.
+
+class Progress:
+    """Shows what is being done: one line that changes on a terminal, a line every 10 seconds in a log.
 
     Attributes:
-        doing: e.g. `reading the ledger`.
-        done, total: of how many things; a total of None is not known.
-        done_bytes, total_bytes: of how many bytes, where these count.
+        done: how many things of each kind of work were done.
+
+    Args:
+        stream: where to show it; nowhere by default.
     """
 
-    doing: str
-    done: int
-    total: int | None = None
-    done_bytes: int | None = None
-    total_bytes: int | None = None
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.done: dict[str, int] = {}
+        self._stream = stream
+        self._line: Live | None = None
+        if stream is not None and stream.isatty():
+            # other output is never redirected to this console: it may be the program's result
+            self._line = Live(
+                console=Console(file=stream),
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+        self._next = time.monotonic() + (0.0 if self._line else _LOGGED)
 
-    def __str__(self) -> str:
-        of = f" of {self.total:,}" if self.total is not None else ""
-        read = f", {size(self.done_bytes)}" if self.done_bytes is not None else ""
-        of_bytes = f" of {size(self.total_bytes)}" if self.total_bytes is not None else ""
-        return f"{self.doing}: {self.done:,}{of}{read}{of_bytes}"
+    def count(self, doing: str, things: Iterable[Item]) -> Iterator[Item]:
+        """Return the things, each counted as it is taken."""
+        for number, thing in enumerate(things, self.done.get(doing, 0) + 1):
+            self.tell(doing, number)
+            yield thing
 
+    def tell(
+        self, doing: str, done: int, total: int | None = None, read: int = 0, total_bytes: int | None = None
+    ) -> None:
+        """Note that so many things are done.
 
-#: Told of each step.
-Tell = Callable[[Step], None]
+        Args:
+            total: how many there are, where that is known.
+            read: bytes that were read.
+            total_bytes: how many there are to read, where bytes are read.
+        """
+        self.done[doing] = done
+        now = time.monotonic()
+        if self._stream is None or now < self._next:
+            return
+        self._next = now + (_LIVE if self._line else _LOGGED)
+        of = f" of {total:,}" if total is not None else ""
+        size_of = f", {size(read)} of {size(total_bytes)}" if total_bytes is not None else ""
+        said = f"{doing}: {done:,}{of}{size_of}"
+        if self._line:
+            self._line.start()
+            self._line.update(Text(said, no_wrap=True, overflow="ellipsis"), refresh=True)
+        else:
+            print(said, file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Take the line off the terminal, for others to write."""
+        if self._line:
+            self._line.stop()
 
 
 def size(count: int) -> str:
-    """A number of bytes for people.
+    """Return a number of bytes for people.
 
     >>> size(999), size(1_500_000)
     ('999 B', '1.5 MB')
@@ -52,31 +96,22 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-class ProgressLine:
-    """Shows steps on a stream: one line that changes on a terminal, else a line every 10 seconds."""
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Return what `work` gives for each item, in order, with few of them in memory.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._every = _LIVE if self._live else _LOGGED
-        self._next = time.monotonic() + (0 if self._live else _LOGGED)
-        self._drawn = False
+    Whoever stops asking waits only for what is under way.
 
-    def __call__(self, step: Step) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + self._every
-        self._drawn = self._live
-        print(
-            f"\r\x1b[K{step}" if self._live else step,
-            end="" if self._live else "\n",
-            file=self._stream,
-            flush=True,
-        )
-
-    def clear(self) -> None:
-        """Take the line away, for others to write."""
-        if self._drawn:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)
-            self._drawn = False
+    >>> list(side_by_side(abs, [-1, 2, -3]))
+    [1, 2, 3]
+    """
+    threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ttapi-reading")
+    under_way: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            under_way.append(threads.submit(work, item))
+            if len(under_way) > 2 * THREADS:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)

@@ -7,12 +7,11 @@ import json
 import sys
 from collections.abc import Iterator
 
+from prefect_ttapi.cli.ancestry import trace_object, trace_request, trace_run
 from prefect_ttapi.cli.chain import Made, Origin
-from prefect_ttapi.cli.downwards import trace_run
-from prefect_ttapi.cli.reporting import ProgressLine
+from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.cli.tree import lines, made_tree, origin_tree
-from prefect_ttapi.cli.upwards import trace_object, trace_request
 from prefect_ttapi.storage.layout import BATCHES, is_sha256, object_uri, run_in, split_at
 from prefect_ttapi.storage.store import ImageStore
 
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trace, and print the chain."""
-    progress = ProgressLine()
+    progress = Progress(sys.stderr)
     store = store_at(arguments.store, arguments.endpoint_url) if arguments.store else None
     try:
         found = _trace(arguments, store, progress)
@@ -45,24 +44,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if isinstance(found, Origin) and found.gaps else 0
 
 
-def _trace(arguments: argparse.Namespace, store: ImageStore | None, progress: ProgressLine) -> Origin | Made:
+def _trace(arguments: argparse.Namespace, store: ImageStore | None, progress: Progress) -> Origin | Made:
     address, run_id = arguments.address, arguments.run_id
     if (address is None) == (run_id is None):
         raise ValueError("say either what to trace, or --run and a flow run's id")
     if run_id is not None:
-        return trace_run(run_id, _needed(store, "--run"), tell=progress)
+        return trace_run(run_id, _needed(store, "--run"), progress=progress)
     if is_sha256(address):
         where = _needed(store, "a request's hash")
-        return trace_request(address, where, everywhere=arguments.everywhere, tell=progress)
+        return trace_request(address, where, everywhere=arguments.everywhere, progress=progress)
     root, folder = split_at(object_uri(address), BATCHES) or ("", "")
     if run := run_in(folder):
-        return trace_run(run, store or store_at(root, arguments.endpoint_url), tell=progress)
+        return trace_run(run, store or store_at(root, arguments.endpoint_url), progress=progress)
     return trace_object(
         address,
         store,
         endpoint_url=arguments.endpoint_url,
         everywhere=arguments.everywhere,
-        tell=progress,
+        progress=progress,
     )
 
 

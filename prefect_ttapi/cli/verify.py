@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Final
 from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, verify
 from prefect_ttapi.cli.findings import HEADINGS, Finding, Kind
 from prefect_ttapi.cli.repair import Repair, repair
-from prefect_ttapi.cli.reporting import ProgressLine, Step
+from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.errors import StoreError
 
@@ -43,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     shown = _Shown(arguments.json)
     try:
         store = store_at(arguments.store, arguments.endpoint_url)
-        for finding in verify(store, quick=arguments.quick, tell=shown.tell):
+        for finding in verify(store, quick=arguments.quick, progress=shown.progress):
             mend = arguments.repair and finding.wrong
             done = repair(store, finding, delete_orphans=arguments.delete_orphans) if mend else None
             shown.add(finding, done)
-    except StoreError as error:
+    except (StoreError, sqlite3.Error) as error:  # the latter: no room for temporary files
         shown.progress.clear()
         print(f"prefect-ttapi verify: {error}", file=sys.stderr)
         return 2
@@ -63,17 +64,12 @@ class _Shown:
     """Prints findings and totals, and remembers no more than it will show."""
 
     def __init__(self, as_json: bool) -> None:
-        self.progress = ProgressLine()
+        self.progress = Progress(sys.stderr)
         self.wrong = 0
         self._as_json = as_json
         self._counts: Counter[Kind] = Counter()
         self._repaired = 0
         self._first: dict[Kind, list[str]] = {}
-        self._steps: dict[str, Step] = {}
-
-    def tell(self, step: Step) -> None:
-        self._steps[step.doing] = step
-        self.progress(step)
 
     def add(self, finding: Finding, done: Repair | None) -> None:
         self._counts[finding.kind] += 1
@@ -103,8 +99,7 @@ class _Shown:
             print(line)
 
     def _totals(self) -> dict[str, int]:
-        read = {name: self._steps.get(doing) for name, doing in _TOTALS.items()}
-        return {name: step.done if step else 0 for name, step in read.items()}
+        return {name: self.progress.done.get(doing, 0) for name, doing in _TOTALS.items()}
 
     def _lines(self, store: str) -> Iterator[str]:
         for kind in (kind for kind in Kind if self._counts[kind]):

@@ -12,10 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from prefect_ttapi.cli.ancestry import trace_object, trace_run
 from prefect_ttapi.cli.chain import Made, Origin
-from prefect_ttapi.cli.downwards import trace_run
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.cli.upwards import trace_object
 from prefect_ttapi.generation.delivery import deliver, metadata_of
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest

@@ -13,7 +13,7 @@ from prefect_ttapi.cli.checks import verify
 from prefect_ttapi.cli.findings import Finding, Kind
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.cli.repair import repair
-from prefect_ttapi.cli.reporting import ProgressLine, Step
+from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts
@@ -205,10 +205,13 @@ def test_progress_is_a_line_that_goes_away() -> None:
 
     terminal, log = Terminal(), io.StringIO()
     for stream in (terminal, log):
-        line = ProgressLine(stream)
-        line(Step("reading images", 1_000, 2_000, 5_000_000, 9_000_000))
-        line.clear()
-    assert terminal.getvalue() == "\r\x1b[Kreading images: 1,000 of 2,000, 5.0 MB of 9.0 MB\r\x1b[K"
+        progress = Progress(stream)
+        progress.tell("reading images", 1_000, 2_000, 5_000_000, 9_000_000)
+        progress.clear()
+    text = "reading images: 1,000 of 2,000, 5.0 MB of 9.0 MB"
+    before, *_, after = terminal.getvalue().split(text)
+    assert after.endswith("\r\x1b[1A\x1b[2K"), "the line is erased"
+    assert "\n" not in before
     assert log.getvalue() == ""
 
 

@@ -1,0 +1,103 @@
+"""The images of a store and who names them, in a database on disk: any number of them takes little memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, Final
+
+from prefect_ttapi.storage.objects import Listed
+
+#: A record of the ledger names an image with its length; a row of a manifest, by content only.
+_TABLES: Final = """
+create table images (key text primary key, size integer, modified real) without rowid;
+create table named (key text, size integer, record text, manifest text, row integer);
+create index named_keys on named (key);
+"""
+
+_SUSPECTS: Final = """
+create table suspects as select distinct named.key from named left join images using (key)
+where images.key is null or (record is not null and images.size <> named.size)
+"""
+
+_BROKEN: Final = """
+select record, named.key, named.size, images.size from named left join images using (key)
+where record is not null and images.size is not named.size order by record
+"""
+
+_PAST: Final = """
+select distinct manifest, row from named left join images using (key)
+where manifest is not null and images.key is null order by manifest, row
+"""
+
+_UNNAMED: Final = """
+select key, size, modified from images where not exists (select 1 from named where named.key = images.key)
+"""
+
+_OWNERS: Final = """
+select images.key, images.size, group_concat(record, char(10)) from images left join named using (key)
+group by images.key
+"""
+
+
+class Inventory:
+    """What was listed, and what names it. SQLite keeps it in a temporary file that goes when this does."""
+
+    def __init__(self) -> None:
+        self._base = sqlite3.connect("", check_same_thread=False)
+        self._base.executescript(_TABLES)
+
+    def add(self, image: Listed) -> None:
+        """Keep an image of a listing."""
+        self._base.execute("insert into images values (?, ?, ?)", (image.key, image.size, image.modified))
+
+    def name_by_record(self, record: str, key: str, size: int) -> None:
+        """Note that a document of the ledger names an image of this length."""
+        self._base.execute("insert into named values (?, ?, ?, null, null)", (key, size, record))
+
+    def name_by_row(self, manifest: str, row: int, key: str) -> None:
+        """Note that a row of a manifest, told by its address, names an image."""
+        self._base.execute("insert into named values (?, null, null, ?, ?)", (key, manifest, row))
+
+    def suspects(self) -> Iterator[str]:
+        """Return the keys that are named and were not listed, or not with that length; ask once."""
+        self._base.execute(_SUSPECTS)
+        return (key for (key,) in self._base.execute("select key from suspects"))
+
+    def correct(self, key: str, size: int | None) -> None:
+        """Note an image's length as it is by now; None where it is gone."""
+        self._base.execute("delete from images where key = ?", (key,))
+        if size is not None:
+            self._base.execute("insert into images values (?, ?, null)", (key, size))
+
+    def forget_names(self, key: str) -> None:
+        """Say nothing of what names the image."""
+        self._base.execute("delete from named where key = ?", (key,))
+
+    def broken(self) -> Iterator[tuple[str, list[tuple[str, int, int | None]]]]:
+        """Return each record whose images are not as it says: keys, recorded lengths, true lengths (None: gone)."""
+        for record, rows in groupby(self._base.execute(_BROKEN), lambda row: row[0]):
+            yield record, [row[1:] for row in rows]
+
+    def past(self) -> Iterator[tuple[str, Iterator[int]]]:
+        """Return each manifest that names images which are gone, with its rows that do."""
+        for manifest, rows in groupby(self._base.execute(_PAST), lambda row: row[0]):
+            yield manifest, (number for _, number in rows)
+
+    def unnamed(self) -> Iterator[tuple[str, int, float]]:
+        """Return the images that nothing names: key, length in bytes, when written (Unix seconds)."""
+        return self._base.execute(_UNNAMED)
+
+    def totals(self) -> tuple[int, int]:
+        """Return the number of images, and of their bytes."""
+        found: tuple[int, int] = self._one("select count(*), coalesce(sum(size), 0) from images")
+        return found
+
+    def owned(self) -> Iterator[tuple[str, int, list[str]]]:
+        """Return all images: key, length in bytes, keys of the records that name it."""
+        for key, size, records in self._base.execute(_OWNERS):
+            yield key, size, sorted(set(records.split("\n"))) if records else []
+
+    def _one(self, query: str) -> Any:
+        return self._base.execute(query).fetchone()
