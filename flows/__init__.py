@@ -1,1 +1,8 @@
 """Example flows, thin and meant to be read; each runs as `python -m flows.NAME`, with `--help`."""
+
+from pathlib import Path
+
+
+def checkout() -> dict[str, str]:
+    """Return the folder that holds `flows`, as a step of `prefect deploy` does: runs take relative paths from there."""
+    return {"directory": str(Path(__file__).resolve().parent.parent)}

@@ -17,12 +17,12 @@ from tests.integration.server import PATIENCE, ROOT
 
 @contextmanager
 def child(
-    command: list[str], environment: dict[str, str], log: Path, **options: object
+    command: list[str], environment: dict[str, str], log: Path, cwd: Path = ROOT, **options: object
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A Python command that doesn't outlive the test; what it says goes to `log`."""
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environment, stdout=out, stderr=out, **options
+            [sys.executable, *command], cwd=cwd, env=environment, stdout=out, stderr=out, **options
         )
         try:
             yield process

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parent.parent.parent
+#: The command `prefect` of the environment that the tests run in.
+PREFECT = str(Path(sys.executable).with_name("prefect"))
 #: Seconds after which a server that does not answer has failed the test.
 PATIENCE = 120.0
 
@@ -27,16 +29,18 @@ class Server:
     Attributes:
         url: where its UI is.
         environment: of commands that are to use it.
+        log: what it says.
     """
 
     url: str
     environment: dict[str, str] = field(repr=False)
+    log: Path
 
-    def run(self, *command: str, **environment: str) -> str:
-        """What a Python command (`-m ...`) prints; it must succeed."""
+    def run(self, *command: str, cwd: Path = ROOT, **environment: str) -> str:
+        """Run a Python command (`-m ...` or a script), which must succeed, and return what it prints."""
         done = subprocess.run(
             [sys.executable, *command],
-            cwd=ROOT,
+            cwd=cwd,
             env=self.environment | environment,
             capture_output=True,
             text=True,
@@ -61,8 +65,8 @@ class Server:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[Server]:
-    """A server of its own on a free port, with its database and all that its clients keep below `home`."""
+def prefect_server(home: Path, **settings: str) -> Iterator[Server]:
+    """A server of its own on a free port, with its database, its log and what its clients keep below `home`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,7 +76,10 @@ def prefect_server(home: Path) -> Iterator[Server]:
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_UI_URL": url,
         "PREFECT_UI_API_URL": f"{url}/api",
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        **settings,
     }
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
@@ -80,14 +87,14 @@ def prefect_server(home: Path) -> Iterator[Server]:
     log = home / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, PREFECT, "server", "start"],
             env=environment,
             stdout=out,
             stderr=out,
         )
         try:
             _wait_for(url, process, log)
-            yield Server(url, environment)
+            yield Server(url, environment, log)
         finally:
             process.terminate()
             process.wait(PATIENCE)
