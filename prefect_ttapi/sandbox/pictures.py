@@ -11,12 +11,13 @@ import io
 import math
 import random
 import struct
-import unicodedata
 import zlib
 from dataclasses import dataclass
 from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
+
+from prefect_ttapi.images.lettering import Lettering
 
 Colour = tuple[int, int, int]
 
@@ -119,7 +120,7 @@ def _hill(width: int, height: int, top: float, chance: random.Random) -> list[tu
 def _write_sandbox(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
     """As wide as the picture allows: it must be legible on a thumbnail."""
     size = max(8, round(min(picture.width * 0.165, picture.height * 0.3)))
-    font = _font(size)
+    font = ImageFont.load_default(size)
     bold = size // 22
     middle = (picture.width / 2, picture.height * 0.2)
     shadow = (middle[0] + size / 40, middle[1] + size / 40)
@@ -134,50 +135,23 @@ def _write_caption(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
     margin = round(unit * 0.06)
     width = picture.width - 2 * margin
     top, bottom = picture.height * 0.7, picture.height - margin
-    small = _font(max(8, round(unit * 0.026)))
-    facts = (
-        f"{picture.model}   {picture.width}x{picture.height}   image {picture.index + 1} of {picture.count}"
+    facts = Lettering(
+        f"{picture.model}   {picture.width}x{picture.height}   image {picture.index + 1} of {picture.count}",
+        max(8, round(unit * 0.026)),
     )
-    pen.text((margin, bottom), facts, fill=(190, 200, 210), font=small, anchor="ls")
-    room = bottom - small.size * 1.8 - top
+    facts.write(pen, margin, bottom, facts.text, (190, 200, 210))
+    room = bottom - facts.size * 1.8 - top
+    shown = picture.prompt if len(picture.prompt) <= SHOWN else picture.prompt[:SHOWN] + " ..."
     for share in (0.062, 0.05, 0.04, 0.032):
-        font = _font(max(9, round(unit * share)))
-        lines = wrapped(picture.prompt, font, width)
-        fitting = int(room // (font.size * 1.25))
+        prompt = Lettering(shown, max(9, round(unit * share)))
+        lines = prompt.wrapped(width)
+        fitting = int(room // (prompt.size * 1.25))
         if len(lines) <= fitting:
             break
     if len(lines) > fitting:
         lines = [*lines[: fitting - 1], lines[fitting - 1] + " ..."]
     for number, line in enumerate(lines):
-        pen.text((margin, top + number * font.size * 1.25), line, fill=(255, 255, 255), font=font)
-
-
-def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """`text`, cut after `SHOWN` characters, in lines of at most `width` pixels; long words are broken."""
-    shown = text if len(text) <= SHOWN else text[:SHOWN] + " ..."
-    # the font has few accented letters and no accents to put on others
-    letters = [char for char in unicodedata.normalize("NFKD", shown) if not unicodedata.combining(char)]
-    words = "".join(char if char.isprintable() else " " for char in letters).split()
-    lines, used = [""], 0.0
-    for word in words:
-        pieces = [word] if font.getlength(word) <= width else list(word)
-        for position, piece in enumerate(pieces):
-            joined = f" {piece}" if position == 0 and lines[-1] else piece
-            length = font.getlength(joined)
-            if used + length <= width:
-                lines[-1] += joined
-                used += length
-            else:
-                lines.append(piece)
-                used = font.getlength(piece)
-    return lines
-
-
-def _font(size: float) -> ImageFont.FreeTypeFont:
-    # a face of its own for each use: they may not be shared between threads, and loading takes 0.1 ms
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # noqa: S101 - with a size it is
-    return font
+        prompt.write(pen, margin, top + prompt.size * (0.95 + 1.25 * number), line, (255, 255, 255))
 
 
 def _encoded(image: Image.Image, picture: Picture) -> bytes:
