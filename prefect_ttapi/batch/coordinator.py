@@ -347,8 +347,7 @@ class Coordinator:
         elif self._plan.deliver_to is not None:
             self._ready.append(replace(follower, known_absent=False))
         else:
-            again = {"row": row.row, "values": row.values, "status": "cached", "api_calls": 0, "seconds": 0.0}
-            self._on_done(Done(leader.row.model_copy(update=again)))
+            self._on_done(Done(leader.row.again(row.row, values=row.values)))
 
     def _leave(self, session: Session) -> None:
         """Write down what is known of the items that nobody waits for any longer."""

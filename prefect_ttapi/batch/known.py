@@ -19,7 +19,7 @@ from itertools import islice, takewhile
 from typing import Final
 
 from prefect_ttapi.batch.earlier import Earlier
-from prefect_ttapi.batch.items import Done, Item, row_of
+from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.shards import Plan, row_of_paid, thumbnails_of
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.delivery import places_of
@@ -43,12 +43,6 @@ _WINDOW: Final = 64
 _LISTED_PER_LOOK_UP: Final = 10
 _LEAST_LISTED: Final = 1_000
 _MOST_LISTED: Final = 200_000
-
-#: What a row says of its request's images, whichever batch it stands in.
-_KEPT: Final = (
-    "images", "usage", "created_at", "flow_run_id", "task_run_id", "maybe_paid", "also_paid", "ledger_tag",
-    "ledger_size",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,9 +225,7 @@ class _Shelf:
     def _again(
         self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]
     ) -> Done | Callable[[], Item | Done]:
-        now = row_of(item, row.api_origin)
-        found = {name: getattr(row, name) for name in _KEPT}
-        again = now.model_copy(update={**found, "status": "cached", "delivered": copies})
+        again = row.again(item.row, request=item.request, values=item.values, delivered=copies)
         if not self.plan.thumbnails:
             return Done(again)
         thumbnails = self.earlier.thumbnails(row)

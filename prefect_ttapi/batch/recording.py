@@ -36,7 +36,15 @@ from prefect_ttapi.lineage.artifacts import (
 from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
-from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, one_line, pictures
+from prefect_ttapi.lineage.markdown import (
+    CELL,
+    PICTURES,
+    REASON,
+    batch_markdown,
+    image_table,
+    one_line,
+    pictures,
+)
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import StoredImage
@@ -149,6 +157,9 @@ class Parts:
 
 logger = logging.getLogger(__name__)
 
+#: Failures that the log tells one by one.
+TOLD: Final = 50
+
 #: How many batches each attempt at a flow run has begun in this process.
 _BEGUN: Counter[tuple[str, tuple[int, ...]]] = Counter()
 _BEGUN_LOCK = threading.Lock()
@@ -213,7 +224,9 @@ class Recorder:
         self._thumbnails = ThumbnailFile()
         self._progress = Progress(batch_key(name, "progress"), f"{name}: images")
         self._parts = Parts(store, folder, self._rows)
-        self._live = Live(self._standing, _log_of(name))
+        self._log = _run_log()
+        shown = one_line(name, 60)
+        self._live = Live(self._standing, lambda line: self._log.info("%s: %s", shown, line))
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
@@ -240,6 +253,7 @@ class Recorder:
         for image, thumbnail in zip(row.images, done.thumbnails, strict=False):
             if thumbnail is not None:
                 self._thumbnails.add(image.sha256, thumbnail)
+        self._tell(row)
         self._parts.came()
         self._progress.update(self._totals.rows, self._total, self._standing().line())
 
@@ -254,6 +268,8 @@ class Recorder:
             gallery = self._write("gallery page is", self._write_gallery)
             table = self._write("Parquet manifest is", self._write_parquet) if parquet.installed() else None
             manifest = self._write_manifest()
+            if (untold := self._totals.failed - TOLD) > 0:
+                self._log.warning("%d more requests failed, see %s", untold, manifest)
             self._parts.end()
             self._parts.remove()
             report = BatchReport(
@@ -268,6 +284,17 @@ class Recorder:
             ).with_store(self._store)
             self._publish(report)
             return report
+
+    def _tell(self, row: Row) -> None:
+        """Log a failure; of very many, the first."""
+        if row.status != "failed" or self._totals.failed > TOLD:
+            return
+        shown = self._may_show.row(row)
+        name = shown.values.get("name") or f"{shown.model} {(shown.request_hash or 'illegal')[:12]}".strip()
+        reason = one_line(shown.error or "", REASON)
+        self._log.warning(
+            "Request %d (%s) failed: %s: %s", row.row, one_line(name, CELL), row.error_type, reason
+        )
 
     def _write(self, what: str, write: Callable[[], str | None]) -> str | None:
         """The address of what was written; without it, the manifest, which says the same, must not be lost too."""
@@ -362,11 +389,9 @@ def _spooled(pieces: Iterable[bytes]) -> Spool:
     return spool
 
 
-def _log_of(name: str) -> Callable[[str], None]:
-    """Writes lines on the run's log, from any thread."""
+def _run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """Return the run's logger, which may be used from any thread."""
     try:
-        log = get_run_logger()
+        return get_run_logger()
     except MissingContextError:
-        log = logger
-    shown = one_line(name, 60)
-    return lambda line: log.info("%s: %s", shown, line)
+        return logger

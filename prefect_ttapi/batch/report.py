@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -52,12 +53,14 @@ class BatchReport(BaseModel):
         return copy
 
     def __getstate__(self) -> dict[Any, Any]:
-        # a store may hold a secret key, which has no place in a persisted result
-        return super().__getstate__() | {"__pydantic_private__": {"_store": None}}
+        # a store may hold a secret key, which has no place in a persisted result; rows that were read are a file
+        state = super().__getstate__()
+        fields = {name: value for name, value in state["__dict__"].items() if name != "rows"}
+        return state | {"__dict__": fields, "__pydantic_private__": {"_store": None}}
 
-    @property
+    @cached_property
     def rows(self) -> Sequence[Row]:
-        """One row per request, in the order given; read from the manifest when asked for.
+        """One row per request, in the order given; the manifest is read once, when they are asked for.
 
         Raises:
             StoreError: the manifest can't be read.

@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, Self, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
@@ -21,6 +22,11 @@ _DEPTH: Final = 8
 _SHOWN: Final = 1_000
 #: Longer whole numbers are more than JSON readers take.
 _BITS: Final = 1_024
+
+_CHUNK: Final = 256 * 1024
+
+#: Marks the fields of a row that tell of its own batch, and not of the images.
+_OF_ITS_BATCH: Final = "of its batch"
 
 
 def _well_formed(value: Any) -> Any:
@@ -101,21 +107,21 @@ class Row(BaseModel):
     status: Status
     request_hash: str | None = None
     request: ImageRequest | None = None
-    given: Annotated[dict[str, JsonValue] | None, BeforeValidator(_as_given)] = None
+    given: Annotated[dict[str, JsonValue] | None, BeforeValidator(_as_given), _OF_ITS_BATCH] = None
     images: tuple[StoredImage, ...] = ()
-    delivered: tuple[DeliveredImage, ...] = ()
+    delivered: Annotated[tuple[DeliveredImage, ...], _OF_ITS_BATCH] = ()
     usage: Usage | None = None
-    error: _Text | None = None
-    error_type: str | None = None
-    api_calls: int = 0
-    seconds: float = 0.0
+    error: Annotated[_Text | None, _OF_ITS_BATCH] = None
+    error_type: Annotated[str | None, _OF_ITS_BATCH] = None
+    api_calls: Annotated[int, _OF_ITS_BATCH] = 0
+    seconds: Annotated[float, _OF_ITS_BATCH] = 0.0
     created_at: datetime | None = None
     api_origin: str | None = None
     flow_run_id: str | None = None
     task_run_id: str | None = None
     maybe_paid: tuple[_Text, ...] = ()
     also_paid: tuple[_Text, ...] = ()
-    values: Annotated[dict[str, str], BeforeValidator(_as_text)] = {}
+    values: Annotated[dict[str, str], BeforeValidator(_as_text), _OF_ITS_BATCH] = {}
     ledger_tag: str | None = None
     ledger_size: int | None = Field(None, ge=0)
 
@@ -131,6 +137,18 @@ class Row(BaseModel):
             "seconds": generation.seconds if paid else 0.0,
         }
         return cls(**{"row": row, "status": status} | known | now | others)
+
+    def again(self, row: int, **others: Any) -> Self:
+        """Return the cached row of another request that has the same images, and for which nothing was sent.
+
+        What tells of this row's own batch is reset, unless `others` has it.
+        """
+        kept = {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if _OF_ITS_BATCH not in field.metadata
+        }
+        return type(self)(**kept | {"row": row, "status": "cached"} | others)
 
     @property
     def prompt(self) -> str:
@@ -186,12 +204,76 @@ def _row(line: bytes | str, number: int) -> Row:
         raise ValueError(f"line {number} of the manifest is no row: {error}") from None
 
 
-class Rows(Sequence[Row]):
-    """The rows of a manifest, read when asked for: in memory is only where each line starts (8 bytes).
+class Mark(NamedTuple):
+    """How many rows, and bytes, had come at some moment."""
+
+    rows: int = 0
+    size_bytes: int = 0
+
+
+class RowFile:
+    """Rows in a temporary file, by number; 16 bytes of memory each.
+
+    One thread adds, in any order; any thread reads.
 
     Args:
-        open: a new binary, seekable reader of the manifest, e.g. `path.open("rb")` behind a lambda. Called
-            once to find the lines, when first needed, and once for each access or iteration.
+        lines: of a manifest, to begin with; blank ones are left out.
+
+    >>> rows = RowFile()
+    >>> for number in (2, 0):
+    ...     rows.add(Row(row=number, status="skipped"))
+    >>> [row.row for row in rows.rows()], rows.mark.rows
+    ([0, 2], 2)
+    """
+
+    def __init__(self, lines: Iterable[bytes] = ()) -> None:
+        self._spool = Spool()
+        self._starts = array("q")
+        self._sizes = array("q")
+        self.mark = Mark()
+        for line in filter(bytes.strip, lines):
+            self._put(self.mark.rows, line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> bytes:
+        """Return a row's line; it is empty where the row never came."""
+        return self._spool.read_at(self._starts[number], self._sizes[number])
+
+    def add(self, row: Row) -> None:
+        """Keep a row."""
+        self._put(row.row, next(write_manifest([row])))
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines of the rows that came, in the order of the requests."""
+        return filter(None, map(self.__getitem__, range(len(self))))
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows that came, in the order of the requests."""
+        return read_manifest(self.lines())
+
+    def between(self, one: Mark, other: Mark) -> Spool:
+        """Return the lines that came from one mark to the other, as they came."""
+        part = Spool()
+        for start in range(one.size_bytes, other.size_bytes, _CHUNK):
+            part.write(self._spool.read_at(start, min(_CHUNK, other.size_bytes - start)))
+        return part
+
+    def _put(self, number: int, line: bytes) -> None:
+        missing = [0] * (number + 1 - len(self))
+        self._starts.extend(missing)
+        self._sizes.extend(missing)
+        self._starts[number], self._sizes[number] = self._spool.size_bytes, len(line)
+        self._spool.write(line)
+        self.mark = Mark(self.mark.rows + 1, self._spool.size_bytes)
+
+
+class Rows(Sequence[Row]):
+    """The rows of a manifest, which is read once, when first needed, into a temporary file.
+
+    Args:
+        open: a new binary reader of the manifest, e.g. `path.open("rb")` behind a lambda.
 
     >>> import io
     >>> manifest = b"".join(write_manifest(Row(row=n, status="skipped") for n in range(9)))
@@ -202,19 +284,18 @@ class Rows(Sequence[Row]):
 
     def __init__(self, open: Callable[[], BinaryIO]) -> None:
         self._open = open
-        self._starts: array[int] | None = None
-        self._selected: range | None = None
 
-    def _lines(self) -> tuple[array[int], range]:
-        if self._starts is None:
-            with self._open() as file:
-                self._starts = array("Q", _line_starts(file))
-        if self._selected is None:
-            self._selected = range(len(self._starts))
-        return self._starts, self._selected
+    @cached_property
+    def _file(self) -> RowFile:
+        with self._open() as manifest:
+            return RowFile(manifest)
+
+    @cached_property
+    def _selected(self) -> range:
+        return range(len(self._file))
 
     def __len__(self) -> int:
-        return len(self._lines()[1])
+        return len(self._selected)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -223,89 +304,18 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: slice) -> Rows: ...
 
     def __getitem__(self, index: int | slice) -> Row | Rows:
-        starts, selected = self._lines()
-        if isinstance(index, slice):
-            part = Rows(self._open)
-            part._starts, part._selected = starts, selected[index]
-            return part
-        number = selected[index]
-        with self._open() as file:
-            return _row_at(file, starts, number)
+        selected = self._selected[index]
+        if isinstance(selected, int):
+            return _row(self._file[selected], selected + 1)
+        part = Rows(self._open)
+        part._file, part._selected = self._file, selected
+        return part
 
     def __iter__(self) -> Iterator[Row]:
-        starts, selected = self._lines()
-        with self._open() as file:
-            for number in selected:
-                yield _row_at(file, starts, number)
+        return map(self.__getitem__, range(len(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def __repr__(self) -> str:
         return f"<{len(self):,} rows of a manifest>"
-
-
-def _row_at(file: BinaryIO, starts: array[int], number: int) -> Row:
-    file.seek(starts[number])
-    return _row(file.readline(), number + 1)
-
-
-def _line_starts(file: BinaryIO) -> Iterator[int]:
-    start = 0
-    for line in file:
-        if line.strip():
-            yield start
-        start += len(line)
-
-
-_CHUNK: Final = 256 * 1024
-
-
-class Mark(NamedTuple):
-    """How much had come at some moment."""
-
-    rows: int = 0
-    size_bytes: int = 0
-
-
-class RowFile:
-    """Rows as they come, in any order; 16 bytes of memory each.
-
-    One thread adds; any thread may read what came up to a `mark`.
-
-    >>> rows = RowFile()
-    >>> for number in (2, 0):
-    ...     rows.add(Row(row=number, status="skipped"))
-    >>> [row.row for row in rows.rows()], rows.mark.rows
-    ([0, 2], 2)
-    """
-
-    def __init__(self) -> None:
-        self._spool = Spool()
-        self._starts = array("q")
-        self._sizes = array("q")
-        self.mark = Mark()
-
-    def add(self, row: Row) -> None:
-        """Keep a row."""
-        (line,) = write_manifest([row])
-        missing = max(0, row.row + 1 - len(self._starts))
-        self._starts.extend([0] * missing)
-        self._sizes.extend([0] * missing)
-        self._starts[row.row], self._sizes[row.row] = self._spool.size_bytes, len(line)
-        self._spool.write(line)
-        self.mark = Mark(self.mark.rows + 1, self._spool.size_bytes)
-
-    def lines(self) -> Iterator[bytes]:
-        """The rows' lines in the order of the requests; a row that never came is left out."""
-        for start, size in zip(self._starts, self._sizes, strict=True):
-            if size:
-                yield self._spool.read_at(start, size)
-
-    def rows(self) -> Iterator[Row]:
-        """The rows in the order of the requests."""
-        return read_manifest(self.lines())
-
-    def between(self, one: Mark, other: Mark) -> Spool:
-        """The lines that came from one mark to the other, as they came."""
-        part = Spool()
-        for start in range(one.size_bytes, other.size_bytes, _CHUNK):
-            part.write(self._spool.read_at(start, min(_CHUNK, other.size_bytes - start)))
-        return part

@@ -92,8 +92,8 @@ def test_shards_carry_many_requests(store, credentials, sandbox: Sandbox):
     assert sandbox.most_in_flight <= 3
 
 
-def test_one_bad_prompt_costs_one_row(store, credentials, sandbox: Sandbox):
-    """A refused prompt is a failed row; the others go on; the error says how many of what kind."""
+def test_one_bad_prompt_costs_one_row(store, credentials, sandbox: Sandbox, caplog):
+    """A refused prompt is a failed row and the run's warning; others go on; the error says how many of what kind."""
     requests = prompts(6)
     requests[2]["prompt"] = "[[sandbox:moderation]] something refused"
     with pytest.raises(BatchError, match="1 x ModerationError") as caught:
@@ -101,6 +101,9 @@ def test_one_bad_prompt_costs_one_row(store, credentials, sandbox: Sandbox):
     rows = list(caught.value.report.rows)
     assert [row.status for row in rows] == ["generated"] * 2 + ["failed"] + ["generated"] * 3
     assert rows[2].error_type == "ModerationError"
+    (told,) = [line for line in caplog.records if line.getMessage().startswith("Request 2 (")]
+    assert (told.name, told.levelname) == ("prefect.flow_runs", "WARNING")
+    assert "failed: ModerationError: " in told.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,29 @@ def test_failures_are_told_by_kind_with_examples(store: ImageStore) -> None:
     assert caught.value.report == report
 
 
+def test_each_failure_is_a_warning_up_to_a_bound(store: ImageStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A failed row is one warning with row, name and reason; after 50 of them one line tells how many more."""
+    named = failed(0, error="refused:\n no", values={"name": "cup 7"})
+    report = record(store, [Done(named), done(1), *(Done(failed(row)) for row in range(2, 54))])
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert lines[0] == "Request 0 (cup 7) failed: ModerationError: refused: no"
+    assert lines[1].startswith(
+        f"Request 2 (gpt-image-2 {failed(2).request_hash[:12]}) failed: ModerationError: the prompt"
+    )
+    assert lines[50:] == [f"3 more requests failed, see {report.manifest_uri}"]
+
+
+def test_failures_are_told_without_prompts(store: ImageStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Where prompts are not recorded the log's reasons don't quote them, those of illegal items neither."""
+    illegal = Row(
+        row=1, status="failed", given={"prompt": "a heron"}, error="'a heron' is no", error_type="ValueError"
+    )
+    quoted = failed(0, prompt="a heron", error="'a heron' is refused")
+    record(store, [Done(quoted), Done(illegal)], record_prompts=False)
+    assert "heron" not in caplog.text
+    assert "Request 1 (illegal) failed: ValueError: 'prompt not recorded' is no" in caplog.text
+
+
 PEAK = """
 import resource, sys
 from prefect_ttapi import ImageStore

@@ -143,22 +143,52 @@ def test_rows_of_an_empty_manifest() -> None:
     assert list(rows) == []
 
 
-class Counting(io.BytesIO):
-    """A reader that counts what is read from it."""
-
-    total = 0
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        line = super().readline(size)
-        Counting.total += len(line)
-        return line
-
-
-def test_one_row_costs_one_line() -> None:
-    """After the lines are found once, reading a row reads its line only."""
+def test_the_manifest_is_read_once() -> None:
+    """Length, single rows, slices and passes read the manifest once in all; it may be gone afterwards."""
     data = manifest(100)
-    rows = Rows(lambda: Counting(data))
+    opened: list[io.BytesIO] = []
+
+    def open_it() -> io.BytesIO:
+        opened.append(io.BytesIO(data))
+        return opened[-1]
+
+    rows = Rows(open_it)
+    assert not opened
     assert len(rows) == 100
-    Counting.total = 0
     assert rows[57].row == 57
-    assert 0 < Counting.total < 2 * len(data) / 100
+    assert [row.row for row in rows[90:]] == list(range(90, 100))
+    assert [row.row for row in rows] == list(range(100))
+    assert len(opened) == 1
+    assert opened[0].closed
+
+
+def test_what_is_used_again_keeps_all_that_is_known_of_the_images() -> None:
+    """A row used again resets what its batch did; every other field stays, those of later versions too."""
+    row = generated(
+        3,
+        maybe_paid=("run 1",),
+        also_paid=("run 2",),
+        values={"sku": "7"},
+        ledger_tag="t",
+        ledger_size=9,
+        error="a disk is full",
+        error_type="StoreError",
+    )
+    again = row.again(8, values={"sku": 8})
+    reset = {"row": 8, "status": "cached", "values": {"sku": "8"}, "api_calls": 0, "seconds": 0.0}
+    reset |= {"delivered": (), "error": None, "error_type": None, "given": None}
+    assert again.model_dump() == row.model_dump() | reset
+    assert row.delivered
+    assert row.api_calls
+
+
+class LaterRow(Row):
+    """A row of a later version, with one more column."""
+
+    camera: str | None = None
+
+
+def test_a_new_column_is_not_lost() -> None:
+    """What is added to a row, and not marked as its batch's, is there where the row is used again."""
+    row = LaterRow(row=0, status="generated", camera="f/8")
+    assert row.again(1).camera == "f/8"
