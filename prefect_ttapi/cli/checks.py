@@ -8,11 +8,10 @@ the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.inventory import Inventory
@@ -20,12 +19,14 @@ from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.ledger import leases
-from prefect_ttapi.ledger.documents import Document, Record, State, decode, record_of
-from prefect_ttapi.ledger.shelf import Seen, shelf_of
+from prefect_ttapi.ledger.documents import Record, State, decode, record_of
+from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
+
+Result = TypeVar("Result")
 
 #: The kinds of work whose counts are totals.
 LISTING: Final = "listing images"
@@ -61,6 +62,13 @@ def verify(store: ImageStore, *, quick: bool = False, progress: Progress | None 
     orphan damaged
     """
     return _Check(store, progress or Progress()).findings(quick)
+
+
+class Wrong(NamedTuple):
+    """Why something can't be used."""
+
+    kind: Kind
+    message: str
 
 
 @dataclass(frozen=True)
@@ -109,64 +117,81 @@ class _Check:
 
     def _list_images(self) -> Iterator[Finding]:
         for listed in self._list(layout.IMAGES):
-            sha256_and_extension = layout.image_in(listed.key)
-            if sha256_and_extension and sha256_and_extension[1] in EXTENSIONS.values():
+            _, extension = layout.image_in(listed.key) or ("", "")
+            if extension in EXTENSIONS.values():
                 self._inventory.add(listed)
                 self._progress.tell(LISTING, self._progress.done.get(LISTING, 0) + 1)
             else:
-                yield _finding(self._store, Kind.STRAY, listed.key, "it is not named like an image")
+                yield self._finding(Wrong(Kind.STRAY, "it is not named like an image"), listed.key)
 
     def _read_ledger(self) -> Iterator[Finding]:
         documents = (listed.key for listed in self._list(layout.LEDGER) if listed.key != layout.PROBE)
-        read = side_by_side(partial(_read_document, self._store), documents)
-        for key, found in self._progress.count(LEDGER, read):
-            if isinstance(found, Finding):
-                yield found
-            elif found:
-                yield from self._note(key, *found)
+        for key, read in self._progress.count(LEDGER, _each(self._document, documents)):
+            if isinstance(read, Wrong):
+                yield self._finding(read, key, records=() if read.kind is Kind.STRAY else (key,))
+            elif read:
+                yield from self._note(key, *read)
+
+    def _document(self, key: str) -> tuple[Seen, Record | None] | Wrong | None:
+        """Return a document of the ledger, unless it is gone, and what it records. ValueError: it makes no sense."""
+        place = layout.document_in(key)
+        if place is None:
+            return Wrong(Kind.STRAY, "it is not named like a record")
+        found = self._store.read_document(key)
+        if found is None:
+            return None
+        document = decode(found[0], place[1], layout.origin_of_slug(place[0]))
+        return Seen(document, found[1], len(found[0])), record_of(document, self._store)
 
     def _note(self, key: str, seen: Seen, record: Record | None) -> Iterator[Finding]:
         for image in record.generation.images if record else ():
-            self._inventory.name_by_record(key, self._store.objects.key(image.uri), image.size_bytes)
-        state = seen.document.state
+            self._inventory.name_by_record(
+                key, layout.image_key(image.sha256, image.media_type), image.size_bytes
+            )
+        state, notes = seen.document.state, seen.document.maybe_paid
         self._unsettled |= state in (State.CLAIMED, State.UNKNOWN)
         if state is State.CLAIMED:
             # later than it was read: nobody is taken for dead too soon
             self._claims.append(_Claim(key, seen, leases.clock()))
         if state is State.UNKNOWN:
-            yield _finding(self._store, Kind.UNKNOWN_OUTCOME, key, _what_is_known(seen.document), key)
+            what = "nothing is known of who sent it"
+            if notes:
+                when = f"{notes[-1].when:%Y-%m-%d %H:%M:%S} UTC"
+                what = f"sent by run {notes[-1].run_id}, noted {when}: {notes[-1].what}"
+            yield self._finding(Wrong(Kind.UNKNOWN_OUTCOME, what), key, records=(key,))
 
     def _read_manifests(self) -> Iterator[Finding]:
         for listed in self._list(layout.BATCHES):
-            if not layout.is_manifest(listed.key):
-                continue
-            senseless, first, uri = 0, list[int](), address_of(self._store, listed.key)
-            try:
-                with self._store.objects.fetch(listed.key)() as lines:
-                    for number, line in enumerate(self._progress.count(MANIFESTS, lines)):
-                        try:
-                            keys = [key for row in read_manifest([line]) for key in _images_of(row)]
-                        except ValueError:
-                            senseless, first = senseless + 1, [*first, number + 1][:_EXAMPLES]
-                            continue
-                        for key in keys:
-                            self._inventory.name_by_row(uri, number, key)
-            except NoAnswerError:
-                raise
-            except StoreError as error:
-                yield Finding(Kind.UNREADABLE, uri, str(error))
-            if senseless:
-                what = f"{senseless:,} lines are no rows: line {_some(first, senseless)}"
-                yield Finding(Kind.SENSELESS, uri, what)
+            if layout.is_manifest(listed.key):
+                yield from (self._finding(wrong, listed.key) for wrong in self._read_manifest(listed.key))
+
+    def _read_manifest(self, key: str) -> Iterator[Wrong]:
+        uri, senseless, first = address_of(self._store, key), 0, list[int]()
+        try:
+            with self._store.objects.fetch(key)() as lines:
+                for number, line in enumerate(self._progress.count(MANIFESTS, lines)):
+                    try:
+                        (row,) = read_manifest([line])
+                    except ValueError:
+                        senseless, first = senseless + 1, [*first, number + 1][:_EXAMPLES]
+                    else:
+                        for image in _images_of(row):
+                            self._inventory.name_by_row(uri, number, image)
+        except NoAnswerError:
+            raise
+        except StoreError as error:
+            yield Wrong(Kind.UNREADABLE, str(error))
+        if senseless:
+            yield Wrong(Kind.SENSELESS, f"{senseless:,} lines are no rows: line {_some(first, senseless)}")
 
     def _look_again(self) -> Iterator[Finding]:
         """Look for images that were written, or written anew, since the listing."""
-        for key, found in side_by_side(partial(_size, self._store), self._inventory.suspects()):
-            if isinstance(found, Finding):
+        for key, size in _each(self._store.size, self._inventory.suspects()):
+            if isinstance(size, Wrong):
                 self._inventory.forget_names(key)
-                yield found
+                yield self._finding(size, key)
             else:
-                self._inventory.correct(key, found)
+                self._inventory.correct(key, size)
 
     def _broken(self) -> Iterator[Finding]:
         for record, images in self._inventory.broken():
@@ -176,60 +201,78 @@ class _Check:
             ]
             kind = Kind.MISSING if any(size is None for _, _, size in images) else Kind.WRONG_SIZE
             keys = tuple(key for key, _, _ in images)
-            yield _finding(self._store, kind, record, "; ".join(reasons), record, images=keys)
+            yield self._finding(Wrong(kind, "; ".join(reasons)), record, images=keys, records=(record,))
         for uri, rows in self._inventory.past():
             first = [*islice(rows, _EXAMPLES)]
             count = len(first) + sum(1 for _ in rows)
             yield Finding(Kind.PAST, uri, f"images of {count:,} rows are gone: row {_some(first, count)}")
 
     def _orphans(self) -> Iterator[Finding]:
-        for key, size, modified in self._inventory.unnamed():
-            if self._started - modified >= SETTLED or not self._unsettled:
-                yield Finding(
-                    Kind.ORPHAN, self._store.uri(key), f"{size:,} bytes", images=(key,), modified=modified
-                )
+        for image in self._inventory.unnamed():
+            if self._started - image.modified >= SETTLED or not self._unsettled:
+                yield self._file(Kind.ORPHAN, image)
 
     def _half_written(self) -> Iterator[Finding]:
-        for listed in self._store.objects.half_written():
-            if self._started - listed.modified >= SETTLED:
-                uri, what = address_of(self._store, listed.key), f"{listed.size:,} bytes"
-                yield Finding(Kind.HALF_WRITTEN, uri, what, images=(listed.key,), modified=listed.modified)
+        for file in self._store.objects.half_written():
+            if self._started - file.modified >= SETTLED:
+                yield self._file(Kind.HALF_WRITTEN, file)
 
     def _read_images(self) -> Iterator[Finding]:
         total, total_bytes = self._inventory.totals()
         done_bytes = 0
-        read = side_by_side(partial(_read_image, self._store), self._inventory.owned())
-        for number, (key, size, owners, wrong) in enumerate(read, start=1):
-            done_bytes += size
+        read = _each(self._store.objects.digest, self._inventory.keys())
+        for number, (key, found) in enumerate(read, start=1):
+            wrong = found if isinstance(found, Wrong) else _wrong_bytes(key, found)
+            done_bytes += found[0] if found and not isinstance(found, Wrong) else 0
             self._progress.tell(IMAGES, number, total, done_bytes, total_bytes)
-            if wrong is None:
-                continue
-            kind, reason = wrong
-            owners = [owner for owner in owners if names(self._store, owner, key)]
-            # an image that nobody names may go, and goes in a repair
-            if owners or kind is not Kind.MISSING:
-                yield _finding(self._store, kind, key, reason, *owners, images=(key,))
+            if wrong:
+                owners = tuple(each for each in self._inventory.owners(key) if names(self._store, each, key))
+                # an image that nobody names may go, and goes in a repair
+                if owners or wrong.kind is not Kind.MISSING:
+                    yield self._finding(wrong, key, images=(key,), records=owners)
 
     def _dead_claims(self) -> Iterator[Finding]:
         """Return the claims whose holder is gone, or let the claim's life pass unchanged while this process watched."""
         standing = self._claims
         while standing:
-            looked = side_by_side(partial(_look_at_claim, self._store), standing)
-            standing = []
-            for claim, why, stands in looked:
-                holder = claim.seen.document.holder
-                if why and holder:
-                    held = f"held by run {holder.run_id} on {holder.host}: {why}"
-                    yield _finding(
-                        self._store, Kind.DEAD_CLAIM, claim.key, held, claim.key, tag=claim.seen.tag
-                    )
-                elif stands:
-                    standing.append(claim)
+            looked = [*side_by_side(self._look_at, standing)]
+            for claim, why in looked:
+                if why and (holder := claim.seen.document.holder):
+                    held = Wrong(Kind.DEAD_CLAIM, f"held by run {holder.run_id} on {holder.host}: {why}")
+                    yield self._finding(held, claim.key, records=(claim.key,), tag=claim.seen.tag)
+            standing = [claim for claim, why in looked if why == ""]
             if standing:
                 left = [claim.since + claim.seen.document.ttl - leases.clock() for claim in standing]
                 doing = f"watching claims, {max(0.0, *left):.0f} s to go"
                 self._progress.tell(doing, len(self._claims) - len(standing), len(self._claims))
                 time.sleep(min(max(min(left), 0.0), _PAUSE))
+
+    def _look_at(self, claim: _Claim) -> tuple[_Claim, str | None]:
+        """Return why the claim is dead: empty where that can't be told yet, None where it has changed."""
+        document = claim.seen.document
+        # asked first: whoever ends writes what became of the request before its lease goes
+        gone = document.holder is not None and leases.is_gone(document.holder, document.token)
+        unchanged_for = leases.clock() - claim.since
+        _, seen, _ = standing(self._store, claim.key)
+        if seen is None or seen.tag != claim.seen.tag:
+            return claim, None
+        late = f"not renewed for {unchanged_for:.0f} seconds" if unchanged_for >= document.ttl else ""
+        return claim, "that process is gone" if gone else late
+
+    def _file(self, kind: Kind, file: Listed) -> Finding:
+        found = self._finding(Wrong(kind, f"{file.size:,} bytes"), file.key, images=(file.key,))
+        return replace(found, modified=file.modified)
+
+    def _finding(
+        self,
+        wrong: Wrong,
+        key: str,
+        *,
+        images: tuple[str, ...] = (),
+        records: tuple[str, ...] = (),
+        tag: str | None = None,
+    ) -> Finding:
+        return Finding(wrong.kind, address_of(self._store, key), wrong.message, images, records, tag)
 
 
 def address_of(store: ImageStore, key: str) -> str:
@@ -241,85 +284,46 @@ def address_of(store: ImageStore, key: str) -> str:
     return store.uri("x").removesuffix("x") + (key if key.isprintable() else ascii(key)[1:-1])
 
 
+def standing(store: ImageStore, key: str) -> tuple[Shelf, Seen | None, Record | None]:
+    """Return the ledger's document of this key as it stands now, what it records, and where that is written."""
+    shelf, request_hash = shelf_of(store, key)
+    seen = shelf.read(request_hash)
+    return shelf, seen, shelf.record(seen.document) if seen else None
+
+
 def names(store: ImageStore, record: str, image: str) -> bool:
     """Return whether the ledger's document still names the image of this key."""
-    shelf, request_hash = shelf_of(store, record)
-    seen = shelf.read(request_hash)
-    found = shelf.record(seen.document) if seen else None
-    return found is not None and store.uri(image) in (each.uri for each in found.generation.images)
+    _, _, found = standing(store, record)
+    return found is not None and store.uri(image) in {each.uri for each in found.generation.images}
 
 
-def _finding(
-    store: ImageStore,
-    kind: Kind,
-    key: str,
-    message: str,
-    *records: str,
-    images: tuple[str, ...] = (),
-    tag: str | None = None,
-) -> Finding:
-    return Finding(kind, address_of(store, key), message, images=images, records=records, tag=tag)
+def _each(read: Callable[[str], Result], keys: Iterable[str]) -> Iterator[tuple[str, Result | Wrong]]:
+    """Return what `read` gives for each key, or why that can't be read or makes no sense.
+
+    Raises:
+        NoAnswerError: the store gives no answer.
+    """
+
+    def attempt(key: str) -> tuple[str, Result | Wrong]:
+        try:
+            return key, read(key)
+        except NoAnswerError:
+            raise
+        except StoreError as error:
+            return key, Wrong(Kind.UNREADABLE, str(error))
+        except ValueError as error:
+            return key, Wrong(Kind.SENSELESS, f"it {error}")
+
+    return side_by_side(attempt, keys)
 
 
-def _read_document(store: ImageStore, key: str) -> tuple[str, tuple[Seen, Record | None] | Finding | None]:
-    """Return a document of the ledger, or what is wrong with it; None where it is gone."""
-    place = layout.document_in(key)
-    if place is None:
-        return key, _finding(store, Kind.STRAY, key, "it is not named like a record")
-    try:
-        found = store.read_document(key)
-        if found is None:
-            return key, None
-        folder, request_hash = place
-        document = decode(found[0], request_hash, layout.origin_of_slug(folder))
-        return key, (Seen(document, found[1], len(found[0])), record_of(document, store))
-    except NoAnswerError:
-        raise
-    except StoreError as error:
-        return key, _finding(store, Kind.UNREADABLE, key, str(error))
-    except ValueError as error:
-        return key, _finding(store, Kind.SENSELESS, key, f"it {error}", key)
-
-
-def _size(store: ImageStore, key: str) -> tuple[str, int | Finding | None]:
-    try:
-        return key, store.size(key)
-    except NoAnswerError:
-        raise
-    except StoreError as error:
-        return key, _finding(store, Kind.UNREADABLE, key, str(error))
-
-
-def _read_image(
-    store: ImageStore, image: tuple[str, int, list[str]]
-) -> tuple[str, int, list[str], tuple[Kind, str] | None]:
-    """Return the image, and what is wrong with its bytes."""
-    key = image[0]
-    try:
-        found = store.objects.digest(key)
-    except NoAnswerError:
-        raise
-    except StoreError as error:
-        return *image, (Kind.UNREADABLE, str(error))
+def _wrong_bytes(key: str, found: tuple[int, str] | None) -> Wrong | None:
     if found is None:
-        return *image, (Kind.MISSING, "it was there when this began, and is gone")
+        return Wrong(Kind.MISSING, "it was there when this began, and is gone")
     size, sha256 = found
-    is_right = f"/{sha256}." in key
-    return *image, None if is_right else (Kind.DAMAGED, f"its {size:,} bytes have the SHA-256 {sha256}")
-
-
-def _look_at_claim(store: ImageStore, claim: _Claim) -> tuple[_Claim, str | None, bool]:
-    """Return the claim, why it is dead if it is, and whether it stands unchanged."""
-    document = claim.seen.document
-    # asked first: whoever ends writes what became of the request before its lease goes
-    gone = document.holder is not None and leases.is_gone(document.holder, document.token)
-    unchanged_for = leases.clock() - claim.since
-    shelf, request_hash = shelf_of(store, claim.key)
-    seen = shelf.read(request_hash)
-    if seen is None or seen.tag != claim.seen.tag:
-        return claim, None, False
-    late = f"not renewed for {unchanged_for:.0f} seconds" if unchanged_for >= document.ttl else None
-    return claim, "that process is gone" if gone else late, True
+    if f"/{sha256}." in key:
+        return None
+    return Wrong(Kind.DAMAGED, f"its {size:,} bytes have the SHA-256 {sha256}")
 
 
 def _images_of(row: Row) -> Iterator[str]:
@@ -334,10 +338,3 @@ def _images_of(row: Row) -> Iterator[str]:
 def _some(first: list[int], count: int) -> str:
     rest = count - len(first)
     return ", ".join(map(str, first)) + (f" and {rest:,} more" if rest else "")
-
-
-def _what_is_known(document: Document) -> str:
-    if not document.maybe_paid:
-        return "nothing is known of who sent it"
-    last = document.maybe_paid[-1]
-    return f"sent by run {last.run_id}, noted {last.when:%Y-%m-%d %H:%M:%S} UTC: {last.what}"

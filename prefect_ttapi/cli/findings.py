@@ -38,9 +38,8 @@ HEADINGS: Final = {
     Kind.STRAY: "objects that are not this package's",
 }
 
-#: What is good to know, and no reason to worry.
+#: The kinds that are good to know, and no reason to worry.
 NOTES: Final = frozenset({Kind.UNKNOWN_OUTCOME, Kind.PAST, Kind.STRAY})
-
 
 #: Seconds after which nobody is still at work on a file that they wrote.
 SETTLED: Final = 3600.0
@@ -74,12 +73,6 @@ class Finding:
         return self.kind not in NOTES
 
     def as_json(self) -> dict[str, Any]:
-        """The finding as JSON has it."""
-        lists = {"images": list(self.images), "records": list(self.records)}
-        return {
-            "kind": str(self.kind),
-            "wrong": self.wrong,
-            "uri": self.uri,
-            "message": self.message,
-            **lists,
-        }
+        """Return the finding as JSON has it."""
+        shown = ("kind", "wrong", "uri", "message", "images", "records")
+        return {name: getattr(self, name) for name in shown}

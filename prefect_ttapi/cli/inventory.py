@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
 from prefect_ttapi.storage.objects import Listed
 
@@ -33,11 +33,6 @@ where manifest is not null and images.key is null order by manifest, row
 
 _UNNAMED: Final = """
 select key, size, modified from images where not exists (select 1 from named where named.key = images.key)
-"""
-
-_OWNERS: Final = """
-select images.key, images.size, group_concat(record, char(10)) from images left join named using (key)
-group by images.key
 """
 
 
@@ -85,19 +80,20 @@ class Inventory:
         for manifest, rows in groupby(self._base.execute(_PAST), lambda row: row[0]):
             yield manifest, (number for _, number in rows)
 
-    def unnamed(self) -> Iterator[tuple[str, int, float]]:
-        """Return the images that nothing names: key, length in bytes, when written (Unix seconds)."""
-        return self._base.execute(_UNNAMED)
+    def unnamed(self) -> Iterator[Listed]:
+        """Return the images that nothing names."""
+        return (Listed(key, size, "", modified) for key, size, modified in self._base.execute(_UNNAMED))
 
     def totals(self) -> tuple[int, int]:
         """Return the number of images, and of their bytes."""
-        found: tuple[int, int] = self._one("select count(*), coalesce(sum(size), 0) from images")
-        return found
+        found = self._base.execute("select count(*), coalesce(sum(size), 0) from images").fetchone()
+        return found[0], found[1]
 
-    def owned(self) -> Iterator[tuple[str, int, list[str]]]:
-        """Return all images: key, length in bytes, keys of the records that name it."""
-        for key, size, records in self._base.execute(_OWNERS):
-            yield key, size, sorted(set(records.split("\n"))) if records else []
+    def keys(self) -> Iterator[str]:
+        """Return the keys of all images."""
+        return (key for (key,) in self._base.execute("select key from images"))
 
-    def _one(self, query: str) -> Any:
-        return self._base.execute(query).fetchone()
+    def owners(self, key: str) -> list[str]:
+        """Return the keys of the records that name an image."""
+        query = "select distinct record from named where key = ? and record is not null order by record"
+        return [record for (record,) in self._base.execute(query, (key,))]

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from prefect_ttapi.cli.checks import names
+from prefect_ttapi.cli.checks import names, standing
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, State, payment
-from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
+from prefect_ttapi.ledger.shelf import Seen, Shelf
 from prefect_ttapi.ledger.transitions import resting
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.storage.layout import document_in, ledger_key, slug_of
 from prefect_ttapi.storage.store import ImageStore
+
+#: Why nothing is done about other findings.
+_LEFT: Final = {
+    Kind.ORPHAN: "left: only --delete-orphans deletes it",
+    Kind.HALF_WRITTEN: "left: only --delete-orphans deletes it",
+    Kind.SENSELESS: "left: look at it yourself, and delete it if the request may be paid for anew",
+    Kind.UNREADABLE: "left: find out why it can't be read",
+}
 
 
 @dataclass(frozen=True)
@@ -43,18 +51,25 @@ def repair(store: ImageStore, finding: Finding, *, delete_orphans: bool = False)
         StoreError: the store can't keep the ledger's promises; nothing was written.
     """
     store.check_once()
-    step = _STEPS.get(finding.kind) or (_STEPS_FOR_ORPHANS.get(finding.kind) if delete_orphans else None)
-    if step is None:
-        return Repair(False, _LEFT.get(finding.kind, "left as it is"))
     try:
-        return step(store, finding)
+        match finding.kind:
+            case Kind.MISSING | Kind.WRONG_SIZE | Kind.DAMAGED:
+                return _heal(store, finding)
+            case Kind.DEAD_CLAIM:
+                return _end_claim(store, finding)
+            case Kind.ORPHAN if delete_orphans:
+                return _delete_image(store, finding)
+            case Kind.HALF_WRITTEN if delete_orphans:
+                return _delete(store, finding)
     except StoreError as error:
         return Repair(False, f"not put right: {error}")
+    return Repair(False, _LEFT.get(finding.kind, "left as it is"))
 
 
 def _heal(store: ImageStore, finding: Finding) -> Repair:
     """Delete images that are not what their name says, and release the records that lack images."""
-    deleted = [key for key in finding.images if _is_damaged(store, key)]
+    digests = {key: store.objects.digest(key) for key in finding.images}
+    deleted = [key for key, found in digests.items() if found and f"/{found[1]}." not in key]
     for key in deleted:
         store.remove(key)
     released = [_release(store, key) for key in finding.records]
@@ -62,66 +77,40 @@ def _heal(store: ImageStore, finding: Finding) -> Repair:
     return Repair(all(step.done for step in released), "; ".join(lines) or "left: its bytes are right now")
 
 
-def _is_damaged(store: ImageStore, key: str) -> bool:
-    found = store.objects.digest(key)
-    return found is not None and f"/{found[1]}." not in key
-
-
 def _release(store: ImageStore, key: str) -> Repair:
     """Say of a record whose images are not all there that nothing was generated; what was paid stays noted."""
-    shelf, request_hash = shelf_of(store, key)
-    seen = shelf.read(request_hash)
-    record = shelf.record(seen.document) if seen else None
+    shelf, seen, record = standing(store, key)
     if seen is None or record is None or not store.missing(record.generation.images):
         return Repair(True, f"left {key}: it names no missing images any more")
-    standing = seen.document
-    if standing.state is State.CLAIMED:
+    document = seen.document
+    if document.state is State.CLAIMED:
         return Repair(False, f"left {key}: somebody is at work on it")
-    paid = payment(standing.token, record.run_id, datetime.now(UTC), "paid for, but its images are lost")
-    facts = {
-        "state": State.RELEASED,
-        "maybe_paid": standing.maybe_paid,
-        "also_paid": (*standing.also_paid, paid),
-    }
-    return _swap(
-        shelf, seen, facts, f"released {key}: the next run pays for it anew; what was paid stays noted"
-    )
+    paid = payment(document.token, record.run_id, datetime.now(UTC), "paid for, but its images are lost")
+    notes = {"maybe_paid": document.maybe_paid, "also_paid": (*document.also_paid, paid)}
+    said = f"released {key}: the next run pays for it anew; what was paid stays noted"
+    return _swap(shelf, seen, {"state": State.RELEASED} | notes, said)
 
 
-def _bury(store: ImageStore, finding: Finding) -> Repair:
+def _end_claim(store: ImageStore, finding: Finding) -> Repair:
     """Note that a dead holder's request may have been paid for; an answer that a refresh kept stands again."""
     (key,) = finding.records
-    shelf, request_hash = shelf_of(store, key)
-    seen = shelf.read(request_hash)
+    shelf, seen, record = standing(store, key)
     if seen is None or seen.tag != finding.tag or seen.document.holder is None:
         return Repair(True, f"left {key}: it has changed")
     what = "its holder died or was cut off, perhaps after sending; found when the store was verified"
     note = payment(seen.document.token, seen.document.holder.run_id, datetime.now(UTC), what)
-    record = shelf.record(seen.document)
-    intact = record is not None and not store.missing(record.generation.images)
-    standing = seen.document if intact else seen.document.model_copy(update={"answer": None})
-    said = "its earlier answer stands again" if intact else "its outcome is noted as unknown"
-    return _swap(shelf, seen, resting(standing, State.UNKNOWN, note), f"ended the claim {key}: {said}")
+    document, said = seen.document, "its earlier answer stands again"
+    if record is None or store.missing(record.generation.images):
+        document = document.model_copy(update={"answer": None})
+        said = "its outcome is noted as unknown"
+    return _swap(shelf, seen, resting(document, State.UNKNOWN, note), f"ended the claim {key}: {said}")
 
 
 def _swap(shelf: Shelf, seen: Seen, facts: Mapping[str, Any], line: str) -> Repair:
-    document = Document(
-        request_hash=seen.document.request_hash,
-        api_origin=shelf.api_origin,
-        token=secrets.token_hex(16),
-        sequence=1,
-        **facts,
-    )
+    named = {"request_hash": seen.document.request_hash, "api_origin": shelf.api_origin}
+    document = Document(**named, token=secrets.token_hex(16), sequence=1, **facts)
     won = shelf.swap(document, seen.tag).won
     return Repair(won, line if won else f"left {shelf.key(document.request_hash)}: it has changed just now")
-
-
-def _delete(remove: Callable[[str], None], finding: Finding) -> Repair:
-    (key,) = finding.images
-    if finding.modified is None or time.time() - finding.modified < SETTLED:
-        return Repair(False, f"left {key}: it is younger than an hour, somebody may be at work on it")
-    remove(key)
-    return Repair(True, f"deleted {key}")
 
 
 def _delete_image(store: ImageStore, finding: Finding) -> Repair:
@@ -136,25 +125,15 @@ def _delete_image(store: ImageStore, finding: Finding) -> Repair:
     # whoever wrote it anew may be about to record it; stores tell times in seconds here, and in parts of them there
     if found and found.modified and found.modified - (finding.modified or 0) > 1:
         return Repair(True, f"left {key}: it was written anew meanwhile")
-    return _delete(store.remove, finding)
+    return _delete(store, finding)
 
 
-#: What is done about each kind of finding, and what only if it is asked for.
-_STEPS: Final[Mapping[Kind, Callable[[ImageStore, Finding], Repair]]] = {
-    Kind.MISSING: _heal,
-    Kind.WRONG_SIZE: _heal,
-    Kind.DAMAGED: _heal,
-    Kind.DEAD_CLAIM: _bury,
-}
-_STEPS_FOR_ORPHANS: Final[Mapping[Kind, Callable[[ImageStore, Finding], Repair]]] = {
-    Kind.ORPHAN: _delete_image,
-    Kind.HALF_WRITTEN: lambda store, finding: _delete(store.objects.delete_half_written, finding),
-}
-
-#: Why nothing is done about the others.
-_LEFT: Final[Mapping[Kind, str]] = {
-    Kind.ORPHAN: "left: only --delete-orphans deletes it",
-    Kind.HALF_WRITTEN: "left: only --delete-orphans deletes it",
-    Kind.SENSELESS: "left: look at it yourself, and delete it if the request may be paid for anew",
-    Kind.UNREADABLE: "left: find out why it can't be read",
-}
+def _delete(store: ImageStore, finding: Finding) -> Repair:
+    (key,) = finding.images
+    if finding.modified is None or time.time() - finding.modified < SETTLED:
+        return Repair(False, f"left {key}: it is younger than an hour, somebody may be at work on it")
+    if finding.kind is Kind.HALF_WRITTEN:
+        store.objects.delete_half_written(key)
+    else:
+        store.remove(key)
+    return Repair(True, f"deleted {key}")

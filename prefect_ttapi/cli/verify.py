@@ -17,15 +17,15 @@ from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.errors import StoreError
 
-#: How many findings of each kind are shown; --json has all.
+#: Findings of each kind that are shown; --json has all.
 SHOWN: Final = 10
 
-#: Whose counts are totals.
+#: The totals, and the kinds of work that they count.
 _TOTALS: Final = {"records": LEDGER, "images": LISTING, "images_read": IMAGES, "manifest_rows": MANIFESTS}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be said after `verify`."""
+    """Add what can be said after `verify`."""
     parser.epilog = "Exit status: 0 all is well, or was put right; 1 something is wrong; 2 it can't be told."
     add = parser.add_argument
     add("store", metavar="STORE", help="a folder, s3://bucket/prefix, or block:NAME")
@@ -38,33 +38,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify, and repair where asked to."""
+    """Verify, and repair where asked to; return the exit status."""
     if arguments.delete_orphans and not arguments.repair:
         raise ValueError("--delete-orphans needs --repair")
-    shown = _Shown(arguments.json)
+    progress = Progress(sys.stderr)
+    shown = _Shown(as_json=arguments.json)
+    trouble: tuple[int, object] | None = None
     try:
         store = store_at(arguments.store, arguments.endpoint_url)
-        for finding in verify(store, quick=arguments.quick, progress=shown.progress):
+        for finding in verify(store, quick=arguments.quick, progress=progress):
             mend = arguments.repair and finding.wrong
             done = repair(store, finding, delete_orphans=arguments.delete_orphans) if mend else None
+            progress.clear()
             shown.add(finding, done)
     except (StoreError, sqlite3.Error) as error:  # the latter: no room for temporary files
-        shown.progress.clear()
-        print(f"prefect-ttapi verify: {error}", file=sys.stderr)
-        return 2
+        trouble = 2, error
     except KeyboardInterrupt:
-        shown.progress.clear()
-        print("prefect-ttapi verify: interrupted; nothing is left half done", file=sys.stderr)
-        return 130
-    shown.finish(store.identity)
+        trouble = 130, "interrupted; nothing is left half done"
+    finally:
+        progress.clear()
+    if trouble:
+        print(f"prefect-ttapi verify: {trouble[1]}", file=sys.stderr)
+        return trouble[0]
+    totals = {name: progress.done.get(doing, 0) for name, doing in _TOTALS.items()}
+    for line in shown.summary(store.identity, totals):
+        print(line)
     return 1 if shown.wrong else 0
 
 
 class _Shown:
-    """Prints findings and totals, and remembers no more than it will show."""
+    """Prints findings, and remembers no more of them than it will show."""
 
-    def __init__(self, as_json: bool) -> None:
-        self.progress = Progress(sys.stderr)
+    def __init__(self, *, as_json: bool) -> None:
         self.wrong = 0
         self._as_json = as_json
         self._counts: Counter[Kind] = Counter()
@@ -76,38 +81,27 @@ class _Shown:
         repaired = done is not None and done.done
         self._repaired += repaired
         self.wrong += finding.wrong and not repaired
-        self.progress.clear()
         if self._as_json:
-            print(
-                json.dumps(finding.as_json() | ({"repair": done.line, "repaired": done.done} if done else {}))
-            )
-        else:
-            if done is not None:
-                print(f"{finding.kind}: {done.line}")
-            first = self._first.setdefault(finding.kind, [])
-            if len(first) < SHOWN:
-                first.append(f"{finding.uri}: {finding.message}")
-
-    def finish(self, store: str) -> None:
-        self.progress.clear()
-        if self._as_json:
-            counts = {str(kind): count for kind, count in self._counts.items()}
-            what = {"store": store, "findings": counts, "wrong": self.wrong, "repaired": self._repaired}
-            print(json.dumps({"kind": "summary"} | what | self._totals()))
+            what = {"repair": done.line, "repaired": done.done} if done else {}
+            print(json.dumps(finding.as_json() | what))
             return
-        for line in self._lines(store):
-            print(line)
+        if done:
+            print(f"{finding.kind}: {done.line}")
+        first = self._first.setdefault(finding.kind, [])
+        if len(first) < SHOWN:
+            first.append(f"  {finding.uri}: {finding.message}")
 
-    def _totals(self) -> dict[str, int]:
-        return {name: self.progress.done.get(doing, 0) for name, doing in _TOTALS.items()}
-
-    def _lines(self, store: str) -> Iterator[str]:
+    def summary(self, store: str, totals: dict[str, int]) -> Iterator[str]:
+        if self._as_json:
+            what = {"findings": self._counts, "wrong": self.wrong, "repaired": self._repaired}
+            yield json.dumps({"kind": "summary", "store": store} | what | totals)
+            return
         for kind in (kind for kind in Kind if self._counts[kind]):
             yield f"{HEADINGS[kind]}: {self._counts[kind]:,}"
-            yield from (f"  {line}" for line in self._first[kind])
+            yield from self._first[kind]
             if self._counts[kind] > SHOWN:
                 yield f"  and {self._counts[kind] - SHOWN:,} more; --json has all"
-        totals = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self._totals().items())
+        counted = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in totals.items())
         repaired = f", {self._repaired:,} put right" if self._repaired else ""
         verdict = f"{self.wrong:,} wrong" if self.wrong else "all is well"
-        yield f"{store}: {totals}: {verdict}{repaired}"
+        yield f"{store}: {counted}: {verdict}{repaired}"
