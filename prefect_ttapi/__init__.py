@@ -1,42 +1,46 @@
 """Prefect tasks and blocks for TTAPI image generation: each image paid once, delivered to S3, traceable."""
 
-from prefect_ttapi.batch import BatchReport, Budget, Price, agenerate_batch, generate_batch
-from prefect_ttapi.caching import REQUEST_HASH
-from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import (
-    APIConnectionError,
-    AuthenticationError,
-    BatchError,
-    BudgetExceeded,
-    DownloadError,
-    IllegalBatchError,
-    ImageMissingError,
-    InsufficientBalanceError,
-    InvalidRequestError,
-    InvalidResponseError,
-    ModerationError,
-    PictureError,
-    QueueFullError,
-    RateLimitError,
-    ServerError,
-    StoreError,
-    TTAPIError,
-    UnknownOutcomeError,
-)
-from prefect_ttapi.images.renditions import Rendition
-from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import (
-    CompletedImage,
-    DeliveredImage,
-    GeneratedImages,
-    Generation,
-    PartialImage,
-    StoredImage,
-    Usage,
-)
-from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.tasks import adeliver_images, agenerate_images, deliver_images, generate_images
-from prefect_ttapi.wire.client import TTAPIClient
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_ttapi.batch import BatchReport, Budget, Price, agenerate_batch, generate_batch
+    from prefect_ttapi.caching import REQUEST_HASH
+    from prefect_ttapi.credentials import TTAPICredentials
+    from prefect_ttapi.errors import (
+        APIConnectionError,
+        AuthenticationError,
+        BatchError,
+        BudgetExceeded,
+        DownloadError,
+        IllegalBatchError,
+        ImageMissingError,
+        InsufficientBalanceError,
+        InvalidRequestError,
+        InvalidResponseError,
+        ModerationError,
+        PictureError,
+        QueueFullError,
+        RateLimitError,
+        ServerError,
+        StoreError,
+        TTAPIError,
+        UnknownOutcomeError,
+    )
+    from prefect_ttapi.images.renditions import Rendition
+    from prefect_ttapi.requests import ImageRequest
+    from prefect_ttapi.responses import (
+        CompletedImage,
+        DeliveredImage,
+        GeneratedImages,
+        Generation,
+        PartialImage,
+        StoredImage,
+        Usage,
+    )
+    from prefect_ttapi.storage.store import ImageStore
+    from prefect_ttapi.tasks import adeliver_images, agenerate_images, deliver_images, generate_images
+    from prefect_ttapi.wire.client import TTAPIClient
 
 __all__ = [
     "REQUEST_HASH",
@@ -80,3 +84,29 @@ __all__ = [
     "generate_batch",
     "generate_images",
 ]
+
+#: Where the names are, light modules first: Prefect and S3 are imported by whoever asks for what needs them.
+_MODULES = (
+    "prefect_ttapi.errors",
+    "prefect_ttapi.requests",
+    "prefect_ttapi.responses",
+    "prefect_ttapi.wire.client",
+    "prefect_ttapi.images.renditions",
+    "prefect_ttapi.storage.store",
+    "prefect_ttapi.credentials",
+    "prefect_ttapi.caching",
+    "prefect_ttapi.tasks",
+    "prefect_ttapi.batch",
+)
+
+if not TYPE_CHECKING:  # type checkers would take it for a sign that any name may be here
+
+    def __getattr__(name: str) -> object:
+        for module in map(import_module, _MODULES if name in __all__ else ()):
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

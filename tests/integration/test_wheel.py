@@ -28,7 +28,7 @@ assert package.joinpath("py.typed").is_file()
 page = package.joinpath("lineage", "page")
 assert {file.name for file in page.iterdir()} >= {"page.html", "page.css", "page.js"}
 (collection,) = [point for point in entry_points(group="prefect.collections") if point.dist.name == "prefect-ttapi"]
-assert collection.load() is prefect_ttapi
+assert {"ImageStore", "TTAPICredentials"} <= set(vars(collection.load())), "block types come with it"
 assert all(hasattr(prefect_ttapi, name) for name in prefect_ttapi.__all__)
 print(distribution("prefect-ttapi").version)
 """
