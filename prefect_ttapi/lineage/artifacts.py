@@ -7,23 +7,20 @@ Outside any run nothing is published: Prefect's artifacts belong to runs. Every 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 import time
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
-from prefect.context import SyncClientContext, get_run_context
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.context import FlowRunContext, TaskRunContext, get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
@@ -64,19 +61,19 @@ def delivery_key(request_hash: str) -> str:
 
 def publish_markdown(key: str, markdown: str, description: str | None = None) -> UUID | None:
     """Publish a markdown artifact of the current run; its id, or None if there is no run or it failed."""
-    return _publish(create_markdown_artifact, key=key, markdown=markdown, description=description)
+    return _publish("markdown", key, markdown, description)
 
 
 def publish_table(key: str, table: list[dict[str, object]], description: str | None = None) -> UUID | None:
     """Publish a table artifact of the current run; its id, or None if there is no run or it failed."""
-    return _publish(create_table_artifact, key=key, table=table, description=description)
+    return _publish("table", key, json.dumps(table), description)
 
 
 def publish_link(key: str, link: str, text: str, description: str | None = None) -> UUID | None:
     """Publish a link artifact of the current run; None also where a browser can't open `link` from Prefect's UI."""
     if not link.startswith(("http://", "https://")):
         return None
-    return _publish(create_link_artifact, key=key, link=link, link_text=text, description=description)
+    return _publish("markdown", key, f"[{text}]({link})", description)
 
 
 class Progress:
@@ -102,7 +99,7 @@ class Progress:
         self._every = every
         self._clock = clock
         self._busy = threading.Lock()
-        self._id = _publish(create_progress_artifact, progress=0.0, key=key, description=description)
+        self._id = _publish("progress", key, 0.0, description)
         # an update may come from a thread that knows nothing of the run and its server
         self._context = copy_context()
         self._next = clock() + every
@@ -117,7 +114,7 @@ class Progress:
         if self._id is None or self._clock() < self._next or not self._busy.acquire(blocking=False):
             return
         try:
-            self._show(100.0 * min(done / total, 1.0) if total else 0.0, description)
+            self._show(self._id, 100.0 * min(done / total, 1.0) if total else 0.0, description)
         finally:
             self._busy.release()
 
@@ -125,39 +122,55 @@ class Progress:
         """Show 100 %, whenever the last update was."""
         if self._id is not None:
             with self._busy:
-                self._show(100.0, description)
+                self._show(self._id, 100.0, description)
 
-    def _show(self, percent: float, description: str | None) -> None:
-        shown = self._context.run(
-            _publish,
-            update_progress_artifact,
-            artifact_id=self._id,
-            progress=percent,
-            description=description,
-        )
+    def _show(self, artifact_id: UUID, percent: float, description: str | None) -> None:
+        told = {"description": _told(description)} if description else {}
+        update = ArtifactUpdate(data=percent, **told)
+        shown = self._context.run(_sent, lambda client: client.update_artifact(artifact_id, update))
         self._next = self._clock() + (self._every if shown else AFTER_FAILURE)
 
 
-def _publish(publish: Callable[..., Any], *, description: str | None, **what: Any) -> UUID | None:
+def _publish(kind: str, key: str, data: str | float, description: str | None) -> UUID | None:
     try:
         get_run_context()
     except MissingContextError:
         return None
-    # both of Prefect's UIs read Markdown there, and one of them HTML
-    shown = description and cell(one_line(description, REASON))
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    made: list[UUID] = []
+
+    # Prefect's own functions give a coroutine that nobody awaits to the worker threads of async flows
+    def create(client: SyncPrefectClient) -> None:
+        artifact = ArtifactCreate(
+            type=kind,
+            key=key,
+            data=data,
+            description=_told(description),
+            flow_run_id=flow.flow_run.id if flow and flow.flow_run else None,
+            task_run_id=task.task_run.id if task else None,
+        )
+        made.append(client.create_artifact(artifact).id)
+
+    return made[0] if _sent(create) else None
+
+
+def _sent(send: Callable[[SyncPrefectClient], None]) -> bool:
     try:
-        # without the context, Prefect opens a client in async flows and never closes it; without _sync, their
-        # worker threads get a coroutine that nobody awaits
-        with SyncClientContext.get_or_create():
-            made: UUID = publish(description=shown, **what, _sync=True)
+        with get_client(sync_client=True) as client:
+            send(client)
     except Exception as error:
         get_run_logger().warning(
             "An artifact was not published, images and manifest are not affected: %s: %s",
             type(error).__name__,
             error,
         )
-        return None
-    return made
+        return False
+    return True
+
+
+def _told(description: str | None) -> str | None:
+    """Return a description that reads the same in both of Prefect's UIs, of which both read Markdown there."""
+    return description and cell(one_line(description, REASON))
 
 
 #: Previews asked for where the request doesn't say; the vendor makes no more.

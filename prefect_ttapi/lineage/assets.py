@@ -54,7 +54,7 @@ def materialise_images(generation: Generation, copies: Iterable[DeliveredImage],
     try:
         _declare(facts)
     except Exception as error:  # another Prefect may keep its assets elsewhere
-        logger.debug("Delivered images are no assets of this run: %s: %s", type(error).__name__, error)
+        logger.warning("Delivered images are no assets of this run: %s: %s", type(error).__name__, error)
 
 
 def materialise_batch(report: R, facts: Mapping[str, Any]) -> R:

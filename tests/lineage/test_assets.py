@@ -211,14 +211,21 @@ def test_outside_a_run_nothing_is_told(told: Told) -> None:
 
 
 def test_without_asset_contexts_images_are_delivered(
-    store: ImageStore, shop: ImageStore, credentials, told: Told, monkeypatch: pytest.MonkeyPatch
+    store: ImageStore,
+    shop: ImageStore,
+    credentials,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In a Prefect that keeps its assets elsewhere, delivering goes on, and its event is told."""
+    """In a Prefect that keeps its assets elsewhere, delivering goes on with a warning, and its event is told."""
     generation = generate_images({"prompt": "a heron"}, credentials, store)
     monkeypatch.delattr("prefect.context.AssetContext")
     (delivered,) = deliver_images(generation, shop)
     assert told(MATERIALISED) == []
     assert [event.resource.id for event in told("ttapi.image.delivered")] == [delivered.uri]
+    (warning,) = [record for record in caplog.records if "no assets of this run" in record.getMessage()]
+    assert warning.levelname == "WARNING"
 
 
 def test_a_batch_tells_of_itself(store: ImageStore, shop: ImageStore, credentials, told: Told) -> None:
