@@ -20,7 +20,6 @@ from prefect_ttapi.batch.coordinator import Coordinator
 from prefect_ttapi.batch.earlier import remember
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.known import Known
-from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.runners import flow_task_runner
@@ -40,6 +39,7 @@ from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.wire.limiter import RateLimit
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from typing import Final
 
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.items import Done, Item
-from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.errors import ACCOUNT_ERRORS
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.responses import GeneratedImages
+from prefect_ttapi.wire.limiter import RateLimit
 
 #: To be called as soon as the API has answered: what is then left to do takes no place in flight.
 OnAnswer = Callable[[GeneratedImages], None]

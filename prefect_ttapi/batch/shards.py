@@ -21,7 +21,6 @@ from prefect.logging import get_run_logger
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
 from prefect_ttapi.batch.notes import NotedStop
-from prefect_ttapi.batch.rate import RateLimit
 from prefect_ttapi.batch.session import OnAnswer, Session, session_for
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import (
@@ -45,10 +44,11 @@ from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
-from prefect_ttapi.stopping import StopSending
+from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.limiter import RateLimit
 from prefect_ttapi.wire.redaction import withholding
 
 logger = logging.getLogger(__name__)
@@ -175,14 +175,27 @@ def _may_cost(error: Exception) -> bool:
     return perhaps_paid(error) and not refused_by_the_ledger
 
 
+class _Unwanted(Stop):
+    """Ends a request's wait for its turn once the batch stops, or others have spent the rest of the budget."""
+
+    def __init__(self, session: Session, attempt: int) -> None:
+        super().__init__()
+        self._session = session
+        self._attempt = attempt
+
+    def check(self) -> None:
+        _go_on(self._session)
+        denial = self._session.spending.denial(0)
+        if denial:
+            raise BudgetExceeded(denial) if self._attempt == 1 else StopSending(denial)
+
+
 def _go_ahead(session: Session, attempt: int) -> None:
     """Right before a send: wait for its turn, and see that the batch still wants it."""
+    unwanted = _Unwanted(session, attempt)
     if session.rate is not None:
-        session.rate.wait(lambda: bool(session.stop.reason or session.spending.denial(0)))
-    _go_on(session)
-    denial = session.spending.denial(0)  # others may have spent the rest while this one waited
-    if denial:
-        raise BudgetExceeded(denial) if attempt == 1 else StopSending(denial)
+        session.rate.wait(unwanted)
+    unwanted.check()
 
 
 def _go_on(session: Session) -> None:

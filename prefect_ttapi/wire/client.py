@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Final, NoReturn, Self
 
 import httpx
 from pydantic import SecretStr
@@ -17,22 +17,19 @@ from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 from prefect_ttapi.wire.addresses import reach_from
-from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
+from prefect_ttapi.wire.events import read_stream
 from prefect_ttapi.wire.json_stream import MAX_BYTES
-from prefect_ttapi.wire.limiter import Pace, Turn
-from prefect_ttapi.wire.outcomes import RetryPolicy
-from prefect_ttapi.wire.reading import Received, Reply, read_reply
+from prefect_ttapi.wire.limiter import Clock, Pace
+from prefect_ttapi.wire.outcomes import Failure
+from prefect_ttapi.wire.payload import Answer, Item, read_body
 from prefect_ttapi.wire.redaction import Redactor, checked_key
-from prefect_ttapi.wire.retries import Answered, Failure, Guard, attempt, failed
-from prefect_ttapi.wire.streaming import Finished, read_stream
-from prefect_ttapi.wire.transport import Exchange
+from prefect_ttapi.wire.retries import Attempts, Guard, RetryPolicy
+from prefect_ttapi.wire.transport import UNREADABLE, Transport
 
 log: Final = logging.getLogger(__name__)
 
 LONGEST_TIMEOUT: Final = 86_400.0  # seconds
-
-_T = TypeVar("_T")
 
 
 class TTAPIClient:
@@ -94,7 +91,7 @@ class TTAPIClient:
         key = checked_key(api_key)
         redactor = Redactor(key)
         ssl_context = httpx.create_ssl_context()
-        self._exchange = Exchange(
+        self._transport = Transport(
             self.base_url,
             key,
             timeout=httpx.Timeout(
@@ -109,7 +106,6 @@ class TTAPIClient:
             connect_timeout=connect_timeout,
             max_bytes=max_image_bytes,
             ssl_context=ssl_context,
-            clean=redactor.clean,
             clock=self._clock,
         )
 
@@ -129,7 +125,7 @@ class TTAPIClient:
 
     def close(self) -> None:
         """Close the connections. Images stay readable."""
-        self._exchange.close()
+        self._transport.close()
         self._downloader.close()
 
     def generate(self, request: ImageRequest, guard: Guard | None = None) -> GeneratedImages:
@@ -147,33 +143,32 @@ class TTAPIClient:
         """
         name, guard = request.request_hash[:12], guard or Guard()
         with self._pace.turn(guard.stop) as turn:
-            done = self._attempt(partial(self._ask, request, guard), name, turn, guard)
-        reply = done.answer
+            attempts = Attempts(name, self._policy, self._clock, turn, guard)
+            answer, request_id = attempts.run(partial(self._ask, request, guard))
         images: list[GeneratedImage] = []
         lost: list[DownloadError] = []
-        for received in reply.images:
+        for item in answer.items:
             try:
-                images.append(self._image(received, len(images), name, done, reply.request_id))
+                images.append(self._image(item, len(images), name, attempts, request_id))
             except DownloadError as error:
                 lost.append(error)  # the others are paid, too
         if not images:
             raise lost[0]
-        self._warn_of_fewer(name, request.n, len(images), *reply.problems)
+        self._warn_of_fewer(name, request.n, len(images), *answer.problems)
         return GeneratedImages(
             images=tuple(images),
-            usage=reply.usage,
-            created=reply.created,
-            attempts=done.attempts,
-            seconds=self._clock.monotonic() - done.started,
-            request_id=reply.request_id,
-            earlier_outcomes=done.earlier,
+            usage=answer.usage,
+            created=answer.created,
+            attempts=attempts.count,
+            seconds=attempts.elapsed,
+            request_id=request_id,
+            earlier_outcomes=attempts.earlier,
         )
 
     def stream(
         self, request: ImageRequest, guard: Guard | None = None
     ) -> Generator[PartialImage | CompletedImage, None, None]:
-        """Previews and finished images of `request` as they come; a generator, so nothing is sent before it
-        runs.
+        """Yield previews and finished images of `request` as they come; nothing is sent before the first is asked for.
 
         Sends `stream: true` whatever the request says. Never sent again once the answer began. Closing the
         generator closes the connection; the vendor may go on, and bill. Until its end the stream is in flight, and
@@ -184,52 +179,57 @@ class TTAPIClient:
             guard: as in `generate`.
 
         Raises:
+            StopSending: as in `generate`.
             TTAPIError: no image was finished, or the stream reports an error.
         """
         name, guard = request.request_hash[:12], guard or Guard()
-        send = partial(self._exchange.open, request.body(stream=True), "text/event-stream", guard)
         finished = 0
+        failure = None
         with ExitStack() as open_until_the_end:
             turn = open_until_the_end.enter_context(self._pace.turn(guard.stop))
-            done = self._attempt(send, name, turn, guard)
-            opened = open_until_the_end.enter_context(closing(done.answer))
-            for part in read_stream(opened, request.n, self._max_body_bytes):
-                if isinstance(part, Failure):
-                    raise failed(part, done.earlier, self._clock.monotonic() - done.started)
-                if isinstance(part, Finished):
-                    image = self._image(part.received, finished, name, done, opened.request_id)
-                    finished += 1
-                    yield CompletedImage(
-                        **vars(image),
-                        usage=part.usage,
-                        attempts=done.attempts,
-                        request_id=opened.request_id,
-                        earlier_outcomes=done.earlier,
-                    )
-                else:
-                    yield part
+            attempts = Attempts(name, self._policy, self._clock, turn, guard)
+            opened = attempts.run(partial(self._transport.open, request.body(stream=True), guard))
+            open_until_the_end.enter_context(closing(opened))
+            try:
+                for part in read_stream(opened.chunks(), opened.media_type, request.n, self._max_body_bytes):
+                    if isinstance(part, PartialImage):
+                        yield part
+                        continue
+                    for index, item in enumerate(part.items):
+                        image = self._image(item, finished, name, attempts, opened.request_id)
+                        finished += 1
+                        yield CompletedImage(
+                            **vars(image),
+                            usage=None if index else part.usage,
+                            attempts=attempts.count,
+                            request_id=opened.request_id,
+                            earlier_outcomes=attempts.earlier,
+                        )
+            except UNREADABLE as error:
+                failure = opened.failure(error)
+            if failure is not None:
+                raise attempts.error(failure)
         self._warn_of_fewer(name, request.n, finished)
 
-    def _ask(self, request: ImageRequest, guard: Guard, number: int) -> Reply | Failure:
-        opened = self._exchange.open(request.body(), "application/json", guard, number)
+    def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, str | None] | Failure:
+        """Return the answer, and the API's id of the call, or why there is none."""
+        opened = self._transport.open(request.body(), guard, number)
         if isinstance(opened, Failure):
             return opened
         with closing(opened):
-            return read_reply(opened, self._max_body_bytes)
-
-    def _attempt(
-        self, send: Callable[[int], _T | Failure], name: str, turn: Turn, guard: Guard
-    ) -> Answered[_T]:
-        return attempt(send, name=name, policy=self._policy, clock=self._clock, turn=turn, guard=guard)
+            try:
+                return read_body(opened.chunks(), self._max_body_bytes), opened.request_id
+            except UNREADABLE as error:
+                return opened.failure(error)
 
     def _image(
-        self, received: Received, index: int, name: str, done: Answered[Any], request_id: str | None
+        self, item: Item, index: int, name: str, attempts: Attempts, request_id: str | None
     ) -> GeneratedImage:
         try:
-            spool, facts = received.fetched or self._downloader.fetch(received.url, f"{name} image {index}")
+            spool, facts = item.image or self._downloader.fetch(item.url, f"{name} image {index}")
         except DownloadError as error:
-            error.attempts = done.attempts
-            error.elapsed = self._clock.monotonic() - done.started
+            error.attempts = attempts.count
+            error.elapsed = attempts.elapsed
             error.request_id = request_id
             raise
         return GeneratedImage(
@@ -238,7 +238,7 @@ class TTAPIClient:
             width=facts.width,
             height=facts.height,
             index=index,
-            revised_prompt=received.revised_prompt,
+            revised_prompt=item.revised_prompt,
         )
 
     @staticmethod

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -25,12 +23,12 @@ from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.stopping import Stop
-from prefect_ttapi.wire.addresses import PUBLIC, AddressRefused, CheckedBackend, Reach, Resolve
-from prefect_ttapi.wire.bodies import BodyError, decoded
-from prefect_ttapi.wire.clock import Clock
-from prefect_ttapi.wire.deadlines import BoundedBackend
+from prefect_ttapi.wire.addresses import PUBLIC, AddressRefused, CheckedBackend, Deadline, Reach
+from prefect_ttapi.wire.json_stream import DecodingError
+from prefect_ttapi.wire.limiter import Clock
 from prefect_ttapi.wire.outcomes import read_retry_after
 from prefect_ttapi.wire.redaction import quiet
+from prefect_ttapi.wire.transport import decoded
 
 log: Final = logging.getLogger(__name__)
 
@@ -60,7 +58,6 @@ class _Problem(Exception):  # noqa: N818 - raised and caught in this module only
         self, what: str, *, final: bool = False, status: int | None = None, wait: float | None = None
     ) -> None:
         super().__init__(what)
-        self.what = what
         self.final = final
         self.status = status
         self.wait = wait or 0.0
@@ -94,8 +91,6 @@ class Downloader:
         connect_timeout, read_timeout: seconds; the second bounds the silence between two bytes.
         total_timeout: seconds for one image, all tries and redirects together.
         max_bytes: the largest image.
-        clean: takes secrets out of text that is logged or raised.
-        resolve: `socket.getaddrinfo`, or what stands in for it.
     """
 
     def __init__(
@@ -108,25 +103,19 @@ class Downloader:
         max_bytes: int = MAX_IMAGE_BYTES,
         ssl_context: ssl.SSLContext | None = None,
         clock: Clock | None = None,
-        clean: Callable[[str], str] = str,
-        resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         self._reach = reach
         self._timeouts = {"connect": connect_timeout, "read": read_timeout, "write": connect_timeout}
         self._total_timeout = total_timeout
         self._max_bytes = max_bytes
         self._clock = clock or Clock()
-        self._clean = clean
-        self._present = threading.local()  # the deadline of what this thread fetches
+        self._deadline = Deadline(self._clock)
         self._pool = httpcore.ConnectionPool(
             ssl_context=ssl_context or httpx.create_ssl_context(),
             max_connections=None,
             keepalive_expiry=2.0,
-            network_backend=BoundedBackend(CheckedBackend(reach.allows, resolve), self._left),
+            network_backend=CheckedBackend(reach, self._deadline),
         )
-
-    def _left(self) -> float:
-        return float(self._present.deadline - self._clock.monotonic())
 
     def close(self) -> None:
         """Close idle connections."""
@@ -134,29 +123,29 @@ class Downloader:
             self._pool.close()
 
     def fetch(self, url: SecretStr, name: str = "image") -> tuple[Spool, ImageFacts]:
-        """The image behind `url`, which the log calls `name`.
+        """Return the image behind `url`, which the log calls `name`.
 
         Raises:
             DownloadError: it could not be fetched. Its `status_code` is the image host's, its `attempts` are
                 the tries to fetch.
         """
         started = self._clock.monotonic()
+        self._deadline.at = started + self._total_timeout
         partial = _Partial()
         tries = 0
         while True:
             tries += 1
-            result = self._try(url, partial, deadline=started + self._total_timeout)
+            result = self._try(url, partial)
             if isinstance(result, ImageFacts):
                 return partial.spool, result
-            what = self._clean(result.what)
-            log.warning("%s: download %d failed: %s", name, tries, what)
+            log.warning("%s: download %d failed: %s", name, tries, result)
             elapsed = self._clock.monotonic() - started
             wait = self._wait(result, tries)
             if wait is None or elapsed + wait >= self._total_timeout:
                 break
             self._clock.sleep(wait, Stop())  # an image in hand is money: nothing stops this
         raise DownloadError(
-            f"the image could not be fetched (tries: {tries}): {what}; its request is paid and not repeated",
+            f"the image could not be fetched (tries: {tries}): {result}; its request is paid and not repeated",
             status_code=result.status,
             attempts=tries,
             elapsed=elapsed,
@@ -168,11 +157,10 @@ class Downloader:
         half = DELAYS[tries - 1] / 2
         return max(half + self._clock.jitter(half), problem.wait)
 
-    def _try(self, url: SecretStr, partial: _Partial, deadline: float) -> ImageFacts | _Problem:
-        self._present.deadline = deadline
+    def _try(self, url: SecretStr, partial: _Partial) -> ImageFacts | _Problem:
         try:
             with quiet():
-                self._follow(url, partial, deadline)
+                self._follow(url, partial)
             return read_image(partial.spool)
         except _Problem as problem:
             return problem
@@ -180,13 +168,13 @@ class Downloader:
             return _Problem("its address is not on the public internet", final=True)
         except (httpx.InvalidURL, UnicodeError):
             return _Problem("its URL, or one it redirects to, is none", final=True)
-        except (BodyError, NotAnImage) as error:
+        except (DecodingError, NotAnImage) as error:
             partial.restart()
             return _Problem(str(error))
         except tuple(_BREAKS) as error:
             return _Problem(next(what for kind, what in _BREAKS.items() if isinstance(error, kind)))
 
-    def _follow(self, url: SecretStr, partial: _Partial, deadline: float) -> None:
+    def _follow(self, url: SecretStr, partial: _Partial) -> None:
         target = httpx.URL(url.get_secret_value())
         for _ in range(1 + MAX_REDIRECTS):
             usable = target.scheme in self._reach.schemes and target.host and (target.port or 0) < 65_536
@@ -197,7 +185,7 @@ class Downloader:
             with self._get(target, partial.headers) as response:
                 headers = _headers(response)
                 if response.status not in _REDIRECTS or "location" not in headers:
-                    self._keep(response, headers, partial, deadline)
+                    self._keep(response, headers, partial)
                     return
                 target = target.join(headers["location"])
         raise _Problem(f"more than {MAX_REDIRECTS} redirects", final=True)
@@ -219,9 +207,7 @@ class Downloader:
         ) as response:
             yield response
 
-    def _keep(
-        self, response: httpcore.Response, headers: Mapping[str, str], partial: _Partial, deadline: float
-    ) -> None:
+    def _keep(self, response: httpcore.Response, headers: Mapping[str, str], partial: _Partial) -> None:
         self._expect(response.status, headers, partial)
         encoding = headers.get("content-encoding", "")
         if response.status == 200:
@@ -234,7 +220,7 @@ class Downloader:
             partial.spool.write(piece)
             if partial.spool.size_bytes > self._max_bytes:
                 raise self._too_large()
-            if self._clock.monotonic() > deadline:
+            if self._deadline.left() < 0:
                 raise _Problem("it took too long", final=True)
 
     def _expect(self, status: int, headers: Mapping[str, str], partial: _Partial) -> None:

@@ -1,18 +1,72 @@
-"""What the events of an image stream say (sans-IO). Fields may be missing; what is unknown is passed over."""
+"""From the pieces of an image stream to previews and finished images, as they come (sans-IO).
+
+Fields may be missing; what is unknown is passed over.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Final
 
+from prefect_ttapi.responses import PartialImage
 from prefect_ttapi.wire.json_stream import DecodingError, StreamingJSON
-from prefect_ttapi.wire.payload import ErrorBody, find_error
+from prefect_ttapi.wire.outcomes import BrokenOff
+from prefect_ttapi.wire.payload import Answer, ErrorBody, UnusableAnswer, find_error, read_answer, read_body
 from prefect_ttapi.wire.sse import EventEnd, EventStream
+
+log: Final = logging.getLogger(__name__)
 
 _DONE: Final = b"[DONE]"
 _NO_WORDS: Final = {"error": "the stream reports an error"}
+
+
+def read_stream(
+    chunks: Iterator[bytes], media_type: str, most: int, max_bytes: int
+) -> Iterator[PartialImage | Answer]:
+    """Yield previews, and each finished image as an answer of its own.
+
+    A server that answers all at once although it was asked to stream gives one answer. What breaks off after an image
+    was finished does no harm.
+
+    Args:
+        media_type: what the answer says it is.
+        most: finished images after which the rest of the stream does not matter.
+        max_bytes: the longest event, and the longest answer of a server that does not stream.
+
+    Raises:
+        BrokenOff: from `chunks`.
+        DecodingError, UnusableAnswer, OSError: as `read_body`.
+    """
+    first = next(chunks, b"")
+    chunks = chain([first], chunks)
+    # whatever its type is said to be: no event begins with a bracket
+    if first.lstrip().startswith(b"{") or media_type.endswith("json"):
+        yield read_body(chunks, max_bytes)
+        return
+    finished = previews = 0
+    try:
+        for event in _events(chunks, max_bytes):
+            if event.error is not None:
+                raise UnusableAnswer(event.error.message, event.error)
+            if event.kind is Kind.DONE:
+                break
+            if event.kind is Kind.PARTIAL and (preview := _preview(event, previews)) is not None:
+                yield preview
+                previews += 1
+            elif event.kind is Kind.COMPLETED:
+                yield read_answer({"data": [event.document], "usage": event.document.get("usage")})
+                finished += 1
+                if finished == most:
+                    return
+    except (BrokenOff, DecodingError, OSError):
+        if not finished:
+            raise
+    if not finished:
+        raise UnusableAnswer("the stream ended before its image was finished")
 
 
 class Kind(StrEnum):
@@ -32,6 +86,31 @@ class ImageEvent:
     kind: Kind
     document: Mapping[str, Any]
     error: ErrorBody | None = None
+
+
+def _events(chunks: Iterator[bytes], max_bytes: int) -> Iterator[ImageEvent]:
+    """Yield the stream's events; those that came whole before it broke off, too."""
+    reader = EventReader(max_bytes)
+    try:
+        for chunk in chunks:
+            yield from reader.feed(chunk)
+    except (BrokenOff, DecodingError):
+        yield from reader.finish()
+        raise
+    yield from reader.finish()
+
+
+def _preview(event: ImageEvent, count: int) -> PartialImage | None:
+    """Return the preview, or None where it is no image: it must not cost the image that is being paid for."""
+    try:
+        image = read_answer({"data": [event.document]}).items[0].image
+    except UnusableAnswer as error:
+        log.debug("a preview is no image: %s", error)
+        return None
+    if image is None:
+        return None
+    index = event.document.get("partial_image_index")
+    return PartialImage(image[0], image[1].media_type, index if type(index) is int else count)
 
 
 class EventReader:
@@ -106,7 +185,7 @@ class EventReader:
 
 
 def _kind(document: Mapping[str, Any], name: str) -> Kind:
-    """By its type, else by the event's name; without either, only the finished image has counted tokens."""
+    """Tell by its type, else by the event's name; without either, only the finished image has counted tokens."""
     ends = [str(label).rpartition(".")[2] for label in (document.get("type"), name)]
     if Kind.ERROR in ends:
         return Kind.ERROR

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
-from typing import Final, NoReturn
+from collections.abc import Collection, Iterator
+from typing import Final
 
 import pybase64
 
@@ -42,7 +42,7 @@ _LONGEST_ESCAPE: Final = len(rb"\u0041")
 
 
 class DecodingError(ValueError):
-    """The body is not JSON, ends early, is too large, or holds an image that is not base64."""
+    """The body is not in the encoding it claims, not JSON, too large, or holds an image that is not base64."""
 
 
 class EarlyEnd(DecodingError):  # noqa: N818 - named for what happened
@@ -69,10 +69,10 @@ class StreamingJSON:
         self._max_bytes = max_bytes
         self._received = 0
         self._rest = b""  # of the last chunk: the start of an escape whose end is still to come
-        # not a bound method: that would be a reference cycle, which holds spool files open for longer
-        self._scan: Callable[[StreamingJSON, bytes, int], int] = StreamingJSON._scan_structure
         self._kept = bytearray()
-        self._images: list[_Base64] = []
+        self._spools: list[Spool] = []
+        self._image: _Base64 | None = None  # the one that is being read
+        self._in_text = False
         self._path: list[str | None] = []
         self._key_comes = False  # the next string is a key
         self._string_start = 0  # in what is kept
@@ -90,25 +90,29 @@ class StreamingJSON:
             raise DecodingError(f"the body is longer than {self._max_bytes:,} bytes")
         chunk = self._rest + chunk
         position = 0
-        while position < len(chunk) and (reached := self._scan(self, chunk, position)) > position:
+        while position < len(chunk) and (reached := self._scan(chunk, position)) > position:
             position = reached
         self._rest = chunk[position:]
 
     def finish(self) -> object:
-        """The whole document, with a `Spool` in the place of each image.
+        """Return the whole document, with a `Spool` in the place of each image.
 
         Raises:
             EarlyEnd: the body ends inside a string, an object or a list.
             DecodingError: the body is not JSON.
         """
-        if self._scan != StreamingJSON._scan_structure:
+        if self._in_text or self._image:
             raise EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")
         if self._path or not self._received:
             raise EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
-        spools = iter([image.spool for image in self._images])
-        return _loads(self._kept, lambda word: next(spools) if word == "NaN" else _refuse(word))
+        return _loads(self._kept, iter(self._spools))
 
     # Each scan takes what it can of chunk[start:] and returns how far it came: `start` if it must see more.
+
+    def _scan(self, chunk: bytes, start: int) -> int:
+        if self._image is not None:
+            return self._scan_image(chunk, start, self._image)
+        return self._scan_text(chunk, start) if self._in_text else self._scan_structure(chunk, start)
 
     def _scan_structure(self, chunk: bytes, start: int) -> int:
         for found in _TOKEN.finditer(chunk, start):
@@ -136,14 +140,14 @@ class StreamingJSON:
     def _enter_string(self, chunk: bytes, start: int, opened: int) -> int:
         if not self._key_comes and tuple(self._path) in self._divert:
             self._keep(chunk[start : opened - 1] + b"NaN")
-            if len(self._images) == MAX_IMAGES:
+            if len(self._spools) == MAX_IMAGES:
                 raise DecodingError(f"the body has more than {MAX_IMAGES} images")
-            self._images.append(_Base64())
-            self._scan = StreamingJSON._scan_image
+            self._image = _Base64()
+            self._spools.append(self._image.spool)
         else:
             self._keep(chunk[start:opened])
             self._string_start = len(self._kept) - 1
-            self._scan = StreamingJSON._scan_text
+            self._in_text = True
         return opened
 
     def _scan_text(self, chunk: bytes, start: int) -> int:
@@ -151,9 +155,9 @@ class StreamingJSON:
             if found[0] == b'"':
                 self._keep(chunk[start : found.end()])
                 if self._key_comes:
-                    self._path[-1] = str(_loads(self._kept[self._string_start :], _refuse))
+                    self._path[-1] = str(_loads(self._kept[self._string_start :], iter(())))
                     self._key_comes = False
-                self._scan = StreamingJSON._scan_structure
+                self._in_text = False
                 return found.end()
             if found[0] == b"\\":  # the escaped character is in the next chunk
                 self._keep(chunk[start : found.start()])
@@ -161,8 +165,7 @@ class StreamingJSON:
         self._keep(chunk[start:])
         return len(chunk)
 
-    def _scan_image(self, chunk: bytes, start: int) -> int:
-        image = self._images[-1]
+    def _scan_image(self, chunk: bytes, start: int, image: _Base64) -> int:
         stop = min(start + SLICE, len(chunk))
         quote = chunk.find(b'"', start, stop)
         stop = stop if quote < 0 else quote
@@ -170,21 +173,21 @@ class StreamingJSON:
         stop = stop if escape < 0 else escape
         image.write(chunk[start:stop])
         if escape >= 0:
-            return self._scan_image_escape(chunk, escape)
+            return self._scan_image_escape(chunk, escape, image)
         if quote >= 0:
             image.close()
-            self._scan = StreamingJSON._scan_structure
+            self._image = None
             return quote + 1
         return stop
 
-    def _scan_image_escape(self, chunk: bytes, start: int) -> int:
+    def _scan_image_escape(self, chunk: bytes, start: int, image: _Base64) -> int:
         found = _BASE64_ESCAPE.match(chunk, start)
         if found is None:
             if len(chunk) - start >= _LONGEST_ESCAPE:
                 raise DecodingError("an image's base64 has an escape that stands for no base64 character")
             return start
         character = found[1] or chr(int(found[2], 16)).encode(errors="replace")
-        self._images[-1].write(character)
+        image.write(character)
         return found.end()
 
     def _keep(self, piece: bytes) -> None:
@@ -221,7 +224,12 @@ class _Base64:
         del self._pending[:size]
 
 
-def _loads(text: bytes | bytearray, constant: Callable[[str], object]) -> object:
+def _loads(text: bytes | bytearray, spools: Iterator[Spool]) -> object:
+    def constant(word: str) -> Spool:
+        if word != "NaN":
+            raise ValueError(f"{word} is no number")
+        return next(spools)
+
     try:
         return json.loads(text.decode("utf-8-sig"), parse_constant=constant)
     except UnicodeDecodeError:
@@ -229,7 +237,3 @@ def _loads(text: bytes | bytearray, constant: Callable[[str], object]) -> object
     except ValueError as error:
         # without JSONDecodeError's position, which is one in the kept text
         raise DecodingError(f"the body is not JSON: {getattr(error, 'msg', error)}") from None
-
-
-def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")

@@ -1,4 +1,4 @@
-"""How fast an API lets itself be asked, found out once for all requests of a client.
+"""How fast the API may be asked: the pace that it allows, found out as it rejects requests, and a rate that is given.
 
 Nothing is limited until the API says that it is too much (429, 499). Then the number of requests in flight is
 halved, once for each burst of such answers, and grows by one for each such number of answers in a row that are none:
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import threading
+import time
 from bisect import insort
 from enum import Enum
 from itertools import count
@@ -17,9 +19,38 @@ from types import TracebackType
 from typing import Final, Self
 
 from prefect_ttapi.stopping import Stop
-from prefect_ttapi.wire.clock import POLL, Clock
 
 log: Final = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether a wait is still wanted.
+POLL: Final = 0.5
+
+
+class Clock:
+    """Time and chance of this machine."""
+
+    def monotonic(self) -> float:
+        """Return seconds that only grow."""
+        return time.monotonic()
+
+    def now(self) -> float:
+        """Return the time as Unix seconds."""
+        return time.time()
+
+    def sleep(self, seconds: float, stop: Stop) -> None:
+        """Wait so long.
+
+        Raises:
+            StopSending: `stop` was set meanwhile, at most `POLL` seconds ago.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            stop.wait(min(POLL, left))
+            stop.check()
+
+    def jitter(self, most: float) -> float:
+        """Return a random number from 0 to `most`."""
+        return random.uniform(0, most)  # noqa: S311 - no secret
 
 
 class Rejection(Enum):
@@ -54,7 +85,7 @@ class Window:
         self._wanted = 0  # the most places that were asked for since then
 
     def wait(self, now: float, queued: int) -> float | None:
-        """Seconds until the next request may start; None: not before another one ends.
+        """Return the seconds until the next request may start, or None where another one has to end first.
 
         Args:
             queued: requests that want to start, this one included.
@@ -65,19 +96,19 @@ class Window:
         return max(0.0, self.not_before - now)
 
     def start(self) -> int:
-        """A request starts. What this gives is to be handed back at its end."""
+        """Start a request; return what is to be handed back at its end."""
         self.in_flight += 1
         self._wanted = max(self._wanted, self.in_flight)
         return self.slowed
 
     def hold(self, until: float) -> None:
-        """Nothing starts before `until`."""
+        """Let nothing start before `until`."""
         self.not_before = max(self.not_before, until)
 
     def reject(self, slowed: int) -> Rejection:
-        """The API says that a request in flight was one too many.
+        """Lower the limit, as the API says that a request in flight was one too many.
 
-        The limit falls because of it, but where the request started before it last fell: that tells nothing new.
+        Not where the request started before the limit last fell: that tells nothing new.
         """
         if slowed != self.slowed:
             return Rejection.IN_COMPANY
@@ -87,7 +118,7 @@ class Window:
         return Rejection.ALONE if alone else Rejection.SLOWED
 
     def answer(self, slowed: int) -> None:
-        """A request in flight was answered. One from before the limit last fell doesn't show that it may grow."""
+        """Count the answer to a request; one from before the limit last fell doesn't show that it may grow."""
         if self.limit is None or slowed != self.slowed:
             return
         self._answers += 1
@@ -95,7 +126,7 @@ class Window:
             self._change(None if self.limit >= self._wanted else self.limit + 1)
 
     def end(self) -> None:
-        """A request is no longer in flight."""
+        """End a request, which is no longer in flight."""
         self.in_flight -= 1
 
     def _change(self, limit: int | None) -> None:
@@ -145,12 +176,12 @@ class Pace:
                 self.wake()
 
     def wake(self) -> None:
-        """Let the first one in the queue look again; with the lock held."""
+        """Let the first one in the queue look again, with the lock held."""
         if self._queue:
             self._queue[0][1].notify()
 
     def tell(self) -> None:
-        """A line in the log where the limit is lower than ever, or gone; with the lock held."""
+        """Log where the limit is lower than ever, or gone, with the lock held."""
         limit = self.window.limit
         if limit is None and self._lowest < math.inf:
             log.info("the API takes what is asked of it again: no limit on requests in flight")
@@ -186,32 +217,70 @@ class Turn:
     def sleep(self, seconds: float) -> None:
         """Wait without a place, for reasons of this request alone."""
         self.give_back()
-        self._pace.clock.sleep(seconds, self._stop)
+        if seconds > 0:
+            self._pace.clock.sleep(seconds, self._stop)
 
     def answered(self) -> None:
-        """The API works on the request, which has a place, or is done with it: there was room for it."""
+        """Note that the API had room for the request, which has a place: it works on it, or is done with it."""
         with self._pace.lock:
             self._pace.window.answer(self._slowed)
             self._pace.tell()
             self._pace.wake()
 
     def rejected(self) -> Rejection:
-        """The request, which has a place, was one too many."""
+        """Note that the request, which has a place, was one too many."""
         with self._pace.lock:
             rejection = self._pace.window.reject(self._slowed)
             self._pace.tell()
         return rejection
 
     def hold(self, seconds: float) -> None:
-        """Give the place back; no request of the client starts within `seconds`."""
+        """Give the place back, and let no request of the client start within `seconds`."""
         with self._pace.lock:
             self._pace.window.hold(self._pace.clock.monotonic() + seconds)
         self.give_back()
 
     def give_back(self) -> None:
-        """The request is no longer in flight; nothing where it isn't."""
+        """Give the place back, if there is one: the request is no longer in flight."""
         with self._pace.lock:
             if self._has_place:
                 self._has_place = False
                 self._pace.window.end()
                 self._pace.wake()
+
+
+class RateLimit:
+    """Lets one caller through every 60 / `per_minute` seconds, in the order in which they came.
+
+    There is no burst: time that nobody used is lost, so that no minute has more than `per_minute` starts (and the one
+    that opens it). Safe from all threads.
+
+    Args:
+        per_minute: starts per minute; 0.5 is one every two minutes.
+        at_once: whether the first caller is let through at once, or waits for its share of the minute as well.
+        clock: time, for tests.
+
+    Raises:
+        ValueError: the rate is not a number above 0.
+    """
+
+    def __init__(self, per_minute: float, *, at_once: bool = True, clock: Clock | None = None) -> None:
+        if not 0 < per_minute < math.inf:
+            raise ValueError(f"a rate is a number of requests per minute above 0, not {per_minute}")
+        self._interval = 60.0 / per_minute
+        self._clock = clock or Clock()
+        self._lock = threading.Lock()
+        self._next = -math.inf if at_once else self._clock.monotonic() + self._interval
+
+    def wait(self, stop: Stop) -> None:
+        """Wait for the next start.
+
+        Raises:
+            StopSending: `stop` was set meanwhile.
+        """
+        with self._lock:
+            now = self._clock.monotonic()
+            start = max(self._next, now)
+            self._next = start + self._interval
+        if start > now:
+            self._clock.sleep(start - now, stop)

@@ -1,4 +1,4 @@
-"""What became of a request, and from that whether and when it may be sent again (sans-IO).
+"""What became of a request, and what that means: one table of verdicts (sans-IO).
 
 | what happened                                        | outcome              | sent again                  |
 |------------------------------------------------------|----------------------|-----------------------------|
@@ -18,9 +18,8 @@ incomplete.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -40,6 +39,7 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
+from prefect_ttapi.wire.payload import ErrorBody
 
 
 class Break(StrEnum):
@@ -69,6 +69,30 @@ class Verdict:
     again: Again
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that gave no answer.
+
+    Attributes:
+        message: fit to be shown.
+        retry_after: seconds that the API asked to wait.
+    """
+
+    verdict: Verdict
+    message: str
+    status_code: int | None = None
+    request_id: str | None = None
+    retry_after: float | None = None
+
+
+class BrokenOff(Exception):  # noqa: N818 - becomes a Failure
+    """The answer broke off while it was read."""
+
+    def __init__(self, broke: Break) -> None:
+        super().__init__(broke)
+        self.broke = broke
+
+
 NEVER_DELIVERED: Final = Verdict(APIConnectionError, Again.FREELY)
 UNKNOWN: Final = Verdict(UnknownOutcomeError, Again.OPTED_IN)
 UNUSABLE: Final = Verdict(InvalidResponseError, Again.NEVER)
@@ -94,120 +118,55 @@ STATUSES: Final[Mapping[int, Verdict]] = {
     **dict.fromkeys((504, 520, 521, 522, 523, 524), UNKNOWN),
 }
 
+#: `code` or `type` of a refused prompt, in lower case: two of OpenAI's, two of Azure's, one of relays.
+_MODERATION_CODES: Final = frozenset(
+    {
+        "moderation_blocked",
+        "content_policy_violation",
+        "content_filter",
+        "responsibleaipolicyviolation",
+        "sensitive_words_detected",
+    }
+)
+#: Words of the same, for relays that pass on the message only. A request has a field named "moderation".
+_MODERATION_WORDS: Final = re.compile(
+    "|".join(
+        [
+            *_MODERATION_CODES,
+            "safety system",
+            "safety_violations",
+            "content policy",
+            "content management policy",
+            "(?:by|our|content) moderation",
+            "sensitive words",
+        ]
+    ),
+    re.IGNORECASE,
+)
 
-def judge_status(status: int) -> Verdict:
-    """What a status other than 2xx means.
 
-    >>> judge_status(499).error.__name__, judge_status(307).error.__name__
+def judge(status: int, error: ErrorBody | None = None) -> Verdict:
+    """Return what a status other than 2xx means, and what the API says with it.
+
+    >>> judge(499).error.__name__, judge(307).error.__name__
     ('QueueFullError', 'InvalidResponseError')
     """
+    if status == 400 and error is not None and is_moderation(error):
+        return MODERATED
     by_class = {4: _REFUSED, 5: _OTHER_FAULT}
     return STATUSES.get(status, by_class.get(status // 100, UNUSABLE))
 
 
-@dataclass(frozen=True)
-class Step:
-    """What to do after a failed attempt: send again after `wait` seconds, or stop, and `why`.
+def is_moderation(error: ErrorBody) -> bool:
+    """Tell whether the prompt, or what was drawn from it, was refused for its content.
 
-    `pause`: seconds for which other requests should not be sent either, where the API said something about them all.
+    >>> is_moderation(ErrorBody("rejected", code="moderation_blocked"))
+    True
+    >>> is_moderation(ErrorBody("Unknown parameter: 'moderation'.", param="moderation"))
+    False
     """
-
-    wait: float | None
-    why: str = ""
-    pause: float = 0.0
-
-    def __str__(self) -> str:
-        return f"not sent again: {self.why}" if self.wait is None else f"sent again in {self.wait:.1f} s"
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """Whether and when to send again.
-
-    Args:
-        max_attempts: sends in all, at least 1.
-        retry_unknown_outcome: also where the request may have been worked on, and paid.
-        retry_after_ceiling: the longest wait, in seconds, that the API may ask for.
-        total_timeout: seconds from the first send after which none is begun; one under way is never cut off,
-            since it may be paid already. None: no limit.
-        backoff: seconds; before send k + 1 the wait is random between 0 and `backoff` * 2**(k - 1).
-        backoff_ceiling: the longest such wait in seconds.
-
-    Raises:
-        ValueError: an argument makes no sense.
-    """
-
-    max_attempts: int = 4
-    retry_unknown_outcome: bool = False
-    retry_after_ceiling: float = 120.0
-    total_timeout: float | None = None
-    backoff: float = 1.0
-    backoff_ceiling: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError("max_attempts must be at least 1")
-        for name in ("retry_after_ceiling", "total_timeout", "backoff", "backoff_ceiling"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number of seconds, 0 or more")
-
-    def next_step(
-        self,
-        past: Sequence[Verdict],
-        *,
-        retry_after: float | None,
-        elapsed: float,
-        jitter: Callable[[float], float],
-        counts: bool = True,
-        backoff: bool = True,
-    ) -> Step:
-        """What to do after the attempts in `past`, of which the last has just failed.
-
-        Args:
-            past: those that count; without the last one where that does not.
-            retry_after: seconds that the API asked to wait.
-            elapsed: seconds since the first attempt began.
-            jitter: a random number from 0 to its argument.
-            counts: False: it was rejected together with others, of which one counted.
-            backoff: False: requests are sent more slowly by other means.
-        """
-        bearable = retry_after is None or retry_after <= self.retry_after_ceiling
-        asked = retry_after or 0.0 if bearable else 0.0
-        exhausted = self._exhausted(past, counts)
-        if exhausted:
-            return Step(None, exhausted, asked)
-        if not bearable:
-            ceiling = f"retry_after_ceiling ({self.retry_after_ceiling:g} s)"
-            return Step(None, f"the API asks to wait {retry_after:.0f} s, which is more than {ceiling}")
-        # the wait that was asked for is the same for every caller: jitter spreads them here, too
-        wait = asked + jitter(self._backoff(len(past))) if backoff else asked
-        late = self.too_late(elapsed + wait)
-        return Step(None, late, asked) if late else Step(wait, pause=wait)
-
-    def too_late(self, elapsed: float) -> str | None:
-        """Why nothing is sent `elapsed` seconds after the first attempt began; None where it may be."""
-        if self.total_timeout is None or elapsed < self.total_timeout:
-            return None
-        return f"total_timeout ({self.total_timeout:g} s) would be over"
-
-    def _exhausted(self, past: Sequence[Verdict], counts: bool) -> str | None:
-        """Why there is no further attempt, where there have been enough."""
-        if len(past) >= self.max_attempts or self.max_attempts == 1:
-            return Again.FREELY
-        if not counts:
-            return None
-        again = past[-1].again
-        allowed = {
-            Again.FREELY: self.max_attempts,
-            Again.TWICE: 3,
-            Again.OPTED_IN: self.max_attempts if self.retry_unknown_outcome else 1,
-            Again.NEVER: 1,
-        }[again]
-        return again if sum(verdict.again is again for verdict in past) >= allowed else None
-
-    def _backoff(self, sends: int) -> float:
-        return min(self.backoff_ceiling, self.backoff * 2.0 ** min(sends - 1, 60))
+    labels = {(label or "").lower() for label in (error.code, error.type)}
+    return bool(labels & _MODERATION_CODES or _MODERATION_WORDS.search(error.message))
 
 
 #: A longer Retry-After is no request to wait but a mistake, and ignored like one that can't be read.
@@ -217,12 +176,13 @@ _SECONDS: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20}", re.AS
 
 
 def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that `headers` (names in lower case) ask to wait; None where they don't, or make no sense.
+    """Return the seconds that an answer asks to wait, or None where it doesn't, or makes no sense.
 
     `retry-after-ms` goes before `retry-after`, which is in seconds or a date. A date is compared with the
     answer's own `date`, where there is one, since the clocks of two machines may differ.
 
     Args:
+        headers: the answer's, with names in lower case.
         now: Unix seconds.
 
     >>> read_retry_after({"retry-after": "1.5"}, now=0), read_retry_after({"retry-after": "-1"}, now=0)

@@ -1,16 +1,20 @@
-"""From a decoded body to facts: which images came, what they cost, or what went wrong (sans-IO)."""
+"""From a body to facts: which images came, what they cost, or what went wrong (sans-IO)."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic import SecretStr
+
+from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import Usage
+from prefect_ttapi.wire.json_stream import StreamingJSON
 
 LONGEST_MESSAGE: Final = 2_000  # characters
 _LONGEST_LABEL: Final = 100
@@ -18,32 +22,6 @@ _LONGEST_ERROR: Final = 64 * 1024  # bytes of an error's body that are looked at
 
 #: Where errors keep their words: OpenAI's and the vendor's, other relays', web frameworks'.
 _MESSAGE_KEYS: Final = ("message", "msg", "detail", "error")
-
-#: `code` or `type` of a refused prompt, in lower case: two of OpenAI's, two of Azure's, one of relays.
-_MODERATION_CODES: Final = frozenset(
-    {
-        "moderation_blocked",
-        "content_policy_violation",
-        "content_filter",
-        "responsibleaipolicyviolation",
-        "sensitive_words_detected",
-    }
-)
-#: Words of the same, for relays that pass on the message only. A request has a field named "moderation".
-_MODERATION_WORDS: Final = re.compile(
-    "|".join(
-        [
-            *_MODERATION_CODES,
-            "safety system",
-            "safety_violations",
-            "content policy",
-            "content management policy",
-            "(?:by|our|content) moderation",
-            "sensitive words",
-        ]
-    ),
-    re.IGNORECASE,
-)
 
 # each alternative takes its end or all there is, so that no text is gone through twice
 _HIDDEN: Final = re.compile(
@@ -54,17 +32,26 @@ _TAG: Final = re.compile(r"<[^<>]*>")
 
 @dataclass(frozen=True)
 class Item:
-    """One image of an answer: its bytes, or where to fetch them, or both."""
+    """One image of an answer: its bytes and what they are, or where to fetch them, or both.
 
-    spool: Spool | None
-    url: str | None
+    Attributes:
+        url: empty where there is none; perhaps signed, hence secret.
+    """
+
+    image: tuple[Spool, ImageFacts] | None
+    url: SecretStr
     revised_prompt: str | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The images of an answer, at least one; the tokens they took; the API's time stamp in Unix seconds;
-    what is wrong with each item that is no image."""
+    """The images of an answer, at least one.
+
+    Attributes:
+        usage: the tokens that they took.
+        created: the API's time stamp in Unix seconds.
+        problems: why others that came are not among them.
+    """
 
     items: tuple[Item, ...]
     usage: Usage | None = None
@@ -94,14 +81,30 @@ class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
         self.error = error
 
 
+def read_body(chunks: Iterable[bytes], max_bytes: int) -> Answer:
+    """Return the facts of a 200's body.
+
+    Raises:
+        DecodingError: it is not JSON, ends early, or is longer than `max_bytes`.
+        UnusableAnswer: it reports an error, or has no images.
+        OSError: its images can't be kept.
+    """
+    decoder = StreamingJSON(max_bytes=max_bytes)
+    for chunk in chunks:
+        decoder.feed(chunk)
+    return read_answer(decoder.finish())
+
+
 def read_answer(document: object) -> Answer:
-    """The facts of a 200's document, as `StreamingJSON` gives it, with or without the vendor's older wrapper.
+    """Return the facts of a 200's document, as `StreamingJSON` gives it, with or without the vendor's older wrapper.
+
+    One bad image does not cost the others: they are paid.
 
     Raises:
         UnusableAnswer: it reports an error, or has no images.
 
     >>> read_answer({"created": 1745818538, "data": [{"url": "https://host/cat.webp"}]}).items
-    (Item(spool=None, url='https://host/cat.webp', revised_prompt=None),)
+    (Item(image=None, url=SecretStr('**********'), revised_prompt=None),)
     """
     if not isinstance(document, Mapping):
         raise UnusableAnswer("the answer is no JSON object")
@@ -127,18 +130,20 @@ def read_answer(document: object) -> Answer:
 
 
 def _item(index: int, item: object) -> Item | str:
+    """Return the image, or why it is none."""
     if not isinstance(item, Mapping):
         return f"item {index} of the answer is no JSON object"
     spool, url = item.get("b64_json"), item.get("url")
     # a relay may send both, and one of them empty
-    found = Item(
-        spool=spool if isinstance(spool, Spool) and spool.size_bytes else None,
-        url=url if isinstance(url, str) and url else None,
-        revised_prompt=_storable(item.get("revised_prompt")),
-    )
-    if found.spool is None and found.url is None:
+    kept = spool if isinstance(spool, Spool) and spool.size_bytes else None
+    address = url if isinstance(url, str) else ""
+    if kept is None and not address:
         return f"item {index} of the answer has neither b64_json nor url"
-    return found
+    try:
+        image = (kept, read_image(kept)) if kept is not None else None
+    except NotAnImage as error:
+        return str(error)
+    return Item(image, SecretStr(address), _storable(item.get("revised_prompt")))
 
 
 def _storable(text: object) -> str | None:
@@ -147,7 +152,7 @@ def _storable(text: object) -> str | None:
 
 
 def read_usage(usage: object) -> Usage | None:
-    """The tokens, or None where they can't be read, or written down again: they must not cost the images."""
+    """Return the tokens, or None where they can't be read, or written down again: they must not cost the images."""
     try:
         read = Usage.model_validate(usage)
         read.model_dump_json()
@@ -157,7 +162,7 @@ def read_usage(usage: object) -> Usage | None:
 
 
 def find_error(document: object) -> ErrorBody | None:
-    """The error that a document under HTTP 200, or an event of a stream, reports instead of an image, if any.
+    """Return the error that a 200's document, or an event of a stream, reports instead of an image, if any.
 
     >>> find_error({"status": "FAILED", "message": "queue timeout", "data": None})
     ErrorBody(message='queue timeout', type=None, code=None, param=None)
@@ -169,7 +174,7 @@ def find_error(document: object) -> ErrorBody | None:
 
 
 def read_error(body: bytes, content_type: str | None) -> ErrorBody:
-    """What an error's body says, whatever its shape: the vendor's, OpenAI's, a proxy's HTML. Never raises.
+    """Return what an error's body says, whatever its shape: the vendor's, OpenAI's, a proxy's HTML. Never raises.
 
     >>> read_error(b'{"error": {"message": "no such size", "code": "invalid_value"}}', "application/json")
     ErrorBody(message='no such size', type=None, code='invalid_value', param=None)
@@ -186,18 +191,6 @@ def read_error(body: bytes, content_type: str | None) -> ErrorBody:
     if "html" in (content_type or "").lower() or text.lstrip().startswith("<"):
         text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
     return ErrorBody(_one_line(text) or "no message")
-
-
-def is_moderation(error: ErrorBody) -> bool:
-    """Whether the prompt, or what was drawn from it, was refused for its content.
-
-    >>> is_moderation(ErrorBody("rejected", code="moderation_blocked"))
-    True
-    >>> is_moderation(ErrorBody("Unknown parameter: 'moderation'.", param="moderation"))
-    False
-    """
-    labels = {(label or "").lower() for label in (error.code, error.type)}
-    return bool(labels & _MODERATION_CODES or _MODERATION_WORDS.search(error.message))
 
 
 def _error_body(document: Mapping[str, Any]) -> ErrorBody:

@@ -1,21 +1,21 @@
-"""Sending a request until it is answered, or may not be sent again."""
+"""The retry policy, and the sends of one request until it is answered or may not be sent again (sans-IO)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 
 from prefect_ttapi.errors import Outcome, TTAPIError
 from prefect_ttapi.stopping import Stop, StopSending
-from prefect_ttapi.wire.clock import Clock
-from prefect_ttapi.wire.limiter import Rejection, Turn
-from prefect_ttapi.wire.outcomes import Again, RetryPolicy, Verdict
+from prefect_ttapi.wire.limiter import Clock, Rejection, Turn
+from prefect_ttapi.wire.outcomes import Again, Failure, Verdict
 
 log: Final = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 #: From the least to the most likely to have been paid.
 _BY_DOUBT: Final = (
@@ -26,30 +26,6 @@ _BY_DOUBT: Final = (
     Outcome.UNUSABLE,
     Outcome.UNKNOWN,
 )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An attempt that gave no answer; `message` is fit to be shown."""
-
-    verdict: Verdict
-    message: str
-    status_code: int | None = None
-    request_id: str | None = None
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True)
-class Answered(Generic[Answer]):
-    """An answer, and what became of the attempts before it."""
-
-    answer: Answer
-    earlier: tuple[Outcome, ...]
-    started: float
-
-    @property
-    def attempts(self) -> int:
-        return len(self.earlier) + 1
 
 
 class Guard:
@@ -76,108 +52,219 @@ class Guard:
         """
 
 
-def attempt(
-    send: Callable[[int], Answer | Failure],
-    *,
-    name: str,
-    policy: RetryPolicy,
-    clock: Clock,
-    turn: Turn,
-    guard: Guard,
-) -> Answered[Answer]:
-    """The answer that `send` gives, calling it as often as `policy` allows and at the pace of `turn`.
+@dataclass(frozen=True)
+class Step:
+    """What to do after a failed attempt: send again after `wait` seconds, or stop, and `why`.
+
+    Attributes:
+        pause: seconds for which other requests should not be sent either, where the API said something about them all.
+    """
+
+    wait: float | None
+    why: str = ""
+    pause: float = 0.0
+
+    def __str__(self) -> str:
+        return f"not sent again: {self.why}" if self.wait is None else f"sent again in {self.wait:.1f} s"
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Whether and when to send again.
+
+    Args:
+        max_attempts: sends in all, at least 1.
+        retry_unknown_outcome: also where the request may have been worked on, and paid.
+        retry_after_ceiling: the longest wait, in seconds, that the API may ask for.
+        total_timeout: seconds from the first send after which none is begun; one under way is never cut off,
+            since it may be paid already. None: no limit.
+        backoff: seconds; before send k + 1 the wait is random between 0 and `backoff` * 2**(k - 1).
+        backoff_ceiling: the longest such wait in seconds.
+
+    Raises:
+        ValueError: an argument makes no sense.
+    """
+
+    max_attempts: int = 4
+    retry_unknown_outcome: bool = False
+    retry_after_ceiling: float = 120.0
+    total_timeout: float | None = None
+    backoff: float = 1.0
+    backoff_ceiling: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
+        for name in ("retry_after_ceiling", "total_timeout", "backoff", "backoff_ceiling"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of seconds, 0 or more")
+
+    def next_step(
+        self,
+        past: Sequence[Verdict],
+        clock: Clock,
+        *,
+        retry_after: float | None,
+        elapsed: float,
+        rejection: Rejection | None = None,
+    ) -> Step:
+        """Return what to do after the attempts in `past`, of which the last has just failed.
+
+        Args:
+            past: those that count; without the last one where that was rejected together with others.
+            clock: draws the jitter.
+            retry_after: seconds that the API asked to wait.
+            elapsed: seconds since the first attempt began.
+            rejection: what the last attempt says of the pace, where it was one too many.
+        """
+        bearable = retry_after is None or retry_after <= self.retry_after_ceiling
+        asked = retry_after or 0.0 if bearable else 0.0
+        exhausted = self._exhausted(past, counts=rejection is not Rejection.IN_COMPANY)
+        if exhausted:
+            return Step(None, exhausted, asked)
+        if not bearable:
+            ceiling = f"retry_after_ceiling ({self.retry_after_ceiling:g} s)"
+            return Step(None, f"the API asks to wait {retry_after:.0f} s, which is more than {ceiling}")
+        slower_anyway = rejection in (Rejection.SLOWED, Rejection.IN_COMPANY)
+        # the wait that was asked for is the same for every caller: jitter spreads them here, too
+        wait = asked if slower_anyway else asked + clock.jitter(self._backoff(len(past)))
+        late = self.too_late(elapsed + wait)
+        return Step(None, late, asked) if late else Step(wait, pause=wait)
+
+    def too_late(self, elapsed: float) -> str | None:
+        """Return why nothing is sent `elapsed` seconds after the first attempt began, or None where it may be."""
+        if self.total_timeout is None or elapsed < self.total_timeout:
+            return None
+        return f"total_timeout ({self.total_timeout:g} s) would be over"
+
+    def _exhausted(self, past: Sequence[Verdict], counts: bool) -> str | None:
+        """Return why there is no further attempt, where there have been enough."""
+        if len(past) >= self.max_attempts or self.max_attempts == 1:
+            return Again.FREELY
+        if not counts:
+            return None
+        again = past[-1].again
+        allowed = {
+            Again.FREELY: self.max_attempts,
+            Again.TWICE: 3,
+            Again.OPTED_IN: self.max_attempts if self.retry_unknown_outcome else 1,
+            Again.NEVER: 1,
+        }[again]
+        return again if sum(verdict.again is again for verdict in past) >= allowed else None
+
+    def _backoff(self, sends: int) -> float:
+        return min(self.backoff_ceiling, self.backoff * 2.0 ** min(sends - 1, 60))
+
+
+class Attempts:
+    """The sends of one request, as often as `policy` allows and at the pace of `turn`.
 
     Being one too many counts as an attempt only for the request because of which the pace slows down: the others of
     the same burst never had a chance. So for each rejection that doesn't count there is one that did.
 
     Args:
-        send: called with 1, 2, ...; may raise `StopSending` as well, where nothing was written.
         name: what the log calls the request.
         turn: takes a place for each send, and keeps it for the answer.
         guard: asked right before each send.
 
-    Raises:
-        StopSending: the guard was stopped, or said so, before anything was sent.
-        TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most
-            doubtful of all attempts', since any of them may have been paid.
+    Attributes:
+        earlier: what became of the sends before the last one.
     """
-    turn.take()
-    _ask(guard, 1)
-    started = clock.monotonic()  # it may have waited long for that
-    answer = send(1)
-    earlier: tuple[Outcome, ...] = ()
-    counted: list[Verdict] = []
-    while isinstance(answer, Failure):
-        number = len(earlier) + 1
-        elapsed = clock.monotonic() - started
-        outcome = answer.verdict.error.outcome
-        rejection = turn.rejected() if outcome is Outcome.REJECTED else None
+
+    def __init__(self, name: str, policy: RetryPolicy, clock: Clock, turn: Turn, guard: Guard) -> None:
+        self.earlier: tuple[Outcome, ...] = ()
+        self._name = name
+        self._policy = policy
+        self._clock = clock
+        self._turn = turn
+        self._guard = guard
+        self._counted: list[Verdict] = []
+        self._started: float | None = None
+
+    @property
+    def count(self) -> int:
+        """How often the request was sent or tried to be sent."""
+        return len(self.earlier) + 1
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first send was admitted, which may have taken long."""
+        return 0.0 if self._started is None else self._clock.monotonic() - self._started
+
+    def run(self, send: Callable[[int], T | Failure]) -> T:
+        """Return the answer that `send` gives.
+
+        Args:
+            send: called with 1, 2, ...; may raise `StopSending` as well, where nothing was written.
+
+        Raises:
+            StopSending: the guard was stopped, or said so, before anything was sent.
+            TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most
+                doubtful of all attempts', since any of them may have been paid.
+        """
+        self._admit(1)
+        self._started = self._clock.monotonic()
+        answer = send(1)
+        while isinstance(answer, Failure):
+            pause = self._pause_after(answer)
+            try:
+                self._turn.sleep(pause)
+                self._admit(self.count + 1)
+                following = send(self.count + 1)
+            except StopSending as stop:
+                raise self.error(answer, str(stop)) from None
+            self.earlier += (answer.verdict.error.outcome,)
+            answer = following
+        self._turn.answered()
+        log.info("%s: attempt %d was answered after %.1f s", self._name, self.count, self.elapsed)
+        return answer
+
+    def _admit(self, number: int) -> None:
+        self._turn.take()
+        late = self._policy.too_late(self.elapsed) if number > 1 else None
+        if late:
+            raise StopSending(late)
+        self._guard.stop.check()  # first: what a guard admits it takes for sent
+        self._guard.admit(number)
+
+    def _pause_after(self, failure: Failure) -> float:
+        """Return the seconds that this request alone has to wait; raise the error where it is not sent again."""
+        verdict, elapsed = failure.verdict, self.elapsed
+        rejection = self._turn.rejected() if verdict.error.outcome is Outcome.REJECTED else None
         counts = rejection is not Rejection.IN_COMPANY
-        counted += [answer.verdict] if counts else []
-        step = policy.next_step(
-            counted,
-            retry_after=answer.retry_after,
-            elapsed=elapsed,
-            jitter=clock.jitter,
-            counts=counts,
-            backoff=rejection in (None, Rejection.ALONE),
+        self._counted += [verdict] if counts else []
+        step = self._policy.next_step(
+            self._counted, self._clock, retry_after=failure.retry_after, elapsed=elapsed, rejection=rejection
         )
         log.log(
             logging.WARNING if counts else logging.DEBUG,
             "%s: attempt %d failed (%s; outcome: %s): %s; %s",
-            name,
-            number,
-            f"HTTP {answer.status_code}" if answer.status_code else "no answer",
-            outcome,
-            answer.message,
+            self._name,
+            self.count,
+            f"HTTP {failure.status_code}" if failure.status_code else "no answer",
+            verdict.error.outcome,
+            failure.message,
             step,
         )
-        asked_to_wait = answer.retry_after is not None and answer.verdict.again is not Again.NEVER
-        everybody = rejection is not None or asked_to_wait
+        final = verdict.again is Again.NEVER
+        everybody = rejection is not None or (failure.retry_after is not None and not final)
         if everybody:
-            turn.hold(step.pause)
+            self._turn.hold(step.pause)
         if step.wait is None:
-            why = None if answer.verdict.again is Again.NEVER else step.why
-            raise failed(answer, earlier, elapsed, not_resent=why)
-        try:
-            if not everybody:
-                turn.sleep(step.wait)
-            turn.take()
-            _check_time(policy, clock.monotonic() - started)
-            _ask(guard, number + 1)
-            following = send(number + 1)
-        except StopSending as stop:
-            raise failed(answer, earlier, clock.monotonic() - started, not_resent=str(stop)) from None
-        earlier += (outcome,)
-        answer = following
-    turn.answered()
-    log.info("%s: attempt %d was answered after %.1f s", name, len(earlier) + 1, clock.monotonic() - started)
-    return Answered(answer, earlier, started)
+            raise self.error(failure, None if final else step.why)
+        return 0.0 if everybody else step.wait
 
-
-def _ask(guard: Guard, number: int) -> None:
-    guard.stop.check()  # first: what a guard admits it takes for sent
-    guard.admit(number)
-
-
-def _check_time(policy: RetryPolicy, elapsed: float) -> None:
-    late = policy.too_late(elapsed)
-    if late:
-        raise StopSending(late)
-
-
-def failed(
-    failure: Failure, earlier: tuple[Outcome, ...], elapsed: float, not_resent: str | None = None
-) -> TTAPIError:
-    """The error that a request's last failure ends in."""
-    cls = failure.verdict.error
-    return cls(
-        failure.message,
-        status_code=failure.status_code,
-        request_id=failure.request_id,
-        outcome=max((*earlier, cls.outcome), key=_BY_DOUBT.index),
-        attempts=len(earlier) + 1,
-        elapsed=elapsed,
-        retry_after=failure.retry_after,
-        not_resent=not_resent,
-    )
+    def error(self, failure: Failure, not_resent: str | None = None) -> TTAPIError:
+        """Return the error that the request ends in."""
+        cls = failure.verdict.error
+        return cls(
+            failure.message,
+            status_code=failure.status_code,
+            request_id=failure.request_id,
+            outcome=max((*self.earlier, cls.outcome), key=_BY_DOUBT.index),
+            attempts=self.count,
+            elapsed=self.elapsed,
+            retry_after=failure.retry_after,
+            not_resent=not_resent,
+        )

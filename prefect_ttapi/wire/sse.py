@@ -18,8 +18,11 @@ _LONGEST_FIELD: Final = 1024  # bytes of a line other than data that are looked 
 
 @dataclass(frozen=True)
 class EventEnd:
-    """The pieces since the last one are one event's data; `name` is its `event` field, empty if it had
-    none."""
+    """The end of an event, whose data are the pieces since the last one.
+
+    Attributes:
+        name: its `event` field, empty where it had none.
+    """
 
     name: str
 
@@ -72,7 +75,7 @@ class EventStream:
             yield EventEnd(self._name)
 
     def _take(self, piece: bytes) -> Iterator[bytes]:
-        """A piece of a line: on to whoever reads, if the line is known to be data."""
+        """Hand on a piece of a line, once the line is known to be data."""
         if not self._in_data:
             self._line += piece
             if self._first_line and len(self._line) >= len(_BOM):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -14,20 +14,12 @@ import httpx
 from pydantic import SecretStr
 
 from prefect_ttapi.origins import is_loopback
-from prefect_ttapi.wire.bodies import BodyEndsEarly, BodyError, decoded
-from prefect_ttapi.wire.clock import Clock
-from prefect_ttapi.wire.outcomes import (
-    BREAKS,
-    MODERATED,
-    UNUSABLE,
-    Break,
-    Verdict,
-    judge_status,
-    read_retry_after,
-)
-from prefect_ttapi.wire.payload import is_moderation, read_error
+from prefect_ttapi.wire.json_stream import DecodingError, EarlyEnd
+from prefect_ttapi.wire.limiter import Clock
+from prefect_ttapi.wire.outcomes import BREAKS, UNUSABLE, Break, BrokenOff, Failure, judge, read_retry_after
+from prefect_ttapi.wire.payload import UnusableAnswer, read_error
 from prefect_ttapi.wire.redaction import Redactor, quiet
-from prefect_ttapi.wire.retries import Failure, Guard
+from prefect_ttapi.wire.retries import Guard
 
 PATH: Final = "/v1/images/generations"
 
@@ -51,15 +43,16 @@ _BREAKS: Final[Mapping[type[Exception], Break]] = {
     httpx.ReadTimeout: Break.SILENT,
 }
 
+#: Events of httpcore's trace, without their protocol ("http11."), that tell that a request is about to be written,
+#: and that it was certainly not written in full. httpx documents their names ("Extensions", "trace"), and that they
+#: may change with httpcore's version: what has another name counts as written.
+WRITING: Final = "send_request_headers.started"
+UNWRITTEN: Final = frozenset({"send_request_headers.failed", "send_request_body.failed"})
+
 _REQUEST_IDS: Final = ("x-request-id", "request-id", "x-amzn-requestid", "cf-ray")
 
-
-class Broken(Exception):  # noqa: N818 - raised to be turned into a Failure
-    """The answer broke off while it was read."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+#: What may be wrong with the body of an answer that came.
+UNREADABLE: Final = (BrokenOff, DecodingError, UnusableAnswer, OSError)
 
 
 class Sending:
@@ -78,11 +71,11 @@ class Sending:
 
     def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         phase = event.partition(".")[2]
-        if phase == "send_request_headers.started":  # a proxy is asked for the way first
+        if phase == WRITING:  # a proxy is asked for the way first
             self.unwritten = getattr(info.get("request"), "method", b"") == b"CONNECT"
             if not self.unwritten:
                 self._guard.confirm()
-        elif phase in ("send_request_headers.failed", "send_request_body.failed"):
+        elif phase in UNWRITTEN:
             self.unwritten = True
 
 
@@ -101,70 +94,51 @@ def _stop_redirects(response: httpx.Response) -> None:
 class Opened:
     """A 2xx of which the headers have arrived. Close it."""
 
-    def __init__(self, response: httpx.Response, exchange: Exchange) -> None:
+    def __init__(self, response: httpx.Response, request_id: str | None, redactor: Redactor) -> None:
         self._response = response
-        self._exchange = exchange
-        self.status_code = response.status_code
-        self.request_id = exchange.request_id(response)
+        self._redactor = redactor
+        self.request_id = request_id
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        # without a length, only the body itself can tell whether it is all there
-        self._ends_with_connection = response.status_code != 204 and not (
-            {"content-length", "transfer-encoding"} & response.headers.keys()
-        )
-        self._body = self._decoded()
 
     def chunks(self) -> Iterator[bytes]:
-        """The body's bytes as they arrive.
+        """Yield the body's bytes as they arrive.
 
         Raises:
-            Broken: the body did not arrive in full, or can't be decompressed.
+            BrokenOff: the body did not arrive in full.
+            DecodingError: it can't be decompressed.
         """
-        return self._body
-
-    def peek(self) -> bytes:
-        """The first piece of the body, which `chunks` gives all the same; empty where there is none.
-
-        Raises:
-            Broken: as for `chunks`.
-        """
-        first = next(self._body, b"")
-        self._body = chain([first], self._body)
-        return first
-
-    def _decoded(self) -> Iterator[bytes]:
-        failure = None
-        try:
-            yield from decoded(self._raw(), self._response.headers.get("content-encoding", ""))
-        except BodyEndsEarly as error:
-            failure = self.ends_early(str(error))
-        except BodyError as error:
-            failure = self.failure(UNUSABLE, str(error))
-        if failure:
-            raise Broken(failure)
-
-    def ends_early(self, message: str) -> Failure:
-        """A body that came in full by its length, yet is only the beginning of an answer, or was cut."""
-        return self.failure(BREAKS[Break.CUT] if self._ends_with_connection else UNUSABLE, message)
+        return decoded(self._raw(), self._response.headers.get("content-encoding", ""))
 
     def _raw(self) -> Iterator[bytes]:
         raw = self._response.iter_raw()
         while True:
-            failure = None
             with quiet():
                 try:
                     chunk = next(raw, None)
-                except httpx.TransportError as error:
-                    broke = Break.SILENT if isinstance(error, httpx.TimeoutException) else Break.CUT
-                    failure = self.failure(BREAKS[broke], broke)
-            if failure:
-                raise Broken(failure)
+                except httpx.TimeoutException:
+                    raise BrokenOff(Break.SILENT) from None
+                except httpx.TransportError:
+                    raise BrokenOff(Break.CUT) from None
             if chunk is None:
                 return
             yield chunk
 
-    def failure(self, verdict: Verdict, message: str) -> Failure:
-        """This answer as a failure."""
-        return Failure(verdict, self._exchange.clean(message), self.status_code, self.request_id)
+    def failure(self, error: Exception) -> Failure:
+        """Return this answer as a failure, because of `error`, which is one of `UNREADABLE`."""
+        verdict, message = UNUSABLE, str(error)
+        if isinstance(error, BrokenOff):
+            verdict = BREAKS[error.broke]
+        elif isinstance(error, EarlyEnd) and self._ends_with_connection:
+            verdict = BREAKS[Break.CUT]
+        elif isinstance(error, OSError):
+            message = f"the answer could not be kept in a temporary file: {error.strerror}"
+        return Failure(verdict, self._redactor.clean(message), self._response.status_code, self.request_id)
+
+    @property
+    def _ends_with_connection(self) -> bool:
+        """Tell whether only the body itself can tell if it is all there, as it has no length."""
+        lengths = {"content-length", "transfer-encoding"}
+        return self._response.status_code != 204 and not lengths & self._response.headers.keys()
 
     def close(self) -> None:
         """Give the connection back, or close it where the body was not read to its end."""
@@ -172,7 +146,7 @@ class Opened:
             self._response.close()
 
 
-class Exchange:
+class Transport:
     """Sends requests to one address; thread-safe."""
 
     def __init__(
@@ -187,7 +161,7 @@ class Exchange:
     ) -> None:
         self._url = base_url + PATH
         self._api_key = api_key
-        self.clean = redactor.clean
+        self._redactor = redactor
         self._clock = clock
         make_client = partial(
             httpx.Client,
@@ -210,7 +184,7 @@ class Exchange:
             self._http.close()
             self._fresh.close()
 
-    def open(self, body: Mapping[str, Any], accept: str, guard: Guard, number: int) -> Opened | Failure:
+    def open(self, body: Mapping[str, Any], guard: Guard, number: int) -> Opened | Failure:
         """Send `body`, for the `number`-th time, and wait for the headers of the answer."""
         sending = Sending(guard)
         http = self._http if number == 1 else self._fresh
@@ -218,7 +192,10 @@ class Exchange:
             "POST",
             self._url,
             json=body,
-            headers={"Accept": accept, "TT-API-KEY": self._api_key.get_secret_value()},
+            headers={
+                "Accept": "text/event-stream" if body.get("stream") else "application/json",
+                "TT-API-KEY": self._api_key.get_secret_value(),
+            },
             extensions={"trace": sending},
         )
         with quiet():
@@ -229,7 +206,7 @@ class Exchange:
             except httpx.TransportError as error:
                 return self._broken(error, sending)
         if response.is_success:
-            return Opened(response, self)
+            return Opened(response, self._request_id(response), self._redactor)
         with quiet():
             return self._refused(response)
 
@@ -239,21 +216,19 @@ class Exchange:
             broke = Break.SENDING
         # the operating system's words; those about a broken protocol quote the server's bytes
         spoken = isinstance(error, httpx.NetworkError | httpx.TimeoutException) and str(error)
-        return Failure(BREAKS[broke], self.clean(f"{broke}: {spoken or type(error).__name__}"))
+        return Failure(BREAKS[broke], self._redactor.clean(f"{broke}: {spoken or type(error).__name__}"))
 
     def _redirected(self, response: httpx.Response) -> Failure:
-        status = response.status_code
         what = "the API answered with a redirect, which is never followed: the key is for base_url only"
-        return Failure(judge_status(status), what, status, self.request_id(response))
+        return Failure(judge(response.status_code), what, response.status_code, self._request_id(response))
 
     def _refused(self, response: httpx.Response) -> Failure:
         error = read_error(self._error_body(response), response.headers.get("content-type"))
-        verdict = judge_status(response.status_code)
         return Failure(
-            MODERATED if response.status_code == 400 and is_moderation(error) else verdict,
-            self.clean(error.message),
+            judge(response.status_code, error),
+            self._redactor.clean(error.message),
             response.status_code,
-            self.request_id(response),
+            self._request_id(response),
             read_retry_after(response.headers, self._clock.now()),
         )
 
@@ -269,13 +244,58 @@ class Exchange:
                 body += chunk
                 if len(body) > _ERROR_BODY_BYTES or self._clock.monotonic() > deadline:
                     break
-        except (httpx.TransportError, BodyError):
+        except (httpx.TransportError, DecodingError):
             pass  # the status says what matters
         finally:
             response.close()
         return body
 
-    def request_id(self, response: httpx.Response) -> str | None:
-        """The API's id of the call, where it sent one."""
+    def _request_id(self, response: httpx.Response) -> str | None:
+        """Return the API's id of the call, where it sent one."""
         found = (response.headers.get(name) for name in _REQUEST_IDS)
-        return next((self.clean(request_id)[:100] for request_id in found if request_id), None)
+        return next((self._redactor.clean(text)[:100] for text in found if text), None)
+
+
+#: zlib's window argument: 15 bits, with a gzip header, or with the zlib header that "deflate" means.
+_WINDOWS: Final[Mapping[str, int]] = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_PIECE: Final = 64 * 1024
+
+
+def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """Yield a body's own bytes, from `chunks` as they come from the network.
+
+    Identity is what we ask for; gzip and deflate are undone all the same, a little at a time, so that a small
+    body can't fill the memory.
+
+    Raises:
+        DecodingError: another encoding, or damaged data.
+        EarlyEnd: the data is incomplete.
+    """
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        yield from chunks
+        return
+    if encoding not in _WINDOWS:
+        raise DecodingError("the body has a Content-Encoding that was not asked for")
+    inflate = zlib.decompressobj(_WINDOWS[encoding])
+    for chunk in chunks:
+        rest = chunk
+        while rest:
+            if inflate.eof:  # gzip files may follow one another
+                inflate = zlib.decompressobj(_WINDOWS[encoding])
+            more = True
+            while more and not inflate.eof:
+                piece = _inflate(inflate, rest)
+                rest = inflate.unconsumed_tail
+                more = len(piece) == _PIECE
+                yield piece
+            rest = inflate.unused_data
+    if not inflate.eof:
+        raise EarlyEnd("the compressed body ends early")
+
+
+def _inflate(inflate: zlib._Decompress, data: bytes) -> bytes:
+    try:
+        return inflate.decompress(data, _PIECE)
+    except zlib.error:
+        raise DecodingError("the compressed body is damaged") from None

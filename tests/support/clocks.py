@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from prefect_ttapi.stopping import Stop
-from prefect_ttapi.wire.clock import Clock
+from prefect_ttapi.wire.limiter import Clock
 
 
 class StoppedClock(Clock):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import httpcore
 import pytest
@@ -12,11 +12,15 @@ import pytest
 from prefect_ttapi.wire.addresses import (
     ANYWHERE,
     PUBLIC,
+    Address,
     AddressRefused,
     CheckedBackend,
+    Deadline,
+    Reach,
     is_public,
     reach_from,
 )
+from prefect_ttapi.wire.limiter import Clock
 
 PUBLIC_ONES = [
     "8.8.8.8",
@@ -76,69 +80,80 @@ def listener() -> Iterator[socket.socket]:
         yield sock
 
 
-def resolving(*answers: list[str]) -> tuple[list[str], object]:
-    """A resolver that gives one answer after the other, and a list of the names it was asked for."""
-    asked: list[str] = []
+class Names(Reach):
+    """Resolves every name to one answer after the other, and allows public addresses, or those given.
 
-    def resolve(host: str, port: int, **_: object) -> list[object]:
-        asked.append(host)
-        found = answers[min(len(asked), len(answers)) - 1]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+    Attributes:
+        asked: the names that were resolved.
+        tried: the addresses that were checked.
+    """
 
-    return asked, resolve
+    def __init__(self, *answers: list[str], allowed: Collection[str] | None = None) -> None:
+        self.asked: list[str] = []
+        self.tried: list[str] = []
+        self._answers = answers
+        self._allowed = allowed
+
+    def allows(self, address: Address) -> bool:
+        self.tried.append(str(address))
+        return is_public(address) if self._allowed is None else str(address) in self._allowed
+
+    def resolve(self, host: str) -> list[str]:
+        self.asked.append(host)
+        return self._answers[min(len(self.asked), len(self._answers)) - 1]
+
+
+def backend(reach: Reach) -> CheckedBackend:
+    deadline = Deadline(Clock())
+    deadline.at = Clock().monotonic() + 60
+    return CheckedBackend(reach, deadline)
 
 
 @pytest.mark.parametrize("address", [*OTHERS, "no address"])
 def test_a_name_that_leads_elsewhere_is_refused(address: str) -> None:
     """The check is made on what the name resolves to, before anything is connected to."""
-    _, resolve = resolving([address])
     with pytest.raises(AddressRefused):
-        CheckedBackend(is_public, resolve).connect_tcp("innocent.example", 443, timeout=1)
+        backend(Names([address])).connect_tcp("innocent.example", 443, timeout=1)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "::1", "0"])
 def test_every_way_to_write_this_machine_is_refused(host: str) -> None:
     """Numbers, short forms and names: the resolver's answer counts, not how it was written."""
     with pytest.raises((AddressRefused, httpcore.ConnectError)):
-        CheckedBackend(is_public).connect_tcp(host, 443, timeout=1)
+        backend(PUBLIC).connect_tcp(host, 443, timeout=1)
 
 
 def test_the_checked_address_is_the_one_connected_to(listener: socket.socket) -> None:
     """A name is resolved once: what it shows a second time (DNS rebinding) is never asked for."""
     port = listener.getsockname()[1]
-    asked, resolve = resolving(["127.0.0.1"], ["127.0.0.9"])
-    backend = CheckedBackend(lambda address: str(address) == "127.0.0.1", resolve)
-    stream = backend.connect_tcp("images.example", port, timeout=5)
+    names = Names(["127.0.0.1"], ["127.0.0.9"], allowed=["127.0.0.1"])
+    checked = backend(names)
+    stream = checked.connect_tcp("images.example", port, timeout=5)
     assert stream.get_extra_info("server_addr") == ("127.0.0.1", port)
     stream.close()
-    assert asked == ["images.example"]
+    assert names.asked == ["images.example"]
     with pytest.raises(AddressRefused):
-        backend.connect_tcp("images.example", port, timeout=5)
+        checked.connect_tcp("images.example", port, timeout=5)
 
 
 def test_forbidden_addresses_are_passed_over(listener: socket.socket) -> None:
     """Of several addresses only allowed ones are tried, the next one where one does not answer."""
     port = listener.getsockname()[1]
-    _, resolve = resolving(["127.0.0.9", "127.0.0.2", "127.0.0.1"])
-    tried: list[str] = []
-
-    def allows(address: object) -> bool:
-        tried.append(str(address))
-        return str(address) != "127.0.0.9"
-
-    stream = CheckedBackend(allows, resolve).connect_tcp("images.example", port, timeout=5)
+    names = Names(["127.0.0.9", "127.0.0.2", "127.0.0.1"], allowed=["127.0.0.2", "127.0.0.1"])
+    stream = backend(names).connect_tcp("images.example", port, timeout=5)
     assert stream.get_extra_info("server_addr") == ("127.0.0.1", port)
     stream.close()
-    assert tried == ["127.0.0.9", "127.0.0.2", "127.0.0.1"]
+    assert names.tried == ["127.0.0.9", "127.0.0.2", "127.0.0.1"]
 
 
 def test_names_that_do_not_resolve() -> None:
     """An unknown or impossible name is a failed connection, which is tried again."""
 
-    def resolve(*_: object, **__: object) -> list[object]:
-        raise socket.gaierror(-2, "Name or service not known")
+    class Unknown(Reach):
+        def resolve(self, host: str) -> list[str]:
+            raise socket.gaierror(-2, f"{host}: name or service not known")
 
     with pytest.raises(httpcore.ConnectError, match="could not be resolved"):
-        CheckedBackend(is_public, resolve).connect_tcp("nowhere.example", 443)
+        backend(Unknown()).connect_tcp("nowhere.example", 443)
     with pytest.raises(httpcore.ConnectError, match="could not be resolved"):
-        CheckedBackend(is_public).connect_tcp("a" * 70 + ".example", 443)
+        backend(PUBLIC).connect_tcp("a" * 70 + ".example", 443)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from prefect_ttapi.wire.addresses import Reach
+from prefect_ttapi.wire.addresses import Address, Reach
 from prefect_ttapi.wire.downloads import DELAYS, Downloader
 from tests.support.clocks import StoppedClock
 from tests.support.downloading import IMAGE, fetch, redirect, refused
@@ -21,7 +19,6 @@ from tests.support.tls import Identity, identity
 FIRST = 1 + len(DELAYS)
 
 NAME = "images.example"
-Resolve = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +35,14 @@ def secure(tls: Identity) -> Iterator[HostileServer]:
 def only(allowed: str, tls: Identity, stopped: StoppedClock, names: dict[str, str]) -> Downloader:
     """A downloader for https that may reach one address only; names resolve as given."""
 
-    def resolve(host: str, port: int, **_: object) -> list[Any]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (names[host], port))]
+    class Only(Reach):
+        def allows(self, address: Address) -> bool:
+            return str(address) == allowed
 
-    reach = Reach(("https",), lambda address: str(address) == allowed)
-    return Downloader(reach=reach, ssl_context=tls.client, clock=stopped, resolve=resolve)
+        def resolve(self, host: str) -> list[str]:
+            return [names[host]]
+
+    return Downloader(reach=Only(), ssl_context=tls.client, clock=stopped)
 
 
 def test_name_and_certificate_stay_those_of_the_url(

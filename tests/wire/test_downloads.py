@@ -8,7 +8,6 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -248,10 +247,11 @@ def test_what_is_no_url(downloader: Downloader, url: str) -> None:
 def test_no_text_is_more_than_a_failed_download(text: str, start: str) -> None:
     """Whatever stands in the place of a URL, the error is a DownloadError."""
 
-    def resolve(*_: object, **__: object) -> list[Any]:
-        raise socket.gaierror(-2, "Name or service not known")
+    class Unknown(type(ANYWHERE)):
+        def resolve(self, host: str) -> list[str]:
+            raise socket.gaierror(-2, f"{host}: name or service not known")
 
-    downloader = Downloader(reach=ANYWHERE, clock=StoppedClock(), ssl_context=NO_TLS, resolve=resolve)
+    downloader = Downloader(reach=Unknown(), clock=StoppedClock(), ssl_context=NO_TLS)
     with pytest.raises(DownloadError):
         fetch(downloader, start + text)
 

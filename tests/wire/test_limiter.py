@@ -1,4 +1,4 @@
-"""One request that was too many slows the others down, and they are back at full speed when there is room again."""
+"""One request that was too many slows the others down, until there is room again; a rate spaces them evenly."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.limiter import Pace, Rejection, Window
-from prefect_ttapi.wire.outcomes import STATUSES, RetryPolicy
-from prefect_ttapi.wire.retries import Answered, Failure, Guard, attempt
+from prefect_ttapi.wire.limiter import Pace, RateLimit, Rejection, Window
+from prefect_ttapi.wire.outcomes import STATUSES, Failure
+from prefect_ttapi.wire.retries import Attempts, Guard, RetryPolicy
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import HostileServer, answer, answered, png
 
@@ -173,7 +173,7 @@ def test_the_company_of_a_rejected_request_has_its_attempts_left(
 
         policy = RetryPolicy(max_attempts=2)
         with pytest.raises(RateLimitError, match="max_attempts") as caught:
-            attempt(send, name="x", policy=policy, clock=stopped, turn=second, guard=Guard())
+            Attempts("x", policy, stopped, second, Guard()).run(send)
     assert (sent, caught.value.attempts) == ([1, 2, 3], 3)
 
 
@@ -199,7 +199,7 @@ def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stopped: StoppedCloc
         return send(number)
 
     with limited.turn(guard.stop) as turn, pytest.raises(RateLimitError) as caught:
-        attempt(send_and_stop, name="x", policy=RetryPolicy(), clock=stopped, turn=turn, guard=guard)
+        Attempts("x", RetryPolicy(), stopped, turn, guard).run(send_and_stop)
     assert "not sent again: the batch was cancelled" in str(caught.value)
     assert (sent, caught.value.attempts, caught.value.outcome) == ([1], 1, Outcome.REJECTED)
 
@@ -208,10 +208,8 @@ def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stopped: StoppedCloc
     with limited.turn(guard.stop) as turn, pytest.raises(StopSending):
         turn.take()
     with limited.turn(Stop()) as turn:  # nobody's place was lost
-        answered: Answered[str] = attempt(
-            lambda _: "yes", name="x", policy=RetryPolicy(), clock=stopped, turn=turn, guard=Guard()
-        )
-    assert answered.answer == "yes"
+        answered = Attempts("x", RetryPolicy(), stopped, turn, Guard()).run(lambda _: "yes")
+    assert answered == "yes"
 
 
 @pytest.mark.parametrize("behaviour", [SLOW_DOWN, answer(503, b"", {"Retry-After": "3"})])
@@ -269,3 +267,50 @@ def test_a_crowd_finds_the_pace_that_the_server_allows(
         told = [record.message for record in caplog.records if record.name.endswith("limiter")]
         assert 1 <= len(told) <= 10
         assert told[0].startswith("the API takes no more for now: at most ")
+
+
+def test_starts_are_evenly_spaced() -> None:
+    """The first at once, each further one after its share of the minute; idle time is not saved up for a burst."""
+    clock = StoppedClock()
+    rate = RateLimit(30, clock=clock)
+    times = []
+    for idle in (0, 0, 0.5, 9, 0):
+        clock.sleep(idle)
+        rate.wait(Stop())
+        times.append(round(clock.monotonic(), 6))
+    assert times == [0, 2, 4, 13, 15]
+
+
+def test_the_first_may_have_to_wait_too() -> None:
+    """Where somebody else may just have sent, the first caller waits for its share of the minute."""
+    clock = StoppedClock()
+    before = clock.monotonic()
+    RateLimit(30, at_once=False, clock=clock).wait(Stop())
+    assert clock.monotonic() - before == pytest.approx(2)
+
+
+def test_threads_share_the_rate() -> None:
+    """Forty callers at 60 a minute: the last one is let through after 39 seconds."""
+    clock = StoppedClock()
+    rate = RateLimit(60, clock=clock)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: rate.wait(Stop()), range(40)))
+    assert clock.monotonic() >= 39
+
+
+def test_who_stops_does_not_wait() -> None:
+    """A wait of an hour ends when the batch is stopped."""
+    rate, stop = RateLimit(1 / 60), SeenStop()
+    rate.wait(stop)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(rate.wait, stop)
+        assert stop.seen.wait(10)
+        stop.set("the batch was cancelled")
+        assert isinstance(waiting.exception(10), StopSending)
+
+
+@pytest.mark.parametrize("per_minute", [0, -1, float("inf"), float("nan")])
+def test_a_rate_is_a_number_above_zero(per_minute: float) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="above 0"):
+        RateLimit(per_minute)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import random
 from email.utils import formatdate
 from pathlib import Path
 
@@ -13,35 +12,18 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.errors import Outcome
 from prefect_ttapi.wire import events, outcomes, retries, sse
-from prefect_ttapi.wire.clock import Clock
 from prefect_ttapi.wire.outcomes import (
     ABSURD_SECONDS,
     BREAKS,
-    MODERATED,
-    NEVER_DELIVERED,
-    STATUSES,
-    UNKNOWN,
-    UNUSABLE,
     Again,
     Break,
-    RetryPolicy,
-    Step,
-    Verdict,
-    judge_status,
+    is_moderation,
+    judge,
     read_retry_after,
 )
+from prefect_ttapi.wire.payload import ErrorBody
 
 NOW = 1_700_000_000.0
-VERDICTS = sorted(
-    {*STATUSES.values(), *BREAKS.values(), UNUSABLE, MODERATED, judge_status(400), judge_status(599)},
-    key=repr,
-)
-
-
-def step(*past: Verdict, retry_after: float | None = None, elapsed: float = 0.0, **policy: object) -> Step:
-    return RetryPolicy(**policy).next_step(
-        past, retry_after=retry_after, elapsed=elapsed, jitter=lambda most: most
-    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +56,7 @@ def step(*past: Verdict, retry_after: float | None = None, elapsed: float = 0.0,
 )
 def test_each_status_has_its_error_and_its_rule(status: int, error: str, again: Again) -> None:
     """The table of statuses is the vendor's, and what is in no table is never sent again."""
-    verdict = judge_status(status)
+    verdict = judge(status)
     assert (verdict.error.__name__, verdict.again) == (error, again)
 
 
@@ -91,113 +73,6 @@ def test_each_status_has_its_error_and_its_rule(status: int, error: str, again: 
 def test_only_what_was_not_written_in_full_was_never_delivered(broke: Break, outcome: Outcome) -> None:
     """A connection that breaks after the request was written leaves its outcome unknown."""
     assert BREAKS[broke].error.outcome is outcome
-
-
-@pytest.mark.parametrize(
-    ("verdict", "sends", "opted_in"),
-    [
-        (NEVER_DELIVERED, 4, 4),
-        (judge_status(429), 4, 4),
-        (judge_status(499), 4, 4),
-        (judge_status(503), 3, 3),
-        (UNKNOWN, 1, 4),
-        (judge_status(501), 1, 1),
-        (UNUSABLE, 1, 1),
-        (judge_status(400), 1, 1),
-    ],
-)
-def test_how_often_a_request_is_sent_that_always_fails_alike(
-    verdict: Verdict, sends: int, opted_in: int
-) -> None:
-    """`max_attempts` sends, but three in all for server faults, and one for what may be paid."""
-
-    def count(**policy: object) -> int:
-        past = [verdict]
-        while step(*past, **policy).wait is not None:
-            past.append(verdict)
-        return len(past)
-
-    assert (count(), count(retry_unknown_outcome=True)) == (sends, opted_in)
-    assert count(max_attempts=1, retry_unknown_outcome=True) == 1
-    assert count(max_attempts=10) == {4: 10}.get(sends, sends)
-
-
-@given(st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=12), st.integers(1, 12))
-def test_no_history_makes_an_unknown_outcome_be_sent_again(past: list[Verdict], most: int) -> None:
-    """By default nothing is sent again after an unknown outcome, whatever happened before it."""
-    decided = step(*past, max_attempts=most)
-    if past[-1].again in (Again.OPTED_IN, Again.NEVER):
-        assert decided.wait is None
-    if len(past) >= most:
-        assert decided.wait is None
-
-
-def test_server_faults_count_together() -> None:
-    """Three server faults end it, also where other failures stood between them."""
-    fault, full = judge_status(502), judge_status(499)
-    assert step(fault, full, fault, max_attempts=9).wait is not None
-    assert step(fault, full, fault, judge_status(500), max_attempts=9).wait is None
-
-
-def test_the_wait_doubles_up_to_its_ceiling_and_is_jittered_from_zero() -> None:
-    """Full jitter: between nothing and 1, 2, 4, ... seconds, never more than 30."""
-    full = judge_status(429)
-    waits = [step(*[full] * sends, max_attempts=100).wait for sends in range(1, 9)]
-    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
-    assert step(*[full] * 99, max_attempts=100).wait == 30
-    chance = random.Random(7)  # noqa: S311
-    draws = [
-        RetryPolicy()
-        .next_step([full, full], retry_after=None, elapsed=0, jitter=lambda m: chance.uniform(0, m))
-        .wait
-        for _ in range(500)
-    ]
-    assert min(draws) < 0.1
-    assert max(draws) > 1.9
-
-
-def test_jitter_by_default_is_between_nothing_and_all() -> None:
-    """The clock that is used outside tests draws from the whole range."""
-    draws = [Clock().jitter(3.0) for _ in range(500)]
-    assert 0 <= min(draws) < 0.3
-    assert 2.7 < max(draws) <= 3
-
-
-def test_retry_after_is_a_lower_bound_up_to_the_ceiling() -> None:
-    """What the API asks for is waited for; more than the ceiling ends the request and says so."""
-    full = judge_status(429)
-    assert step(full, retry_after=120.0).wait == 121
-    decided = step(full, retry_after=121.0)
-    assert decided.wait is None
-    assert decided.why == "the API asks to wait 121 s, which is more than retry_after_ceiling (120 s)"
-    assert step(full, retry_after=121.0, retry_after_ceiling=500).wait == 122
-    assert step(UNKNOWN, retry_after=1.0).wait is None
-
-
-def test_no_send_begins_after_the_total_timeout() -> None:
-    """The budget covers the wait, too: waiting in order to give up would be in vain."""
-    full = judge_status(429)
-    assert step(full, elapsed=8.9, total_timeout=10).wait == 1
-    decided = step(full, elapsed=9.0, total_timeout=10)
-    assert str(decided) == "not sent again: total_timeout (10 s) would be over"
-    assert step(full, elapsed=1e9).wait == 1
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        {"max_attempts": 0},
-        {"retry_after_ceiling": -1},
-        {"retry_after_ceiling": float("nan")},
-        {"total_timeout": float("inf")},
-        {"total_timeout": -0.1},
-        {"backoff": float("nan")},
-    ],
-)
-def test_a_policy_without_sense_is_refused(policy: dict[str, float]) -> None:
-    """Numbers that would make every comparison false, or no send at all, are errors."""
-    with pytest.raises(ValueError, match=next(iter(policy))):
-        RetryPolicy(**policy)
 
 
 RETRY_AFTER = {
@@ -253,6 +128,48 @@ def test_no_header_breaks_the_reader(retry_after: str, date: str) -> None:
     """Whatever a server sends is a sensible wait, or none."""
     wait = read_retry_after({"retry-after": retry_after, "retry-after-ms": date, "date": date}, NOW)
     assert wait is None or 0 <= wait <= ABSURD_SECONDS
+
+
+REFUSED_PROMPTS = [
+    ErrorBody(
+        "Your request was rejected by the safety system.", "image_generation_user_error", "moderation_blocked"
+    ),
+    ErrorBody("rejected", "invalid_request_error", "content_policy_violation"),
+    ErrorBody("filtered", None, "content_filter", "prompt"),
+    ErrorBody("no", None, "Content_Policy_Violation"),
+    ErrorBody("no", "sensitive_words_detected", None),
+    ErrorBody("Your request was rejected as a result of our safety system. Your prompt may contain text ..."),
+    ErrorBody("If you believe this is an error, contact us. safety_violations=[sexual]."),
+    ErrorBody("Your request was blocked by our moderation system."),
+    ErrorBody(
+        "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
+    ),
+    ErrorBody("This request has been blocked by our content policy"),
+    ErrorBody('upstream error: {"error": {"code": "moderation_blocked"}}'),
+    ErrorBody("user sensitive words detected"),
+    ErrorBody("Your request was rejected by content moderation."),
+]
+OTHER_ERRORS = [
+    ErrorBody("Unknown parameter: 'moderation'.", "invalid_request_error", "unknown_parameter", "moderation"),
+    ErrorBody(
+        "Invalid value: 'x'. Supported values are: 'low' and 'auto'.", None, "invalid_value", "moderation"
+    ),
+    ErrorBody("Invalid size.", "image_generation_user_error", "invalid_size", "size"),
+    ErrorBody("billing hard limit has been reached", None, "billing_hard_limit_reached"),
+    ErrorBody("no message"),
+]
+
+
+@pytest.mark.parametrize("error", REFUSED_PROMPTS, ids=lambda error: error.message[:30])
+def test_refused_prompts_are_told(error: ErrorBody) -> None:
+    """What OpenAI, Azure and relays send for a refused prompt is told by code, type or words."""
+    assert is_moderation(error)
+
+
+@pytest.mark.parametrize("error", OTHER_ERRORS, ids=lambda error: error.message[:30])
+def test_other_errors_are_not_refused_prompts(error: ErrorBody) -> None:
+    """Other errors are not taken for it, also those about the field named moderation."""
+    assert not is_moderation(error)
 
 
 @pytest.mark.parametrize("module", [outcomes, retries, sse, events], ids=lambda module: module.__name__)

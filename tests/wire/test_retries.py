@@ -22,7 +22,19 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.retries import Guard
+from prefect_ttapi.wire.limiter import Clock
+from prefect_ttapi.wire.outcomes import (
+    BREAKS,
+    MODERATED,
+    NEVER_DELIVERED,
+    STATUSES,
+    UNKNOWN,
+    UNUSABLE,
+    Again,
+    Verdict,
+    judge,
+)
+from prefect_ttapi.wire.retries import Guard, RetryPolicy, Step
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     HostileServer,
@@ -232,3 +244,116 @@ def test_no_sequence_of_answers_has_an_uncertain_request_sent_again(
     assert not any(name in UNCERTAIN for name in came[: len(server.requests) - 1])
     assert sum(name in ("500", "502", "503") for name in came) <= 3
     assert len(server.requests) <= most
+
+
+VERDICTS = sorted(
+    {*STATUSES.values(), *BREAKS.values(), UNUSABLE, MODERATED, judge(400), judge(599)},
+    key=repr,
+)
+
+
+def step(*past: Verdict, retry_after: float | None = None, elapsed: float = 0.0, **policy: object) -> Step:
+    return RetryPolicy(**policy).next_step(past, StoppedClock(), retry_after=retry_after, elapsed=elapsed)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "sends", "opted_in"),
+    [
+        (NEVER_DELIVERED, 4, 4),
+        (judge(429), 4, 4),
+        (judge(499), 4, 4),
+        (judge(503), 3, 3),
+        (UNKNOWN, 1, 4),
+        (judge(501), 1, 1),
+        (UNUSABLE, 1, 1),
+        (judge(400), 1, 1),
+    ],
+)
+def test_how_often_a_request_is_sent_that_always_fails_alike(
+    verdict: Verdict, sends: int, opted_in: int
+) -> None:
+    """`max_attempts` sends, but three in all for server faults, and one for what may be paid."""
+
+    def count(**policy: object) -> int:
+        past = [verdict]
+        while step(*past, **policy).wait is not None:
+            past.append(verdict)
+        return len(past)
+
+    assert (count(), count(retry_unknown_outcome=True)) == (sends, opted_in)
+    assert count(max_attempts=1, retry_unknown_outcome=True) == 1
+    assert count(max_attempts=10) == {4: 10}.get(sends, sends)
+
+
+@given(st.lists(st.sampled_from(VERDICTS), min_size=1, max_size=12), st.integers(1, 12))
+def test_no_history_makes_an_unknown_outcome_be_sent_again(past: list[Verdict], most: int) -> None:
+    """By default nothing is sent again after an unknown outcome, whatever happened before it."""
+    decided = step(*past, max_attempts=most)
+    if past[-1].again in (Again.OPTED_IN, Again.NEVER):
+        assert decided.wait is None
+    if len(past) >= most:
+        assert decided.wait is None
+
+
+def test_server_faults_count_together() -> None:
+    """Three server faults end it, also where other failures stood between them."""
+    fault, full = judge(502), judge(499)
+    assert step(fault, full, fault, max_attempts=9).wait is not None
+    assert step(fault, full, fault, judge(500), max_attempts=9).wait is None
+
+
+def test_the_wait_doubles_up_to_its_ceiling_and_is_jittered_from_zero() -> None:
+    """Full jitter: between nothing and 1, 2, 4, ... seconds, never more than 30."""
+    full = judge(429)
+    waits = [step(*[full] * sends, max_attempts=100).wait for sends in range(1, 9)]
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert step(*[full] * 99, max_attempts=100).wait == 30
+    draws = [
+        RetryPolicy().next_step([full, full], Clock(), retry_after=None, elapsed=0).wait for _ in range(500)
+    ]
+    assert min(draws) < 0.1
+    assert max(draws) > 1.9
+
+
+def test_jitter_by_default_is_between_nothing_and_all() -> None:
+    """The clock that is used outside tests draws from the whole range."""
+    draws = [Clock().jitter(3.0) for _ in range(500)]
+    assert 0 <= min(draws) < 0.3
+    assert 2.7 < max(draws) <= 3
+
+
+def test_retry_after_is_a_lower_bound_up_to_the_ceiling() -> None:
+    """What the API asks for is waited for; more than the ceiling ends the request and says so."""
+    full = judge(429)
+    assert step(full, retry_after=120.0).wait == 121
+    decided = step(full, retry_after=121.0)
+    assert decided.wait is None
+    assert decided.why == "the API asks to wait 121 s, which is more than retry_after_ceiling (120 s)"
+    assert step(full, retry_after=121.0, retry_after_ceiling=500).wait == 122
+    assert step(UNKNOWN, retry_after=1.0).wait is None
+
+
+def test_no_send_begins_after_the_total_timeout() -> None:
+    """The budget covers the wait, too: waiting in order to give up would be in vain."""
+    full = judge(429)
+    assert step(full, elapsed=8.9, total_timeout=10).wait == 1
+    decided = step(full, elapsed=9.0, total_timeout=10)
+    assert str(decided) == "not sent again: total_timeout (10 s) would be over"
+    assert step(full, elapsed=1e9).wait == 1
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"max_attempts": 0},
+        {"retry_after_ceiling": -1},
+        {"retry_after_ceiling": float("nan")},
+        {"total_timeout": float("inf")},
+        {"total_timeout": -0.1},
+        {"backoff": float("nan")},
+    ],
+)
+def test_a_policy_without_sense_is_refused(policy: dict[str, float]) -> None:
+    """Numbers that would make every comparison false, or no send at all, are errors."""
+    with pytest.raises(ValueError, match=next(iter(policy))):
+        RetryPolicy(**policy)
