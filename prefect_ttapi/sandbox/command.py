@@ -5,34 +5,48 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from collections.abc import Callable
+from typing import Final
 
 from prefect_ttapi.origins import is_loopback
+from prefect_ttapi.sandbox.behaviour import ITEMS, latency_range
 from prefect_ttapi.sandbox.failures import FAILURES, LOST, checked_name
 from prefect_ttapi.sandbox.server import Sandbox
-from prefect_ttapi.sandbox.settings import ITEMS, latency_range
 
 _EXAMPLE = "e.g. --fail 429:0.1 --fail cut:0.01"
 
 
+def _whole(least: int, most: int, what: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or len(text) > 12 or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+        return int(text)
+
+    return read
+
+
+_PORT: Final = _whole(0, 65_535, "port from 0 to 65535")
+_BYTES: Final = _whole(1, 2**30, "number of bytes up to 1 GiB")
+_ROOM: Final = _whole(1, 10**6, "number of calls from 1")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be said after `sandbox`."""
+    """Add the options of `sandbox`."""
     parser.epilog = (
-        "A prompt can steer it, e.g. with [[sandbox:status=402]]: see prefect_ttapi.sandbox.steering."
+        "A prompt can steer it, e.g. with [[sandbox:status=402]]: see prefect_ttapi.sandbox.behaviour."
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)")
-    add("--port", type=_port, default=8787, help="port; 0 is any free one (default: %(default)s)")
-    add(
-        "--latency", type=_latency, default="0", metavar="SECONDS", help="that images take, e.g. 2 or 0.5-1.5"
-    )
+    add("--port", type=_PORT, default=8787, help="port; 0 is any free one (default: %(default)s)")
+    add("--latency", type=_latency, default="0", metavar="SECONDS", help="for images, e.g. 2 or 0.5-1.5")
     add("--fail", type=_rate, action="append", default=[], metavar="NAME:RATE",
         help=f"{_EXAMPLE}; names: {', '.join([*FAILURES, *LOST])}")  # fmt: skip
     add("--seed", type=int, default=0, help="another seed gives other pictures, latencies and failures")
     add("--api-key", metavar="KEY", help="accept only this key (default: any)")
     add("--items", choices=ITEMS, default="model", help="how images come (default: as the vendor says)")
     add("--tiny", action="store_true", help="draw at most 64 pixels a side, whatever was asked")
-    add("--image-bytes", type=_bytes, metavar="N", help="fill each PNG up to this length")
-    add("--room", type=_room, metavar="N", help="work on this many calls at once; further ones get 429")
+    add("--image-bytes", type=_BYTES, metavar="N", help="fill each PNG up to this length")
+    add("--room", type=_ROOM, metavar="N", help="work on this many calls at once; further ones get 429")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,24 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
-    return int(text)
-
-
-def _bytes(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 2**30:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes up to 1 GiB")
-    return int(text)
-
-
-def _room(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of calls from 1")
-    return int(text)
 
 
 def _latency(text: str) -> tuple[float, float]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
+
+from starlette.responses import Response
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+
+    @classmethod
+    def for_request(cls, message: str, param: str | None = None, code: str = "invalid_value") -> Refused:
+        """Return 400, as OpenAI says it, because of the field `param`."""
+        return cls(Failure(400, "openai", message, code, param))
 
 
 #: After these no answer arrives: "cut" loses the connection amid the images, "hang" stays silent.
@@ -73,7 +80,7 @@ FAILURES: Final[Mapping[str, Failure]] = {
 
 
 def checked_name(name: int | str) -> str:
-    """The name of a failure.
+    """Return the name of a failure.
 
     Raises:
         ValueError: there is no such failure; the message lists them.
@@ -106,12 +113,7 @@ _FORMS: Final[Mapping[str, tuple[str, Callable[[Failure], str]]]] = {
 }
 
 
-def written(failure: Failure) -> dict[str, Any]:
-    """The failure as arguments of an HTTP response."""
+def written(failure: Failure) -> Response:
+    """Return the failure as an HTTP response."""
     media_type, form = _FORMS[failure.envelope]
-    return {
-        "content": form(failure),
-        "status_code": failure.status,
-        "media_type": media_type,
-        "headers": dict(failure.headers),
-    }
+    return Response(form(failure), failure.status, dict(failure.headers), media_type)

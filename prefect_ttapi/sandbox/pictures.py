@@ -6,26 +6,35 @@ are equal bytes. Colours are flat or change by row only: that is what makes a PN
 
 from __future__ import annotations
 
+import asyncio
 import colorsys
 import io
 import math
+import os
 import random
+import secrets
 import struct
 import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
+import pybase64
 from PIL import Image, ImageDraw, ImageFont
 
 from prefect_ttapi.images.lettering import Lettering
 
 Colour = tuple[int, int, int]
+_Made = TypeVar("_Made")
 
 #: Longest part of a prompt that is shown, in characters.
 SHOWN: Final = 320
 
 _SMALLEST_WITH_PROMPT: Final = 128  # pixels on the short side; below that letters are smudges
 _HILL_STEPS: Final = 48
+_FILES_KEPT: Final = 10_000
 _CHUNK_FRAME: Final = 12  # bytes of a PNG chunk without content: length, name, checksum
 
 
@@ -59,7 +68,7 @@ class Picture:
 
 
 def draw(picture: Picture) -> bytes:
-    """The encoded picture.
+    """Return the encoded picture.
 
     >>> draw(Picture("a lighthouse", "dall-e-2", 256, 256, key="1"))[:4]
     b'\\x89PNG'
@@ -76,7 +85,7 @@ def draw(picture: Picture) -> bytes:
 
 
 def _landscape(picture: Picture) -> Image.Image:
-    """Sky, sun and four hills; the nearest hill is dark, so that the caption can stand on it."""
+    """Draw sky, sun and four hills; the nearest hill is dark, so that the caption can stand on it."""
     width, height = picture.width, picture.height
     chance = random.Random(f"{picture.key}/{picture.index}")  # noqa: S311 - colours, no secrets
     # steps of the golden ratio: no two images of an answer have the same hue
@@ -118,7 +127,7 @@ def _hill(width: int, height: int, top: float, chance: random.Random) -> list[tu
 
 
 def _write_sandbox(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
-    """As wide as the picture allows: it must be legible on a thumbnail."""
+    """Write the word as wide as the picture allows: it must be legible on a thumbnail."""
     size = max(8, round(min(picture.width * 0.165, picture.height * 0.3)))
     font = ImageFont.load_default(size)
     bold = size // 22
@@ -130,7 +139,7 @@ def _write_sandbox(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
 
 
 def _write_caption(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
-    """Prompt, as large as fits on the nearest hill, and a line of facts under it."""
+    """Write the prompt, as large as fits on the nearest hill, and a line of facts under it."""
     unit = min(math.sqrt(picture.width * picture.height), 1.5 * min(picture.width, picture.height))
     margin = round(unit * 0.06)
     width = picture.width - 2 * margin
@@ -172,7 +181,7 @@ def _colour(hue: float, saturation: float, value: float) -> Colour:
 
 
 def padded(png: bytes, noise: bytes) -> bytes:
-    """`png` made as long as `noise` by a chunk of it before the end, which viewers skip.
+    """Return `png` made as long as `noise` by a chunk of it before the end, which viewers skip.
 
     >>> png = draw(Picture("", "dall-e-2", 16, 16, key="1"))
     >>> len(padded(png, bytes(5000))), padded(png, b"") == png
@@ -188,3 +197,49 @@ def padded(png: bytes, noise: bytes) -> bytes:
 
 def _crc(chunk: bytes) -> bytes:
     return struct.pack(">I", zlib.crc32(chunk))
+
+
+class Studio:
+    """Draws pictures in threads, so that the event loop goes on serving, now or when their URL is asked for.
+
+    URLs lead to a bounded table of what to draw, not to images: the oldest of 10,000 are forgotten.
+
+    Args:
+        image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
+    """
+
+    def __init__(self, image_bytes: int | None = None) -> None:
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sandbox-studio")
+        self._noise = random.Random(0).randbytes(image_bytes or 0)  # noqa: S311 - no secret
+        self._files: OrderedDict[str, Picture] = OrderedDict()
+
+    def close(self) -> None:
+        """End the threads; what is being drawn is finished first."""
+        self._threads.shutdown(cancel_futures=True)
+
+    async def base64(self, picture: Picture) -> bytes:
+        """Return the encoded picture in base64."""
+        return await self._in_thread(lambda: pybase64.b64encode(self._made(picture)))
+
+    def file_for(self, picture: Picture) -> str:
+        """Return the name of a file that will be drawn when it is asked for."""
+        name = f"{secrets.token_urlsafe(16)}.{picture.output_format}"
+        self._files[name] = picture
+        if len(self._files) > _FILES_KEPT:
+            self._files.popitem(last=False)
+        return name
+
+    async def file(self, name: str) -> tuple[bytes, str] | None:
+        """Return content and media type of a file, or None where there is none of this name."""
+        picture = self._files.get(name)
+        if picture is None:
+            return None
+        return await self._in_thread(lambda: self._made(picture)), f"image/{picture.output_format}"
+
+    def _made(self, picture: Picture) -> bytes:
+        encoded = draw(picture)
+        fills_up = picture.output_format == "png" and picture.blocks == 1
+        return padded(encoded, self._noise) if fills_up else encoded
+
+    async def _in_thread(self, make: Callable[[], _Made]) -> _Made:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, make)

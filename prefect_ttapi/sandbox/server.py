@@ -1,23 +1,34 @@
-"""The sandbox as a context manager: uvicorn in a thread of its own."""
+"""The sandbox as a context manager: an ASGI application, and uvicorn in a thread of its own."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakSet
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
 
 from prefect_ttapi.origins import SANDBOX_PATH
-from prefect_ttapi.sandbox.app import make_app
-from prefect_ttapi.sandbox.counters import Counters
-from prefect_ttapi.sandbox.settings import Items, Settings, latency_range
-from prefect_ttapi.sandbox.studio import Studio
+from prefect_ttapi.sandbox.behaviour import Behaviour, Items, latency_range
+from prefect_ttapi.sandbox.endpoint import Counters, Endpoint
+from prefect_ttapi.sandbox.failures import FAILURES, Failure, written
+from prefect_ttapi.sandbox.pictures import Studio
+
+log: Final = logging.getLogger(__name__)
 
 
-class Sandbox:
-    """Serves the images endpoint with placeholder pictures while its context is open.
+class Sandbox(Counters):
+    """Serves the images endpoint with placeholder pictures while its context is open, and counts.
 
     Args:
         latency: seconds that images take; a range as `(0.5, 1.5)` or `"0.5-1.5"`.
@@ -51,24 +62,24 @@ class Sandbox:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
+        super().__init__()
         rates = {str(name): rate for name, rate in (fail or {}).items()}
-        self._settings = Settings(
+        self._behaviour = Behaviour(
             latency_range(latency), rates, seed, api_key, items, tiny, image_bytes, room
         )
         self._address = (host, port)
-        self._counters = Counters()
 
     def __enter__(self) -> Sandbox:
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         bound = socket.create_server((host, port), family=family, backlog=1024)
         # told from its descriptor, the socket knows that it is TCP: asyncio turns Nagle's 40 ms off only then
-        listener = socket.socket(fileno=bound.detach())
-        self._port = listener.getsockname()[1]
-        self._studio = Studio(self._settings.image_bytes)
-        self._server = _Server(
+        self._listener = _Listener(fileno=bound.detach())
+        self._port = self._listener.getsockname()[1]
+        self._studio = Studio(self._behaviour.image_bytes)
+        self._server = uvicorn.Server(
             uvicorn.Config(
-                make_app(self._settings, self._counters, self._studio),
+                _app(Endpoint(self._behaviour, self, self._studio), self, self._studio),
                 http="h11", ws="none", lifespan="off", loop="asyncio",
                 # a cut connection is an error to uvicorn, and its own log would say so
                 log_config=None, log_level="critical", access_log=False,
@@ -76,69 +87,84 @@ class Sandbox:
             )
         )  # fmt: skip
         # the socket listens already: who connects before the server runs waits in its queue
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="sandbox")
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="sandbox")
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._listener.cut()
         self._server.should_exit = True
         self._thread.join()
         self._studio.close()
 
     @property
     def base_url(self) -> str:
-        """What `TTAPI_BASE_URL` is to be; its answers are filed under one origin, whatever the port."""
+        """Return what `TTAPI_BASE_URL` is to be; its answers are filed under one origin, whatever the port."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address[0], self._address[0])  # noqa: S104
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}{SANDBOX_PATH}"
 
-    @property
-    def calls(self) -> int:
-        """Generation requests that reached the endpoint, whatever became of them."""
-        return self._counters.calls
 
-    @property
-    def paid(self) -> int:
-        """Calls that were answered with images, whether or not the answer arrived."""
-        return self._counters.paid
+class _Listener(socket.socket):
+    """Knows its connections, so that whoever still waits for an answer can lose them."""
 
-    @property
-    def images(self) -> int:
-        """Images in the answers of the paid calls."""
-        return self._counters.images
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self._connections: WeakSet[socket.socket] = WeakSet()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = False
 
-    @property
-    def in_flight(self) -> int:
-        """Calls that have arrived and are not yet wholly answered."""
-        return self._counters.in_flight
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        self._loop = asyncio.get_running_loop()
+        self._connections.add(connection)
+        if self._ended:
+            self._cut_all()
+        return connection, address
 
-    @property
-    def most_in_flight(self) -> int:
-        """The most calls in flight at once."""
-        return self._counters.most_in_flight
+    def cut(self) -> None:
+        """Cut all connections, those to come as well; called from another thread."""
+        self._ended = True
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._cut_all)
 
-    @property
-    def requests(self) -> list[dict[str, Any]]:
-        """The latest bodies that were JSON objects, at most 1000, oldest first."""
-        return list(self._counters.requests)
-
-    @property
-    def calls_by_request(self) -> dict[str, int]:
-        """Calls by `ImageRequest.request_hash` of the body; only legal requests have one."""
-        return dict(self._counters.calls_by_request)
-
-    @property
-    def paid_by_request(self) -> dict[str, int]:
-        """Paid calls by `ImageRequest.request_hash` of the body."""
-        return dict(self._counters.paid_by_request)
-
-    def reset(self) -> None:
-        """Count from zero; failures and latencies repeat from the start, too."""
-        self._counters.reset()
+    def _cut_all(self) -> None:
+        for connection in list(self._connections):
+            with suppress(OSError):  # the other side was quicker
+                connection.shutdown(socket.SHUT_RDWR)
 
 
-class _Server(uvicorn.Server):
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop at once: whoever still waits for an answer loses the connection."""
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-        await super().shutdown(sockets)
+def _app(endpoint: Endpoint, counters: Counters, studio: Studio) -> Starlette:
+    """Return the application; it answers at the root and under `SANDBOX_PATH` alike."""
+
+    async def file(request: Request) -> Response:
+        found = await studio.file(request.path_params["name"])
+        if found is None:
+            raise HTTPException(404)
+        content, media_type = found
+        return Response(content, media_type=media_type)
+
+    async def stats(_request: Request) -> Response:
+        return JSONResponse(counters.as_json())
+
+    routes = [
+        Route("/v1/images/generations", endpoint, methods=["POST"]),
+        Route("/files/{name}", file),
+        Route("/stats", stats),
+    ]
+    app = Starlette(
+        routes=[Mount(SANDBOX_PATH, Router(routes, redirect_slashes=False)), *routes],
+        exception_handlers={HTTPException: _no_such_route, Exception: _our_fault},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker: it is registered for these
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    return written(Failure(error.status_code, "openai", message, headers=error.headers or {}))
+
+
+async def _our_fault(_request: Request, error: Exception) -> Response:
+    log.error("the sandbox itself failed", exc_info=error)
+    return written(FAILURES["500"])

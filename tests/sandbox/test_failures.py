@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.sandbox.behaviour import Behaviour, chance_of, latency_range
 from prefect_ttapi.sandbox.failures import FAILURES
-from prefect_ttapi.sandbox.settings import Settings, fate, latency_range
 
 PATH = "/v1/images/generations"
 Connect = Callable[..., httpx.Client]
@@ -91,8 +91,8 @@ def test_chance_repeats_itself_in_any_order(connect: Connect) -> None:
 
 def test_rates_are_met() -> None:
     """Each failure comes about as often as its rate says, and latency stays in its range."""
-    settings = Settings(latency=(0.5, 1.5), fail={"429": 0.1, "cut": 0.01})
-    fates = [fate(settings, f"request {number}", 1) for number in range(4000)]
+    behaviour = Behaviour(latency=(0.5, 1.5), fail={"429": 0.1, "cut": 0.01})
+    fates = [chance_of(f"request {number}", 1, behaviour) for number in range(4000)]
     assert 300 < sum(each.failure == "429" for each in fates) < 500
     assert 15 < sum(each.failure == "cut" for each in fates) < 75
     assert {each.failure for each in fates} == {"429", "cut", None}
@@ -102,8 +102,8 @@ def test_rates_are_met() -> None:
 
 def test_a_certain_failure_is_certain(client: httpx.Client) -> None:
     """A rate of 1 fails always, of 0 never."""
-    assert {fate(Settings(fail={"500": 1.0}), str(n), 1).failure for n in range(200)} == {"500"}
-    assert {fate(Settings(fail={"500": 0.0}), str(n), 1).failure for n in range(200)} == {None}
+    assert {chance_of(str(n), 1, Behaviour(fail={"500": 1.0})).failure for n in range(200)} == {"500"}
+    assert {chance_of(str(n), 1, Behaviour(fail={"500": 0.0})).failure for n in range(200)} == {None}
 
 
 def test_no_more_calls_than_there_is_room_for(connect: Connect) -> None:

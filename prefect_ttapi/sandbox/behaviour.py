@@ -1,0 +1,185 @@
+"""How a sandbox behaves: its options, chance that repeats itself, and what a prompt tells it to do.
+
+A prompt can steer it, so that an example can show a failure at a certain row:
+
+    [[sandbox:status=402]]    fail in this way; any name of `failures`, e.g. status=timeout
+    [[sandbox:moderation]]    the same, shorter, for failures whose name is a word
+    [[sandbox:times=2]]       fail only the first two times that this request arrives
+    [[sandbox:latency=2.5]]   take this many seconds
+    [[sandbox:images=1]]      give at most this many images
+    [[sandbox:wrapped]]       answer in the vendor's older form, {"status": "SUCCESS", "data": {...}}
+
+A real API takes it for part of the prompt.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from prefect_ttapi.sandbox.failures import FAILURES, LOST, checked_name
+
+Items = Literal["model", "b64", "url", "mixed"]
+ITEMS: Final[tuple[str, ...]] = get_args(Items)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """The options of a sandbox.
+
+    Attributes:
+        latency: seconds from the shortest to the longest that images take.
+        fail: rates, 0 to 1, by the name of the failure; see `failures`.
+        seed: another seed gives other pictures, latencies and failures.
+        api_key: the only right key; None: any.
+        items: `model`: DALL-E models by `response_format`, url by default, GPT Image models as base64, as the
+            vendor says; `b64`, `url`: always; `mixed`: in turns within an answer, from base64.
+        tiny: draw at most 64 pixels a side, whatever was asked: for measuring everything else.
+        image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
+        room: calls that are worked on at once; further ones get 429. None: any number.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    latency: tuple[float, float] = (0.0, 0.0)
+    fail: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    api_key: str | None = None
+    items: Items = "model"
+    tiny: bool = False
+    image_bytes: int | None = None
+    room: int | None = None
+
+    def __post_init__(self) -> None:
+        shortest, longest = self.latency
+        if not 0 <= shortest <= longest < float("inf"):
+            raise ValueError(f"latency goes from a shorter to a longer time in seconds, not {self.latency}")
+        for name, rate in self.fail.items():
+            checked_name(name)
+            if not 0 <= rate <= 1:
+                raise ValueError(f"the rate of {name} goes from 0 to 1, not {rate}")
+        if sum(self.fail.values()) > 1:
+            raise ValueError("the rates of all failures add up to more than 1")
+        if self.room is not None and self.room < 1:
+            raise ValueError(f"there is room for at least 1 call, not {self.room}")
+        if self.items not in ITEMS:
+            raise ValueError(f"items is one of {', '.join(ITEMS)}, not {self.items!r}")
+
+
+def latency_range(latency: float | str | tuple[float, float]) -> tuple[float, float]:
+    """Return the shortest and the longest latency in seconds.
+
+    >>> latency_range(2), latency_range("0.5-1.5"), latency_range((1, 2))
+    ((2.0, 2.0), (0.5, 1.5), (1.0, 2.0))
+
+    Raises:
+        ValueError: it is neither seconds nor a range of them.
+    """
+    try:
+        if isinstance(latency, str):
+            low, _, high = latency.partition("-")
+            return float(low), float(high or low)
+        shortest, longest = latency if isinstance(latency, tuple) else (latency, latency)
+        return float(shortest), float(longest)
+    except (TypeError, ValueError):
+        raise ValueError(f"latency is seconds, e.g. 2 or 0.5-1.5, not {latency!r}") from None
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one call.
+
+    Attributes:
+        latency: seconds that its images take.
+        failure: name of the failure that it ends with; None: it gets images.
+        images: how many it gets at most; None: as many as were asked for.
+        wrapped: whether it is answered in the vendor's older form.
+    """
+
+    latency: float = 0.0
+    failure: str | None = None
+    images: int | None = None
+    wrapped: bool = False
+
+
+def fate_of(told: Mapping[str, Any], request_hash: str, call: int, behaviour: Behaviour) -> Fate:
+    """Return what becomes of a request that arrives for the `call`th time: what its prompt tells, or else chance."""
+    chance = chance_of(request_hash, call, behaviour)
+    steered = told.get("status") if call <= told.get("times", call) else None
+    return Fate(
+        latency=told.get("latency", chance.latency),
+        failure=steered or chance.failure,
+        images=told.get("images"),
+        wrapped=told.get("wrapped", False),
+    )
+
+
+def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
+    """Return the same for the same seed, request and number of the call, in whatever order requests arrive.
+
+    >>> behaviour = Behaviour(fail={"429": 0.5})
+    >>> chance_of("f5a1", 1, behaviour).failure, chance_of("f5a1", 2, behaviour).failure
+    ('429', None)
+    """
+    chance = random.Random(f"{behaviour.seed}/{request_hash}/{call}")  # noqa: S311 - no secret
+    latency = chance.uniform(*behaviour.latency)
+    point, passed = chance.random(), 0.0
+    for name, rate in behaviour.fail.items():
+        passed += rate
+        if point < passed:
+            return Fate(latency, name)
+    return Fate(latency)
+
+
+_DIRECTIVE: Final = re.compile(r"\[\[sandbox:([^\]=]*)=?([^\]]*)\]\]")
+_LONGEST: Final = 600.0  # seconds
+
+
+def _seconds(value: str) -> float:
+    if not 0 <= float(value) <= _LONGEST:
+        raise ValueError(f"seconds go from 0 to {_LONGEST:.0f}")
+    return float(value)
+
+
+def _whole(value: str) -> int:
+    if not value.isdecimal() or len(value) > 9:
+        raise ValueError("it takes a whole number")
+    return int(value)
+
+
+_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "status": checked_name,
+    "times": _whole,
+    "latency": _seconds,
+    "images": _whole,
+    "wrapped": lambda value: value == "",
+}
+_WORDS: Final = [name for name in (*FAILURES, *LOST) if name.isalpha()]
+
+
+def told_by(prompt: str) -> dict[str, Any]:
+    """Return what `prompt` tells the sandbox to do.
+
+    >>> told_by("a cat [[sandbox:status=503]] [[sandbox:times=1]]")
+    {'status': '503', 'times': 1}
+
+    Raises:
+        ValueError: it asks for what the sandbox does not know.
+    """
+    found: dict[str, Any] = {}
+    for name, value in _DIRECTIVE.findall(prompt):
+        if name in _WORDS and not value:
+            found["status"] = name
+        elif name in _READERS:
+            try:
+                found[name] = _READERS[name](value)
+            except ValueError as error:
+                raise ValueError(f"[[sandbox:{name}={value[:40]}]]: {error}") from None
+        else:
+            known = ", ".join([*_READERS, *_WORDS])
+            raise ValueError(f"the sandbox knows no [[sandbox:{name[:40]}]]; it knows {known}")
+    return found
