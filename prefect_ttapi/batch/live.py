@@ -13,6 +13,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TextIO
 
+from rich.console import Console
+from rich.control import Control
+from rich.live import Live as RichLive
+from rich.segment import ControlType
+from rich.text import Text
+
 from prefect_ttapi.lineage.totals import Totals
 
 #: Seconds between two drawings of the line, and between lines in the log, of which the first comes sooner.
@@ -22,9 +28,6 @@ LOGGED: Final = 30.0
 
 #: Time left is told after so many requests: one that is back tells nothing yet of those beside it.
 ENOUGH: Final = 5
-
-_CLEAR: Final = "\r\x1b[K"
-_WIDTH: Final = 80
 
 #: One batch at a time has the terminal; others of the process write to the log.
 _TERMINAL: Final = threading.Lock()
@@ -165,7 +168,7 @@ def _terminal(stream: TextIO) -> Iterator[_Line | None]:
 def _is_terminal(stream: TextIO) -> bool:
     try:
         return stream.isatty() and os.environ.get("TERM") != "dumb"
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed, or a log handler's that is not open yet
         return False
 
 
@@ -187,42 +190,38 @@ class _Line:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        console = Console(file=stream, force_terminal=True, force_jupyter=False)
+        self._live = RichLive(
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._lock = threading.RLock()  # a signal's handler may log while its thread is at it
         self._quiet_until = 0.0
-        self._shown = ""
 
     def draw(self, standing: Standing) -> None:
-        """Show it, unless it is shown already or something else is just being written."""
-        with self._lock:
+        """Show it, unless something else is just being written."""
+        with self._lock, suppress(OSError, ValueError):  # a terminal that was closed needs no line
             if time.monotonic() < self._quiet_until:
                 return
-            text = standing.line(self._width() - 1)
-            if text != self._shown:
-                self._write(f"{_CLEAR}{text}\r")
-                self._shown = text
+            console = self._live.console
+            with suppress(OSError):  # rich asks the standard streams only
+                console.width = os.get_terminal_size(console.file.fileno()).columns or console.width
+            self._live.start()
+            self._live.update(Text(standing.line(console.width - 1)), refresh=True)
+            # a process that is killed must not leave a terminal without its cursor
+            console.control(Control(ControlType.CARRIAGE_RETURN, ControlType.SHOW_CURSOR))
 
     def clear(self) -> None:
         """Take it away."""
-        with self._lock:
-            if self._shown:
-                self._write(_CLEAR)
-                self._shown = ""
+        with self._lock, suppress(OSError, ValueError):
+            self._live.stop()
 
     def make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter of log handlers, passing all
-        """Called before a handler writes."""
+        """Be called before a handler writes."""
         with self._lock:
             self.clear()
             self._quiet_until = time.monotonic() + REDRAW
         return True
-
-    def _width(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or _WIDTH
-        except (OSError, ValueError):
-            return _WIDTH
-
-    def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # a terminal that was closed needs no line
-            self._stream.write(text)
-            self._stream.flush()

@@ -67,6 +67,7 @@ class Terminal:
         self.stream: TextIO = os.fdopen(slave, "w", encoding="utf-8")
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.written = ""
+        self.has_cursor = True
 
     def until(self, text: str, times: int = 1) -> None:
         """Read until `text` was written so often, which a batch's thread will do sooner or later."""
@@ -78,19 +79,26 @@ class Terminal:
     def screen(self) -> list[str]:
         """The lines that a person sees."""
         lines = [""]
-        column = 0
-        for piece in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]+", self.written):
-            if piece == "\n":
-                lines.append("")
-                column = 0
-            elif piece == "\r":
-                column = 0
-            elif piece == "\x1b[K":
-                lines[-1] = lines[-1][:column]
-            else:
-                lines[-1] = lines[-1][:column] + piece + lines[-1][column + len(piece) :]
-                column += len(piece)
-        return lines
+        row = column = 0
+        for piece in re.findall(r"\x1b\[[?0-9]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.written):
+            match piece:
+                case "\n":
+                    row, column = row + 1, 0
+                    lines += [""] * (row + 1 - len(lines))
+                case "\r":
+                    column = 0
+                case "\x1b[2K":
+                    lines[row] = ""
+                case "\x1b[1A":
+                    row -= 1
+                case "\x1b[?25l" | "\x1b[?25h":
+                    self.has_cursor = piece.endswith("h")
+                case _:
+                    assert "\x1b" not in piece, f"{piece!r} is not understood here"
+                    before = lines[row][:column].ljust(column)
+                    lines[row] = before + piece + lines[row][column + len(piece) :]
+                    column += len(piece)
+        return lines[: row + 1]
 
     def close(self) -> None:
         self.stream.close()
@@ -120,11 +128,14 @@ def test_a_line_lives_in_a_terminal_and_leaves(terminal: Callable[[int], Termina
     screen = terminal(60)
     with Live(lambda: BUSY, print, screen.stream):
         screen.until("left\r")
+        screen.until("\x1b[?25h")
         assert screen.screen() == [BUSY.line(59)]
+        assert screen.has_cursor
     screen.stream.write("$ ")
     screen.stream.flush()
     screen.until("$ ")
     assert screen.screen() == ["$ "]
+    assert screen.has_cursor
     assert not threads()
 
 
@@ -134,6 +145,7 @@ def test_logs_and_the_line_are_never_mixed(terminal: Callable[[int], Terminal]) 
     log = logging.getLogger("tests.live")
     handler = logging.StreamHandler(screen.stream)
     log.addHandler(handler)
+    log.addHandler(not_open_yet := logging.FileHandler(os.devnull, delay=True))
     try:
         with Live(lambda: BUSY, print, screen.stream):
             for number in range(3):
@@ -143,6 +155,8 @@ def test_logs_and_the_line_are_never_mixed(terminal: Callable[[int], Terminal]) 
         screen.until("the end")
     finally:
         log.removeHandler(handler)
+        log.removeHandler(not_open_yet)
+        not_open_yet.close()
     assert screen.screen()[:4] == ["record 0", "record 1", "record 2", "the end"]
     assert not handler.filters
 
