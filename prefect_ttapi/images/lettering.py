@@ -19,6 +19,9 @@ from PIL import ImageDraw, ImageFont, features
 
 Colour = tuple[int, int, int] | str
 
+#: From one line to the next, in sizes of the letters.
+LINE: Final = 1.25
+
 #: Stands for Pillow's own font, which has no file.
 ENGLISH: Final = ""
 EUROPEAN: Final = str(Path(__file__).with_name("letters.ttf"))
@@ -84,6 +87,13 @@ class Lettering:
                 pen.text((left, base), piece, fill=fill, font=self._face(font), anchor="ls")
             left += self._width(piece, font)
 
+    def write_lines(
+        self, pen: ImageDraw.ImageDraw, left: float, top: float, lines: Sequence[str], fill: Colour
+    ) -> None:
+        """Write lines below each other, the first one below `top`."""
+        for number, line in enumerate(lines):
+            self.write(pen, left, top + self.size * (0.95 + LINE * number), line, fill)
+
     def _pieces(self, line: str) -> Iterator[tuple[str, str | None]]:
         """Yield pieces, each with the font that has all of it, or None."""
         if len(self._fonts) == 1 and not _lacking(self._fonts[0], self.text):
@@ -130,6 +140,15 @@ class Lettering:
         if font not in self._faces:
             self._faces[font] = _open(font, self.size)
         return self._faces[font]
+
+
+def shortened(lines: Sequence[str], most: int) -> list[str]:
+    """Return at most so many lines; the last one says where more were.
+
+    >>> shortened(["one", "two", "three"], 2)
+    ['one', 'two ...']
+    """
+    return list(lines) if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} ..."]
 
 
 def _plain(text: str) -> str:

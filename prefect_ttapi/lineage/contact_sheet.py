@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from prefect_ttapi.images.lettering import Lettering, shortened
 
 CELL: Final = 256  # pixels a side
 GAP: Final = 16
 LABEL: Final = 220  # pixels of the column with the prompts
 HEADER: Final = 56
 TEXT_LINES: Final = 9
+HEADER_LINES: Final = 2
 
 BACKGROUND: Final = "#ffffff"
 EMPTY: Final = "#f1f1f4"
@@ -32,18 +34,15 @@ def contact_sheet(
     height = HEADER + len(row_labels) * (CELL + GAP) + GAP
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    small, bold = ImageFont.load_default(size=15), ImageFont.load_default(size=17)
     for column, label in enumerate(column_labels):
-        draw.multiline_text((_x(column), GAP), textwrap.fill(label, 28), INK, bold)
+        _write(draw, (_x(column), GAP), label, 17, CELL, HEADER_LINES)
     for row, label in enumerate(row_labels):
-        draw.multiline_text((GAP, _y(row)), _wrapped(label, 24), INK, small, spacing=6)
+        _write(draw, (GAP, _y(row)), label, 15, LABEL - GAP)
         for column, cell in enumerate(cells[row]):
             corner = (_x(column), _y(row))
             draw.rectangle((*corner, corner[0] + CELL - 1, corner[1] + CELL - 1), EMPTY)
             if isinstance(cell, str):
-                draw.multiline_text(
-                    (corner[0] + GAP, corner[1] + GAP), _wrapped(cell, 26), INK, small, spacing=6
-                )
+                _write(draw, (corner[0] + GAP, corner[1] + GAP), cell, 15, CELL - 2 * GAP)
             else:
                 _paste(sheet, cell, corner)
     file = io.BytesIO()
@@ -59,8 +58,16 @@ def _y(row: int) -> int:
     return HEADER + row * (CELL + GAP)
 
 
-def _wrapped(text: str, characters: int) -> str:
-    return "\n".join(textwrap.wrap(text, characters, max_lines=TEXT_LINES, placeholder=" …"))
+def _write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    size: int,
+    width: int,
+    most: int = TEXT_LINES,
+) -> None:
+    lettering = Lettering(text, size)
+    lettering.write_lines(draw, *corner, shortened(lettering.wrapped(width), most), INK)
 
 
 def _paste(sheet: Image.Image, picture: bytes, corner: tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 import pybase64
 from PIL import Image, ImageDraw, ImageFont
 
-from prefect_ttapi.images.lettering import Lettering
+from prefect_ttapi.images.lettering import LINE, Lettering, shortened
 
 Colour = tuple[int, int, int]
 _Made = TypeVar("_Made")
@@ -68,10 +68,10 @@ class Picture:
 
 
 def draw(picture: Picture) -> bytes:
-    """Return the encoded picture.
+    r"""Return the encoded picture.
 
     >>> draw(Picture("a lighthouse", "dall-e-2", 256, 256, key="1"))[:4]
-    b'\\x89PNG'
+    b'\x89PNG'
     """
     image = _landscape(picture)
     if picture.blocks > 1:
@@ -154,13 +154,10 @@ def _write_caption(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
     for share in (0.062, 0.05, 0.04, 0.032):
         prompt = Lettering(shown, max(9, round(unit * share)))
         lines = prompt.wrapped(width)
-        fitting = int(room // (prompt.size * 1.25))
+        fitting = int(room // (prompt.size * LINE))
         if len(lines) <= fitting:
             break
-    if len(lines) > fitting:
-        lines = [*lines[: fitting - 1], lines[fitting - 1] + " ..."]
-    for number, line in enumerate(lines):
-        prompt.write(pen, margin, top + prompt.size * (0.95 + 1.25 * number), line, (255, 255, 255))
+    prompt.write_lines(pen, margin, top, shortened(lines, fitting), (255, 255, 255))
 
 
 def _encoded(image: Image.Image, picture: Picture) -> bytes:

@@ -40,3 +40,9 @@ def test_every_picture_is_in_its_cell() -> None:
 def test_any_text_can_be_a_label(label: str) -> None:
     """Empty, endless, in any script, with control characters: a sheet comes out."""
     assert contact_sheet([label], [label], [[label]]).startswith(b"\x89PNG")
+
+
+def test_labels_of_any_script_are_legible() -> None:
+    """A label in other letters is another sheet: none is left out or drawn as another."""
+    labels = ["Straße", "Strasse", "灯塔", "灯台", "маяк"]
+    assert len({contact_sheet([label], ["dall-e-2"], [["none"]]) for label in labels}) == len(labels)
