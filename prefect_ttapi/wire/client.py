@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
-from types import TracebackType
 from typing import Final, NoReturn, Self
 
 import httpx
@@ -118,9 +117,7 @@ class TTAPIClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -135,6 +132,7 @@ class TTAPIClient:
         fetched, the others are paid all the same.
 
         Args:
+            request: what to ask for; never sent with `stream`.
             guard: asked right before each send; ends the request while it waits to be sent.
 
         Raises:
@@ -176,6 +174,7 @@ class TTAPIClient:
         which image a preview belongs to, nor which finished image is which: they are numbered as they come.
 
         Args:
+            request: what to ask for, always sent with `stream`.
             guard: as in `generate`.
 
         Raises:
@@ -183,32 +182,32 @@ class TTAPIClient:
             TTAPIError: no image was finished, or the stream reports an error.
         """
         name, guard = request.request_hash[:12], guard or Guard()
-        finished = 0
-        failure = None
-        with ExitStack() as open_until_the_end:
-            turn = open_until_the_end.enter_context(self._pace.turn(guard.stop))
+        finished, failure = 0, None
+        with self._pace.turn(guard.stop) as turn:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             opened = attempts.run(partial(self._transport.open, request.body(stream=True), guard))
-            open_until_the_end.enter_context(closing(opened))
-            try:
-                for part in read_stream(opened.chunks(), opened.media_type, request.n, self._max_body_bytes):
-                    if isinstance(part, PartialImage):
-                        yield part
-                        continue
-                    for index, item in enumerate(part.items):
-                        image = self._image(item, finished, name, attempts, opened.request_id)
-                        finished += 1
-                        yield CompletedImage(
-                            **vars(image),
-                            usage=None if index else part.usage,
-                            attempts=attempts.count,
-                            request_id=opened.request_id,
-                            earlier_outcomes=attempts.earlier,
-                        )
-            except UNREADABLE as error:
-                failure = opened.failure(error)
-            if failure is not None:
-                raise attempts.error(failure)
+            with closing(opened):
+                try:
+                    for part in read_stream(
+                        opened.chunks(), opened.media_type, request.n, self._max_body_bytes
+                    ):
+                        if isinstance(part, PartialImage):
+                            yield part
+                            continue
+                        for index, item in enumerate(part.items):
+                            image = self._image(item, finished, name, attempts, opened.request_id)
+                            finished += 1
+                            yield CompletedImage(
+                                **vars(image),
+                                usage=None if index else part.usage,
+                                attempts=attempts.count,
+                                request_id=opened.request_id,
+                                earlier_outcomes=attempts.earlier,
+                            )
+                except UNREADABLE as error:
+                    failure = opened.failure(error)
+                if failure is not None:  # raised here, not above, so as not to show what httpx says
+                    raise attempts.error(failure)
         self._warn_of_fewer(name, request.n, finished)
 
     def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, str | None] | Failure:

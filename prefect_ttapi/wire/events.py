@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from prefect_ttapi.responses import PartialImage
 from prefect_ttapi.wire.json_stream import DecodingError, StreamingJSON
-from prefect_ttapi.wire.outcomes import BrokenOff
-from prefect_ttapi.wire.payload import Answer, ErrorBody, UnusableAnswer, find_error, read_answer, read_body
+from prefect_ttapi.wire.outcomes import BrokenOff, ErrorBody
+from prefect_ttapi.wire.payload import Answer, UnusableAnswer, find_error, read_answer, read_body
 from prefect_ttapi.wire.sse import EventEnd, EventStream
 
 log: Final = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def read_stream(
     was finished does no harm.
 
     Args:
+        chunks: the body's bytes as they arrive.
         media_type: what the answer says it is.
         most: finished images after which the rest of the stream does not matter.
         max_bytes: the longest event, and the longest answer of a server that does not stream.
@@ -114,13 +115,13 @@ def _preview(event: ImageEvent, count: int) -> PartialImage | None:
 
 
 class EventReader:
-    """Reads the events of a stream that is fed in pieces of any size.
+    r"""Reads the events of a stream that is fed in pieces of any size.
 
     Args:
         max_bytes: the longest event accepted; a longer one is passed over.
 
     >>> reader = EventReader(1000)
-    >>> [event.kind.value for event in reader.feed(b'event: completed\\ndata: {"b64_json": "aW0="}\\n\\n')]
+    >>> [event.kind.value for event in reader.feed(b'event: completed\ndata: {"b64_json": "aW0="}\n\n')]
     ['completed']
     """
 

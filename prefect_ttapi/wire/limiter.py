@@ -13,10 +13,11 @@ import random
 import threading
 import time
 from bisect import insort
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from itertools import count
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from prefect_ttapi.stopping import Stop
 
@@ -88,6 +89,7 @@ class Window:
         """Return the seconds until the next request may start, or None where another one has to end first.
 
         Args:
+            now: the time on the caller's clock.
             queued: requests that want to start, this one included.
         """
         self._wanted = max(self._wanted, self.in_flight + queued)
@@ -145,13 +147,18 @@ class Pace:
         self._numbers = count()
         self._lowest = math.inf
 
-    def turn(self, stop: Stop) -> Turn:
-        """Return the turn of one request, however often it is sent; to be used as a context.
+    @contextmanager
+    def turn(self, stop: Stop) -> Iterator[Turn]:
+        """Give the turn of one request, however often it is sent; its place is free at the end of the context.
 
         Args:
             stop: ends the request's waits with `StopSending`.
         """
-        return Turn(self, next(self._numbers), stop)
+        turn = Turn(self, next(self._numbers), stop)
+        try:
+            yield turn
+        finally:
+            turn.give_back()
 
     def take(self, number: int, stop: Stop) -> int:
         """Wait for a place; numbers are served in their order."""
@@ -192,7 +199,7 @@ class Pace:
 
 
 class Turn:
-    """One request's way through the pace. It has at most one place, which the end of the context gives back."""
+    """One request's way through the pace; it has at most one place."""
 
     def __init__(self, pace: Pace, number: int, stop: Stop) -> None:
         self._pace = pace
@@ -200,14 +207,6 @@ class Turn:
         self._stop = stop
         self._has_place = False
         self._slowed = 0  # what the window said when the place was taken
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.give_back()
 
     def take(self) -> None:
         """Wait until the request may be sent. One that was sent before goes ahead of those that never were."""

@@ -39,7 +39,6 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.wire.payload import ErrorBody
 
 
 class Break(StrEnum):
@@ -59,6 +58,16 @@ class Again(StrEnum):
     TWICE = "500, 502 and 503 are sent three times in all"
     OPTED_IN = "it may be paid, and retry_unknown_outcome is off"
     NEVER = "it would be refused, or paid, again"
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """What the API says went wrong: one line of printable text, and OpenAI's labels where they came."""
+
+    message: str
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import Usage
 from prefect_ttapi.wire.json_stream import StreamingJSON
+from prefect_ttapi.wire.outcomes import ErrorBody
 
 LONGEST_MESSAGE: Final = 2_000  # characters
 _LONGEST_LABEL: Final = 100
@@ -57,16 +58,6 @@ class Answer:
     usage: Usage | None = None
     created: int | None = None
     problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ErrorBody:
-    """What the API says went wrong: one line of printable text, and OpenAI's labels where they came."""
-
-    message: str
-    type: str | None = None
-    code: str | None = None
-    param: str | None = None
 
 
 class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about

@@ -33,7 +33,7 @@ _withheld: ContextVar[str] = ContextVar("prefect_ttapi_prompt_withheld", default
 
 @contextmanager
 def withholding(prompt: str) -> Iterator[None]:
-    """While it lasts, in this thread, what a server says is told without its quotes of `prompt`."""
+    """Take quotes of `prompt` out of what a server says, in this thread, while it lasts."""
     token = _withheld.set(prompt)
     try:
         yield
@@ -42,7 +42,9 @@ def withholding(prompt: str) -> Iterator[None]:
 
 
 def without(prompt: str, text: str) -> str:
-    """`text` with `[prompt]` where it quotes the prompt, or 20 letters and more of its beginning, whatever the spaces.
+    """Return `text` with `[prompt]` where it quotes the prompt, or 20 letters and more of its beginning.
+
+    Spaces don't matter.
 
     >>> without("a red car", "'a  red car' is refused")
     "'[prompt]' is refused"
@@ -73,7 +75,7 @@ def _end_of_quote(letters: str, text: str, at: int) -> int | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While it lasts, in this thread, what httpx and httpcore log is cut down to what can't hold a secret."""
+    """Cut what httpx and httpcore log down to what can't hold a secret, in this thread, while it lasts."""
     token = _ours.set(True)
     try:
         yield
@@ -109,7 +111,7 @@ for _name, _filter in _FILTERS.items():
 
 
 def checked_key(api_key: str | SecretStr) -> SecretStr:
-    """The key, fit for a header.
+    """Return the key, fit for a header.
 
     Raises:
         ValueError: it is empty, or can't be in a header; the message does not show it.
@@ -122,9 +124,9 @@ def checked_key(api_key: str | SecretStr) -> SecretStr:
 
 
 class Redactor:
-    """Makes a server's words fit to be shown: one short line, without the key, without queries of URLs.
+    r"""Makes a server's words fit to be shown: one short line, without the key, without queries of URLs.
 
-    >>> Redactor(SecretStr("s3cret")).clean("no such key: s3cret,\\nsee https://host/x.png?sig=abc")
+    >>> Redactor(SecretStr("s3cret")).clean("no such key: s3cret,\nsee https://host/x.png?sig=abc")
     'no such key: [key], see https://host/x.png?...'
     """
 
@@ -132,7 +134,7 @@ class Redactor:
         self._key = key
 
     def clean(self, text: str, longest: int = LONGEST_MESSAGE) -> str:
-        """`text` in one line of at most `longest` characters, without secrets."""
+        """Return `text` in one line of at most `longest` characters, without secrets."""
         key = self._key.get_secret_value()
         if len(text) > _LOOKED_AT:  # cut between words: half a key would not be recognised
             text = text[:_LOOKED_AT].rpartition(" ")[0]

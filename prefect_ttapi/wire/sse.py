@@ -28,11 +28,11 @@ class EventEnd:
 
 
 class EventStream:
-    """Splits a stream into events. For each event come the pieces of its data, then its `EventEnd`.
+    r"""Splits a stream into events. For each event come the pieces of its data, then its `EventEnd`.
 
     >>> stream = EventStream()
-    >>> list(stream.feed(b"event: hi\\ndata: on")) + list(stream.feed(b"e\\r\\ndata:two\\r\\n\\r\\n"))
-    [b'on', b'e', b'\\n', b'two', EventEnd(name='hi')]
+    >>> list(stream.feed(b"event: hi\ndata: on")) + list(stream.feed(b"e\r\ndata:two\r\n\r\n"))
+    [b'on', b'e', b'\n', b'two', EventEnd(name='hi')]
     """
 
     def __init__(self) -> None:

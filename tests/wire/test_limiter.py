@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -127,15 +128,15 @@ def test_who_waits_longest_goes_first(limited: Pace) -> None:
     """Whatever the order in which they ask for a place, requests get it by age; so one sent before is sent first."""
     order: list[int] = []
     queued = [SeenStop() for _ in range(6)]
-    turns = [limited.turn(stop) for stop in queued]
 
     def run(number: int) -> None:
-        with turns[number] as turn:
-            turn.take()
-            order.append(number)
+        turns[number].take()
+        order.append(number)
+        turns[number].give_back()
 
-    with limited.turn(Stop()) as holder, ThreadPoolExecutor(6) as threads:
+    with limited.turn(Stop()) as holder, ExitStack() as at_the_end, ThreadPoolExecutor(6) as threads:
         holder.take()
+        turns = [at_the_end.enter_context(limited.turn(stop)) for stop in queued]
         for number in (3, 1, 5, 0, 4, 2):
             threads.submit(run, number)
         assert all(stop.seen.wait(10) for stop in queued)

@@ -11,17 +11,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefect_ttapi.errors import Outcome
-from prefect_ttapi.wire import events, outcomes, retries, sse
+from prefect_ttapi.wire import events, json_stream, limiter, outcomes, payload, retries, sse
 from prefect_ttapi.wire.outcomes import (
     ABSURD_SECONDS,
     BREAKS,
     Again,
     Break,
+    ErrorBody,
     is_moderation,
     judge,
     read_retry_after,
 )
-from prefect_ttapi.wire.payload import ErrorBody
 
 NOW = 1_700_000_000.0
 
@@ -172,7 +172,11 @@ def test_other_errors_are_not_refused_prompts(error: ErrorBody) -> None:
     assert not is_moderation(error)
 
 
-@pytest.mark.parametrize("module", [outcomes, retries, sse, events], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [outcomes, retries, limiter, payload, json_stream, sse, events],
+    ids=lambda module: module.__name__,
+)
 def test_the_rules_know_no_network(module: object) -> None:
     """The sans-IO modules import neither httpx nor Prefect, nor anything of ours that does."""
     forbidden = {"httpx", "httpcore", "prefect", "fsspec", "prefect_ttapi.wire.transport"}

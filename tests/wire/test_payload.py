@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.wire.json_stream import StreamingJSON
+from prefect_ttapi.wire.outcomes import ErrorBody
 from prefect_ttapi.wire.payload import (
     LONGEST_MESSAGE,
-    ErrorBody,
     Item,
     UnusableAnswer,
     find_error,
