@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 #: Not imported; a bound says which versions of what others bring don't work.
-BOUNDS_ONLY = {"fastapi", "aiobotocore"}
+BOUNDS_ONLY = {"fastapi"}
 
 
 def plain_name(requirement: str) -> str:

@@ -25,8 +25,8 @@ def test_no_other_name_is_there() -> None:
 @pytest.mark.parametrize(
     ("imports", "heavy"),
     [
-        ("from prefect_ttapi.cli.main import main", {"prefect", "s3fs", "httpx", "pydantic"}),
-        ("from prefect_ttapi import ImageRequest, TTAPIClient, TTAPIError", {"prefect", "s3fs"}),
+        ("from prefect_ttapi.cli.main import main", {"prefect", "botocore", "httpx", "pydantic"}),
+        ("from prefect_ttapi import ImageRequest, TTAPIClient, TTAPIError", {"prefect", "botocore"}),
     ],
 )
 def test_light_names_load_nothing_heavy(imports: str, heavy: set[str]) -> None:

@@ -34,7 +34,7 @@ WORK: Final = ROOT / "out" / "versions"
 _LINE: Final = re.compile(r"^\| `([\w.-]+)` \| (3\.\d+) \|([^|]*)\|([^|]*)\|$", re.MULTILINE)
 
 #: What the table says of an environment.
-_TOLD: Final = ("prefect", "sqlalchemy", "fastapi", "aiobotocore", "boto3")
+_TOLD: Final = ("prefect", "sqlalchemy", "fastapi", "botocore", "boto3")
 
 #: The tests of tasks, blocks, batches, storage and client.
 TESTS: Final = (

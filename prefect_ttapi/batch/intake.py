@@ -20,8 +20,7 @@ from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import KeyTemplateError
-from prefect_ttapi.storage.taken import TakenKeys
+from prefect_ttapi.storage.keys import KeyTemplateError, TakenKeys
 
 Values = Iterable[Mapping[str, Any]] | Callable[[ImageRequest], Mapping[str, Any]] | None
 

@@ -13,7 +13,7 @@ from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage import layout
-from prefect_ttapi.storage.metadata import read_metadata
+from prefect_ttapi.storage.objects import read_metadata
 from prefect_ttapi.storage.store import ImageStore
 
 

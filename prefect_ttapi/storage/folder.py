@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -17,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import room_at
 from prefect_ttapi.storage.files import forget, make_folder, put, sync_folder, tag_of
+from prefect_ttapi.storage.layout import sidecar_key
 from prefect_ttapi.storage.objects import (
     PATIENCE,
     Body,
@@ -28,7 +31,6 @@ from prefect_ttapi.storage.objects import (
     checked_key,
     reserved,
 )
-from prefect_ttapi.storage.sidecars import remove_sidecar, sidecar_metadata, write_sidecar
 
 _ADVICE: Final[Mapping[int, str]] = {
     errno.EACCES: "permission denied: choose a folder that this user may write to",
@@ -112,7 +114,7 @@ class Folder:
         if facts is None:
             return None
         tag = tag_of(facts)
-        return Found(facts.st_size, sidecar_metadata(self._root, key, tag), tag, facts.st_mtime)
+        return Found(facts.st_size, _sidecar_metadata(self._root, key, tag), tag, facts.st_mtime)
 
     def write(
         self,
@@ -133,7 +135,7 @@ class Folder:
             tag = put(temporary, path, expected)
             sync_folder(path.parent)
             if facts.metadata:
-                write_sidecar(self._root, key, tag, facts)
+                _write_sidecar(self._root, key, tag, facts)
         except OSError as error:
             raise self._explained("can't write", key, error) from error
         finally:
@@ -168,7 +170,7 @@ class Folder:
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)
-            remove_sidecar(self._root, key)
+            (self._root / sidecar_key(key)).unlink(missing_ok=True)
         except OSError as error:
             raise self._explained("can't delete", key, error) from error
 
@@ -233,3 +235,27 @@ def _facts(path: Path) -> os.stat_result | None:
         return path.stat()
     except FileNotFoundError:
         return None
+
+
+def _write_sidecar(root: Path, key: str, tag: str, facts: Facts) -> None:
+    """Describe the object that has this tag. OSError: the file can't be written."""
+    path = root / sidecar_key(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = {name: value for name, value in asdict(facts).items() if value}
+    # beside the object, where what a killed process leaves behind is looked for
+    temporary = (root / key).with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        temporary.write_text(json.dumps({"tag": tag, **said}, ensure_ascii=False, indent=1), "utf-8")
+        temporary.replace(path)
+    finally:
+        forget(temporary)
+
+
+def _sidecar_metadata(root: Path, key: str, tag: str) -> Mapping[str, str]:
+    """The metadata of the object that has this tag; empty where none is kept."""
+    try:
+        found = json.loads((root / sidecar_key(key)).read_bytes())
+        metadata = dict(found["metadata"]) if found["tag"] == tag else {}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return {}
+    return {str(name): str(value) for name, value in metadata.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import string
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -17,7 +19,6 @@ from prefect_ttapi.images.renditions import ORIGINAL, Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
 from prefect_ttapi.storage.objects import checked_key
-from prefect_ttapi.storage.slugs import segment, slug
 
 DEFAULT_KEY: Final = "{slug}-{hash}-{index}.{ext}"
 
@@ -44,6 +45,16 @@ _LEGAL: Final = re.compile(r"[A-Za-z0-9._~/=+-]*")
 #: File systems take 255, and beside an image in a folder is a file of its name and `.json`.
 _LONGEST_SEGMENT: Final = 250
 _WIDEST: Final = 200
+
+#: Characters of a slug and of any other value in a key.
+LONGEST_SLUG: Final = 60
+LONGEST_VALUE: Final = 120
+
+#: Latin letters that Unicode does not take apart.
+_LETTERS: Final = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
+    | {"đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "TH", "ı": "i", "ħ": "h", "Ħ": "H"}
+)
 
 
 class KeyTemplateError(ValueError):
@@ -186,6 +197,93 @@ class KeyTemplate:
         return key
 
 
+class TakenKeys:
+    """Keys and whose they are, in some 200 bytes each, however long they are.
+
+    A bucket could hold keys that differ in case only, or a key below another one; a folder on some systems could
+    not: what works in one place is to work in the other.
+
+    >>> taken = TakenKeys()
+    >>> taken.take("a.png", "one", 0), taken.take("a.png", "one", 1)
+    (None, None)
+    >>> taken.take("A.png", "another", 2)
+    'its key A.png is also that of another image, of request 0'
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[bytes, tuple[int, bytes]] = {}
+        self._folders: dict[bytes, int] = {}
+
+    def take(self, key: str, image: str, row: int) -> str | None:
+        """Why `key` can't be this image's, or None: it is then taken. The same image may take it again."""
+        path, owner = key.lower(), _digest(image)
+        name, folders = _digest(path), [_digest(path[: slash.start()]) for slash in re.finditer("/", path)]
+        if name in self._owners and self._owners[name][1] != owner:
+            return f"its key {key} is also that of another image, of request {self._owners[name][0]}"
+        if name in self._folders:
+            return f"its key {key} is a folder in a key of request {self._folders[name]}"
+        blocked = next((folder for folder in folders if folder in self._owners), None)
+        if blocked is not None:
+            return f"its key {key} needs a folder where request {self._owners[blocked][0]} has an image"
+        self._owners.setdefault(name, (row, owner))
+        for folder in folders:
+            self._folders.setdefault(folder, row)
+        return None
+
+
+def slug(text: str) -> str:
+    """Lower-case words of `text` with dashes between them, at most 60 characters.
+
+    Where letters or symbols have no ASCII form, 8 digits of the text's hash are added, so that two texts stay two.
+
+    >>> slug("A watercolour of Zoë's café"), slug("灯台"), slug("灯台 lighthouse")
+    ('a-watercolour-of-zoe-s-cafe', 'f2df7bb7', 'lighthouse-8b3adf44')
+    """
+    kept, lossless = _ascii(text, "A-Za-z0-9")
+    words = kept.lower()
+    # cut between words where there is one in the second half
+    cut = words[: LONGEST_SLUG - 9]
+    if len(words) > len(cut):
+        cut = cut[: cut.rfind("-")] if "-" in cut[len(cut) // 2 :] else cut
+    return _joined(cut, text, lossless)
+
+
+def segment(text: str) -> str:
+    """`text` as one part of a key between slashes, at most 120 characters; `A-Za-z0-9._~=+-` stay as they
+    are.
+
+    Runs of anything else, slashes too, become a dash. As in `slug`, a hash is added where letters were lost,
+    and also where the text was cut.
+
+    >>> segment("SKU_12/b v1.2"), segment("../etc"), segment("Größe L")
+    ('SKU_12-b-v1.2', 'etc', 'Grosse-L')
+    """
+    kept, lossless = _ascii(text, "A-Za-z0-9._~=+")
+    cut = kept[: LONGEST_VALUE - 9]
+    return _joined(cut, text, lossless and cut == kept)
+
+
+def _ascii(text: str, legal: str) -> tuple[str, bool]:
+    """The legal characters of `text` with dashes between them, and whether no letter or digit was lost."""
+    apart = unicodedata.normalize("NFKD", text.translate(_LETTERS))
+    parts = "".join(part for part in apart if not unicodedata.combining(part))
+    # fractions are taken apart with a slash of their own
+    lossless = all(sign.isascii() or not _means_something(sign) for sign in parts.replace("\u2044", "/"))
+    return re.sub(f"[^{legal}]+", "-", parts).strip("-."), lossless
+
+
+def _means_something(sign: str) -> bool:
+    return sign.isalnum() or unicodedata.category(sign).startswith("S")
+
+
+def _joined(kept: str, text: str, whole: bool) -> str:
+    """`kept`, with a hash of the whole text where it does not stand for all of it."""
+    if kept and whole:
+        return kept
+    digits = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{kept.rstrip('-.')}-{digits}" if kept else digits
+
+
 def _facts(
     request: ImageRequest, prompt: str | None, values: Mapping[str, Any], when: datetime, batch: str
 ) -> dict[str, Any]:
@@ -246,3 +344,7 @@ def _unknown(name: str, legal: list[str]) -> str:
     near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
     hint = f"did you mean {{{near[0]}}}?" if near else "legal: " + " ".join(legal)
     return f"the key template has an unknown name {{{name}}}; {hint}"
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()

@@ -6,13 +6,19 @@ what was read: that is all the ledger needs to elect one payer among many machin
 
 from __future__ import annotations
 
+import io
+import random
+import re
+import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import BinaryIO, Final, Protocol
+from urllib.parse import quote, unquote
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.layout import SIDECARS
+from prefect_ttapi.storage.layout import PROBE, SIDECARS
 
 #: Opens a new reader over an object's bytes, as often as wanted: a second attempt starts from the first byte.
 Body = Callable[[], BinaryIO]
@@ -22,6 +28,16 @@ LONGEST_KEY: Final = 1024
 
 #: Seconds for which a read, or a write that may be repeated, is tried again while the store gives no answer.
 PATIENCE: Final = 3.0
+
+#: S3's limit on the names and values of one object, in bytes.
+MOST_METADATA: Final = 2048
+
+#: Printable ASCII without the percent sign, which is what marks an encoded byte.
+_PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%") + " "
+
+#: Of many processes that ask at the same moment each write lets one through, the others come again.
+_ATTEMPTS: Final = 60
+_LONGEST_PAUSE: Final = 0.2  # seconds
 
 
 class ConflictError(StoreError):
@@ -183,3 +199,100 @@ def _what_is_wrong(key: str) -> str | None:
 def reserved(name: str) -> bool:
     """Whether a local folder keeps its own files (locks, half-written objects, metadata) under this name."""
     return name in (".lock", SIDECARS) or name.startswith(".tmp-")
+
+
+def ascii_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` as S3 takes it: lower-case names with dashes, values percent-encoded where they must be.
+
+    The longest values are cut where all of it is more than 2,048 bytes: what was paid for is not lost over a
+    label.
+
+    >>> ascii_metadata({"request_hash": "ab", "prompt": "Zoë, 100 %"})
+    {'request-hash': 'ab', 'prompt': 'Zo%C3%AB, 100 %25'}
+    """
+    encoded = {re.sub(r"[^a-z0-9-]", "-", name.lower()): _encoded(value) for name, value in metadata.items()}
+    names = sum(map(len, encoded))
+    longest = max(map(len, encoded.values()), default=0)
+    while names + sum(len(value[:longest]) for value in encoded.values()) > MOST_METADATA and longest:
+        longest -= 16
+    return {name: _cut(value, longest) for name, value in encoded.items()}
+
+
+def read_metadata(value: str) -> str:
+    """The text that `ascii_metadata` encoded.
+
+    >>> read_metadata("Zo%C3%AB, 100 %25")
+    'Zoë, 100 %'
+    """
+    return unquote(value, errors="replace")
+
+
+def _encoded(value: str) -> str:
+    encoded = quote(value, safe=_PLAIN, errors="replace")
+    # S3 trims spaces at either end
+    body = encoded.strip(" ")
+    before = len(encoded) - len(encoded.lstrip(" "))
+    after = len(encoded) - before - len(body)
+    return "%20" * before + body + "%20" * after if body else "%20" * len(encoded)
+
+
+def _cut(value: str, length: int) -> str:
+    """At most `length` characters of an encoded value, and no character cut in two."""
+    if len(value) <= length:
+        return value
+    whole_escapes = re.sub(r"%[0-9A-F]?$", "", value[: max(length, 0)])
+    return _encoded(unquote(whole_escapes, errors="ignore").rstrip(" "))
+
+
+def probe(objects: ObjectStore) -> None:
+    """Replace a small object as a ledger does, then see a second create and a write with a stale tag refused.
+
+    A store that ignores conditions says yes to both, and would let two machines pay for the same request. The object
+    stays: without it a check by one process would look like a broken promise to another.
+
+    Raises:
+        StoreError: the store can't be read or written, or takes no heed of conditions.
+    """
+    stale = _replace(objects)
+    for expected, what in ((Condition.NOTHING, "creates an object twice"), (stale, "ignores If-Match")):
+        if not _refuses(objects, expected):
+            raise StoreError(
+                f"{objects.uri(PROBE)}: this store {what}, so that two machines could pay for one request; "
+                "use one that honours conditional writes (AWS S3, Cloudflare R2, MinIO, Ceph, a local disk)"
+            )
+
+
+def _replace(objects: ObjectStore) -> str:
+    """Replace the probe object, made where there is none; a tag that it no longer has."""
+    for _ in range(_ATTEMPTS):
+        found = objects.read(PROBE)
+        try:
+            tag = found[1] if found else _write(objects, Condition.NOTHING)
+            _write(objects, tag)
+        except ConflictError:
+            # another process is asking the same
+            time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 - chance, not secrecy
+        else:
+            return tag
+    raise StoreError(
+        f"{objects.uri(PROBE)}: this store refuses conditional writes that are as expected; use another store"
+    )
+
+
+def _refuses(objects: ObjectStore, expected: Condition | str) -> bool:
+    try:
+        _write(objects, expected)
+    except ConflictError:
+        return True
+    return False
+
+
+def _write(objects: ObjectStore, expected: Condition | str) -> str:
+    """Write something new; its tag. It may be written any number of times: tried again without an answer."""
+    document = b'{"probe": "%s"}' % secrets.token_hex(16).encode()
+    for _ in range(2):
+        try:
+            return objects.write(PROBE, lambda: io.BytesIO(document), Facts("application/json"), expected)
+        except NoAnswerError:
+            continue
+    return objects.write(PROBE, lambda: io.BytesIO(document), Facts("application/json"), expected)

@@ -1,20 +1,23 @@
-"""Objects in an S3 bucket, through s3fs's client: one request per operation, judged by its HTTP status."""
+"""Objects in an S3 bucket, through botocore: one request per operation, judged by its HTTP status."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+from botocore.exceptions import ClientError
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.storage.accounts import Account
-from prefect_ttapi.storage.arguments import conditions, description, tag_in, tag_set
 from prefect_ttapi.storage.layout import s3_uri
-from prefect_ttapi.storage.multipart import Upload
 from prefect_ttapi.storage.objects import (
     PATIENCE,
     Body,
@@ -23,41 +26,44 @@ from prefect_ttapi.storage.objects import (
     Facts,
     Found,
     Listed,
-    NoAnswerError,
     ObjectStore,
     checked_key,
 )
-from prefect_ttapi.storage.parts import Part, parts_of, plain_tag, size_of
+from prefect_ttapi.storage.s3_client import Account, Client, patiently
 from prefect_ttapi.storage.s3_errors import is_missing, is_refused_copy
-from prefect_ttapi.storage.service import Service
 
 Answer = TypeVar("Answer")
 
 _CHUNK: Final = 256 * 1024
 
-#: Where it is tried whether one may write.
+#: Bytes up to which a body is sent at once. A longer one waits for the service's word that it is wanted.
+_SMALL: Final = 64 * 1024
+
+#: How many objects are looked at side by side.
+_SIDE_BY_SIDE: Final = 16
+
+#: A write that expects it is refused wherever writing is allowed: no object has the MD5 of nothing at this key.
 _TRIED: Final = "write-test"
+_NO_TAG: Final = "0" * 32
 
 
 @dataclass(frozen=True)
 class S3Settings:
-    """Where in a bucket objects are, without slashes around the prefix, and how they are put there."""
+    """Where in a bucket objects are, without slashes around the prefix, and how they are encrypted."""
 
     bucket: str
     prefix: str
     account: Account
     encryption: str | None = None
     kms_key_id: str | None = None
-    multipart_above: int = 64 * 1024 * 1024
 
 
 class S3:
-    """The keys below `prefix` in a bucket; safe from all threads, not across a fork."""
+    """The keys below `prefix` in a bucket; safe from all threads, and after a fork."""
 
     def __init__(self, settings: S3Settings) -> None:
         self.settings = settings
         self._base = f"{settings.prefix}/" if settings.prefix else ""
-        self._service = Service(settings.account)
 
     def uri(self, key: str) -> str:
         return s3_uri(self.settings.bucket, self._name(key))
@@ -69,57 +75,47 @@ class S3:
         return checked_key(uri.removeprefix(base))
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        async def attempt() -> tuple[bytes, str] | None:
-            answer = await self._call_if_there("get_object", key)
-            if answer is None:
-                return None
-            return b"".join([chunk async for chunk in _chunks(answer)]), tag_in(answer)
-
-        return self._run("can't read", key, attempt)
+        return self._get(key, lambda chunks, tag: (b"".join(chunks), tag))
 
     def fetch(self, key: str) -> Body:
-        async def attempt() -> Spool | None:
-            spool = Spool()
-            answer = await self._call_if_there("get_object", key)
-            if answer is None:
-                return None
-            async for chunk in _chunks(answer):
-                spool.write(chunk)
-            return spool
-
-        spool = self._run("can't read", key, attempt)
+        spool = self._get(key, _spooled)
         if spool is None:
             raise ImageMissingError(f"there is no {self.uri(key)}")
         return spool.open
 
-    def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        async def all_facts() -> list[Found | None]:
-            return list(await asyncio.gather(*map(self._look, keys)))
-
-        return [found.size if found else None for found in self._service.run(all_facts())]
-
     def digest(self, key: str) -> tuple[int, str] | None:
-        async def attempt() -> tuple[int, str] | None:
-            answer = await self._call_if_there("get_object", key)
+        return self._get(key, _digest)
+
+    def _get(self, key: str, take: Callable[[Iterator[bytes], str], Answer]) -> Answer | None:
+        """Return what `take` makes of the object's bytes and tag, or None where there is no such object."""
+
+        def attempt(client: Client) -> Answer | None:
+            answer = _if_there(client.get_object, self._at(key))
             if answer is None:
                 return None
-            size, digest = 0, hashlib.sha256()
-            async for chunk in _chunks(answer):
-                size += len(chunk)
-                digest.update(chunk)
-            return size, digest.hexdigest()
+            # what `with` over the body itself gives is urllib3's response, which may not check its length
+            with closing(answer["Body"]) as body:
+                return take(iter(partial(body.read, _CHUNK), b""), _tag_in(answer))
 
         return self._run("can't read", key, attempt)
 
-    def look(self, key: str) -> Found | None:
-        return self._service.run(self._look(key))
+    def sizes(self, keys: Sequence[str]) -> list[int | None]:
+        if len(keys) < 2:
+            return list(map(self._size, keys))
+        with ThreadPoolExecutor(min(len(keys), _SIDE_BY_SIDE)) as threads:
+            return list(threads.map(self._size, keys))
 
-    async def _look(self, key: str) -> Found | None:
-        facts = await self._patiently("can't look at", key, lambda: self._call_if_there("head_object", key))
+    def _size(self, key: str) -> int | None:
+        found = self.look(key)
+        return found.size if found else None
+
+    def look(self, key: str) -> Found | None:
+        at = self._at(key)
+        facts = self._run("can't look at", key, lambda client: _if_there(client.head_object, at))
         if facts is None:
             return None
         size, written = int(facts["ContentLength"]), facts.get("LastModified")
-        return Found(size, facts.get("Metadata", {}), tag_in(facts), written and written.timestamp())
+        return Found(size, facts.get("Metadata", {}), _tag_in(facts), written and written.timestamp())
 
     def write(
         self,
@@ -129,71 +125,33 @@ class S3:
         expected: Condition | str = Condition.ANYTHING,
         patience: float = PATIENCE,
     ) -> str:
-        parts = parts_of(body, self.settings.multipart_above)
-        patience = patience if expected is Condition.ANYTHING else 0
-        if len(parts) == 1:
-            put = partial(self._put, key, body, facts, expected, parts[0])
-            tag = self._run("can't write", key, put, patience)
-        else:
-            tag = self._write_in_parts(key, body, facts, expected, max(patience, PATIENCE), parts)
-            self._put_tags(key, facts)
-        if not facts.sha256 or tag == plain_tag(parts):
-            # the plain tag is an MD5: the service has what was sent, at no further request
+        with body() as stream:
+            md5 = hashlib.file_digest(stream, _md5)  # type: ignore[arg-type]
+            size = stream.seek(0, io.SEEK_END)
+        arguments = self._description(key, facts) | _conditions(expected)
+        arguments["ContentMD5"] = base64.b64encode(md5.digest()).decode()
+
+        def attempt(client: Client) -> str:
+            with body() as stream:
+                return _tag_in(
+                    client.put_object(**arguments, Body=stream.read() if size <= _SMALL else stream)
+                )
+
+        tag = self._run("can't write", key, attempt, patience if expected is Condition.ANYTHING else 0)
+        if not facts.sha256 or tag == md5.hexdigest():
+            # the tag of what is kept plainly is its MD5: the service has what was sent, at no further request
             return tag
-        if found := self._holds(key, facts, size_of(parts)):
-            return found.tag  # which Ceph does not tell at the end of an upload in parts
+        found = self.look(key)
+        if found and (found.size, found.metadata.get("sha256")) == (size, facts.sha256):
+            return found.tag
         raise StoreError(f"can't write {self._shown(key)}: the service has something else than was sent")
 
-    async def _put(self, key: str, body: Body, facts: Facts, expected: Condition | str, whole: Part) -> str:
-        with body() as stream:
-            answer = await self._service.call(
-                "put_object",
-                **self._place(key, facts),
-                **conditions(expected),
-                Body=stream,
-                ContentMD5=whole.content_md5,
-            )
-        return tag_in(answer)
-
-    def _write_in_parts(
-        self,
-        key: str,
-        body: Body,
-        facts: Facts,
-        expected: Condition | str,
-        patience: float,
-        parts: Sequence[Part],
-    ) -> str:
-        steps = partial(self._patiently, "can't write", key)
-        look = partial(self._must_find, key, expected)
-        upload = Upload(self._service, steps, self._place(key, facts), conditions(expected), look)
-        try:
-            return self._service.run(upload.send(body, parts, patience))
-        except NoAnswerError:
-            # an upload whose last answer was lost is not sent again where it arrived
-            if expected is Condition.ANYTHING and (found := self._holds(key, facts, size_of(parts))):
-                return found.tag
-            raise
-
-    async def _must_find(self, key: str, expected: Condition | str) -> None:
-        if expected is not Condition.ANYTHING:
-            found = await self._look(key)
-            if (found.tag if found else Condition.NOTHING) != expected:
-                raise ConflictError(f"can't write {self._shown(key)}: it is not as expected")
-
-    def _holds(self, key: str, facts: Facts, size: int) -> Found | None:
-        """The object at `key` if it is the one that was sent."""
-        found = self.look(key)
-        same = found and facts.sha256 and (found.size, found.metadata.get("sha256")) == (size, facts.sha256)
-        return found if same else None
-
     def try_writing(self, facts: Facts) -> None:
-        async def attempt() -> None:
-            # whoever may begin an upload may write; one that is given up leaves no object
-            begun = await self._service.call("create_multipart_upload", **self._place(_TRIED, facts))
-            await self._service.call("abort_multipart_upload", **self._at(_TRIED), UploadId=begun["UploadId"])
-
-        self._run("can't write", _TRIED, attempt)
+        try:
+            self.write(_TRIED, io.BytesIO, facts, _NO_TAG)
+        except ConflictError:
+            return  # whoever may not write is told so before that
+        self.delete(_TRIED)
 
     def room(self) -> None:
         return None
@@ -203,106 +161,130 @@ class S3:
     ) -> str | None:
         if not isinstance(source, S3) or source.settings.account != self.settings.account:
             return None
-        arguments = self._place(key, facts) | conditions(expected)
+        arguments = self._description(key, facts) | _conditions(expected)
         arguments |= {"CopySource": source._at(source_key), "MetadataDirective": "REPLACE"}
         arguments |= {"TaggingDirective": "REPLACE"} if facts.tags else {}
 
-        async def attempt() -> str | None:
+        def attempt(client: Client) -> str | None:
             try:
-                answer = await self._service.call("copy_object", **arguments)
-            except OSError as error:
+                answer = client.copy_object(**arguments)
+            except ClientError as error:
                 if is_missing(error):
                     raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
                 if is_refused_copy(error):
                     return None
                 raise
-            return tag_in(answer["CopyObjectResult"])
+            return _tag_in(answer["CopyObjectResult"])
 
-        once = expected is not Condition.ANYTHING
-        tag = self._run("can't copy to", key, attempt, 0 if once else PATIENCE)
-        if tag:
-            self._put_tags(key, facts)
+        tag = self._run("can't copy to", key, attempt, PATIENCE if expected is Condition.ANYTHING else 0)
+        if tag and facts.tags:
+            # Ceph drops those that come with a copy
+            tags = [{"Key": name, "Value": value} for name, value in facts.tags.items()]
+            put = self._at(key) | {"Tagging": {"TagSet": tags}}
+            self._run("can't tag", key, lambda client: client.put_object_tagging(**put))
         return tag
 
-    def _put_tags(self, key: str, facts: Facts) -> None:
-        # Ceph drops those that come with a copy or an upload in parts
-        if facts.tags:
-            arguments = self._at(key) | {"Tagging": tag_set(facts.tags)}
-            self._run("can't tag", key, lambda: self._service.call("put_object_tagging", **arguments))
-
     def delete(self, key: str) -> None:
-        async def attempt() -> None:
-            await self._call_if_there("delete_object", key)
-
-        self._run("can't delete", key, attempt)
+        at = self._at(key)
+        self._run("can't delete", key, lambda client: _if_there(client.delete_object, at))
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        token: dict[str, str] = {}
+        where = {"Bucket": self.settings.bucket, "Prefix": self._base + prefix}
         while True:
-            page = self._run("can't list", prefix, partial(self._page, prefix, token))
+            page = self._run("can't list", prefix, lambda client: client.list_objects_v2(**where))
             for found in page.get("Contents", ()):
-                key = found["Key"].removeprefix(self._base)
-                tag, written = found["ETag"].strip('"'), found["LastModified"].timestamp()
-                yield Listed(key, int(found["Size"]), tag, written)
+                key, written = found["Key"].removeprefix(self._base), found["LastModified"].timestamp()
+                yield Listed(key, int(found["Size"]), _tag_in(found), written)
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
-
-    async def _page(self, prefix: str, token: Mapping[str, str]) -> dict[str, Any]:
-        where = {"Bucket": self.settings.bucket, "Prefix": self._base + prefix}
-        return await self._service.call("list_objects_v2", **where, **token)
+            where["ContinuationToken"] = page["NextContinuationToken"]
 
     def half_written(self) -> Iterator[Listed]:
-        return iter(())  # uploads that were given up are ended by the bucket's own lifecycle rules
+        return iter(())  # an object is put at once
 
     def delete_half_written(self, key: str) -> None:
         raise StoreError(f"a bucket has no half-written objects: {key}")
 
     def presign(self, key: str, seconds: int) -> str:
-        return self._run(
-            "can't sign an address for",
-            key,
-            partial(self._service.sign, "get_object", self._at(key), seconds),
-        )
+        at = self._at(key)
+
+        def attempt(client: Client) -> str:
+            return str(client.generate_presigned_url("get_object", Params=at, ExpiresIn=seconds))
+
+        return self._run("can't sign an address for", key, attempt)
+
+    def _run(
+        self, doing: str, key: str, attempt: Callable[[Client], Answer], patience: float = PATIENCE
+    ) -> Answer:
+        return patiently(self.settings.account, f"{doing} {self._shown(key)}", attempt, patience)
 
     def _name(self, key: str) -> str:
         return checked_key(self._base + key)
 
-    def _at(self, key: str) -> dict[str, str]:
+    def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self.settings.bucket, "Key": self._name(key)}
 
-    def _place(self, key: str, facts: Facts) -> dict[str, Any]:
-        """Where an object is put, and all that is said of it."""
-        said = description(facts, self.settings.encryption, self.settings.kms_key_id)
-        return self._at(key) | said
+    def _description(self, key: str, facts: Facts) -> dict[str, Any]:
+        """Return where an object is put, what is kept beside its bytes, and how they are encrypted.
+
+        What is not asked for is not said: services refuse headers that they don't know.
+        """
+        said = {
+            "ContentType": facts.media_type,
+            "Metadata": dict(facts.metadata),
+            "CacheControl": facts.cache_control,
+            "ContentDisposition": facts.disposition,
+            # Ceph takes a plus sign for one, not for a space
+            "Tagging": urlencode(facts.tags, quote_via=quote),
+            "ACL": facts.acl,
+            "StorageClass": facts.storage_class,
+            "ServerSideEncryption": self.settings.encryption,
+            "SSEKMSKeyId": self.settings.kms_key_id,
+        }
+        return self._at(key) | {name: value for name, value in said.items() if value}
 
     def _shown(self, key: str) -> str:
-        """The object and the service, for an error's message."""
+        """Return the object and the service, for an error's message."""
         service = f" at {self.settings.account.endpoint_url}" if self.settings.account.endpoint_url else ""
         return f"{s3_uri(self.settings.bucket, self._base + key)}{service}"
 
-    async def _call_if_there(self, method: str, key: str) -> dict[str, Any] | None:
-        try:
-            return await self._service.call(method, **self._at(key))
-        except OSError as error:
-            if is_missing(error):
-                return None
-            raise
 
-    def _run(
-        self, doing: str, key: str, attempt: Callable[[], Awaitable[Answer]], patience: float = PATIENCE
-    ) -> Answer:
-        return self._service.run(self._patiently(doing, key, attempt, patience))
-
-    async def _patiently(
-        self, doing: str, key: str, attempt: Callable[[], Awaitable[Answer]], patience: float = PATIENCE
-    ) -> Answer:
-        return await self._service.patiently(f"{doing} {self._shown(key)}", attempt, patience)
+def _if_there(call: Callable[..., dict[str, Any]], at: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        return call(**at)
+    except ClientError as error:
+        if is_missing(error):
+            return None
+        raise
 
 
-async def _chunks(answer: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    body = answer["Body"]
-    # what `async with` gives is another object below aiobotocore 3.8, which reads all or nothing
-    async with body:
-        while chunk := await body.read(_CHUNK):
-            yield chunk
+def _spooled(chunks: Iterator[bytes], _tag: str) -> Spool:
+    spool = Spool()
+    for chunk in chunks:
+        spool.write(chunk)
+    return spool
+
+
+def _digest(chunks: Iterator[bytes], _tag: str) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    for chunk in chunks:
+        size += len(chunk)
+        digest.update(chunk)
+    return size, digest.hexdigest()
+
+
+def _md5() -> hashlib._Hash:
+    # against accidents on the way, which is all that S3 offers it for
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _conditions(expected: Condition | str) -> dict[str, str]:
+    """Return what has to be at the key, by botocore's names."""
+    if isinstance(expected, str):
+        return {"IfMatch": expected}
+    return {"IfNoneMatch": "*"} if expected is Condition.NOTHING else {}
+
+
+def _tag_in(answer: Mapping[str, Any]) -> str:
+    """Return the object's tag, unquoted: Ceph refuses a quoted one in If-Match."""
+    return str(answer["ETag"]).strip('"')

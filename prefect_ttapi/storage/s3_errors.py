@@ -56,12 +56,19 @@ _NOTHING_ANSWERS = "nothing answers there: check the endpoint's address and that
 _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
     "EndpointConnectionError": _NOTHING_ANSWERS,
     "ConnectTimeoutError": _NOTHING_ANSWERS,
-    "SSLError": "the endpoint speaks no TLS: does its address begin with http:// ?",
+    "NoTLSError": "the endpoint speaks no TLS: does its address begin with http:// ?",
     "CertificateError": "its certificate can't be verified: check the endpoint's address, or name its authority "
     "in connection.ca_file",
     "NoCredentialsError": "there are no credentials: give access_key_id and secret_access_key, or AWS's own",
     "PartialCredentialsError": "the credentials are incomplete: give access_key_id and secret_access_key",
     "ProfileNotFound": "there is no such profile: correct AWS_PROFILE",
+}
+
+#: What OpenSSL says of a handshake that failed.
+_HANDSHAKE: Final[Mapping[str, str]] = {
+    "CERTIFICATE_VERIFY_FAILED": "CertificateError",
+    "WRONG_VERSION_NUMBER": "NoTLSError",
+    "RECORD_LAYER_FAILURE": "NoTLSError",
 }
 
 #: A missing object, with a body that says so and without; a missing bucket is another thing.
@@ -100,7 +107,7 @@ def explain(error: Exception, doing: str) -> StoreError:
     if status is None:
         kind = _kind(error)
         line = f"{doing}: {_ADVICE_WITHOUT_ANSWER.get(kind) or f'the answer was lost ({kind})'}"
-        settled = isinstance(error, BotoCoreError) and not isinstance(error, _LOST)
+        settled = isinstance(error, BotoCoreError) and not isinstance(error, _LOST) and kind != "SSLError"
         return StoreError(line) if settled else NoAnswerError(line)
     if status == 412 or (status, code) in _MISSING:
         return ConflictError(f"{doing}: it is not as expected (HTTP {status})")
@@ -140,9 +147,11 @@ def _clock(theirs: str) -> str:
 
 
 def _kind(error: Exception) -> str:
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "CertificateError"
-    return type(error).__name__
+    """Return the error's class; of TLS, whose errors may come after a request was sent, what went wrong before."""
+    found = (
+        kind for words, kind in _HANDSHAKE.items() if isinstance(error, SSLError) and words in str(error)
+    )
+    return next(found, type(error).__name__)
 
 
 def _status_and_code(error: Exception) -> tuple[int | None, str]:
@@ -152,7 +161,5 @@ def _status_and_code(error: Exception) -> tuple[int | None, str]:
 
 
 def _answer(error: Exception) -> Mapping[str, Any]:
-    """The answer behind an error. s3fs's classes don't tell: one 412 has two of them, two 404s have one."""
-    cause = error if isinstance(error, ClientError) else error.__cause__
-    response: Mapping[str, Any] = cause.response if isinstance(cause, ClientError) else {}
+    response: Mapping[str, Any] = error.response if isinstance(error, ClientError) else {}
     return response

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,25 +14,23 @@ from urllib.parse import quote
 from prefect.blocks.core import Block
 from pydantic import HttpUrl
 
-from prefect_ttapi.blocks import NotMapped
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
-from prefect_ttapi.storage.copying import copy_image
+from prefect_ttapi.storage.copying import copy_image, pixels_of, put_renditions
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at
-from prefect_ttapi.storage.making import pixels_of, put_renditions
-from prefect_ttapi.storage.metadata import ascii_metadata
 from prefect_ttapi.storage.objects import (
     Condition,
     Facts,
     Found,
     Listed,
     ObjectStore,
+    ascii_metadata,
+    probe,
 )
-from prefect_ttapi.storage.probe import probe
 from prefect_ttapi.storage.s3 import S3, S3Settings
-from prefect_ttapi.storage.settings import StoreSettings
+from prefect_ttapi.storage.settings import NotMapped, StoreSettings
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
@@ -61,7 +58,9 @@ class ImageStore(NotMapped, StoreSettings, Block):
     _description = (
         "Keeps generated images in a local folder or an S3 bucket, and remembers what was paid for."
     )
-    _documentation_url = HttpUrl("https://s3fs.readthedocs.io/en/latest/#credentials")
+    _documentation_url = HttpUrl(
+        "https://boto3.amazonaws.com/v1/documentation/api/latest/guide/credentials.html"
+    )
 
     @property
     def identity(self) -> str:
@@ -74,8 +73,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
     @property
     def objects(self) -> ObjectStore:
         """The place itself, shared by all blocks of this process with the same settings."""
-        # a client does not survive a fork
-        return _place(self._settings() if is_s3(self.url) else Path(self.url), os.getpid())
+        return _place(self._settings() if is_s3(self.url) else Path(self.url))
 
     def check(self) -> None:
         """Make sure that objects can be written and read, and that of two writers one loses.
@@ -319,5 +317,5 @@ class ImageStore(NotMapped, StoreSettings, Block):
 
 
 @lru_cache(maxsize=64)
-def _place(where: S3Settings | Path, process: int) -> ObjectStore:  # noqa: ARG001 - a part of the cache's key
+def _place(where: S3Settings | Path) -> ObjectStore:
     return S3(where) if isinstance(where, S3Settings) else Folder(where)

@@ -13,10 +13,18 @@ from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.storage.keys import DEFAULT_KEY, NAMES, KeyTemplate, KeyTemplateError
+from prefect_ttapi.storage.keys import (
+    DEFAULT_KEY,
+    LONGEST_SLUG,
+    LONGEST_VALUE,
+    NAMES,
+    KeyTemplate,
+    KeyTemplateError,
+    TakenKeys,
+    segment,
+    slug,
+)
 from prefect_ttapi.storage.objects import LONGEST_KEY, checked_key
-from prefect_ttapi.storage.slugs import LONGEST_SLUG, LONGEST_VALUE, segment, slug
-from prefect_ttapi.storage.taken import TakenKeys
 
 REQUEST = ImageRequest(prompt="A lighthouse at dusk", model="gpt-image-2", n=2)
 IMAGE = StoredImage(

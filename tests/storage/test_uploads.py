@@ -1,30 +1,25 @@
-"""What is said of objects when they are put on S3, and that they arrive whole: headers, parts, checks."""
+"""What is said of objects when they are put on S3, and that they arrive whole: headers and checks."""
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import md5 as any_md5
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
-from prefect_ttapi.storage.parts import PART_SIZE, parts_of, plain_tag, size_of
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import fresh_image, sha256, stored
+from tests.support.generations import fresh_image, stored
 from tests.support.meddling import Meddle, meddling_proxy
 from tests.support.s3 import S3Server
 
 md5 = partial(any_md5, usedforsecurity=False)
 
-#: Two parts.
-BIG = bytes(range(256)) * (PART_SIZE // 256) + b"the end"
+#: More than goes in one piece from memory, and no multiple of it.
+BIG = bytes(range(256)) * 4096 + b"the end"
 
 UPLOAD = {
     "content_disposition": "attachment",
@@ -33,7 +28,6 @@ UPLOAD = {
     "storage_class": "STANDARD_IA",
     "encryption": "aws:kms",
     "kms_key_id": "alias/pictures",
-    "multipart_above_mib": 5,
 }
 
 
@@ -45,9 +39,10 @@ def through(server: S3Server, meddle: Meddle, **fields: object) -> Iterator[tupl
         yield ImageStore(url=url, **server.settings(endpoint_url=proxy.url), **fields), proxy.seen
 
 
-@pytest.mark.parametrize("way", ["uploaded", "copied by the service", "in parts"])
+@pytest.mark.parametrize("way", ["uploaded", "copied by the service"])
+@pytest.mark.parametrize("data", [b"pixels", BIG], ids=["small", "big"])
 def test_delivered_images_carry_all_that_is_asked_for(
-    s3_server: S3Server, folder_store: ImageStore, way: str
+    s3_server: S3Server, folder_store: ImageStore, way: str, data: bytes
 ) -> None:
     """However a delivered image gets there, it has disposition, tags, ACL, class, encryption and metadata."""
     bucket = s3_server.new_bucket()
@@ -55,7 +50,7 @@ def test_delivered_images_carry_all_that_is_asked_for(
         url=f"s3://{bucket}", upload=UPLOAD, cache_control="max-age=60", **s3_server.settings()
     )
     source = target if way == "copied by the service" else folder_store
-    image = stored(source, BIG if way == "in parts" else b"pixels")
+    image = stored(source, data)
     delivered = target.deliver(image, "2031/Zoë.png", source, {"model": "dall-e-2"})
     client = s3_server.client()
     key = {"Bucket": bucket, "Key": "2031/Zoë.png"}
@@ -105,8 +100,9 @@ def test_every_body_has_its_md5(s3_server: S3Server) -> None:
 
     with through(s3_server, note) as (store, _):
         store.compare_and_swap("ledger/record.json", b"{}", None)
-        stored(store)
-    assert said == [base64.b64encode(md5(body).digest()).decode() for body in (b"{}", b"pixels")]
+        for body in (b"pixels", BIG):
+            stored(store, body)
+    assert said == [base64.b64encode(md5(body).digest()).decode() for body in (b"{}", b"pixels", BIG)]
 
 
 def test_an_image_is_looked_at_again_where_its_tag_proves_nothing(s3_server: S3Server) -> None:
@@ -132,55 +128,6 @@ def test_an_image_that_is_not_what_was_sent_is_an_error(s3_server: S3Server) -> 
             store.put_image(image, {})
 
 
-def test_big_images_go_in_parts(s3_server: S3Server) -> None:
-    """Above the threshold an image is sent in parts, each with its MD5, and is whole; a failed part is sent again."""
-    trouble = [503]
-    meddle: Meddle = lambda _, path, __: (  # noqa: E731
-        trouble.pop() if "partNumber=2" in path and trouble else None
-    )
-    with through(s3_server, meddle, upload={"multipart_above_mib": 5}) as (store, seen):
-        image = stored(store, BIG)
-        assert [method for method, _ in seen] == ["POST", "PUT", "PUT", "PUT", "POST"]
-        assert store.read_bytes(image.uri) == BIG
-        found = store.objects.look(f"images/{image.sha256}.png")
-        assert (found.size, found.metadata["sha256"]) == (len(BIG), sha256(BIG))
-        with pytest.raises(ConflictError):
-            store.objects.write(
-                f"images/{image.sha256}.png", lambda: io.BytesIO(BIG), Facts("image/png"), Condition.NOTHING
-            )
-        assert unfinished(s3_server, store) == []
-
-
-@pytest.mark.parametrize(
-    ("kind", "where", "order", "stored_after_all"),
-    [
-        ("PUT", "partNumber=2", 403, False),
-        ("POST", "uploadId=", "swallow", False),
-        ("POST", "uploadId=", "lose the answer", True),
-    ],
-)
-def test_an_upload_in_parts_that_fails_leaves_none(
-    s3_server: S3Server, kind: str, where: str, order: str | int, stored_after_all: bool
-) -> None:
-    """What fails on the way is given up, and an upload whose last answer was lost counts if it arrived."""
-    meddle: Meddle = lambda method, path, _: order if method == kind and where in path else None  # noqa: E731
-    with through(s3_server, meddle, upload={"multipart_above_mib": 5}, patience=0) as (store, _):
-        if stored_after_all:
-            assert store.read_bytes(stored(store, BIG).uri) == BIG
-        else:
-            with pytest.raises(StoreError, match="can't write"):
-                stored(store, BIG)
-            assert list(store.list("")) == []
-        assert unfinished(s3_server, store) == []
-
-
-def unfinished(server: S3Server, store: ImageStore) -> list:
-    client = server.client()
-    uploads = client.list_multipart_uploads(Bucket=store.url.split("/")[2]).get("Uploads", [])
-    client.close()
-    return uploads
-
-
 def test_a_refused_copy_is_an_upload(s3_server: S3Server) -> None:
     """Where the service won't copy, or may not, the bytes are read and written with the same result."""
     for refusal in (403, 501):
@@ -192,20 +139,3 @@ def test_a_refused_copy_is_an_upload(s3_server: S3Server) -> None:
             seen.clear()
             assert store.read_bytes(store.deliver(image, "a.png").uri) == b"pixels"
             assert [method for method, _ in seen] == ["HEAD", "PUT", "GET", "PUT", "GET"]
-
-
-@given(st.binary(max_size=200), st.integers(1, 60), st.integers(1, 7))
-def test_parts_make_up_the_body(body: bytes, whole_up_to: int, step: int) -> None:
-    """Whatever its length, a body is its parts one after the other, each with its own MD5."""
-    parts = parts_of(lambda: io.BytesIO(body), whole_up_to, step)
-    read = []
-    for part in parts:
-        with part.open(lambda: io.BytesIO(body)) as reader:
-            read.append(reader.read())
-            assert reader.seek(0, io.SEEK_END) == part.length
-    assert b"".join(read) == body
-    assert [md5(data).digest() for data in read] == [part.md5 for part in parts]
-    assert size_of(parts) == len(body)
-    assert (len(parts) == 1) == ("-" not in plain_tag(parts))
-    if len(body) <= whole_up_to:
-        assert plain_tag(parts) == md5(body).hexdigest()

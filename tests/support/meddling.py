@@ -43,7 +43,10 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 told = _altered(answer) if order == "alter the answer" else answer
                 replaced = order if isinstance(order, dict) else {}
-                self._answer(status, answer_headers | replaced, told)
+                self.close_connection = order == "cut the answer short"
+                self._answer(
+                    status, answer_headers | replaced, told, len(told) // 2 if self.close_connection else None
+                )
 
     def _forward(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(*self.server.target)
@@ -54,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, sent: int | None = None) -> None:
         self.send_response_only(status)
         self.send_header("Date", headers.get("Date") or self.date_time_string())
         length = headers.get("Content-Length", len(body)) if self.command == "HEAD" else len(body)
@@ -65,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[:sent])
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _meddled  # noqa: N815
 
