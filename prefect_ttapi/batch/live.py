@@ -1,4 +1,4 @@
-"""How a batch is getting on: a line that lives in a terminal, or one in the log every so often."""
+"""Tell how a batch is getting on: in the last line of a terminal, or in the log every so often."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Standing:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the pace of what had to be sent, as if all of the rest had to be; None while nobody can know."""
+        """Time left by the pace of what was sent so far, as if all of the rest had to be; None while unknown."""
         if self.total is None or self.sent < ENOUGH:
             return None
         return (self.total - self.totals.rows) * self.sending / self.sent
 
     def line(self, width: int | None = None) -> str:
-        """What there is to tell, in words; in at most `width` characters, without what matters less.
+        """Return the line, in at most `width` characters, without the parts that matter less.
 
         >>> Standing(Totals(rows=120, cached=30, failed=2, usd=3.2), 1_000, in_flight=8).line()
         '120 of 1,000 done, 30 cached, 2 failed, 8 in flight, 3.20 USD'
@@ -70,7 +70,7 @@ class Standing:
         return _joined(told)[:width]
 
     def _told(self) -> Iterator[tuple[int, str]]:
-        """Each with its rank: 0 matters most."""
+        """Yield the parts of the line, each with its rank: 0 matters most."""
         totals, left = self.totals, self.seconds_left
         of = f" of {self.total:,}" if self.total is not None else ""
         images = totals.images - totals.images_cached
@@ -90,7 +90,8 @@ def _joined(told: list[tuple[int, str]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Return a duration in words.
+
     >>> duration(42), duration(170), duration(9_000)
     ('42 s', '3 min', '2 h 30 min')
     """
@@ -101,7 +102,7 @@ def duration(seconds: float) -> str:
 
 
 class Live:
-    """Tells how a batch stands until it is closed, from a thread of its own.
+    """Tell how a batch stands until it is closed, from a thread of its own.
 
     In a terminal that is one line, below what is logged meanwhile; else, and for TERM=dumb, lines in the log.
 
@@ -151,7 +152,7 @@ class Live:
 
 @contextmanager
 def _terminal(stream: TextIO) -> Iterator[_Line | None]:
-    """The line at the end of a terminal, gone again afterwards; None where there is no terminal to have."""
+    """Yield the line at the end of a terminal, gone again afterwards; None where there is no terminal to have."""
     if not _is_terminal(stream) or not _TERMINAL.acquire(blocking=False):
         yield None
         return
@@ -173,7 +174,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _handlers() -> list[logging.Handler]:
-    """Those that write to a terminal."""
+    """Return the log handlers that write to a terminal."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
     return [
@@ -220,7 +221,7 @@ class _Line:
             self._live.stop()
 
     def make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter of log handlers, passing all
-        """Be called before a handler writes."""
+        """Take it away for a while, before a log handler writes."""
         with self._lock:
             self.clear()
             self._quiet_until = time.monotonic() + REDRAW

@@ -1,4 +1,4 @@
-"""What a batch leaves behind: the manifest, the gallery page, and artifacts on the run."""
+"""Write down a batch: rows as they come, then the manifest, the gallery page and artifacts on the run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ PART_SECONDS: Final = 30.0
 
 
 class Parts:
-    """Writes `<folder>/parts/000001.jsonl` and so on, rows as they came, from a thread that holds up nobody.
+    """Write rows as they come to `<folder>/parts/000001.jsonl` and so on, in a thread that holds up nobody.
 
     Args:
         store: where they go.
@@ -105,7 +105,7 @@ class Parts:
         self.end()
 
     def came(self) -> None:
-        """One more row is in the file."""
+        """Note that one more row is in the file."""
         if self._rows.mark.rows - self._written.rows >= self._every_rows:
             self._enough.set()
 
@@ -148,7 +148,7 @@ class Parts:
         self._written = mark
 
     def _pause(self) -> None:
-        """The store is in trouble: more rows are no reason to try again at once."""
+        """Wait, as the store is in trouble: more rows are no reason to try again at once."""
         until = time.monotonic() + self._every_seconds
         while not self._ended and (rest := until - time.monotonic()) > 0:
             self._enough.wait(rest)
@@ -166,7 +166,7 @@ _BEGUN_LOCK = threading.Lock()
 
 
 def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
-    """Where the next batch of a run keeps its manifest: `batches/<place>`, the second `batches/<place>/2`, and so on.
+    """Return the folder of a run's next batch: `batches/<place>`, of the second `batches/<place>/2`, and so on.
 
     Another attempt at the run begins from the first again, and writes over what the attempt before left.
     """
@@ -177,7 +177,7 @@ def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
 
 
 class Recorder:
-    """Keeps a batch's rows, shows its progress, and writes down at the end what became of it.
+    """Keep a batch's rows, show its progress, and write down at the end what became of it.
 
     Rows come from one thread at a time.
 
@@ -240,7 +240,7 @@ class Recorder:
         self._running.close()
 
     def add(self, done: Done) -> None:
-        """One more row."""
+        """Keep one more row."""
         row = done.row
         self._rows.add(row)
         self._totals = self._totals.add(row, self._price(row))
@@ -297,7 +297,7 @@ class Recorder:
         )
 
     def _write(self, what: str, write: Callable[[], str | None]) -> str | None:
-        """The address of what was written; without it, the manifest, which says the same, must not be lost too."""
+        """Return the address of what was written, or None: a failure must not cost the manifest too."""
         try:
             return write()
         except Exception as error:
@@ -329,7 +329,7 @@ class Recorder:
         return self._upload(PARQUET, table.open, "application/vnd.apache.parquet")
 
     def _write_manifest(self) -> str:
-        """Its address. It comes last, and as patiently as the images, since nothing else tells why rows failed."""
+        """Write it last, and as patiently as images, since nothing else tells why rows failed; return its address."""
         lines = _spooled(self._rows.lines())
         return self._upload(MANIFEST, lines.open, "application/x-ndjson", patience=UPLOAD_PATIENCE)
 

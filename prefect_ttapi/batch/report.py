@@ -1,4 +1,4 @@
-"""What became of a batch."""
+"""Report what became of a batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BatchReport(BaseModel):
     _store: ImageStore | None = PrivateAttr(None)
 
     def with_store(self, store: ImageStore) -> BatchReport:
-        """This report, reading its rows through `store`; needed where the usual AWS chain can't read them."""
+        """Return this report, reading its rows through `store`: needed if the usual AWS chain can't read them."""
         copy = self.model_copy()
         copy._store = store
         return copy

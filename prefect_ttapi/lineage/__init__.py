@@ -1,1 +1,1 @@
-"""Who made what: manifest, artifacts, gallery."""
+"""Record and show who made what: manifest, artifacts, assets, events, gallery."""

@@ -1,4 +1,4 @@
-"""Publishing what the Prefect UI shows. Money was paid before: an artifact that fails never fails the run.
+"""Publish artifacts on the current run; one that fails is a warning, since the images were paid for before.
 
 Outside any run nothing is published: Prefect's artifacts belong to runs. Every function blocks for about
 20 ms and finds its run in the calling thread's context, in sync and async flows alike.
@@ -37,7 +37,7 @@ AFTER_FAILURE: Final = 60.0
 
 
 def batch_key(name: str, kind: str = "") -> str:
-    """The key of a batch's artifact: runs of the same batch are versions of it.
+    """Return the key of a batch's artifact: runs of the same batch are versions of it.
 
     >>> batch_key("Autumn campaign", "images"), batch_key("秋")
     ('ttapi-autumn-campaign-60278b25-images', 'ttapi-batch-5a2e5e4b')
@@ -51,7 +51,7 @@ def batch_key(name: str, kind: str = "") -> str:
 
 
 def delivery_key(request_hash: str) -> str:
-    """The key of a delivery's artifact: its versions are the history of that request.
+    """Return the key of a delivery's artifact: its versions are the history of that request.
 
     >>> delivery_key("3f9a12" + 58 * "0")
     'ttapi-3f9a120000000000000000000000000000000000000000000000000000000000'
@@ -60,17 +60,17 @@ def delivery_key(request_hash: str) -> str:
 
 
 def publish_markdown(key: str, markdown: str, description: str | None = None) -> UUID | None:
-    """Publish a markdown artifact of the current run; its id, or None if there is no run or it failed."""
+    """Publish a markdown artifact of the current run; return its id, or None if there is no run or it failed."""
     return _publish("markdown", key, markdown, description)
 
 
 def publish_table(key: str, table: list[dict[str, object]], description: str | None = None) -> UUID | None:
-    """Publish a table artifact of the current run; its id, or None if there is no run or it failed."""
+    """Publish a table artifact of the current run; return its id, or None if there is no run or it failed."""
     return _publish("table", key, json.dumps(table), description)
 
 
 def publish_link(key: str, link: str, text: str, description: str | None = None) -> UUID | None:
-    """Publish a link artifact of the current run; None also where a browser can't open `link` from Prefect's UI."""
+    """Publish a link artifact of the current run; return None also where `link` is no web address."""
     if not link.startswith(("http://", "https://")):
         return None
     return _publish("markdown", key, f"[{text}]({link})", description)
@@ -79,7 +79,7 @@ def publish_link(key: str, link: str, text: str, description: str | None = None)
 class Progress:
     """A progress artifact of the current run, updated at most every `every` seconds and at the end.
 
-    Safe to call from any thread: whoever comes while another is publishing goes on at once.
+    Safe to call from any thread: a call while another one is publishing returns at once.
 
     Args:
         key: of the artifact.
@@ -110,6 +110,7 @@ class Progress:
         Args:
             done: requests that are finished.
             total: how many there are, or None while nobody knows: then 0 % are shown.
+            description: shown beside it from now on.
         """
         if self._id is None or self._clock() < self._next or not self._busy.acquire(blocking=False):
             return
@@ -178,7 +179,7 @@ PARTIAL_IMAGES: Final = 3
 
 
 def with_previews(request: ImageRequest) -> ImageRequest:
-    """The same request, read as a stream with previews; unchanged for models that can't stream.
+    """Return the request as a stream with previews; unchanged for models that can't stream.
 
     >>> with_previews(ImageRequest(prompt="a tree", model="gpt-image-1")).partial_images
     3
@@ -199,7 +200,7 @@ def publish_preview(request_hash: str, caption: str, preview: PartialImage) -> N
 
 
 def preview_markdown(caption: str, preview: PartialImage) -> str:
-    """The artifact of one preview."""
+    """Return the artifact of one preview."""
     webp = thumbnail_or_none(partial(preview.spool.open), GALLERY_BOX)
     picture = f'<img width="{GALLERY_BOX}" src="{as_data_uri(webp)}">' if webp else "no picture"
     shown = f'<span dir="auto">{inert(one_line(caption, CAPTION))}</span>'

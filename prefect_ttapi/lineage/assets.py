@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 def asset_at(uri: str, *, name: str | None = None, url: str | None = None) -> Asset | None:
-    """The asset at `uri`, or None where Prefect takes no such key: over 512 characters, or `%` and its like in it.
+    """Return the asset at `uri`, or None if Prefect takes no such key: over 512 characters, or with a `%` or the like.
 
     >>> asset_at("s3://bucket/shop/a.png"), asset_at("file:///srv/a%20b.png")
     (Asset(key='s3://bucket/shop/a.png'), None)
@@ -64,6 +64,7 @@ def materialise_batch(report: R, facts: Mapping[str, Any]) -> R:
     where Prefect takes no such key, there is no task run.
 
     Args:
+        report: the batch's report.
         facts: what `BatchReport.facts` says of it.
     """
     manifest = asset_at(facts["manifest_uri"], name=facts["name"])

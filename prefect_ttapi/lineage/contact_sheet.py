@@ -1,4 +1,4 @@
-"""Pictures side by side on one sheet: rows of prompts, columns of whatever is compared."""
+"""Draw pictures side by side on one sheet: rows of prompts, columns of what is compared."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ INK: Final = "#1d1d22"
 def contact_sheet(
     row_labels: Sequence[str], column_labels: Sequence[str], cells: Sequence[Sequence[bytes | str]]
 ) -> bytes:
-    """A PNG with a picture, or a text saying why there is none, for each row and column.
+    """Return a PNG with a picture, or a text saying why there is none, for each row and column.
 
     Args:
+        row_labels: prompts, wrapped and cut.
+        column_labels: what is compared.
         cells: by row and column, an encoded picture (a thumbnail of about 256 pixels) or a text.
     """
     width = LABEL + len(column_labels) * (CELL + GAP) + GAP

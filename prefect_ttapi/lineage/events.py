@@ -1,4 +1,4 @@
-"""Events that Prefect's automations can act on. Money was paid before: an event that fails never fails the run.
+"""Emit events that Prefect's automations can act on; one that fails is a warning, since the images were paid for.
 
 | event | when | resource |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""The gallery: pages to look at a batch's images, whole in themselves, that may be moved with their folder.
+"""Write the gallery: pages to look at a batch's images, whole in themselves, that may be moved with their folder.
 
 A page asks nobody for anything: style, script and thumbnails are in it, its content security policy allows those
 by hash and nothing else but images from beside it. Prompts are data for the script, which shows them as text.
@@ -43,7 +43,7 @@ def pages(
     store_uri: str,
     manifest: str | None = None,
 ) -> Iterator[tuple[str, Iterator[str]]]:
-    """The gallery's pages, one after the other: file name and the pieces of the HTML, the first one `index.html`.
+    """Yield the gallery's pages, one after the other: file name and the pieces of the HTML, the first one `index.html`.
 
     A page's pieces are made as they are read, a card at a time; it must be read before the next one is asked for.
 
@@ -182,7 +182,7 @@ def _hash(text: str) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON that HTML leaves alone, in ASCII, so that no line separator and no lone surrogate is in it."""
+    """Return JSON that HTML leaves alone, in ASCII, so that no line separator and no lone surrogate is in it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""Where a browser finds what lies in a store, for artifacts to link to."""
+"""Find the addresses at which a browser can open the objects of a store."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class StoreLinks:
         self.end: datetime | None = None
 
     def to(self, uri: str) -> str:
-        """The public address of `uri`, else a signed one, else `uri` itself."""
+        """Return the public address of `uri`, else a signed one, else `uri` itself."""
         found = (self._in(store, uri) for store in self._stores)
         return next((address for address in found if address), uri)
 
     def notes(self) -> list[str]:
-        """When the links stop working, where they do; credentials that are temporary themselves may end sooner."""
+        """Return a line that says when signed links end; temporary credentials may end sooner."""
         return (
             [f"Links are signed and end on {self.end:%Y-%m-%d %H:%M} UTC at the latest."] if self.end else []
         )

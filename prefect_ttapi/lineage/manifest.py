@@ -1,4 +1,4 @@
-"""The manifest: what became of each request of a batch, one JSON line each, in order, beside the images."""
+"""Write and read manifests: one JSON line for each request of a batch, in order, says what became of it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _OF_ITS_BATCH: Final = "of its batch"
 
 
 def _well_formed(value: Any) -> Any:
-    """Lone surrogates, which no file can hold, become U+FFFD."""
+    """Replace lone surrogates, which no file can hold, by U+FFFD."""
     if not isinstance(value, str):
         return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _json_able(value: Any, depth: int = 0) -> JsonValue:
-    """`value` as JSON can hold it; what is no JSON, or nested too deeply, by its repr."""
+    """Return `value` as JSON can hold it; what is no JSON, or nested too deeply, by its repr."""
     if isinstance(value, str):
         return str(_well_formed(value))
     if value is None or (isinstance(value, int) and value.bit_length() <= _BITS):
@@ -127,7 +127,7 @@ class Row(BaseModel):
 
     @classmethod
     def of(cls, row: int, generation: Generation, status: Status = "generated", **others: Any) -> Self:
-        """The row of an answered request; `others` are fields that a generation does not know."""
+        """Return the row of an answered request; `others` are fields that a generation does not know."""
         paid = status != "cached"
         known = {
             name: getattr(generation, name) for name in Generation.model_fields if name in cls.model_fields
@@ -177,7 +177,7 @@ class Row(BaseModel):
 
 
 def write_manifest(rows: Iterable[Row]) -> Iterator[bytes]:
-    """The manifest's lines, each with its line feed, to be written as they come.
+    """Yield the manifest's lines, each with its line feed.
 
     >>> b"".join(write_manifest([Row(row=0, status="skipped")])).startswith(b'{"row":0,"status":"skipped"')
     True
@@ -187,7 +187,7 @@ def write_manifest(rows: Iterable[Row]) -> Iterator[bytes]:
 
 
 def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
-    """The rows of a manifest's lines: an open file, or a list of lines. Unknown fields are left out.
+    """Yield the rows of a manifest's lines, as of an open file; unknown fields are left out.
 
     Raises:
         ValueError: a line is no row; the message says which, counted from 1.

@@ -1,4 +1,4 @@
-"""What the artifacts say, as text: no run is needed to build it, and no artifact grows with the batch.
+"""Write the artifacts' text: no run is needed to build it, and no artifact grows with the batch.
 
 What comes from outside stands in HTML blocks, which have no blank lines in them: there, both of Prefect's UIs
 read the escapes of `inert`. Markdown around them holds numbers and words of our own only.
@@ -44,9 +44,9 @@ _LINKED: Final = re.compile(r"(https?|s3|file)://", re.IGNORECASE)
 
 
 def one_line(text: str, limit: int) -> str:
-    """`text` on one line of at most `limit` characters, without characters that control or reorder.
+    r"""Return `text` on one line of at most `limit` characters, without characters that control or reorder.
 
-    >>> one_line("a  lighthouse,\\n at dusk", 14)
+    >>> one_line("a  lighthouse,\n at dusk", 14)
     'a lighthouse,…'
     """
     # no more than could be needed: a prompt may have 32,000 characters
@@ -61,7 +61,7 @@ def one_line(text: str, limit: int) -> str:
 
 
 def inert(text: str) -> str:
-    """`text` as itself in HTML, in its attributes and in Markdown: nothing in it is markup.
+    """Return `text` as itself in HTML, in its attributes and in Markdown: nothing in it is markup.
 
     >>> inert("<b> & *x*")
     '&#60;b&#62; &#38; &#42;x&#42;'
@@ -70,7 +70,7 @@ def inert(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """`text`, on one line already, for the cell of a table artifact, which may or may not read Markdown.
+    """Return `text`, on one line already, for the cell of a table artifact, which may or may not read Markdown.
 
     >>> cell("a red fox"), cell("a <b>red</b> fox")
     ('a red fox', '`a <b>red</b> fox`')
@@ -79,7 +79,7 @@ def cell(text: str) -> str:
 
 
 def address(uri: str) -> str:
-    """`uri` with what is no part of an address percent-encoded, or nothing if it is not one to link to.
+    """Return `uri` as an address to link to, percent-encoded where need be, or nothing if it is none.
 
     >>> address("s3://bucket/a b.png"), address("javascript:alert(1)")
     ('s3://bucket/a%20b.png', '')
@@ -114,7 +114,7 @@ class Picture:
 
 
 def pictures(rows: Iterable[Row], thumbnail_of: Callable[[StoredImage], bytes | None]) -> Iterator[Picture]:
-    """Every image of `rows`, in order; `thumbnail_of` is asked when its turn comes."""
+    """Yield every image of `rows`, in order; `thumbnail_of` is asked when its turn comes."""
     for row in rows:
         for image in row.images:
             yield Picture(row, image, thumbnail_of(image))
@@ -138,7 +138,7 @@ def batch_markdown(
     links: StoreLinks = PLAIN,
     notes: Sequence[str] = (),
 ) -> str:
-    """The artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
+    """Return the artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
 
     Args:
         name: the batch's name.
@@ -168,7 +168,7 @@ def batch_markdown(
 def delivery_markdown(
     generation: Generation, pictures: Sequence[Picture], links: StoreLinks = PLAIN, shown: Shown = EVERYTHING
 ) -> str:
-    """The artifact of one delivery: what was asked, who answered, what it cost, where each image is.
+    """Return the artifact of one delivery: what was asked, who answered, what it cost, where each image is.
 
     Args:
         generation: the answered request.
@@ -206,11 +206,12 @@ def delivery_markdown(
 
 
 def image_table(rows: Iterable[Row], manifest_uri: str, limit: int = TABLE_ROWS) -> list[dict[str, object]]:
-    """The table artifact: a row for each image, with the same columns in every row.
+    """Return the table artifact: a row for each image, with the same columns in every row.
 
     Args:
         rows: of the batch, in order; read only as far as shown.
         manifest_uri: named in a last row where there are more than `limit` images; a web address is a link.
+        limit: of rows in the table.
     """
     lines = list(islice(_lines(rows), limit + 1))
     if len(lines) <= limit:
@@ -263,7 +264,7 @@ def _warning(totals: Totals) -> list[str]:
 
 
 def _speed(totals: Totals) -> list[str]:
-    """How long answers took, by model, and how many requests were side by side."""
+    """Say how long answers took, by model, and how many requests were side by side."""
     told = [
         f"{_shown(model)}: half of the answers within {took['p50']:g} s, 90 % within {took['p90']:g} s, "
         f"99 % within {took['p99']:g} s"
@@ -332,7 +333,7 @@ def _copies(pictures: Iterable[Picture], links: StoreLinks) -> Iterator[str]:
 
 
 def _places(uris: dict[str, str | None], links: StoreLinks) -> str:
-    """Where to look further; an address that a page can't open is still there to be copied."""
+    """Say where to look further; an address that a page can't open is still there to be copied."""
     return _block("p", "<br>\n".join(f"{title}: {_linked(uri, links)}" for title, uri in uris.items() if uri))
 
 
@@ -359,7 +360,8 @@ def _shown(text: str, limit: int = CAPTION) -> str:
 
 
 def _count(number: int, thing: str) -> str:
-    """
+    """Return a number of things, in words.
+
     >>> _count(1, "image"), _count(2000, "image")
     ('1 image', '2,000 images')
     """
@@ -367,7 +369,8 @@ def _count(number: int, thing: str) -> str:
 
 
 def in_bytes(size: int) -> str:
-    """
+    """Return a size in B, kB, MB, GB or TB.
+
     >>> in_bytes(999), in_bytes(1_234_567)
     ('999 B', '1.2 MB')
     """

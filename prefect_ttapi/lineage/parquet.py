@@ -1,4 +1,4 @@
-"""The manifest as Parquet, for pandas, DuckDB and their like: the same rows, with columns that have types.
+"""Write the manifest as Parquet, for pandas, DuckDB and their like: the same rows, with columns that have types.
 
 Needs pyarrow, which comes with the extra `parquet`; it is imported when a manifest is written, and not before.
 
@@ -77,12 +77,12 @@ _COLUMNS: Final[dict[str, Any]] = {
 
 
 def installed() -> bool:
-    """Whether pyarrow is there."""
+    """Return whether pyarrow is there."""
     return find_spec("pyarrow") is not None
 
 
 def parquet_of(lines: Iterable[bytes]) -> Spool:
-    """A manifest's lines as a Parquet file; a row group at a time is in memory.
+    """Return a manifest's lines as a Parquet file; one row group at a time is in memory.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -109,7 +109,7 @@ def _type(pyarrow: Any, kind: Any) -> Any:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's line as the values of the columns; a field that is not there is null."""
+    """Return a manifest's line as the values of the columns; a field that is not there is null."""
     given, usage, at = row["given"], row["usage"], row["created_at"]
     legible = {
         name: value for name in ("prompt", "model") if isinstance(value := (given or {}).get(name), str)
@@ -130,7 +130,7 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 class _Sink(io.RawIOBase):
-    """A spool that is written to as files are."""
+    """A spool as a file that pyarrow can write to."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool

@@ -1,4 +1,4 @@
-"""A batch in figures."""
+"""Sum up a batch in figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BUCKETS: Final = 320  # more than a day
 
 
 def bucket(seconds: float) -> int:
-    """Which bucket holds this many seconds.
+    """Return which bucket holds this many seconds.
 
     >>> bucket(0.0), bucket(1.0), bucket(60.0), bucket(1e9)
     (0, 119, 189, 320)
@@ -32,10 +32,11 @@ def bucket(seconds: float) -> int:
 
 
 def percentile(counts: Mapping[int, int], share: float) -> float:
-    """Seconds that `share` percent of the answers took at most, 3 % off at the worst, in three digits.
+    """Return the seconds that `share` percent of the answers took at most, 3 % off at the worst, in three digits.
 
     Args:
         counts: answers by bucket; there must be some.
+        share: percent of the answers.
 
     >>> percentile({bucket(2.0): 98, bucket(40.0): 2}, 50), percentile({bucket(2.0): 98, bucket(40.0): 2}, 99)
     (2.01, 39.2)
@@ -108,16 +109,17 @@ class Totals(BaseModel):
 
     @classmethod
     def of(cls, rows: Iterable[Row], price_of: PriceOf = lambda _: None) -> Totals:
-        """The totals of `rows`, which are read one by one."""
+        """Return the totals of `rows`, which are read one by one."""
         totals = cls()
         for row in rows:
             totals = totals.add(row, price_of(row))
         return totals
 
     def add(self, row: Row, usd: float | None = None) -> Totals:
-        """These totals and one more row.
+        """Return these totals and one more row.
 
         Args:
+            row: to be added.
             usd: what its images cost, or would have cost; None where nobody knows.
         """
         figures = _figures(row, usd)
@@ -139,7 +141,7 @@ class Totals(BaseModel):
         return self.answer_seconds / seconds if seconds > 0 else None
 
     def latency(self, model: str) -> dict[str, float]:
-        """Seconds that half, 90 % and 99 % of the model's answers took at most, to 3 %; empty without answers.
+        """Return seconds that half, 90 % and 99 % of the model's answers took at most, to 3 %; empty without answers.
 
         >>> Totals(latencies={"dall-e-2": {bucket(4.0): 9, bucket(60.0): 1}}).latency("dall-e-2")
         {'p50': 4.04, 'p90': 4.04, 'p99': 58.9}
@@ -149,7 +151,7 @@ class Totals(BaseModel):
 
 
 def _figures(row: Row, usd: float | None) -> dict[str, Any]:
-    """What one row adds, by the name of the figure."""
+    """Return what one row adds, by the name of the figure."""
     images, usage = len(row.images), row.usage or Usage()
     paid = bool(row.api_calls) and row.status != "cached"
     return {

@@ -1,4 +1,4 @@
-"""What may be shown of requests, images and rows: with their prompts, or with the requests' names in their place.
+"""Say what may be shown of requests, images and rows: their prompts, or the requests' names in their place.
 
 The ledger and the manifest keep the prompt: they lie in the user's own store, and tell where an image comes from.
 """
@@ -18,7 +18,7 @@ NOT_RECORDED: Final = "prompt not recorded"
 
 @dataclass(frozen=True)
 class Shown:
-    """Say what may be shown in artifacts, pages, logs, events, keys and the metadata of delivered objects.
+    """What may be shown in artifacts, pages, logs, events, keys and the metadata of delivered objects.
 
     Attributes:
         prompts: whether prompts may, and what models made of them.
@@ -43,13 +43,13 @@ class Shown:
         return image if self.prompts else image.model_copy(update={"revised_prompt": None})
 
     def row(self, row: Row) -> Row:
-        """Return the row, if need be without prompts, what was given of an illegal item, and quotes of the prompt.
+        r"""Return the row, if need be without prompts, what was given of an illegal item, and quotes of the prompt.
 
         >>> row = Row(row=0, status="failed", given={"prompt": "a new car", "n": 0}, error="'a new car' is too long")
         >>> shown = Shown(prompts=False).row(row)
         >>> shown.prompt, shown.error
         ('prompt not recorded', "'prompt not recorded' is too long")
-        >>> Shown(prompts=False).row(row.model_copy(update={"given": {"prompt": "a new\\n car "}})).error
+        >>> Shown(prompts=False).row(row.model_copy(update={"given": {"prompt": "a new\n car "}})).error
         "'prompt not recorded' is too long"
         """
         if self.prompts:
