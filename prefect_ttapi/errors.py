@@ -19,6 +19,8 @@ PictureError                  an image that can't be decoded, so that nothing ca
 BudgetExceeded                the batch's budget does not allow another request
 BatchError                    a batch ended with failed rows
 IllegalBatchError             a batch that can't be sent as it is; a ValueError
+KeyTemplateError              a key template that no object can have, or not each of these; a ValueError
+PromptsError                  a prompts file that can't be used; a ValueError
 """
 
 from __future__ import annotations
@@ -222,3 +224,11 @@ class IllegalBatchError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.problems,)
+
+
+class KeyTemplateError(ValueError):
+    """A key template is illegal, or a value does not fit it; the message says what to do in one line."""
+
+
+class PromptsError(ValueError):
+    """A prompts file can't be used: a line that says so, then one for each problem, with its lines."""

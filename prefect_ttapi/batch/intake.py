@@ -13,14 +13,14 @@ from pydantic import ValidationError
 
 from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.caching import as_request
-from prefect_ttapi.errors import IllegalBatchError, StoreError
+from prefect_ttapi.errors import IllegalBatchError, KeyTemplateError, StoreError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import key_template
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import KeyTemplateError, TakenKeys
+from prefect_ttapi.storage.keys import TakenKeys
 
 Values = Iterable[Mapping[str, Any]] | Callable[[ImageRequest], Mapping[str, Any]] | None
 

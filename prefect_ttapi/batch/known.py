@@ -21,14 +21,13 @@ from typing import Final
 from prefect_ttapi.batch.earlier import Earlier
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.shards import Plan, row_of_paid, thumbnails_of
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import places_of
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import DeliveredImage, StoredImage
-from prefect_ttapi.storage.keys import KeyTemplateError
 from prefect_ttapi.storage.layout import IMAGES, image_key
 from prefect_ttapi.storage.objects import Listed
 from prefect_ttapi.storage.store import ImageStore

@@ -26,6 +26,7 @@ from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import (
     BudgetExceeded,
     InsufficientBalanceError,
+    KeyTemplateError,
     PictureError,
     StoreError,
     TTAPIError,
@@ -45,7 +46,7 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.stopping import Stop, StopSending
-from prefect_ttapi.storage.keys import DEFAULT_KEY, KeyTemplateError
+from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from prefect_ttapi.wire.limiter import RateLimit

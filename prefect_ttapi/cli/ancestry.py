@@ -149,7 +149,7 @@ def _digest(place: ImageStore, key: str) -> str:
 
 
 def _entries(search: Search, said: Mapping[str, str], sha256: str) -> list[Entry]:
-    """Return what the ledger says of the request that the object names; else of all requests with this image."""
+    """Return the ledger's entries of the request that the object names; else of all requests with this image."""
     request_hash = said.get("request-hash", "")
     if layout.is_sha256(request_hash) and (found := search.entries_of(request_hash, said.get("api-origin"))):
         return found

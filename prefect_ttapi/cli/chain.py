@@ -1,4 +1,4 @@
-"""What a trace gives: small models that are JSON as well."""
+"""The links of a chain from an image to its origin: small models that are JSON as well."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Link(BaseModel):
 
 
 class Copy(_Link):
-    """The object that was asked about, where it is a delivered copy: what it says of itself.
+    """A delivered copy that was asked about, and its own metadata.
 
     Attributes:
         uri: its address.
@@ -31,7 +31,7 @@ class Copy(_Link):
 
 
 class Entry(_Link):
-    """What the ledger says of a request.
+    """A request's document in the ledger.
 
     Attributes:
         uri: address of its document.
@@ -50,7 +50,7 @@ class Entry(_Link):
 
 
 class SourceRow(_Link):
-    """A row of a manifest, and where that is: the row of a prompts file, and where its images were delivered."""
+    """A row of a manifest, which says what was asked for and where its images were delivered."""
 
     manifest_uri: str
     row: Row
@@ -82,7 +82,7 @@ class Origin(_Link):
 
 @dataclass(frozen=True)
 class Made:
-    """What a run made.
+    """All images that a run made.
 
     Attributes:
         run_id: the flow run.

@@ -42,7 +42,7 @@ _PAUSE: Final = 5.0
 
 
 def verify(store: ImageStore, *, quick: bool = False, progress: Progress | None = None) -> Iterator[Finding]:
-    """Return what there is to say of a store, as it is found; nothing is written to it.
+    """Read a store and return findings as they are made; nothing is written to it.
 
     What is read is noted in a temporary file, some 200 bytes an image. Claims without a holder on this machine are
     watched for their time to live, a minute as a rule.
@@ -298,7 +298,7 @@ def names(store: ImageStore, record: str, image: str) -> bool:
 
 
 def _each(read: Callable[[str], Result], keys: Iterable[str]) -> Iterator[tuple[str, Result | Wrong]]:
-    """Return what `read` gives for each key, or why that can't be read or makes no sense.
+    """Read each key; return the results, or why one can't be read or makes no sense.
 
     Raises:
         NoAnswerError: the store gives no answer.

@@ -1,4 +1,4 @@
-"""What a prompts file's columns mean: the prompt, a field of the request, or a value for the key template."""
+"""The meaning of a prompts file's columns: the prompt, a field of the request, or a value for the key template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a row's cells, by their position: fields, values, or neither for want of a name.
+    """The meaning of a row's cells, by their position: fields, values, or neither for want of a name.
 
     `problems` are those of the names themselves; with any, the rest must not be used.
     """
@@ -35,23 +35,19 @@ class Plan:
     problems: Sequence[str]
 
     def fields_of(self, row: Row) -> dict[str, str]:
-        """The request's fields: the prompt as it stands, others trimmed, without those that are empty."""
+        """Return the request's fields: the prompt as it stands, others trimmed, without those that are empty."""
         cells = {name: row.texts[at] for at, name in self.fields.items()}
-        return {
-            name: text if name == "prompt" else text.strip()
-            for name, text in cells.items()
-            if name == "prompt" or text.strip()
-        }
+        trimmed = {name: text.strip() for name, text in cells.items() if name != "prompt"}
+        return {"prompt": cells["prompt"]} | {name: text for name, text in trimmed.items() if text}
 
     def values_of(self, row: Row) -> dict[str, str]:
-        """The other columns' texts, as they stand."""
+        """Return the other columns' texts, as they stand."""
         return {name: row.texts[at] for at, name in self.values.items()}
 
     def faults_in(self, row: Row) -> Iterator[str]:
-        """What no cell may hold, whatever its column."""
+        """Return the faults of cells, whatever their column."""
         for name, text in zip(row.names, row.texts, strict=True):
-            odd = _odd(text)
-            if odd:
+            if odd := _odd(text):
                 yield f"{quoted(name)} holds {odd}"
         for at in self.nameless:
             if row.texts[at].strip():
@@ -59,7 +55,7 @@ class Plan:
 
 
 def plan_of(names: Sequence[str], prompt_column: str | None) -> Plan:
-    """The plan for rows with these names.
+    """Return the plan for rows with these names.
 
     >>> plan_of(("Prompt", " SIZE", "Product ID"), None).values
     {2: 'product_id'}
@@ -86,7 +82,7 @@ def plan_of(names: Sequence[str], prompt_column: str | None) -> Plan:
 
 
 def plain_name(name: str) -> str:
-    """A column's name as key templates use it: an identifier, or empty where none can be made.
+    """Return a column's name as key templates use it: an identifier, or empty where none can be made.
 
     >>> plain_name(" Product-ID (new)"), plain_name("Größe"), plain_name("2nd line"), plain_name("#")
     ('product_id_new', 'größe', '_2nd_line', '')
@@ -98,7 +94,7 @@ def plain_name(name: str) -> str:
 
 
 def nearest_field(name: str) -> str | None:
-    """The request field that `name` may be a misspelling of.
+    """Return the request field that `name` may be a misspelling of.
 
     >>> nearest_field("modle"), nearest_field("sku")
     ('model', None)
@@ -107,7 +103,7 @@ def nearest_field(name: str) -> str | None:
 
 
 def warning_for(name: str) -> str | None:
-    """What is odd about a value's name, though it is no error."""
+    """Return the oddity of a value's name that is no error, or None."""
     if name in _TAKEN:
         return (
             f"{{{name}}} in a key template is not this column: give the column another name to use it there"
@@ -117,7 +113,7 @@ def warning_for(name: str) -> str | None:
 
 
 def quoted(text: str) -> str:
-    """`text` in quotation marks on one line, cut where it is long."""
+    """Return `text` in quotation marks on one line, cut where it is long."""
     return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 
 class Kind(StrEnum):
-    """What a finding is about."""
+    """The kinds of findings."""
 
     MISSING = "missing"
     WRONG_SIZE = "wrong-size"

@@ -37,7 +37,7 @@ select key, size, modified from images where not exists (select 1 from named whe
 
 
 class Inventory:
-    """What was listed, and what names it. SQLite keeps it in a temporary file that goes when this does."""
+    """Listed images and the names that point to them. SQLite keeps both in a temporary file, gone with the object."""
 
     def __init__(self) -> None:
         self._base = sqlite3.connect("", check_same_thread=False)

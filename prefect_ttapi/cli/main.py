@@ -23,14 +23,14 @@ COMMANDS: Final = (
 
 
 class _OneLine(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """Complain in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status: 0, 1 where the command failed, 2 on bad arguments."""
+    """Run a command; return the exit status: 0, 1 where the command failed, 2 on bad arguments."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _OneLine(prog="prefect-ttapi", description="TTAPI images in Prefect: tools.")
     parser.add_argument("--version", action="version", version=f"prefect-ttapi {VERSION}")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from prefect_ttapi.cli.columns import MOST_COLUMNS, plan_of, warning_for
 from prefect_ttapi.cli.tables import READERS, Fault, rows_of
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import PromptsError, StoreError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri
 from prefect_ttapi.storage.store import ImageStore
@@ -28,13 +28,9 @@ LARGEST_FILE: Final = 256 * 1024 * 1024
 MOST_ROWS: Final = 250_000
 
 
-class PromptsError(ValueError):
-    """A prompts file can't be used: a line that says so, then one for each problem, with its lines."""
-
-
 @dataclass(frozen=True)
 class Prompts:
-    """What a prompts file holds.
+    """The requests of a prompts file, and the other columns.
 
     Attributes:
         requests: one for each row, in the file's order.
@@ -114,7 +110,7 @@ def read_prompts(
 
 
 def _read(name: str) -> tuple[str, bytes]:
-    """The file's extension and bytes."""
+    """Return the file's extension and bytes."""
     try:
         address = normalised(name)
     except ValueError:
@@ -178,10 +174,8 @@ class _Problems:
 
     def add(self, line: int, messages: Iterable[str]) -> None:
         for message in messages:
-            if message not in self._lines and len(self._lines) == self.SHOWN:
-                self.count += 1
-                continue
-            lines = self._lines.setdefault(message, [])
+            full = message not in self._lines and len(self._lines) == self.SHOWN
+            lines = [] if full else self._lines.setdefault(message, [])
             if lines[-1:] != [line]:  # a header's problem comes with each of its rows
                 lines.append(line)
                 self.count += 1
@@ -193,12 +187,9 @@ class _Problems:
         return "\n  ".join([summary, *told, *([f"and {untold:,} more"] if untold else [])])
 
     def _places(self, lines: list[int]) -> str:
+        first = [f"{line}" for line in lines[: self.LINES]]
         if len(lines) == 1:
-            return f"line {lines[0]}"
-        *most, last = [*map(str, lines[: self.LINES])]
-        more = len(lines) - self.LINES
-        return (
-            f"lines {', '.join([*most, last])} and {more:,} more"
-            if more > 0
-            else f"lines {', '.join(most)} and {last}"
-        )
+            return f"line {first[0]}"
+        if more := len(lines) - len(first):
+            return f"lines {', '.join(first)} and {more:,} more"
+        return f"lines {', '.join(first[:-1])} and {first[-1]}"

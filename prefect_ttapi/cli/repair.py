@@ -35,7 +35,7 @@ _LEFT: Final = {
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done about a finding: whether it is put right, and a line about it."""
+    """The end of a finding: whether it is put right, and a line about it."""
 
     done: bool
     line: str

@@ -97,7 +97,7 @@ def size(count: int) -> str:
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Return what `work` gives for each item, in order, with few of them in memory.
+    """Do the same work on each item; return the results in order, with few of them in memory.
 
     Whoever stops asking waits only for what is under way.
 

@@ -1,4 +1,4 @@
-"""Finding a store's records and manifest rows: by a request's hash, or by what they say."""
+"""Finding a store's records and manifest rows: by a request's hash, or by a text in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Search:
         self._progress = progress
 
     def entries_of(self, request_hash: str, origin: str | None) -> list[Entry]:
-        """Return what the ledger says of a request: under this API's origin, or else under each.
+        """Return the ledger's entries of a request: under this API's origin, or else under each.
 
         Raises:
             StoreError: the store can't be read, or its document makes no sense.
@@ -41,7 +41,7 @@ class Search:
         return [entry for key in self._keys() if key.endswith(name) for entry in self._entries_at(key)]
 
     def entries_that_say(self, text: str) -> Iterator[Entry]:
-        """Return those of all the ledger's documents that hold `text`."""
+        """Return the documents of the ledger that hold `text`."""
         wanted = text.encode()
 
         def holds(key: str) -> str | None:

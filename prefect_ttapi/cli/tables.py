@@ -30,14 +30,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with one row, or with the line after which nothing more could be read."""
+    """A row that can't be used, or the line after which nothing more could be read."""
 
     line: int
     message: str
 
 
 def rows_of(data: bytes, extension: str) -> Iterator[Row | Fault]:
-    r"""The rows of a file's bytes, UTF-8 with or without a byte-order mark. Empty rows are left out.
+    r"""Return the rows of a file's bytes, UTF-8 with or without a byte-order mark. Empty rows are left out.
 
     - `.csv`: commas, and quotation marks around cells that hold commas, line ends or quotation marks, these
       written twice (RFC 4180). Where the first line has semicolons and no comma, semicolons separate.

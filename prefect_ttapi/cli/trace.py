@@ -17,7 +17,7 @@ from prefect_ttapi.storage.store import ImageStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What can be said after `trace`."""
+    """Add the arguments of `trace`."""
     parser.epilog = "Exit status: 0 found; 1 a part of the chain is lost, or all of it; 2 bad arguments."
     add = parser.add_argument
     add("address", metavar="ADDRESS", nargs="?",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trace, and print the chain."""
+    """Trace, and print the chain; return the exit status."""
     progress = Progress(sys.stderr)
     store = store_at(arguments.store, arguments.endpoint_url) if arguments.store else None
     try:

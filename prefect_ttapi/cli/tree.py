@@ -43,12 +43,12 @@ def lines(node: Node | str) -> Iterator[str]:
 
 
 def origin_tree(origin: Origin) -> Node:
-    """Return who made it, from the object down to the row."""
+    """Return the tree of an object's origin, down to the row that asked for it."""
     return Node(origin.address, _links(origin))
 
 
 def made_tree(made: Made) -> Node:
-    """Return what a run made; the first rows of it."""
+    """Return the tree of a run's images: its first rows."""
     rows = iter(made.rows)
     shown = [_row(source, with_request=True) for source in islice(rows, ROWS)]
     more = sum(1 for _ in rows)

@@ -25,7 +25,7 @@ _TOTALS: Final = {"records": LEDGER, "images": LISTING, "images_read": IMAGES, "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be said after `verify`."""
+    """Add the arguments of `verify`."""
     parser.epilog = "Exit status: 0 all is well, or was put right; 1 something is wrong; 2 it can't be told."
     add = parser.add_argument
     add("store", metavar="STORE", help="a folder, s3://bucket/prefix, or block:NAME")

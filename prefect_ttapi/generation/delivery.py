@@ -8,10 +8,11 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
+from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
-from prefect_ttapi.storage.keys import KeyTemplate, KeyTemplateError
+from prefect_ttapi.storage.keys import KeyTemplate
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
 

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any, Final
 
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.images.renditions import ORIGINAL, Version
 from prefect_ttapi.requests import ImageRequest
@@ -55,10 +55,6 @@ _LETTERS: Final = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
     | {"đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "TH", "ı": "i", "ħ": "h", "Ħ": "H"}
 )
-
-
-class KeyTemplateError(ValueError):
-    """The template is illegal, or a value does not fit it; the message says what to do in one line."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.cli.prompts import Prompts, PromptsError, read_prompts
+from prefect_ttapi.cli.prompts import Prompts, read_prompts
+from prefect_ttapi.errors import PromptsError
 
 
 @pytest.fixture

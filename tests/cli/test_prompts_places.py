@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.cli.prompts import LARGEST_FILE, MOST_ROWS, PromptsError, read_prompts
+from prefect_ttapi.cli.prompts import LARGEST_FILE, MOST_ROWS, read_prompts
+from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
 from tests.support.s3 import S3Server
 

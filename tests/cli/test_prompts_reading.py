@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.cli.prompts import PromptsError, read_prompts
+from prefect_ttapi.cli.prompts import read_prompts
+from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
 
 EXAMPLE = Path(__file__).parents[2] / "flows" / "prompts.csv"

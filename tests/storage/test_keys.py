@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
@@ -19,7 +20,6 @@ from prefect_ttapi.storage.keys import (
     LONGEST_VALUE,
     NAMES,
     KeyTemplate,
-    KeyTemplateError,
     TakenKeys,
     segment,
     slug,
