@@ -122,6 +122,7 @@ class Endpoint:
         self._at_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
         with self._counters.arrived() as number:
             headers = {"x-request-id": f"req-{number}"}
             try:
