@@ -33,22 +33,52 @@ MakeFacts = Callable[[str, str, Mapping[str, str], str], Facts]
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
-def copy_image(
-    image: StoredImage, origin: ObjectStore, target: ObjectStore, key: str, facts: Facts, *, overwrite: bool
-) -> str:
-    """Put a copy of `image` at `key` of `target`, unless it is there already; the tag of what is there now.
+class Original:
+    """A stored image, whose bytes are fetched and checked once, when they are first needed.
+
+    Args:
+        image: what is recorded of it.
+        place: the store that holds it.
+        at_hand: opens the bytes, where this process has them already.
+    """
+
+    def __init__(self, image: StoredImage, place: ObjectStore, at_hand: Body | None = None) -> None:
+        self.image = image
+        self.place = place
+        self._body = at_hand
+
+    @property
+    def key(self) -> str:
+        """Its key in the store that holds it."""
+        return self.place.key(self.image.uri)
+
+    def fetch(self) -> Body:
+        """Return what opens the bytes, on this machine.
+
+        Raises:
+            StoreError: they have changed.
+            ImageMissingError: the image is gone.
+        """
+        if self._body is None:
+            body = self.place.fetch(self.key)
+            if _sha256(body()) != self.image.sha256:
+                raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
+            self._body = body
+        return self._body
+
+
+def copy_image(original: Original, target: ObjectStore, key: str, facts: Facts, *, overwrite: bool) -> str:
+    """Put a copy of an image at `key` of `target`, unless it is there already; the tag of what is there now.
 
     Raises:
         StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
         ImageMissingError: the image is gone.
     """
     for pause in _PAUSES:
-        if not overwrite and (tag := _tag_if_there(target, key, image)):
+        if not overwrite and (tag := _tag_if_there(target, key, original.image)):
             return tag
         try:
-            return _copy(
-                image, origin, target, key, facts, Condition.ANYTHING if overwrite else Condition.NOTHING
-            )
+            return _copy(original, target, key, facts, Condition.ANYTHING if overwrite else Condition.NOTHING)
         except ConflictError:
             continue  # somebody else was faster: look at what is there now
         except NoAnswerError:
@@ -102,34 +132,14 @@ def write_once(
     raise NoAnswerError(f"can't write {target.uri(key)}: the store gives no answer; try again")
 
 
-def checked_bytes(image: StoredImage, origin: ObjectStore) -> Body:
-    """The image's bytes, at hand on this machine.
-
-    Raises:
-        StoreError: they have changed.
-        ImageMissingError: the image is gone.
-    """
-    body = origin.fetch(origin.key(image.uri))
-    if _sha256(body()) != image.sha256:
-        raise StoreError(f"{image.uri} is damaged: its bytes don't have the recorded SHA-256")
-    return body
-
-
 def _something_else(target: ObjectStore, key: str) -> str:
     return f"{target.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
 
 
-def _copy(
-    image: StoredImage,
-    origin: ObjectStore,
-    target: ObjectStore,
-    key: str,
-    facts: Facts,
-    expected: Condition,
-) -> str:
-    if target.copy(origin, origin.key(image.uri), key, facts, expected):
-        return _tag_of_copy(image, target, key)
-    return target.write(key, checked_bytes(image, origin), facts, expected)
+def _copy(original: Original, target: ObjectStore, key: str, facts: Facts, expected: Condition) -> str:
+    if target.copy(original.place, original.key, key, facts, expected):
+        return _tag_of_copy(original.image, target, key)
+    return target.write(key, original.fetch(), facts, expected)
 
 
 def _tag_of_copy(image: StoredImage, target: ObjectStore, key: str) -> str:
@@ -156,16 +166,15 @@ def _sha256(reader: BinaryIO) -> str:
 
 
 def put_renditions(
-    image: StoredImage,
+    original: Original,
     places: Sequence[tuple[Rendition, str]],
-    origin: ObjectStore,
     target: ObjectStore,
     metadata: Mapping[str, str],
     make_facts: MakeFacts,
     *,
     overwrite: bool = False,
 ) -> list[Found]:
-    """Make sure that each rendition of `image` is at its key of `target`; what is there, in order.
+    """Make sure that each rendition of an image is at its key of `target`; return what is there, in order.
 
     An object counts as the rendition if its bytes are the same, or if its metadata says that it was made in the same
     way of the same image: another version of Pillow makes other bytes.
@@ -175,10 +184,11 @@ def put_renditions(
         ImageMissingError: the image is gone.
         PictureError: the image can't be decoded, or is too large for the format.
     """
+    image = original.image
     standing = {key: None if overwrite else target.look(key) for _, key in places}
     missing = [place for place in places if not _is_made(image, place[0], standing[place[1]])]
     if missing:
-        made = render(checked_bytes(image, origin), [rendition for rendition, _ in missing])
+        made = render(original.fetch(), [rendition for rendition, _ in missing])
         for (rendition, key), rendered in zip(missing, made, strict=True):
             said = {**metadata, **_says(image, rendition, rendered)}
             facts = make_facts(rendition.media_type, rendered.spool.sha256, said, key)

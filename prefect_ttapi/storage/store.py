@@ -17,10 +17,11 @@ from pydantic import HttpUrl
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
-from prefect_ttapi.storage.copying import copy_image, pixels_of, put_renditions
+from prefect_ttapi.storage.copying import Original, copy_image, pixels_of, put_renditions
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at
 from prefect_ttapi.storage.objects import (
+    Body,
     Condition,
     Facts,
     Found,
@@ -191,9 +192,21 @@ class ImageStore(NotMapped, StoreSettings, Block):
         expected = Condition.NOTHING if tag is None else tag
         return self.objects.write(key, lambda: io.BytesIO(data), Facts("application/json"), expected)
 
+    def original(
+        self, image: StoredImage, source: ImageStore | None = None, at_hand: Body | None = None
+    ) -> Original:
+        """Return a stored image, to be delivered to this store; its bytes are fetched at most once.
+
+        Args:
+            image: where it is.
+            source: the store the image came from, where this store's own settings can't read it.
+            at_hand: opens the bytes, where this process has them already.
+        """
+        return Original(image, (source or self._beside(image.uri)).objects, at_hand)
+
     def deliver(
         self,
-        image: StoredImage,
+        image: StoredImage | Original,
         key: str,
         source: ImageStore | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -211,9 +224,10 @@ class ImageStore(NotMapped, StoreSettings, Block):
             StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
             ImageMissingError: the image is gone.
         """
-        origin = (source or self._beside(image.uri)).objects
+        original = image if isinstance(image, Original) else self.original(image, source)
+        image = original.image
         facts = self._delivered_facts(image.media_type, image.sha256, metadata or {}, key)
-        etag = copy_image(image, origin, self.objects, key, facts, overwrite=overwrite)
+        etag = copy_image(original, self.objects, key, facts, overwrite=overwrite)
         uri = self.objects.uri(key)
         return DeliveredImage(
             uri=uri,
@@ -229,7 +243,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
 
     def deliver_renditions(
         self,
-        image: StoredImage,
+        image: StoredImage | Original,
         places: Sequence[tuple[Rendition, str]],
         source: ImageStore | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -247,13 +261,13 @@ class ImageStore(NotMapped, StoreSettings, Block):
             ImageMissingError: the image is gone.
             PictureError: the image can't be decoded, or is too large for the format.
         """
-        origin = (source or self._beside(image.uri)).objects
+        original = image if isinstance(image, Original) else self.original(image, source)
         make_facts = self._delivered_facts
         found = put_renditions(
-            image, places, origin, self.objects, metadata or {}, make_facts, overwrite=overwrite
+            original, places, self.objects, metadata or {}, make_facts, overwrite=overwrite
         )
         return tuple(
-            self._rendition(image, rendition, key, there)
+            self._rendition(original.image, rendition, key, there)
             for (rendition, key), there in zip(places, found, strict=True)
         )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import sha256, stored
 from tests.support.meddling import meddling_proxy
+from tests.support.rows import picture
 from tests.support.s3 import S3Server
 
 KEY = "2031/05/a-lighthouse.png"
@@ -141,6 +144,25 @@ def test_another_service_is_not_asked_to_copy(s3_server: S3Server) -> None:
         proxy.seen.clear()
         target.deliver(image, KEY, source)
         assert [method for method, _ in proxy.seen] == ["GET"]
+
+
+def test_what_is_needed_of_an_image_is_read_once(s3_server: S3Server, shop: ImageStore) -> None:
+    """A copy, a rendition and a look at an image in another place fetch it once; not at all where it is at hand."""
+    data = picture()
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url)
+        source = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        image = stored(source, data)
+        for number, at_hand in enumerate((None, lambda: io.BytesIO(data))):
+            original = shop.original(image, source, at_hand)
+            proxy.seen.clear()
+            copy = shop.deliver(original, f"{number}.png")
+            small = (Rendition(max_size=16), f"{number}-small.webp")
+            (rendition,) = shop.deliver_renditions(original, [small])
+            with original.fetch()() as reader:
+                assert reader.read() == data
+            assert [method for method, _ in proxy.seen] == ([] if at_hand else ["GET"])
+            assert (copy.sha256, rendition.source_uri) == (image.sha256, image.uri)
 
 
 def test_a_cut_image_is_noticed_by_the_service_that_copies(s3_server: S3Server) -> None:
