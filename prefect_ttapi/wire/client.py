@@ -17,7 +17,7 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 from prefect_ttapi.wire.addresses import reach_from
 from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
-from prefect_ttapi.wire.events import read_stream
+from prefect_ttapi.wire.image_stream import read_stream
 from prefect_ttapi.wire.json_stream import MAX_BYTES
 from prefect_ttapi.wire.limiter import Clock, Pace
 from prefect_ttapi.wire.outcomes import Failure
