@@ -10,7 +10,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.installed ## generate a small campaign against the sandbox into ./out
-	@$(BIN)/python -m flows.campaign flows/prompts.csv --sandbox --store ./out \
+	@PREFECT_HOME=.prefect-demo $(BIN)/python -m flows.campaign flows/prompts.csv --sandbox --store ./out \
 		--deliver ./out/delivered --key '{shot}/{name}-{index}.{ext}'
 
 test: $(VENV)/.installed-dev ## the tests, with coverage
@@ -39,7 +39,7 @@ versions: $(VENV)/.installed-dev ## demo, tests and schedule in an environment f
 	@$(BIN)/python tools/versions.py
 
 clean: ## forget the virtual environment and what the demo made
-	rm -rf $(VENV) out
+	rm -rf $(VENV) .prefect-demo out
 
 $(VENV)/bin/python:
 	@echo "==> virtual environment in $(VENV)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_LOGGING_SERVER_LEVEL, get_current_settings, temporary_settings
+
+if TYPE_CHECKING:
+    from prefect.server.api.server import SubprocessASGIServer
 
 _STOPPING = b"\nStopping: what is under way is finished and recorded. Press Ctrl-C again to leave at once.\n"
 
@@ -62,12 +68,23 @@ def leave_soon(status: int, seconds: float = 5.0) -> None:
     leaving.start()
 
 
+class ServerDidNotStartError(OSError):
+    """Prefect's temporary server does not start; the message is what it said."""
+
+
 def start_server() -> None:
     """Where no Prefect server is set, start the temporary one that a flow would start, but out of Ctrl-C's reach.
 
     At a terminal Ctrl-C goes to every process in the foreground. A flow that comes to an end without its server goes
     on asking for it for minutes.
+
+    Raises:
+        ServerDidNotStartError: it ended instead (Prefect would try other ports until its time is up), or did not
+            answer in that time.
     """
+    if get_current_settings().api.url:
+        return
+    import_module("prefect.server.api.server")
     errors: list[Exception] = []
 
     def start() -> None:
@@ -81,14 +98,46 @@ def start_server() -> None:
     # in this context, which Prefect's settings are part of
     starting = threading.Thread(target=copy_context().run, args=(start,), name="server-start", daemon=True)
     starting.start()
-    starting.join()
+    started: list[subprocess.Popen[bytes]] = []
+    while starting.is_alive():
+        starting.join(0.1)
+        server = _temporary_server()
+        if server and server.server_process and server.server_process not in started:
+            started.append(server.server_process)
+        if server and any(process.poll() is not None for process in started):
+            server.stop()
+            raise ServerDidNotStartError(_why_no_server())
     if errors:
-        raise errors[0]
+        raise ServerDidNotStartError(_why_no_server()) if started else errors[0]
 
 
-def _temporary_server() -> subprocess.Popen[bytes] | None:
-    started = sys.modules.get("prefect.server.api.server")
-    return started and started.SubprocessASGIServer().server_process
+def _why_no_server() -> str:
+    """Return what a server says that ends at once, started once more for that: Prefect's own is told to be silent."""
+    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--port", "0"]
+    with temporary_settings({PREFECT_LOGGING_SERVER_LEVEL: "ERROR"}):
+        settings = get_current_settings()
+    try:
+        said = subprocess.run(  # noqa: S603
+            [sys.executable, *command, "--log-level", "error"],
+            env=os.environ | settings.to_environment_variables(exclude_unset=True),
+            capture_output=True,
+            text=True,
+            timeout=settings.server.ephemeral.startup_timeout_seconds,
+            check=False,
+        ).stderr
+    except subprocess.TimeoutExpired:
+        said = ""
+    # the last line of a traceback is the error
+    lines = [line for line in said.splitlines() if re.match(r"[\w.]+: \S", line)] or ["it said nothing"]
+    return (
+        f"Prefect's temporary server does not start: {lines[-1]}. "
+        f"Set PREFECT_HOME, now {settings.home}, to another folder, or PREFECT_API_URL to a server that runs"
+    )
+
+
+def _temporary_server() -> SubprocessASGIServer | None:
+    loaded = sys.modules.get("prefect.server.api.server")
+    return loaded and loaded.SubprocessASGIServer()
 
 
 def _leave(status: int) -> NoReturn:
@@ -96,6 +145,6 @@ def _leave(status: int) -> NoReturn:
     with suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
-        if server := _temporary_server():
-            server.terminate()
+        if (server := _temporary_server()) and server.server_process:
+            server.server_process.terminate()
     os._exit(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,7 +79,8 @@ def run_url(flow_run_id: str) -> str:
     ui = get_current_settings().ui_url
     if ui:
         return f"{ui.rstrip('/')}/runs/flow-run/{flow_run_id}"
-    return f"`prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"
+    home = f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} " if "PREFECT_HOME" in os.environ else ""
+    return f"`{home}prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"
 
 
 def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
