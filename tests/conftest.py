@@ -1,7 +1,6 @@
 """What all tests share: a sandbox, credentials for it, stores in folders, and one Prefect server for the session."""
 
 import gc
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,11 +22,6 @@ from tests.support.s3 import new_bucket, s3_server, s3_store  # noqa: F401 - fix
 # a busy machine is slow: no test is to fail for that
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
-
-
-# who starts the tests with nohup or in a script's background has SIGINT ignored here, and so in every child
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
