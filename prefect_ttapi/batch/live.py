@@ -201,17 +201,22 @@ class _Line:
         )
         self._lock = threading.RLock()  # a signal's handler may log while its thread is at it
         self._quiet_until = 0.0
+        self._shown = ""
 
     def draw(self, standing: Standing) -> None:
-        """Show it, unless something else is just being written."""
+        """Show it, unless it is shown already or something else is just being written."""
         with self._lock, suppress(OSError, ValueError):  # a terminal that was closed needs no line
             if time.monotonic() < self._quiet_until:
                 return
             console = self._live.console
             with suppress(OSError):  # rich asks the standard streams only
                 console.width = os.get_terminal_size(console.file.fileno()).columns or console.width
+            text = standing.line(console.width - 1)
+            if self._live.is_started and text == self._shown:
+                return
             self._live.start()
-            self._live.update(Text(standing.line(console.width - 1)), refresh=True)
+            self._live.update(Text(text), refresh=True)
+            self._shown = text
             # a process that is killed must not leave a terminal without its cursor
             console.control(Control(ControlType.CARRIAGE_RETURN, ControlType.SHOW_CURSOR))
 

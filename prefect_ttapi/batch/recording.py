@@ -64,6 +64,13 @@ from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
 
+#: Failures that the log tells one by one.
+TOLD: Final = 50
+
+#: How many batches each attempt at a flow run has begun in this process.
+_BEGUN: Counter[tuple[str, tuple[int, ...]]] = Counter()
+_BEGUN_LOCK = threading.Lock()
+
 #: A part is written when so many rows, or seconds, have gathered since the one before.
 PART_ROWS: Final = 500
 PART_SECONDS: Final = 30.0
@@ -153,16 +160,6 @@ class Parts:
         while not self._ended and (rest := until - time.monotonic()) > 0:
             self._enough.wait(rest)
             self._enough.clear()
-
-
-logger = logging.getLogger(__name__)
-
-#: Failures that the log tells one by one.
-TOLD: Final = 50
-
-#: How many batches each attempt at a flow run has begun in this process.
-_BEGUN: Counter[tuple[str, tuple[int, ...]]] = Counter()
-_BEGUN_LOCK = threading.Lock()
 
 
 def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
