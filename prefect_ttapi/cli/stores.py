@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -27,8 +27,7 @@ def store_at(address: str, endpoint_url: str | None = None) -> ImageStore:
     try:
         if kind != "block":
             return ImageStore(url=address, endpoint_url=endpoint_url)
-        # Prefect adds _sync to what may also be awaited
-        store: ImageStore = cast(Any, ImageStore.load)(name, _sync=True)
+        store = cast(ImageStore, ImageStore.load(name))  # which could also be awaited, where a loop runs
         return store.model_copy(update={"endpoint_url": endpoint_url}) if endpoint_url else store
     except ValidationError as error:
         raise ValueError("; ".join(problem["msg"] for problem in error.errors(include_input=False))) from None

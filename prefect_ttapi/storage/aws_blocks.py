@@ -5,10 +5,13 @@ It is never imported here. What counts as such a block is what both of them have
 
 from __future__ import annotations
 
+import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.core import Block, BlockNotSavedError
@@ -102,7 +105,9 @@ def _fetched(block: str | AwsBlock) -> AwsBlock:
     if not isinstance(block, str):
         return block
     try:
-        found = cast(Any, Block.load)(block, _sync=True)
+        # in a thread of its own, since an event loop may be running in this one
+        with ThreadPoolExecutor(1) as thread:
+            found: object = thread.submit(copy_context().run, asyncio.run, Block.aload(block)).result()
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise StoreError(f"can't load the block {block}: {why}; is prefect-aws installed?") from error

@@ -39,6 +39,9 @@ _CHUNK: Final = 256 * 1024
 #: Bytes up to which a body is sent at once. A longer one waits for the service's word that it is wanted.
 _SMALL: Final = 64 * 1024
 
+#: Against accidents on the way, which is all that S3 offers it for.
+_MD5: Final = partial(hashlib.md5, usedforsecurity=False)
+
 #: How many objects are looked at side by side.
 _SIDE_BY_SIDE: Final = 16
 
@@ -126,7 +129,7 @@ class S3:
         patience: float = PATIENCE,
     ) -> str:
         with body() as stream:
-            md5 = hashlib.file_digest(stream, _md5)  # type: ignore[arg-type]
+            md5 = hashlib.file_digest(stream, _MD5)  # type: ignore[arg-type]
             size = stream.seek(0, io.SEEK_END)
         arguments = self._description(key, facts) | _conditions(expected)
         arguments["ContentMD5"] = base64.b64encode(md5.digest()).decode()
@@ -271,11 +274,6 @@ def _digest(chunks: Iterator[bytes], _tag: str) -> tuple[int, str]:
         size += len(chunk)
         digest.update(chunk)
     return size, digest.hexdigest()
-
-
-def _md5() -> hashlib._Hash:
-    # against accidents on the way, which is all that S3 offers it for
-    return hashlib.md5(usedforsecurity=False)
 
 
 def _conditions(expected: Condition | str) -> dict[str, str]:

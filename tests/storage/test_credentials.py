@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 import pickle
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +18,12 @@ from typing import Any
 
 import boto3
 import pytest
+from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, Facts
+from prefect_ttapi.storage.s3_client import Account
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import stored
 from tests.support.meddling import Order, meddling_proxy
@@ -168,3 +176,85 @@ def test_a_block_shows_nothing_of_its_credentials(s3_server: S3Server) -> None:
     with pytest.raises(ValidationError, match="not both"):
         ImageStore(url="s3://pictures", aws_credentials=Assumed(), **s3_server.settings())
     assert pickle.loads(pickle.dumps(store)).aws_credentials == Assumed()
+
+
+class SavedKeys(Block):
+    """A block that is saved, with what is used of prefect-aws's."""
+
+    _block_type_slug = "saved-keys"
+
+    region_name: str | None = "eu-central-1"
+    key: str = "AKIASAVED"
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def aws_client_parameters(self) -> SimpleNamespace:
+        return SimpleNamespace(endpoint_url="https://saved.example.com", verify=False, verify_cert_path=None)
+
+    def get_boto3_session(self) -> boto3.Session:
+        return boto3.Session(self.key, "secret")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_saved_block_is_known_by_its_name(key_file: Path) -> None:
+    """A store keeps the name of a saved block, and finds it again, also where an event loop is running."""
+    SavedKeys().save("keys-of-the-shop", overwrite=True)
+    given = ImageStore(url="s3://pictures", aws_credentials=SavedKeys.load("keys-of-the-shop"))
+    assert given.model_dump()["aws_credentials"] == "saved-keys/keys-of-the-shop"
+
+    async def looked_up() -> Account:
+        return (
+            ImageStore(url="s3://pictures", aws_credentials="saved-keys/keys-of-the-shop")._settings().account
+        )
+
+    account = asyncio.run(looked_up())
+    assert account == given._settings().account
+    assert (account.region, account.endpoint_url, account.verify) == (
+        "eu-central-1",
+        "https://saved.example.com",
+        False,
+    )
+    assert account.keys()[:2] == ("AKIASAVED", "secret")
+    with pytest.raises(StoreError, match="can't load the block saved-keys/none"):
+        ImageStore(url="s3://pictures", aws_credentials="saved-keys/none").identity  # noqa: B018
+
+
+class Slow(Assumed):
+    """A block whose credentials take their time, as an assumed role's do."""
+
+    asking = threading.Event()
+    enough = threading.Event()
+
+    def get_boto3_session(self) -> boto3.Session:
+        self.asking.set()
+        self.enough.wait(30)
+        return super().get_boto3_session()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # it is what the test is about
+def test_a_fork_while_credentials_are_asked_for_works(s3_server: S3Server) -> None:
+    """A child that was forked while another thread made a client makes its own, and waits for nobody."""
+    url = f"s3://{s3_server.new_bucket()}"
+    store = ImageStore(url=url, **s3_server.settings(access_key_id="AKIAFORK"))
+    slow = ImageStore(url=url, aws_credentials=Slow(endpoint_url=s3_server.url))
+    thread = threading.Thread(target=slow.read, args=("a",))
+    thread.start()
+    assert Slow.asking.wait(30)
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            store.write("a", b"written", "text/plain")
+            os._exit(0)
+        os._exit(1)
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    Slow.enough.set()
+    thread.join()
+    assert ended == (child, 0)
+    assert store.read("a") == b"written"

@@ -9,9 +9,11 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import SSLError
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import NoAnswerError
+from prefect_ttapi.storage.s3_errors import explain
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server, said
@@ -145,3 +147,17 @@ def test_a_file_without_certificates_is_named(tmp_path: Path, content: bytes | N
         StoreError, match=f"can't use the certificates in {path}: .*correct connection.ca_file"
     ):
         store.read("x")
+
+
+@pytest.mark.parametrize(
+    ("said", "may_have_happened"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", False),
+        ("[SSL: WRONG_VERSION_NUMBER] wrong version number", False),
+        ("EOF occurred in violation of protocol (_ssl.c:1006)", True),
+    ],
+)
+def test_a_tls_connection_that_is_lost_settles_nothing(said: str, may_have_happened: bool) -> None:
+    """What fails in the handshake was not sent; what fails later may have been, and is asked for again."""
+    told = explain(SSLError(endpoint_url="https://s3.example.com", error=said), "can't write a")
+    assert isinstance(told, NoAnswerError) == may_have_happened
