@@ -21,59 +21,51 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from importlib.util import find_spec
 from itertools import islice
-from typing import Any, Final
+from types import UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
+
+from pydantic import BaseModel
 
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, StoredImage
+from prefect_ttapi.lineage.manifest import Row
 
 #: Rows that are in memory at a time, and in one of the file's row groups.
 ROW_GROUP: Final = 500
 
 _LARGEST: Final = 2**63 - 1  # tokens are counted by somebody else
 
-#: Column or field, and its type: the name of a function of pyarrow's, a list of one, or the fields of a struct.
-_REQUEST: Final = dict.fromkeys(ImageRequest.model_fields, "string") | {
-    "n": "int64",
-    "output_compression": "int64",
-    "partial_images": "int64",
-    "stream": "bool_",
-}
-_IMAGE: Final = dict.fromkeys(StoredImage.model_fields, "string") | {
-    "size_bytes": "int64",
-    "width": "int64",
-    "height": "int64",
-    "index": "int64",
-}
-_COPY: Final = dict.fromkeys(DeliveredImage.model_fields, "string") | {
-    "size_bytes": "int64",
-    "width": "int64",
-    "height": "int64",
-}
-_USAGE: Final = {"input_tokens": "int64", "output_tokens": "int64", "total_tokens": "int64"}
-_COLUMNS: Final[dict[str, Any]] = {
-    "row": "int64",
-    "status": "string",
-    "request_hash": "string",
-    **_REQUEST,
-    "given": "string",
-    "images": [_IMAGE],
-    "delivered": [_COPY],
-    "usage": _USAGE,
-    "error": "string",
-    "error_type": "string",
-    "api_calls": "int64",
-    "seconds": "float64",
-    "created_at": "timestamp",
-    "api_origin": "string",
-    "flow_run_id": "string",
-    "task_run_id": "string",
-    "maybe_paid": ["string"],
-    "also_paid": ["string"],
-    "values": "map_",
-    "ledger_tag": "string",
-    "ledger_size": "int64",
-}
+#: Functions of pyarrow's that make the types of fields; what is not in here is text.
+_TYPES: Final[dict[Any, str]] = {int: "int64", float: "float64", bool: "bool_", datetime: "timestamp"}
+
+
+def _kind(annotation: Any) -> Any:
+    """Return a field's type: the name of a function of pyarrow's, a list of one, or the fields of a struct."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, Union, UnionType):
+        return _kind(arguments[0])
+    if origin is tuple:
+        return [_kind(arguments[0])]
+    if origin is dict:
+        return "map_"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _kinds(annotation)
+    return _TYPES.get(annotation, "string")
+
+
+def _kinds(model: type[BaseModel]) -> dict[str, Any]:
+    return {name: _kind(field.annotation) for name, field in model.model_fields.items()}
+
+
+_USAGE: Final = ("input_tokens", "output_tokens", "total_tokens")
+
+
+def _columns() -> dict[str, Any]:
+    """Return the columns of a row, with those of its request in the place of it."""
+    mine = _kinds(Row) | {"given": "string", "usage": dict.fromkeys(_USAGE, "int64")}
+    pairs = [
+        pair for name in mine for pair in (mine[name].items() if name == "request" else [(name, mine[name])])
+    ]
+    return dict(pairs)
 
 
 def installed() -> bool:
@@ -90,7 +82,7 @@ def parquet_of(lines: Iterable[bytes]) -> Spool:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, _type(pyarrow, kind)) for name, kind in _COLUMNS.items()])
+    schema = pyarrow.schema([(name, _type(pyarrow, kind)) for name, kind in _columns().items()])
     rows = (_flat(json.loads(line)) for line in lines)
     spool = Spool()
     with _Sink(spool) as sink, parquet.ParquetWriter(sink, schema) as writer:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -23,9 +24,12 @@ from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
+from prefect_ttapi.errors import BatchError
 from prefect_ttapi.images.thumbnails import thumbnail
 from prefect_ttapi.lineage.manifest import Row
+from tests.support.meddling import meddling_proxy
 from tests.support.rows import failed, generated, picture
+from tests.support.s3 import S3Server
 
 FOLDER = "batches/run"
 WEBP = thumbnail(io.BytesIO(picture()))
@@ -156,6 +160,21 @@ def test_failures_are_told_without_prompts(store: ImageStore, caplog: pytest.Log
     record(store, [Done(quoted), Done(illegal)], record_prompts=False)
     assert "heron" not in caplog.text
     assert "Request 1 (illegal) failed: ValueError: 'prompt not recorded' is no" in caplog.text
+
+
+def test_rows_on_s3_are_read_once(s3_server: S3Server) -> None:
+    """However often a report's rows are looked at, counted and quoted, its manifest is fetched once."""
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url)
+        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        report = record(store, [done(0), Done(failed(1)), done(2)])
+        proxy.seen.clear()
+        assert (len(report.rows), report.rows[-1].row) == (3, 2)
+        assert [row.row for row in report.rows] == [row.row for row in report.rows[0:3]] == [0, 1, 2]
+        with pytest.raises(BatchError):
+            report.raise_for_failures()
+        assert [method for method, _ in proxy.seen] == ["GET"]
+        assert list(pickle.loads(pickle.dumps(report)).with_store(store).rows) == list(report.rows)
 
 
 PEAK = """
