@@ -18,11 +18,12 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
-from flows.interrupts import start_server
-from flows.options import add_store_options, credentials_from, exit_status, failures, sandbox_if, store_at
 from prefect_ttapi import BatchReport, generate_batch
 from prefect_ttapi.batch import check_batch
 from prefect_ttapi.cli.prompts import read_prompts
+from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, failures, sandbox_if
+from prefect_ttapi.cli.signals import start_server
+from prefect_ttapi.cli.stores import store_at
 
 ACCOUNT = "ttapi-account"
 

@@ -2,182 +2,23 @@
 
 python -m flows.campaign prompts.csv --store ./out
 python -m flows.campaign prompts.csv --store s3://bucket/images --deliver s3://shop/assets --key "{name}-{size}.{ext}"
+
+The flow comes with the package, as `prefect-ttapi run`; read it in `prefect_ttapi/cli/run.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Any
 
-from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect_ttapi.cli import main as program
+from prefect_ttapi.cli.run import campaign
 
-from flows.interrupts import start_server
-from flows.options import (
-    add_store_options,
-    credentials_from,
-    exit_status,
-    failures,
-    place,
-    run_url,
-    sandbox_if,
-    store_at,
-)
-from prefect_ttapi import BatchReport, Budget, generate_batch
-from prefect_ttapi.batch import check_batch, estimate_batch
-from prefect_ttapi.cli.prompts import read_prompts
-from prefect_ttapi.storage.keys import DEFAULT_KEY
-
-
-@flow(name="campaign", flow_run_name="campaign-{name}", persist_result=False)
-def campaign(
-    prompts: str,
-    store: str,
-    name: str = "campaign",
-    deliver: str | None = None,
-    key: str = DEFAULT_KEY,
-    credentials: str | None = None,
-    prompt_column: str | None = None,
-    defaults: dict[str, Any] | None = None,
-    limit: int | None = None,
-    max_in_flight: int = 8,
-    max_images: int | None = None,
-    rate_limit: float | None = None,
-) -> State[BatchReport]:
-    """Generate every prompt of a file into `store`, and deliver copies under keys that people know.
-
-    Args:
-        prompts: a CSV, TSV or JSON Lines file; its columns are request fields, any others can be used in `key`.
-        store: a folder, `s3://bucket/prefix`, or `block:NAME` of an image store block.
-        name: names the batch.
-        deliver: where copies go; written like `store`.
-        key: template of the delivered keys.
-        credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
-        prompt_column: the column that holds the prompts, where it isn't called `prompt`.
-        defaults: request fields for rows without their own, e.g. `{"model": "gpt-image-2"}`.
-        limit: only the first rows of the file.
-        max_in_flight: requests under way at once.
-        max_images: images to pay for at most; what is left over is skipped, and the next run goes on from there.
-        rate_limit: requests per minute at most.
-    """
-    given = read_prompts(prompts, prompt_column=prompt_column, defaults=defaults or {}, limit=limit)
-    report = generate_batch(
-        given.requests,
-        credentials_from(credentials),
-        store_at(store),
-        deliver_to=store_at(deliver) if deliver else None,
-        key=key,
-        values=given.values,
-        max_in_flight=max_in_flight,
-        budget=Budget(images=max_images),
-        rate_limit=rate_limit,
-        name=name,
-        raise_on_failure=False,
-    )
-    # a Failed state and no exception: the report says what is wrong, a traceback would only hide it
-    return (Completed if report.ok else Failed)(message=report.summary, data=report)
+__all__ = ["campaign", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0 when every row has its images, 1 when some failed, 2 when the input is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.campaign",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "prompts", help="CSV, TSV or JSON Lines; columns are request fields, others serve the key"
-    )
-    add_store_options(parser)
-    parser.add_argument("--deliver", metavar="URL", help="where copies go, written like --store")
-    parser.add_argument(
-        "--key", default=DEFAULT_KEY, metavar="TEMPLATE", help=f"of delivered keys ({DEFAULT_KEY})"
-    )
-    parser.add_argument("--prompt-column", metavar="NAME", help="the column with the prompts (prompt)")
-    parser.add_argument("--model", help="for rows without one")
-    parser.add_argument("--size", help="for rows without one")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    parser.add_argument("--max-images", type=int, metavar="N", help="pay for at most N images")
-    parser.add_argument("--rate-limit", type=float, metavar="N", help="at most N requests per minute")
-    parser.add_argument("--name", default="campaign", help="of the batch (campaign)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, count what is paid for, call nothing"
-    )
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    with sandbox_if(options.sandbox):
-        defaults = {name: value for name in ("model", "size") if (value := getattr(options, name))}
-        given = read_prompts(
-            options.prompts, prompt_column=options.prompt_column, defaults=defaults, limit=options.limit
-        )
-        # Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it
-        intake = check_batch(
-            given.requests,
-            credentials_from(options.credentials),
-            store_at(options.store),
-            deliver_to=store_at(options.deliver) if options.deliver else None,
-            key=options.key,
-            values=given.values,
-            max_in_flight=options.max_in_flight,
-            budget=Budget(images=options.max_images),
-            rate_limit=options.rate_limit,
-            name=options.name,
-        )
-        if options.dry_run:
-            print(
-                estimate_batch(
-                    intake, credentials_from(options.credentials), store_at(options.store), options.name
-                )
-            )
-            return 0
-        start_server()
-        state = campaign(
-            options.prompts,
-            options.store,
-            name=options.name,
-            deliver=options.deliver,
-            key=options.key,
-            credentials=options.credentials,
-            prompt_column=options.prompt_column,
-            defaults=defaults,
-            limit=options.limit,
-            max_in_flight=options.max_in_flight,
-            max_images=options.max_images,
-            rate_limit=options.rate_limit,
-            return_state=True,
-        )
-        return _tell(state.result(raise_on_failure=False))
-
-
-def _tell(report: object) -> int:
-    """Print what became of it and where things are; the exit status."""
-    if not isinstance(report, BatchReport):
-        print(f"error: the run ended without a report: {report}", file=sys.stderr)
-        return 1
-    totals = report.totals
-    if totals.api_calls:
-        paid = f"Paid for {totals.images - totals.images_cached} images in {totals.api_calls} calls."
-    else:
-        paid = "Nothing was paid for: every image was in the store already."
-    if totals.generated or totals.cached:
-        print(f"\n{report.summary}\n{paid}\n")
-    for note in report.notes:
-        print(note)
-    if totals.maybe_paid:
-        print(
-            f"{totals.maybe_paid} may have been paid for without giving images: see maybe_paid in the manifest."
-        )
-    print(f"Images    {place(report.manifest_uri.rpartition('/batches/')[0] + '/images')}")
-    print(f"Gallery   {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}")
-    print(f"Manifest  {place(report.manifest_uri)}")
-    print(f"Run       {run_url(report.flow_run_id)}")
-    for line in failures(report):
-        print(line, file=sys.stderr)
-    return 0 if report.ok else 1
+    """Run the command line; return 0 when every row has its images, 1 when some failed, 2 when the input is wrong."""
+    return program.main(["run", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from itertools import islice
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.options import store_at
+from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.lineage.manifest import Rows
 
 #: Rows that one message names.

@@ -16,6 +16,7 @@ from prefect_ttapi.version import VERSION
 
 #: Name, module, and what `--help` says of it.
 COMMANDS: Final = (
+    ("run", "prefect_ttapi.cli.run", "generate and deliver the images of a prompts file"),
     ("sandbox", "prefect_ttapi.sandbox.command", "serve a stand-in for the API: it draws placeholders"),
     ("verify", "prefect_ttapi.cli.verify", "read a whole store and say what is wrong with it"),
     ("trace", "prefect_ttapi.cli.trace", "tell who made an image, and what a run made"),

@@ -13,8 +13,8 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.options import exit_status
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, generate_batch
+from prefect_ttapi.cli.running import exit_status
 
 
 @flow(name="small", persist_result=False)

@@ -1,4 +1,4 @@
-"""What the example command lines share: arguments, stores and credentials by name, errors as one clear line."""
+"""Parts of command lines that run a flow: options, credentials by name, exit statuses, errors as one clear line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from prefect.settings import (
@@ -20,15 +21,16 @@ from prefect.settings import (
 )
 from pydantic import ValidationError
 
-from flows.interrupts import Interrupted, interruptible, leave_soon
-from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials
+from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.batch.intake import problems_of
+from prefect_ttapi.cli.signals import Interrupted, interruptible, leave_soon
+from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
 from prefect_ttapi.sandbox import Sandbox
 
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Where images go, and who makes them."""
+    """Add the options that say where images go, and who makes them."""
     parser.add_argument("--store", required=True, help="folder, s3://bucket/prefix, or block:NAME")
     parser.add_argument(
         "--credentials", metavar="BLOCK", help="else TTAPI_API_KEY and TTAPI_BASE_URL are used"
@@ -41,20 +43,14 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def store_at(address: str) -> ImageStore:
-    """The store at a folder or `s3://` URL, or the saved block `block:NAME`."""
-    kind, _, name = address.partition(":")
-    return ImageStore.load(name, _sync=True) if kind == "block" else ImageStore(url=address)
-
-
 def credentials_from(block: str | None) -> TTAPICredentials:
-    """The saved block of this name, else what the environment says."""
-    return TTAPICredentials.load(block, _sync=True) if block else TTAPICredentials.from_env()
+    """Return the saved block of this name, else what the environment says."""
+    return cast(Any, TTAPICredentials.load)(block, _sync=True) if block else TTAPICredentials.from_env()
 
 
 @contextmanager
 def sandbox_if(asked_for: bool) -> Iterator[None]:
-    """A sandbox in this process for the time being, named by the environment; nothing where it isn't asked for."""
+    """Run a sandbox in this process for the time being, named by the environment, if it is asked for."""
     if not asked_for:
         yield
         return
@@ -69,13 +65,13 @@ def sandbox_if(asked_for: bool) -> Iterator[None]:
 
 
 def place(uri: str) -> str:
-    """An address as a person opens it: a path for what is on this machine."""
+    """Return an address as a person opens it: a path for a file of this machine."""
     parts = urlsplit(uri)
     return os.path.relpath(unquote(parts.path)) if parts.scheme == "file" else uri
 
 
 def run_url(flow_run_id: str) -> str:
-    """Where the Prefect UI shows a run; without a server of its own, how to get one."""
+    """Return where the Prefect UI shows a run; without a server of its own, how to get one."""
     ui = get_current_settings().ui_url
     if ui:
         return f"{ui.rstrip('/')}/runs/flow-run/{flow_run_id}"
@@ -84,7 +80,7 @@ def run_url(flow_run_id: str) -> str:
 
 
 def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
-    """A line for each row without its images, the first `most` of them."""
+    """Return a line for each row without its images, the first `most` of them."""
     bad = (row for row in report.rows if row.status in ("failed", "skipped"))
     for row in islice(bad, most):
         yield f"request {row.row} {row.status}: {row.error}"
@@ -94,7 +90,7 @@ def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """What `main` returns, 2 after one clear message where input, store or credentials are wrong, 130 after Ctrl-C."""
+    """Run `main`; return its status, 2 where input, store or credentials are wrong, 130 after Ctrl-C."""
     # a temporary server may be slow to start, and has nothing to say that a person at this command line could use
     temporary_server = {
         PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,

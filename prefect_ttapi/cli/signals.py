@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from importlib import import_module
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_LOGGING_SERVER_LEVEL, get_current_settings, temporary_settings
@@ -49,7 +49,7 @@ def interruptible() -> Iterator[None]:
             _leave(128 + number)
         came.append(number)
         if number == signal.SIGINT:
-            os.write(sys.__stderr__.fileno(), _STOPPING)  # print could be in the middle of something
+            os.write(2, _STOPPING)  # print could be in the middle of something
         raise Interrupted(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -136,8 +136,9 @@ def _why_no_server() -> str:
 
 
 def _temporary_server() -> SubprocessASGIServer | None:
-    loaded = sys.modules.get("prefect.server.api.server")
-    return loaded and loaded.SubprocessASGIServer()
+    loaded: Any = sys.modules.get("prefect.server.api.server")
+    server: SubprocessASGIServer | None = loaded and loaded.SubprocessASGIServer()
+    return server
 
 
 def _leave(status: int) -> NoReturn:
