@@ -192,11 +192,11 @@ def test_what_is_listed_is_used(row: Undocumented) -> None:
 def test_no_other_private_name_is_used() -> None:
     """Each underscore that belongs to another package is in the list: attributes, imports and keyword arguments."""
     trees = {path: ast.parse(source) for path, source in SOURCES.items()}
-    ours = {name for tree in trees.values() for name in defined(tree)}
+    ours = {path: set(defined(tree)) for path, tree in trees.items()}
     found = {
         f"{path}: {name}"
         for path, tree in trees.items()
-        for name in private_names(tree, ours)
+        for name in private_names(tree, ours[path], set().union(*ours.values()))
         if not any(re.search(row.spelt, f" {name}") for row in NAMES)
     }
     assert found == set()
@@ -212,19 +212,12 @@ def defined(tree: ast.Module) -> Iterator[str]:
                 yield name
 
 
-def private_names(tree: ast.Module, ours: set[str]) -> Iterator[str]:
-    """Private names of others: an underscore that is not ours, or that stands behind a module's name."""
-    modules = {
-        alias.asname or alias.name.partition(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
+def private_names(tree: ast.Module, mine: set[str], ours: set[str]) -> Iterator[str]:
+    """Private names of others: not defined in this module; of `self`, whose class may inherit, in none of ours."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr=name, value=value) if is_private(name):
-                of_module = isinstance(value, ast.Name) and value.id in modules
-                if of_module or name not in ours:
+                if name not in (ours if ast.unparse(value) in ("self", "cls", "super()") else mine):
                     yield ast.unparse(node)
             case ast.ImportFrom(module=module, names=names) if not (module or "").startswith("prefect_ttapi"):
                 parts = [*(module or "").split("."), *(alias.name for alias in names)]
