@@ -25,7 +25,7 @@ _NAMED: Final = re.compile(r"[a-z0-9-]+/[^/\s]+")
 
 @runtime_checkable
 class AwsBlock(Protocol):
-    """What is used of such a block."""
+    """The part of such a block that is used."""
 
     region_name: str | None
     aws_client_parameters: Any
@@ -36,7 +36,11 @@ class AwsBlock(Protocol):
 
 
 def checked_block(given: object) -> str | AwsBlock | None:
-    """The name of a saved block, or the block itself where it is not saved. ValueError: `given` is neither."""
+    """Return the name of a saved block, or the block itself where it is not saved.
+
+    Raises:
+        ValueError: `given` is neither a block of prefect-aws nor the name of one.
+    """
     if given is None or given == "":
         return None
     if isinstance(given, AwsBlock):
@@ -50,7 +54,11 @@ def checked_block(given: object) -> str | AwsBlock | None:
 
 
 def shown(block: str | AwsBlock | None, *, saving: bool) -> str | None:
-    """What is kept of it where its store is saved or shown. ValueError: a store keeps a name, and it has none."""
+    """Return how a block is named where its store is saved or shown.
+
+    Raises:
+        ValueError: the store is saved, and the block is not.
+    """
     if block is None or isinstance(block, str):
         return block
     if saving:

@@ -7,12 +7,14 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import BinaryIO, Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.renditions import Rendered, Rendition, render
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.objects import (
     Body,
     Condition,
@@ -23,8 +25,9 @@ from prefect_ttapi.storage.objects import (
     ObjectStore,
 )
 
-#: Seconds to wait after each attempt that got no answer.
-_PAUSES: Final = (0.2, 1.0, 3.0)
+#: Attempts at a write that gets no answer; after each, seconds as `backoff` takes them: first, longest, factor.
+_ATTEMPTS: Final = 3
+_PAUSES: Final = (0.2, 3.0, 5.0)
 
 #: Media type, SHA-256, metadata and key to what is kept beside an object.
 MakeFacts = Callable[[str, str, Mapping[str, str], str], Facts]
@@ -49,7 +52,7 @@ class Original:
 
     @property
     def key(self) -> str:
-        """Its key in the store that holds it."""
+        """Return its key in the store that holds it."""
         return self.place.key(self.image.uri)
 
     def fetch(self) -> Body:
@@ -68,13 +71,13 @@ class Original:
 
 
 def copy_image(original: Original, target: ObjectStore, key: str, facts: Facts, *, overwrite: bool) -> str:
-    """Put a copy of an image at `key` of `target`, unless it is there already; the tag of what is there now.
+    """Put a copy of an image at `key` of `target`, unless it is there already; return the tag of what is there now.
 
     Raises:
         StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
         ImageMissingError: the image is gone.
     """
-    for pause in _PAUSES:
+    for pause in islice(backoff(*_PAUSES), _ATTEMPTS):
         if not overwrite and (tag := _tag_if_there(target, key, original.image)):
             return tag
         try:
@@ -87,7 +90,11 @@ def copy_image(original: Original, target: ObjectStore, key: str, facts: Facts, 
 
 
 def _tag_if_there(target: ObjectStore, key: str, image: StoredImage) -> str | None:
-    """The object's tag if the image is at `key` already. StoreError: something else is."""
+    """Return the object's tag if the image is at `key` already, None where nothing is.
+
+    Raises:
+        StoreError: something else is there.
+    """
     found = target.look(key)
     if found is None:
         return None
@@ -107,14 +114,14 @@ def write_once(
     *,
     overwrite: bool = False,
 ) -> Found:
-    """Put new bytes at `key` of `target`; what is there now, which may be what `is_it` takes for the same.
+    """Put new bytes at `key` of `target`; return what is there now, which may be what `is_it` takes for the same.
 
     Raises:
         StoreError: another object is there (and `overwrite` is off).
     """
     if overwrite:
         return Found(spool.size_bytes, facts.metadata, target.write(key, spool.open, facts))
-    for pause in _PAUSES:
+    for pause in islice(backoff(*_PAUSES), _ATTEMPTS):
         try:
             tag = target.write(key, spool.open, facts, Condition.NOTHING)
             return Found(spool.size_bytes, facts.metadata, tag)
@@ -143,7 +150,7 @@ def _copy(original: Original, target: ObjectStore, key: str, facts: Facts, expec
 
 
 def _tag_of_copy(image: StoredImage, target: ObjectStore, key: str) -> str:
-    """The tag of what the service copied: not all of them heed conditions there, and none knows what it should be.
+    """Return the tag of a copy, once checked: not all services heed conditions there, and none knows the SHA-256.
 
     Raises:
         StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
@@ -198,7 +205,7 @@ def put_renditions(
 
 
 def pixels_of(found: Found) -> tuple[int, int]:
-    """Width and height of an object that `put_renditions` found or made."""
+    """Return width and height of an object that `put_renditions` found or made."""
     width, _, height = found.metadata["pixels"].partition("x")
     return int(width), int(height)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.objects import Condition, ConflictError, NoAnswerError
 
 #: Seconds to wait for another process to finish replacing an object: it holds the lock for less than a
@@ -23,7 +24,7 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 
 
 def put(temporary: Path, path: Path, expected: Condition | str) -> str:
-    """Give a finished file its name, if what has the name now is as expected; the tag of what was written.
+    """Give a finished file its name, if what has the name now is as expected; return the tag of what was written.
 
     Raises:
         ConflictError: it is not.
@@ -38,7 +39,7 @@ def put(temporary: Path, path: Path, expected: Condition | str) -> str:
 
 
 def tag_of(facts: os.stat_result) -> str:
-    """Changes with every write: the modification time and the size."""
+    """Return modification time and size, which change with every write."""
     return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
 
 
@@ -79,7 +80,7 @@ def _replace(temporary: Path, path: Path, expected: str) -> str:
 
 
 def _be_newer(path: Path, than: int) -> str:
-    """Move the modification time past `than` ns, in steps that any file system notices; the new tag."""
+    """Move the modification time past `than` ns, in steps that any file system notices; return the new tag."""
     for step in (1, 1_000, 1_000_000, 2_000_000_000):
         now = max(time.time_ns(), than + step)
         os.utime(path, ns=(now, now))
@@ -95,14 +96,14 @@ def _locked(folder: Path) -> Iterator[None]:
     # flock, not lockf: a POSIX lock is dropped when any handle of the process on the file is closed
     with (folder / ".lock").open("ab") as lock:
         deadline = time.monotonic() + _LOCK_TIMEOUT
-        while True:
+        for pause in backoff(0.001, 0.01):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise NoAnswerError(f"{folder} stays locked by another process") from None
-                time.sleep(0.001)
+                time.sleep(pause)
         yield
 
 

@@ -190,7 +190,7 @@ class Folder:
         forget(path)
 
     def _walk(self, top: Path, wanted: Callable[[str], bool]) -> Iterator[Listed]:
-        """Files below `top` whose names are wanted; what goes while it is listed is left out."""
+        """Yield files below `top` whose names are wanted; one that goes while it is listed is left out."""
         folders = [top]
         while folders:
             folder = folders.pop()
@@ -238,7 +238,7 @@ def _facts(path: Path) -> os.stat_result | None:
 
 
 def _write_sidecar(root: Path, key: str, tag: str, facts: Facts) -> None:
-    """Describe the object that has this tag. OSError: the file can't be written."""
+    """Describe the object that has this tag."""
     path = root / sidecar_key(key)
     path.parent.mkdir(parents=True, exist_ok=True)
     said = {name: value for name, value in asdict(facts).items() if value}
@@ -252,7 +252,7 @@ def _write_sidecar(root: Path, key: str, tag: str, facts: Facts) -> None:
 
 
 def _sidecar_metadata(root: Path, key: str, tag: str) -> Mapping[str, str]:
-    """The metadata of the object that has this tag; empty where none is kept."""
+    """Return the metadata of the object that has this tag; empty where none is kept."""
     try:
         found = json.loads((root / sidecar_key(key)).read_bytes())
         metadata = dict(found["metadata"]) if found["tag"] == tag else {}

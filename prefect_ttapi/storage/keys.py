@@ -112,7 +112,7 @@ class KeyTemplate:
         versions: Sequence[Version] = (None,),
         prompt: str | None = None,
     ) -> list[str]:
-        """The keys of a request's images before they exist; for `ext` and `size` there are placeholders.
+        """Return the keys of a request's images before they exist; for `ext` and `size` there are placeholders.
 
         Args:
             versions: what is delivered of each image: renditions; None is the image itself.
@@ -146,7 +146,7 @@ class KeyTemplate:
         version: Version = None,
         prompt: str | None = None,
     ) -> str:
-        """The key of one image, or of a rendition of it.
+        """Return the key of one image, or of a rendition of it.
 
         Args:
             values: the request's own values, by name.
@@ -211,7 +211,7 @@ class TakenKeys:
         self._folders: dict[bytes, int] = {}
 
     def take(self, key: str, image: str, row: int) -> str | None:
-        """Why `key` can't be this image's, or None: it is then taken. The same image may take it again."""
+        """Take `key` for an image; return why it can't be had, or None. The same image may take it again."""
         path, owner = key.lower(), _digest(image)
         name, folders = _digest(path), [_digest(path[: slash.start()]) for slash in re.finditer("/", path)]
         if name in self._owners and self._owners[name][1] != owner:
@@ -228,7 +228,7 @@ class TakenKeys:
 
 
 def slug(text: str) -> str:
-    """Lower-case words of `text` with dashes between them, at most 60 characters.
+    """Return lower-case words of `text` with dashes between them, at most 60 characters.
 
     Where letters or symbols have no ASCII form, 8 digits of the text's hash are added, so that two texts stay two.
 
@@ -245,11 +245,10 @@ def slug(text: str) -> str:
 
 
 def segment(text: str) -> str:
-    """`text` as one part of a key between slashes, at most 120 characters; `A-Za-z0-9._~=+-` stay as they
-    are.
+    """Return `text` as one part of a key between slashes, at most 120 characters.
 
-    Runs of anything else, slashes too, become a dash. As in `slug`, a hash is added where letters were lost,
-    and also where the text was cut.
+    `A-Za-z0-9._~=+-` stay as they are. Runs of anything else, slashes too, become a dash. As in `slug`, a
+    hash is added where letters were lost, and also where the text was cut.
 
     >>> segment("SKU_12/b v1.2"), segment("../etc"), segment("Größe L")
     ('SKU_12-b-v1.2', 'etc', 'Grosse-L')
@@ -260,7 +259,7 @@ def segment(text: str) -> str:
 
 
 def _ascii(text: str, legal: str) -> tuple[str, bool]:
-    """The legal characters of `text` with dashes between them, and whether no letter or digit was lost."""
+    """Return the legal characters of `text` with dashes between them, and whether no letter or digit was lost."""
     apart = unicodedata.normalize("NFKD", text.translate(_LETTERS))
     parts = "".join(part for part in apart if not unicodedata.combining(part))
     # fractions are taken apart with a slash of their own
@@ -273,7 +272,7 @@ def _means_something(sign: str) -> bool:
 
 
 def _joined(kept: str, text: str, whole: bool) -> str:
-    """`kept`, with a hash of the whole text where it does not stand for all of it."""
+    """Return `kept`, with a hash of the whole text where it does not stand for all of it."""
     if kept and whole:
         return kept
     digits = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""What a place for objects must be able to do, whatever kind of place it is.
+"""The interface of folders and buckets, and the check that one keeps its promises.
 
 An object is bytes under a key. Its tag changes with every write, so that a write can be made conditional on
 what was read: that is all the ledger needs to elect one payer among many machines.
@@ -94,7 +94,7 @@ class Facts:
 
     @property
     def sha256(self) -> str | None:
-        """Hex digest of the bytes, which images are kept with and documents are not."""
+        """Return the hex digest of the bytes, which images are kept with and documents are not."""
         return self.metadata.get("sha256")
 
 
@@ -102,25 +102,33 @@ class ObjectStore(Protocol):
     """A folder or a bucket's prefix. Keys are relative to it; every failure is a `StoreError` of one line."""
 
     def uri(self, key: str) -> str:
-        """The object's address."""
+        """Return the object's address."""
 
     def key(self, uri: str) -> str:
-        """The key of an address that `uri` gave. StoreError: it is not in this place."""
+        """Return the key of an address that `uri` gave.
+
+        Raises:
+            StoreError: it is not in this place.
+        """
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        """Bytes and tag, or None where there is no such object."""
+        """Return bytes and tag, or None where there is no such object."""
 
     def fetch(self, key: str) -> Body:
-        """The object, at hand on this machine. ImageMissingError: there is none."""
+        """Bring the object to this machine; return what opens it.
+
+        Raises:
+            ImageMissingError: there is none.
+        """
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        """Length in bytes of each, side by side; None where there is no such object."""
+        """Return the length in bytes of each, looked at side by side; None where there is no such object."""
 
     def digest(self, key: str) -> tuple[int, str] | None:
-        """Length in bytes and hex SHA-256, read as a stream; None where there is no such object."""
+        """Return length in bytes and hex SHA-256, read as a stream; None where there is no such object."""
 
     def look(self, key: str) -> Found | None:
-        """Length, metadata and tag, or None where there is no such object."""
+        """Return length, metadata and tag, or None where there is no such object."""
 
     def write(
         self,
@@ -130,7 +138,7 @@ class ObjectStore(Protocol):
         expected: Condition | str = Condition.ANYTHING,
         patience: float = PATIENCE,
     ) -> str:
-        """Write all of it or nothing; the new tag.
+        """Write all of it or nothing; return the new tag.
 
         A write that expects something is tried once: who lost an answer reads back what became of it. Others
         are tried again for `patience` seconds while the store gives no answer.
@@ -140,31 +148,34 @@ class ObjectStore(Protocol):
         """See whether objects like this may be written, and leave nothing behind."""
 
     def room(self) -> int | None:
-        """How many bytes more there is room for, by the disk's own account; None where nobody knows."""
+        """Return how many bytes more there is room for, by the disk's own account; None where nobody knows."""
 
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
     ) -> str | None:
-        """Copy without the bytes passing through here; the new tag. None, and nothing done, where that can't be."""
+        """Copy without the bytes passing through here; return the new tag.
+
+        None, and nothing done, where that can't be.
+        """
 
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is none to remove. The ledger never does this."""
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Every object whose key starts with `prefix`, in no particular order."""
+        """Yield every object whose key starts with `prefix`, in no particular order."""
 
     def half_written(self) -> Iterator[Listed]:
-        """What writers that were killed left behind, or others are still at work on: no objects yet."""
+        """Yield files that killed writers left behind, or others are still writing: no objects yet."""
 
     def delete_half_written(self, key: str) -> None:
         """Remove what `half_written` listed under this key."""
 
     def presign(self, key: str, seconds: int) -> str:
-        """An address that lets anyone read the object for `seconds`."""
+        """Return an address that lets anyone read the object for `seconds`."""
 
 
 def checked_key(key: str) -> str:
-    """`key`, if it stays inside its store on every kind of store.
+    """Return `key`, if it stays inside its store on every kind of store.
 
     >>> checked_key("images/a.png")
     'images/a.png'
@@ -197,12 +208,12 @@ def _what_is_wrong(key: str) -> str | None:
 
 
 def reserved(name: str) -> bool:
-    """Whether a local folder keeps its own files (locks, half-written objects, metadata) under this name."""
+    """Return whether a local folder keeps its own files (locks, half-written objects, metadata) under this name."""
     return name in (".lock", SIDECARS) or name.startswith(".tmp-")
 
 
 def ascii_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """`metadata` as S3 takes it: lower-case names with dashes, values percent-encoded where they must be.
+    """Return `metadata` as S3 takes it: lower-case names with dashes, values percent-encoded where they must be.
 
     The longest values are cut where all of it is more than 2,048 bytes: what was paid for is not lost over a
     label.
@@ -219,7 +230,7 @@ def ascii_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_metadata(value: str) -> str:
-    """The text that `ascii_metadata` encoded.
+    """Return the text that `ascii_metadata` encoded.
 
     >>> read_metadata("Zo%C3%AB, 100 %25")
     'Zoë, 100 %'
@@ -237,7 +248,7 @@ def _encoded(value: str) -> str:
 
 
 def _cut(value: str, length: int) -> str:
-    """At most `length` characters of an encoded value, and no character cut in two."""
+    """Return at most `length` characters of an encoded value, and no character cut in two."""
     if len(value) <= length:
         return value
     whole_escapes = re.sub(r"%[0-9A-F]?$", "", value[: max(length, 0)])
@@ -263,7 +274,7 @@ def probe(objects: ObjectStore) -> None:
 
 
 def _replace(objects: ObjectStore) -> str:
-    """Replace the probe object, made where there is none; a tag that it no longer has."""
+    """Replace the probe object, made where there is none; return a tag that it no longer has."""
     for _ in range(_ATTEMPTS):
         found = objects.read(PROBE)
         try:
@@ -288,7 +299,7 @@ def _refuses(objects: ObjectStore, expected: Condition | str) -> bool:
 
 
 def _write(objects: ObjectStore, expected: Condition | str) -> str:
-    """Write something new; its tag. It may be written any number of times: tried again without an answer."""
+    """Write something new; return its tag. Without an answer it is tried again, since it may be written twice."""
     document = b'{"probe": "%s"}' % secrets.token_hex(16).encode()
     for _ in range(2):
         try:

@@ -147,7 +147,7 @@ def _forget(account: Account, expired: Client) -> None:
 
 
 def _start_anew() -> None:
-    """A forked process shares no connections with its parent, and nobody is left in it to release a lock."""
+    """Forget clients and lock in a forked process: it shares no connections, and nobody would release the lock."""
     global _making
     _making = threading.Lock()
     _clients.clear()

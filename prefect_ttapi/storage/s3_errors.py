@@ -1,4 +1,4 @@
-"""What an S3 service's refusal or silence means, and what to do about it."""
+"""One line for each refusal or silence of an S3 service: its meaning, and what to do about it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _LOST: Final = (HTTPClientError, IncompleteReadError)
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether the service says that there is no such object."""
+    """Return whether the service says that there is no such object."""
     return _status_and_code(error) in _MISSING
 
 
@@ -102,7 +102,7 @@ def is_refused_copy(error: Exception) -> bool:
 
 
 def explain(error: Exception, doing: str) -> StoreError:
-    """One line that says what failed and what to do; its class says whether the write may have happened."""
+    """Return one line that says what failed and what to do; its class says whether the write may have happened."""
     status, code = _status_and_code(error)
     if status is None:
         kind = _kind(error)
@@ -118,12 +118,12 @@ def explain(error: Exception, doing: str) -> StoreError:
 
 
 def _printable(line: str) -> str:
-    """On one line, and nothing in it that controls a terminal: parts of it are the service's own words."""
+    """Return it on one line without control characters: parts of it are the service's own words."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in line).split())
 
 
 class _Details(dict[str, str]):
-    """What an advice may quote from an answer: region, clock, words."""
+    """Region, clock and words of an answer, for an advice to quote."""
 
     def __init__(self, error: Exception) -> None:
         answer = _answer(error)
@@ -137,7 +137,7 @@ class _Details(dict[str, str]):
 
 
 def _clock(theirs: str) -> str:
-    """How this machine's clock stands by the time that the service gives."""
+    """Return how this machine's clock stands by the time that the service gives."""
     try:
         ahead = (datetime.now(UTC) - parsedate_to_datetime(theirs)).total_seconds() / 60
     except (ValueError, TypeError):

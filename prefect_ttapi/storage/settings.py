@@ -1,4 +1,4 @@
-"""What is asked for in an image store's form: where it is, who may use it, and how."""
+"""The form of an image store: where it is, who may use it, and how objects are put there."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Options(BaseModel):
 
 
 class UploadOptions(_Options):
-    """What is said of objects on S3 when they are put there. A local folder only remembers it.
+    """Headers of objects on S3. A local folder only remembers them.
 
     >>> print(UploadOptions(content_disposition="attachment").disposition("2031/Zoë.png"))
     attachment; filename="Zo_.png"; filename*=UTF-8''Zo%C3%AB.png
@@ -130,7 +130,7 @@ class UploadOptions(_Options):
         return self
 
     def disposition(self, key: str) -> str | None:
-        """The Content-Disposition of an image delivered to `key` (RFC 6266), if one is wanted."""
+        """Return the Content-Disposition of an image delivered to `key` (RFC 6266), if one is wanted."""
         if self.content_disposition is None:
             return None
         name = key.rpartition("/")[2]
@@ -173,7 +173,7 @@ class ConnectionOptions(_Options):
 
     @property
     def verify(self) -> bool | str:
-        """As botocore takes it: whether to verify, or against which file."""
+        """Return, as botocore takes it, whether to verify, or against which file."""
         return self.ca_file or self.verify_tls
 
 
@@ -329,7 +329,11 @@ class StoreSettings(BaseModel):
 
 
 def header_text(text: str | None) -> str | None:
-    """`text`, if a header may hold it; None for nothing. ValueError: it may not."""
+    """Return `text`, if a header may hold it; None for nothing.
+
+    Raises:
+        ValueError: it holds other than printable ASCII.
+    """
     if text and not (text.isascii() and text.isprintable()):
         raise ValueError("holds characters that no HTTP header may have")
     return text or None

@@ -1,4 +1,4 @@
-"""The block that says where images live, and what the package does there."""
+"""The block that says where images live, with the operations that the package needs there."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
 
     @property
     def identity(self) -> str:
-        """Which store this is, without secrets: equal for blocks that see the same objects."""
+        """Return which store this is, without secrets: equal for blocks that see the same objects."""
         if not is_s3(self.url):
             return Path(self.url).as_uri()
         endpoint = self._settings().account.endpoint_url
@@ -73,7 +73,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
 
     @property
     def objects(self) -> ObjectStore:
-        """The place itself, shared by all blocks of this process with the same settings."""
+        """Return the folder or bucket itself, shared by all blocks of this process with the same settings."""
         return _place(self._settings() if is_s3(self.url) else Path(self.url))
 
     def check(self) -> None:
@@ -88,7 +88,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
         _probed.add(self.identity)
 
     def check_once(self) -> None:
-        """`check`, unless this process has found the store in order before."""
+        """Call `check`, unless this process has found the store in order before."""
         if self.identity in _probed:
             return
         with _probing:
@@ -116,7 +116,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
         return self.reference(image)
 
     def reference(self, image: GeneratedImage) -> StoredImage:
-        """What `put_image` gives for an image, whether it is there or not."""
+        """Return the reference that `put_image` gives for an image, whether it is there or not."""
         return StoredImage(
             uri=self.uri(image_key(image.sha256, image.media_type)),
             sha256=image.sha256,
@@ -129,14 +129,14 @@ class ImageStore(NotMapped, StoreSettings, Block):
         )
 
     def missing(self, images: Iterable[StoredImage]) -> list[StoredImage]:
-        """Those of `images` that are gone or have another length than recorded; looked at side by side."""
+        """Return those of `images` that are gone or have another length than recorded; looked at side by side."""
         expected = list(images)
         objects = self.objects
         sizes = objects.sizes([objects.key(image.uri) for image in expected])
         return [image for image, size in zip(expected, sizes, strict=True) if size != image.size_bytes]
 
     def open(self, uri: str) -> BinaryIO:
-        """A reader over an object of this store; one from S3 is first fetched into a temporary file.
+        """Return a reader over an object of this store; one from S3 is first fetched into a temporary file.
 
         Raises:
             ImageMissingError: there is no such object.
@@ -144,27 +144,31 @@ class ImageStore(NotMapped, StoreSettings, Block):
         return self.objects.fetch(self.objects.key(uri))()
 
     def read_bytes(self, uri: str) -> bytes:
-        """All of an object of this store. ImageMissingError: there is no such object."""
+        """Return all of an object of this store.
+
+        Raises:
+            ImageMissingError: there is no such object.
+        """
         with self.open(uri) as reader:
             return reader.read()
 
     def size(self, uri_or_key: str) -> int | None:
-        """Length in bytes, or None where there is no such object."""
+        """Return the length in bytes, or None where there is no such object."""
         objects = self.objects
         return objects.sizes([objects.key(uri_or_key) if "://" in uri_or_key else uri_or_key])[0]
 
     def write(self, key: str, data: bytes, media_type: str) -> str:
-        """Write a small document (manifest, page), replacing what is there; its address."""
+        """Write a small document (manifest, page), replacing what is there; return its address."""
         self.objects.write(key, lambda: io.BytesIO(data), Facts(media_type))
         return self.objects.uri(key)
 
     def read(self, key: str) -> bytes | None:
-        """A small document, or None where there is none."""
+        """Return a small document, or None where there is none."""
         found = self.objects.read(key)
         return found and found[0]
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Key, size and tag of every object whose key starts with `prefix`, in no particular order."""
+        """Yield key, size and tag of every object whose key starts with `prefix`, in no particular order."""
         return self.objects.list(prefix)
 
     def remove(self, key: str) -> None:
@@ -178,11 +182,11 @@ class ImageStore(NotMapped, StoreSettings, Block):
         self.objects.delete(key)
 
     def read_document(self, key: str) -> tuple[bytes, str] | None:
-        """A document and its tag, or None where there is none."""
+        """Return a document and its tag, or None where there is none."""
         return self.objects.read(key)
 
     def compare_and_swap(self, key: str, data: bytes, tag: str | None) -> str:
-        """Write a JSON document if it still has this tag, or (None) if there is none yet; the new tag.
+        """Write a JSON document if it still has this tag, or (None) if there is none yet; return the new tag.
 
         Raises:
             ConflictError: somebody else wrote it, or this very write did and its first answer was lost.
@@ -213,7 +217,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
         *,
         overwrite: bool = False,
     ) -> DeliveredImage:
-        """Copy a stored image to `key` in this store; success where the same image is there already.
+        """Copy a stored image to `key` in this store, unless the same image is there already.
 
         Args:
             source: the store the image came from, where this store's own settings can't read it.
@@ -289,15 +293,15 @@ class ImageStore(NotMapped, StoreSettings, Block):
         )
 
     def uri(self, key: str) -> str:
-        """The address of an object of this store: `file:///...` or `s3://bucket/prefix/...`."""
+        """Return the address of an object of this store: `file:///...` or `s3://bucket/prefix/...`."""
         return self.objects.uri(key)
 
     def public_url(self, uri: str) -> str | None:
-        """Where the public finds an object of this store; None without `public_base_url`."""
+        """Return where the public finds an object of this store; None without `public_base_url`."""
         return f"{self.public_base_url}/{quote(self.objects.key(uri))}" if self.public_base_url else None
 
     def presign(self, uri: str, seconds: int = 3600) -> str:
-        """An address that lets anyone read the object for `seconds` (at most 7 days), signed by this machine.
+        """Return an address that lets anyone read the object for `seconds` (at most 7 days), signed by this machine.
 
         Raises:
             StoreError: a local folder can't sign, the object is not in this store, there are no credentials.
@@ -307,7 +311,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
         return self.objects.presign(self.objects.key(uri), seconds)
 
     def _beside(self, uri: str) -> ImageStore:
-        """A store with these settings that holds `uri`, which may be below another folder or bucket."""
+        """Return a store with these settings that holds `uri`, which may be below another folder or bucket."""
         place = split_at(uri, IMAGES)
         if place is None or is_s3(uri) != is_s3(self.url):
             raise StoreError(f"{self.identity} can't read {uri}: name the store it came from (source)")
