@@ -170,6 +170,9 @@ NAMES = [
     ),
 ]
 
+#: Names with an underscore that their package documents.
+DOCUMENTED = {"os._exit"}
+
 
 @pytest.mark.parametrize("row", NAMES, ids=lambda row: row.name)
 def test_what_is_not_documented_is_still_there(row: Undocumented) -> None:
@@ -197,7 +200,7 @@ def test_no_other_private_name_is_used() -> None:
         f"{path}: {name}"
         for path, tree in trees.items()
         for name in private_names(tree, ours[path], set().union(*ours.values()))
-        if not any(re.search(row.spelt, f" {name}") for row in NAMES)
+        if name not in DOCUMENTED and not any(re.search(row.spelt, f" {name}") for row in NAMES)
     }
     assert found == set()
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 from urllib.parse import unquote, urlsplit
 
 from prefect.settings import (
@@ -45,7 +45,11 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 
 def credentials_from(block: str | None) -> TTAPICredentials:
     """Return the saved block of this name, else what the environment says."""
-    return cast(Any, TTAPICredentials.load)(block, _sync=True) if block else TTAPICredentials.from_env()
+    if not block:
+        return TTAPICredentials.from_env()
+    return cast(
+        TTAPICredentials, TTAPICredentials.load(block)
+    )  # which could also be awaited, where a loop runs
 
 
 @contextmanager
