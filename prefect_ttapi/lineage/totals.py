@@ -49,10 +49,6 @@ def percentile(counts: Mapping[int, int], share: float) -> float:
     return float(f"{_SHORTEST * _WIDER ** (number - 0.5):.3g}")
 
 
-#: What an answer of this row would cost in USD, paid anew; None where nobody knows.
-PriceOf = Callable[[Row], float | None]
-
-
 class Totals(BaseModel):
     """A batch in figures. Each row counts, duplicates too; what was paid counts where it was paid.
 
@@ -108,11 +104,11 @@ class Totals(BaseModel):
     errors: dict[str, int] = {}
 
     @classmethod
-    def of(cls, rows: Iterable[Row], price_of: PriceOf = lambda _: None) -> Totals:
+    def of(cls, rows: Iterable[Row]) -> Totals:
         """Return the totals of `rows`, which are read one by one."""
         totals = cls()
         for row in rows:
-            totals = totals.add(row, price_of(row))
+            totals = totals.add(row)
         return totals
 
     def add(self, row: Row, usd: float | None = None) -> Totals:

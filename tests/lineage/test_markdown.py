@@ -206,7 +206,7 @@ def test_only_what_is_shown_is_read() -> None:
 def test_what_it_cost_and_how_long_it_took() -> None:
     """With prices there is money; latencies stand by model; notes are shown as text, whatever they hold."""
     rows = [generated(0, seconds=20), generated(1, status="cached", api_calls=0)]
-    priced = Totals.of(rows, price_of=lambda _: 0.5)
+    priced = sum((Totals().add(row, 0.5) for row in rows), Totals())
     made = batch_markdown("b", priced, manifest_uri="file:///m", notes=["<b>40 tokens</b> over"])
     assert "| 4,169 | 4,169 | 2 | 0.50 | 0.50 |" in made
     assert re.search(r"2: half of the answers within (19\.\d|20\.\d) s, 90 % within", made)

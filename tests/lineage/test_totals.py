@@ -104,7 +104,7 @@ def test_concurrency_counts_answers_side_by_side() -> None:
 def test_money_is_told_where_there_is_a_price() -> None:
     """What was paid for here and what was there before are told apart; without any price there is no money."""
     rows = [generated(0, count=2), generated(1, status="cached", api_calls=0), failed(2)]
-    priced = Totals.of(rows, price_of=lambda row: 0.5 * len(row.images))
+    priced = sum((Totals().add(row, 0.5 * len(row.images)) for row in rows), Totals())
     assert (priced.usd, priced.usd_saved) == (1.0, 0.5)
     assert (Totals.of(rows).usd, Totals.of(rows).usd_saved) == (None, None)
 
