@@ -51,7 +51,7 @@ class Server:
 
     def ask(self, path: str, **body: Any) -> Any:
         """The server's answer to a query of its API."""
-        answer = httpx.post(f"{self.url}/api/{path}", json=body, trust_env=False)
+        answer = httpx.post(f"{self.url}/api/{path}", json=body, timeout=PATIENCE, trust_env=False)
         answer.raise_for_status()
         return answer.json()
 

@@ -41,7 +41,7 @@ class Pool:
 
     def calls(self) -> int:
         """Calls that reached the sandbox so far."""
-        return httpx.get(f"{self.sandbox_url}/stats", trust_env=False).json()["calls"]
+        return httpx.get(f"{self.sandbox_url}/stats", timeout=PATIENCE, trust_env=False).json()["calls"]
 
     def prefect(self, *words: str, cwd: Path | None = None, **environment: str) -> str:
         """What `prefect ...` prints, in the checkout's folder where nothing else is said."""
