@@ -75,6 +75,9 @@ _BEGUN_LOCK = threading.Lock()
 PART_ROWS: Final = 500
 PART_SECONDS: Final = 30.0
 
+#: Seconds between looks whether a part is due.
+LOOK: Final = 0.5
+
 
 class Parts:
     """Write rows as they come to `<folder>/parts/000001.jsonl` and so on, in a thread that holds up nobody.
@@ -82,8 +85,8 @@ class Parts:
     Args:
         store: where they go.
         folder: of the batch, in `store`.
-        rows: of the batch; `came` is called after each.
-        every: rows, and seconds, of a part.
+        rows: of the batch.
+        every: rows, and seconds, of a part; while the store is in trouble, only time counts.
     """
 
     def __init__(
@@ -97,9 +100,7 @@ class Parts:
         self._folder = folder
         self._rows = rows
         self._every_rows, self._every_seconds = every
-        self._written = Mark()
-        self._enough = threading.Event()
-        self._ended = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ttapi-parts", daemon=True)
 
     def __enter__(self) -> Self:
@@ -111,15 +112,9 @@ class Parts:
     ) -> None:
         self.end()
 
-    def came(self) -> None:
-        """Note that one more row is in the file."""
-        if self._rows.mark.rows - self._written.rows >= self._every_rows:
-            self._enough.set()
-
     def end(self) -> None:
         """Write no more; one that is under way is finished."""
-        self._ended = True
-        self._enough.set()
+        self._ended.set()
         self._thread.join()
 
     def remove(self) -> None:
@@ -131,35 +126,25 @@ class Parts:
             logger.info("Part files are left beside the manifest: %s", error)
 
     def _run(self) -> None:
-        number = 1
-        failed = False
-        while not self._ended:
-            self._enough.wait(self._every_seconds)
-            self._enough.clear()
-            mark = self._rows.mark
-            if self._ended or mark == self._written:
+        number, written = 1, Mark()
+        failed = told = False
+        due = time.monotonic() + self._every_seconds
+        while not self._ended.wait(min(LOOK, self._every_seconds)):
+            mark, now = self._rows.mark, time.monotonic()
+            enough = mark.rows - written.rows >= self._every_rows and not failed
+            if not (enough or now >= due):
                 continue
+            due = now + self._every_seconds
             try:
-                self._write(number, mark)
-                number += 1
+                if mark != written:
+                    part = self._rows.between(written, mark)
+                    key = part_key(self._folder, number)
+                    self._store.objects.write(key, part.open, Facts("application/x-ndjson"))
+                    number, written, failed = number + 1, mark, False
             except Exception as error:
-                if not failed:
+                if not told:
                     logger.warning("Rows so far could not be written; trying again as more come: %s", error)
-                failed = True
-                self._pause()
-
-    def _write(self, number: int, mark: Mark) -> None:
-        part = self._rows.between(self._written, mark)
-        key = part_key(self._folder, number)
-        self._store.objects.write(key, part.open, Facts("application/x-ndjson"))
-        self._written = mark
-
-    def _pause(self) -> None:
-        """Wait, as the store is in trouble: more rows are no reason to try again at once."""
-        until = time.monotonic() + self._every_seconds
-        while not self._ended and (rest := until - time.monotonic()) > 0:
-            self._enough.wait(rest)
-            self._enough.clear()
+                failed = told = True
 
 
 def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
@@ -251,7 +236,6 @@ class Recorder:
             if thumbnail is not None:
                 self._thumbnails.add(image.sha256, thumbnail)
         self._tell(row)
-        self._parts.came()
         self._progress.update(self._totals.rows, self._total, self._standing().line())
 
     def finish(self, notes: Sequence[str] = ()) -> BatchReport:
