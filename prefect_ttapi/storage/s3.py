@@ -36,9 +36,6 @@ Answer = TypeVar("Answer")
 
 _CHUNK: Final = 256 * 1024
 
-#: Bytes up to which a body is sent at once. A longer one waits for the service's word that it is wanted.
-_SMALL: Final = 64 * 1024
-
 #: Against accidents on the way, which is all that S3 offers it for.
 _MD5: Final = partial(hashlib.md5, usedforsecurity=False)
 
@@ -136,9 +133,7 @@ class S3:
 
         def attempt(client: Client) -> str:
             with body() as stream:
-                return _tag_in(
-                    client.put_object(**arguments, Body=stream.read() if size <= _SMALL else stream)
-                )
+                return _tag_in(client.put_object(**arguments, Body=stream))
 
         tag = self._run("can't write", key, attempt, patience if expected is Condition.ANYTHING else 0)
         if not facts.sha256 or tag == md5.hexdigest():

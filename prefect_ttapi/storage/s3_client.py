@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import ssl
@@ -168,7 +169,7 @@ def _made(account: Account) -> Client:
         {} if account.addressing_style == "auto" else {"s3": {"addressing_style": account.addressing_style}}
     )
     key, secret, token = account.keys()
-    return Session().create_client(
+    client = Session().create_client(
         "s3",
         region_name=account.region,
         endpoint_url=account.endpoint_url,
@@ -191,6 +192,14 @@ def _made(account: Account) -> Client:
             **style,
         ),
     )
+    client.meta.events.register_last("before-call.s3", _send_at_once)
+    return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    """Don't ask first whether a body is wanted that is in memory: it would cost more than it could spare."""
+    if isinstance(params.get("body"), io.BytesIO):
+        params["headers"].pop("Expect", None)
 
 
 def _check_authorities(file: str) -> None:

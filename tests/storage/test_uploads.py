@@ -105,6 +105,19 @@ def test_every_body_has_its_md5(s3_server: S3Server) -> None:
     assert said == [base64.b64encode(md5(body).digest()).decode() for body in (b"{}", b"pixels", BIG)]
 
 
+def test_documents_are_sent_without_asking_first(s3_server: S3Server) -> None:
+    """What is small takes one way to the service and back; of a big body the service may say that it isn't wanted."""
+    asked: list[bool] = []
+
+    def note(_method: str, _path: str, headers: dict[str, str]) -> None:
+        asked.append("Expect" in headers)
+
+    with through(s3_server, note) as (store, _):
+        store.compare_and_swap("ledger/record.json", b"{}", None)
+        stored(store, BIG)
+    assert asked == [False, True]
+
+
 def test_an_image_is_looked_at_again_where_its_tag_proves_nothing(s3_server: S3Server) -> None:
     """A tag that is the MD5 costs no further request; another one costs a look; a document costs none either way."""
     other: dict[str, str] = {}
