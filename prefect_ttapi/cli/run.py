@@ -28,6 +28,7 @@ from prefect_ttapi.cli.running import (
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.storage.keys import DEFAULT_KEY
+from prefect_ttapi.storage.layout import BATCHES, IMAGES
 
 
 @flow(name="campaign", flow_run_name="campaign-{name}", persist_result=False)
@@ -154,7 +155,8 @@ def _tell(report: object) -> int:
         print(
             f"{totals.maybe_paid} may have been paid for without giving images: see maybe_paid in the manifest."
         )
-    print(f"Images    {place(report.manifest_uri.rpartition('/batches/')[0] + '/images')}")
+    store = report.manifest_uri.rpartition(f"/{BATCHES}")[0]
+    print(f"Images    {place(f'{store}/{IMAGES}'.rstrip('/'))}")
     print(f"Gallery   {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}")
     print(f"Manifest  {place(report.manifest_uri)}")
     print(f"Run       {run_url(report.flow_run_id)}")
