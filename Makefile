@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check integration versions lint types clean
+.PHONY: help demo test coverage check integration versions lint types clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,8 +13,12 @@ demo: $(VENV)/.installed ## generate a small campaign against the sandbox into .
 	@PREFECT_HOME=.prefect-demo $(BIN)/python -m flows.campaign flows/prompts.csv --sandbox --store ./out \
 		--deliver ./out/delivered --key '{shot}/{name}-{index}.{ext}'
 
-test: $(VENV)/.installed-dev ## the tests, with coverage
+test: $(VENV)/.installed-dev ## the tests
 	@echo "==> pytest"
+	@$(BIN)/python -m pytest -n 2 -m "not integration"
+
+coverage: $(VENV)/.installed-dev ## the tests again, and which lines none of them runs: half as long again
+	@echo "==> pytest --cov"
 	@$(BIN)/python -m pytest -n 2 -m "not integration" --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of any example is told before its flow starts: one message, no traceback."""
+"""The example flows work, and tell mistakes in their arguments before they start: one message, no traceback."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 
 from flows import campaign, catalogue, compare_models
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.store import ImageStore
 
-PRODUCTS = str(Path(__file__).parent.parent.parent / "flows/products.csv")
+ROOT = Path(__file__).parent.parent.parent
+PRODUCTS = str(ROOT / "flows/products.csv")
 ROW = "sku,title,material\n1,a lamp,brass\n"
 
 
@@ -69,3 +71,26 @@ def test_bad_comparisons(arguments: list[str], message: str, sandbox: Sandbox, t
     assert compare_models.main([*arguments, "--store", str(tmp_path / "out")]) == 2
     assert message in told(capsys)
     assert sandbox.calls == 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_catalogue_gives_products_their_pictures(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The composing flow ends with each product's picture under its number."""
+    out, shop = str(tmp_path / "out"), tmp_path / "shop"
+    assert catalogue.main([PRODUCTS, "--store", out, "--shop", str(shop)]) == 0
+    assert len(list(shop.glob("*.png"))) == 6
+    assert "LMP-014 file://" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_compare_models_makes_a_contact_sheet(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Two prompts by all models, a refused one among them, on one sheet."""
+    store = ImageStore(url=str(tmp_path / "out"))
+    prompts = ["a fox", "[[sandbox:moderation]] a secret"]
+    assert compare_models.main([*prompts, "--store", store.url]) == 0
+    sheet = capsys.readouterr().out.split("Contact sheet: ")[1].strip()
+    assert store.read_bytes(sheet).startswith(b"\x89PNG")

@@ -1,3 +1,5 @@
+"""`prefect-ttapi run`: a file of prompts becomes images, each paid for once, and mistakes are told in time."""
+
 from __future__ import annotations
 
 import json
@@ -11,15 +13,18 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL
 
-from flows import campaign, catalogue, compare_models
+from prefect_ttapi.cli.main import main
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.storage.store import ImageStore
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 pytestmark = pytest.mark.usefixtures("sandbox_in_the_environment")
+
+
+def run(arguments: list[str]) -> int:
+    return main(["run", *arguments])
 
 
 def prompts_file(tmp_path: Path, content: str | bytes, name: str = "prompts.csv") -> str:
@@ -31,7 +36,7 @@ def prompts_file(tmp_path: Path, content: str | bytes, name: str = "prompts.csv"
 THREE = "name,prompt,model\nfirst,a red boat,gpt-image-1\nsecond,a blue boat,dall-e-3\nthird,a red boat,gpt-image-1\n"
 
 
-class TestCampaign:
+class TestRun:
     @pytest.mark.usefixtures("prefect_server")
     def test_twice_into_a_folder(self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         """Rows become files under each name; duplicates are paid once; the second run pays for nothing and says so."""
@@ -45,7 +50,7 @@ class TestCampaign:
             "--key",
             "{name}.{ext}",
         ]
-        assert campaign.main(arguments) == 0
+        assert run(arguments) == 0
         assert sorted(path.name for path in (tmp_path / "shop").glob("*.png")) == [
             "first.png",
             "second.png",
@@ -53,7 +58,7 @@ class TestCampaign:
         ]
         assert sandbox.calls == 2
         assert "Paid for 2 images in 2 calls" in capsys.readouterr().out
-        assert campaign.main(arguments) == 0
+        assert run(arguments) == 0
         assert sandbox.calls == 2
         told = capsys.readouterr().out
         assert "Nothing was paid for" in told
@@ -82,8 +87,8 @@ class TestCampaign:
             "--deliver",
             f"s3://{bucket}/shop",
         ]
-        assert campaign.main([*arguments, "--key", "{name}.{ext}"]) == 0
-        assert campaign.main([*arguments, "--key", "{name}.{ext}"]) == 0
+        assert run([*arguments, "--key", "{name}.{ext}"]) == 0
+        assert run([*arguments, "--key", "{name}.{ext}"]) == 0
         assert sandbox.calls == 2
         client = s3_server.client()
         delivered = client.head_object(Bucket=bucket, Key="shop/first.png")
@@ -97,7 +102,7 @@ class TestCampaign:
     ):
         """A refused prompt ends as one line and exit status 1; the other image is there."""
         prompts = prompts_file(tmp_path, "prompt\na boat\n[[sandbox:moderation]] bad\n")
-        assert campaign.main([prompts, "--store", str(tmp_path / "out")]) == 1
+        assert run([prompts, "--store", str(tmp_path / "out")]) == 1
         said = capsys.readouterr()
         assert "request 1 failed: " in said.err
         assert "Traceback" not in said.err + said.out
@@ -109,7 +114,7 @@ class TestCampaign:
         prompts = prompts_file(tmp_path, "prompt\n" + "".join(f"boat {number}\n" for number in range(30)))
         with Sandbox(api_key="right") as strict:
             monkeypatch.setenv("TTAPI_BASE_URL", strict.base_url)
-            assert campaign.main([prompts, "--store", str(tmp_path / "out"), "--max-in-flight", "2"]) == 1
+            assert run([prompts, "--store", str(tmp_path / "out"), "--max-in-flight", "2"]) == 1
             assert strict.calls <= 3
         said = capsys.readouterr()
         assert "skipped" in said.err
@@ -119,9 +124,7 @@ class TestCampaign:
         self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
         """--dry-run says what would be sent, duplicates apart."""
-        assert (
-            campaign.main([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--dry-run"]) == 0
-        )
+        assert run([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--dry-run"]) == 0
         assert (
             "3 requests: 0 already paid for, 1 duplicates, 2 to send for 2 images" in capsys.readouterr().out
         )
@@ -154,7 +157,7 @@ class TestCampaign:
         """What is wrong with file, template, store or arguments is said before the flow starts: status 2."""
         prompts = prompts_file(tmp_path, content)
         deliver = () if "--deliver" in options else ("--deliver", str(tmp_path / "shop"))
-        assert campaign.main([prompts, "--store", str(tmp_path / "out"), *deliver, *options]) == 2
+        assert run([prompts, "--store", str(tmp_path / "out"), *deliver, *options]) == 2
         said = capsys.readouterr()
         assert said.err.startswith("error: ")
         assert message in said.err
@@ -165,18 +168,18 @@ class TestCampaign:
         self, s3_server: S3Server, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
     ):
         """A file or a bucket that does not exist is named."""
-        assert campaign.main([str(tmp_path / "none.csv"), "--store", str(tmp_path / "out")]) == 2
+        assert run([str(tmp_path / "none.csv"), "--store", str(tmp_path / "out")]) == 2
         assert "none.csv" in capsys.readouterr().err
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key_id)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_access_key)
-        assert campaign.main([prompts_file(tmp_path, "prompt\nx\n"), "--store", "s3://no-such-bucket/x"]) == 2
+        assert run([prompts_file(tmp_path, "prompt\nx\n"), "--store", "s3://no-such-bucket/x"]) == 2
         assert "no-such-bucket" in capsys.readouterr().err
 
     def test_all_errors_of_a_file_are_told_together(self, tmp_path: Path, capsys):
         """Three bad rows are three lines, each with its line number."""
         rows = "prompt,model,size\nok,dall-e-2,512x512\nx,dall-e-2,1x1\n,dall-e-2,\ny,dall-e-9,\n"
-        assert campaign.main([prompts_file(tmp_path, rows), "--store", str(tmp_path / "out")]) == 2
+        assert run([prompts_file(tmp_path, rows), "--store", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err
         assert [f"line {number}" in said for number in (2, 3, 4, 5)] == [False, True, True, True]
 
@@ -184,37 +187,14 @@ class TestCampaign:
     def test_awkward_files_work(self, sandbox: Sandbox, tmp_path: Path):
         """A byte-order mark, CRLF, quotes, commas, tabs and line breaks in cells change nothing."""
         content = b'\xef\xbb\xbfprompt,name\r\n"a ""big"" boat,\ttwo\r\nlines",one\r\n'
-        assert campaign.main([prompts_file(tmp_path, content), "--store", str(tmp_path / "out")]) == 0
+        assert run([prompts_file(tmp_path, content), "--store", str(tmp_path / "out")]) == 0
         assert sandbox.requests[0]["prompt"] == 'a "big" boat,\ttwo\r\nlines'
 
     def test_without_a_key_it_says_what_to_set(self, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
         """Nothing falls back to the sandbox: without a key and --sandbox there is an error."""
         monkeypatch.delenv("TTAPI_API_KEY")
-        assert campaign.main([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out")]) == 2
+        assert run([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out")]) == 2
         assert "TTAPI_API_KEY is not set" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("prefect_server")
-def test_catalogue_gives_products_their_pictures(
-    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    """The composing flow ends with each product's picture under its number."""
-    out, shop = str(tmp_path / "out"), tmp_path / "shop"
-    assert catalogue.main([str(ROOT / "flows/products.csv"), "--store", out, "--shop", str(shop)]) == 0
-    assert len(list(shop.glob("*.png"))) == 6
-    assert "LMP-014 file://" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("prefect_server")
-def test_compare_models_makes_a_contact_sheet(
-    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    """Two prompts by all models, a refused one among them, on one sheet."""
-    store = ImageStore(url=str(tmp_path / "out"))
-    prompts = ["a fox", "[[sandbox:moderation]] a secret"]
-    assert compare_models.main([*prompts, "--store", store.url]) == 0
-    sheet = capsys.readouterr().out.split("Contact sheet: ")[1].strip()
-    assert store.read_bytes(sheet).startswith(b"\x89PNG")
 
 
 @pytest.mark.integration
