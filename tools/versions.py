@@ -217,7 +217,7 @@ def _uv(*words: str) -> list[str]:
 
 
 def try_row(row: Row, pythons: Sequence[Path], quick: bool) -> Result:
-    """Make the row's environment and run everything in it; a step that fails is the last."""
+    """Make the row's environment and run everything in it, whatever fails but installing."""
     base = find_python(row.python, pythons)
     if base is None:
         return Result(row, "NOT RUN", f"no Python {row.python} on this machine")
@@ -225,13 +225,16 @@ def try_row(row: Row, pythons: Sequence[Path], quick: bool) -> Result:
     with (WORK / f"{row.name}.log").open("w", encoding="utf-8") as log:
         environment = Environment(row, base, log)
         try:
+            troubles = []
             for step, commands in environment.steps(quick).items():
                 end = time.monotonic() + _LIMITS[step]
-                for command in commands:
-                    if trouble := environment.run(command, end - time.monotonic()):
-                        return Result(
-                            row, "FAILED", f"{step}: {trouble}, see {Path(log.name).relative_to(ROOT)}"
-                        )
+                found = (environment.run(command, end - time.monotonic()) for command in commands)
+                if trouble := next(filter(None, found), None):
+                    troubles.append(f"{step}: {trouble}")
+                    if step == "install":
+                        break
+            if troubles:
+                return Result(row, "FAILED", f"{', '.join(troubles)}; see {Path(log.name).relative_to(ROOT)}")
             without = "" if quick or list(ROOT.glob(SCHEDULE_TESTS)) else " (no schedule test)"
             return Result(row, "passed", environment.versions() + without)
         finally:
