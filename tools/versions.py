@@ -40,6 +40,7 @@ _TOLD: Final = ("prefect", "sqlalchemy", "fastapi", "botocore", "boto3")
 TESTS: Final = (
     "tests/test_tasks.py",
     "tests/test_blocks.py",
+    "tests/test_private_names.py",
     "tests/batch",
     "tests/generation",
     "tests/ledger",
@@ -50,6 +51,7 @@ TESTS: Final = (
 QUICK_TESTS: Final = (
     "tests/test_tasks.py",
     "tests/test_blocks.py",
+    "tests/test_private_names.py",
     "tests/storage/test_s3.py",
     "tests/storage/test_objects.py",
     "tests/wire/test_client.py",
