@@ -1,15 +1,24 @@
-"""The links of a chain from an image to its origin: small models that are JSON as well."""
+"""The chain from an image to the row that asked for it, and from a run to its images and copies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_ttapi.cli.reporting import Progress, side_by_side
+from prefect_ttapi.cli.stores import object_at, store_at
+from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.ledger.documents import Payment
-from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
+from prefect_ttapi.lineage.manifest import Row, read_manifest
+from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.responses import Generation, StoredImage
+from prefect_ttapi.storage import layout
+from prefect_ttapi.storage.objects import NoAnswerError, read_metadata
+from prefect_ttapi.storage.store import ImageStore
 
 
 class _Link(BaseModel):
@@ -93,3 +102,253 @@ class Made:
     run_id: str
     manifests: tuple[str, ...]
     rows: Iterable[SourceRow]
+
+
+class Search:
+    """A search through one store.
+
+    Args:
+        progress: told of each step.
+    """
+
+    def __init__(self, store: ImageStore, progress: Progress) -> None:
+        self.store = store
+        self._progress = progress
+
+    def entries_of(self, request_hash: str, origin: str | None) -> list[Entry]:
+        """Return the ledger's entries of a request: under this API's origin, or else under each.
+
+        Raises:
+            StoreError: the store can't be read, or its document makes no sense.
+        """
+        for origins in ((origin,), (DEFAULT_BASE_URL, SANDBOX_ORIGIN)):
+            found = [entry for known in origins if known for entry in self._entry_of(request_hash, known)]
+            if found:
+                return found
+        name = f"/{request_hash}.json"
+        return [entry for key in self._keys() if key.endswith(name) for entry in self._entries_at(key)]
+
+    def entries_that_say(self, text: str) -> Iterator[Entry]:
+        """Return the documents of the ledger that hold `text`."""
+        wanted = text.encode()
+
+        def holds(key: str) -> str | None:
+            found = self.store.read_document(key)
+            return key if found and wanted in found[0] else None
+
+        for key in self._progress.count("searching the ledger", side_by_side(holds, self._keys())):
+            if key is not None:
+                yield from self._entries_at(key)
+
+    def manifests_of(self, run_id: str | None) -> list[str]:
+        """Return the keys of a run's manifests, or of all."""
+        prefix = layout.run_folder(run_id) if run_id else layout.BATCHES
+        return sorted(found.key for found in self.store.list(prefix) if layout.is_manifest(found.key))
+
+    def rows_that_say(self, manifests: Iterable[str], text: str) -> Iterator[SourceRow]:
+        """Return the manifests' rows that hold `text`; all where it is empty. Other lines are left out."""
+        wanted = text.encode()
+        for uri in map(self.store.uri, manifests):
+            with self.store.open(uri) as lines:
+                for line in self._progress.count("searching manifests", lines):
+                    if wanted in line:
+                        with suppress(ValueError):
+                            yield from (SourceRow(manifest_uri=uri, row=row) for row in read_manifest([line]))
+
+    def _keys(self) -> Iterator[str]:
+        for found in self._progress.count("listing the ledger", self.store.list(layout.LEDGER)):
+            if layout.document_in(found.key):
+                yield found.key
+
+    def _entry_of(self, request_hash: str, origin: str) -> Iterator[Entry]:
+        try:
+            shelf = Shelf(self.store, origin)
+        except ValueError:  # a copy's metadata may say anything
+            return
+        if seen := shelf.read(request_hash):
+            yield _entry(shelf, seen)
+
+    def _entries_at(self, key: str) -> Iterator[Entry]:
+        """Return the document of this key, unless it makes no sense: that is for `verify` to tell."""
+        try:
+            shelf, request_hash = shelf_of(self.store, key)
+            if seen := shelf.read(request_hash):
+                yield _entry(shelf, seen)
+        except NoAnswerError:
+            raise
+        except (StoreError, ValueError):
+            return
+
+
+def _entry(shelf: Shelf, seen: Seen) -> Entry:
+    record = shelf.record(seen.document)
+    return Entry(
+        uri=shelf.store.uri(shelf.key(seen.document.request_hash)),
+        state=seen.document.state,
+        run_id=record.run_id if record else None,
+        generation=record.generation if record else None,
+        maybe_paid=seen.document.maybe_paid,
+        also_paid=seen.document.also_paid,
+    )
+
+
+def trace_object(
+    address: str,
+    store: ImageStore | None = None,
+    *,
+    endpoint_url: str | None = None,
+    everywhere: bool = False,
+    progress: Progress | None = None,
+) -> Origin:
+    """Tell who made an object: an image of a store, a copy of one, any file with the same bytes, or a record.
+
+    Args:
+        address: `s3://bucket/key`, `file:///...` or a path.
+        store: where ledger and manifests are, if the object's metadata doesn't say so.
+        endpoint_url: of an S3 service other than AWS.
+        everywhere: look through the manifests of all runs, not only of the one that paid.
+        progress: told of each step of a long search.
+
+    Raises:
+        ImageMissingError: there is no such object.
+        StoreError: nothing tells where it came from, or a store can't be read.
+        ValueError: that is no address.
+    """
+    uri = layout.object_uri(address)
+    root, document = layout.split_at(uri, layout.LEDGER) or ("", "")
+    if found := layout.document_in(document):
+        home, origin = store or store_at(root, endpoint_url), layout.origin_of_slug(found[0])
+        made = trace_request(found[1], home, origin=origin, everywhere=everywhere, progress=progress)
+        return made.model_copy(update={"address": address})
+    place, key = object_at(uri, endpoint_url)
+    there = place.objects.look(key)
+    said = {name: read_metadata(value) for name, value in there.metadata.items()} if there else {}
+    kept = _image_at(uri)
+    source = kept or _image_at(said.get("source-uri", ""))
+    if there is None and not kept:
+        raise ImageMissingError(f"there is no {uri}")
+    home = store or (store_at(kept[0], endpoint_url) if kept else _home(uri, source, endpoint_url))
+    search = Search(home, progress or Progress())
+    # a rendition has other bytes than the image that it was made from
+    sha256 = source[1] if source else _digest(place, key)
+    entries = _entries(search, said, sha256)
+    image = next((image for entry in entries for image in _images(entry) if image.sha256 == sha256), None)
+    if there is None and image is None:
+        raise ImageMissingError(f"there is no {uri}, and no record of it")
+    hashes = (entry.generation.request_hash for entry in entries if entry.generation)
+    request_hash = said.get("request-hash") or next(hashes, None)
+    runs = [said.get("delivered-in"), said.get("flow-run-id")]
+    rows = _rows(search, request_hash, runs, entries, everywhere) if request_hash else []
+    return Origin(
+        address=address,
+        request_hash=request_hash,
+        delivered=Copy(uri=uri, size_bytes=there.size, metadata=said) if there and not kept else None,
+        image=image,
+        image_is_there=image and not home.missing([image]),
+        entries=tuple(entries),
+        rows=tuple(sorted(rows, key=lambda found: uri not in {copy.uri for copy in found.row.delivered})),
+        gaps=tuple(_gaps(home, entries, image, sha256)),
+    )
+
+
+def trace_request(
+    request_hash: str,
+    store: ImageStore,
+    *,
+    origin: str | None = None,
+    everywhere: bool = False,
+    progress: Progress | None = None,
+) -> Origin:
+    """Tell what became of a request: the ledger's word, the images, and the rows that asked for it.
+
+    Args:
+        origin: whose answer, e.g. `https://api.ttapi.io`; else each API's.
+        everywhere: look through the manifests of all runs, not only of those that paid.
+        progress: told of each step of a long search.
+
+    Raises:
+        StoreError: the store has no record of it, or can't be read.
+    """
+    search = Search(store, progress or Progress())
+    entries = search.entries_of(request_hash, origin)
+    if not entries:
+        raise StoreError(f"{store.identity} has no record of the request {request_hash}")
+    rows = _rows(search, request_hash, [], entries, everywhere)
+    return Origin(address=request_hash, request_hash=request_hash, entries=tuple(entries), rows=tuple(rows))
+
+
+def trace_run(run_id: str, store: ImageStore, *, progress: Progress | None = None) -> Made:
+    """Tell what a flow run made: its manifests' rows; without a batch, what the ledger says that it paid for.
+
+    Raises:
+        StoreError: the store knows nothing of the run, or can't be read.
+        ValueError: that is no run's id.
+    """
+    if not layout.is_run_id(run_id):
+        raise ValueError(f"{run_id[:80]!a} is no run's id")
+    search = Search(store, progress or Progress())
+    if manifests := search.manifests_of(run_id):
+        return Made(run_id, tuple(map(store.uri, manifests)), search.rows_that_say(manifests, ""))
+    paid = tuple(
+        SourceRow(manifest_uri=entry.uri, row=Row.of(number, entry.generation))
+        for number, entry in enumerate(search.entries_that_say(run_id))
+        if entry.generation and run_id in (entry.run_id, entry.generation.flow_run_id)
+    )
+    if not paid:
+        raise StoreError(f"{store.identity} knows nothing of the run {run_id}: no manifest, no record")
+    return Made(run_id, (), paid)
+
+
+def _image_at(uri: str) -> tuple[str, str] | None:
+    """Return store and SHA-256 of an image's address; None where it is none."""
+    store, key = layout.split_at(uri, layout.IMAGES) or ("", "")
+    found = layout.image_in(key)
+    return (store, found[0]) if found else None
+
+
+def _home(uri: str, source: tuple[str, str] | None, endpoint_url: str | None) -> ImageStore:
+    """Return the store that a copy says it came from."""
+    with suppress(ValueError):  # metadata may say anything
+        if source:
+            return store_at(source[0], endpoint_url)
+    raise StoreError(
+        f"{uri} does not say where it came from: name the store (--store) in which to look for its bytes"
+    )
+
+
+def _digest(place: ImageStore, key: str) -> str:
+    found = place.objects.digest(key)
+    if found is None:
+        raise ImageMissingError(f"there is no {place.uri(key)}")
+    return found[1]
+
+
+def _entries(search: Search, said: Mapping[str, str], sha256: str) -> list[Entry]:
+    """Return the ledger's entries of the request that the object names; else of all requests with this image."""
+    request_hash = said.get("request-hash", "")
+    if layout.is_sha256(request_hash) and (found := search.entries_of(request_hash, said.get("api-origin"))):
+        return found
+    naming = search.entries_that_say(sha256)
+    return [entry for entry in naming if sha256 in {image.sha256 for image in _images(entry)}]
+
+
+def _rows(
+    search: Search, request_hash: str, runs: list[str | None], entries: list[Entry], everywhere: bool
+) -> list[SourceRow]:
+    """Return the manifests' rows of a request: of these runs and those that paid, or of all."""
+    asked = dict.fromkeys([*runs, *(entry.generation.flow_run_id for entry in entries if entry.generation)])
+    known = [None] if everywhere else [run for run in asked if run and layout.is_run_id(run)]
+    manifests = [key for run in known for key in search.manifests_of(run)]
+    found = search.rows_that_say(manifests, request_hash)
+    return [source for source in found if source.row.request_hash == request_hash]
+
+
+def _gaps(home: ImageStore, entries: list[Entry], image: StoredImage | None, sha256: str) -> Iterator[str]:
+    if not entries:
+        yield f"{home.identity} has no record of it"
+    elif image is None:
+        yield f"the record names other images by now, none with the SHA-256 {sha256}"
+
+
+def _images(entry: Entry) -> tuple[StoredImage, ...]:
+    return entry.generation.images if entry.generation else ()

@@ -1,17 +1,30 @@
-"""The subcommand `trace`: who made this, and what did this make?"""
+"""The subcommand `trace`: who made this, and what did this make? A chain as a tree of lines, or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Final, NamedTuple
 
-from prefect_ttapi.cli.ancestry import trace_object, trace_request, trace_run
-from prefect_ttapi.cli.chain import Made, Origin
-from prefect_ttapi.cli.reporting import Progress
+from prefect_ttapi.cli.chain import (
+    Copy,
+    Entry,
+    Made,
+    Origin,
+    SourceRow,
+    trace_object,
+    trace_request,
+    trace_run,
+)
+from prefect_ttapi.cli.reporting import Progress, size
 from prefect_ttapi.cli.stores import store_at
-from prefect_ttapi.cli.tree import lines, made_tree, origin_tree
+from prefect_ttapi.ledger.documents import Payment
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.markdown import one_line
+from prefect_ttapi.responses import Generation, StoredImage
 from prefect_ttapi.storage.layout import BATCHES, is_sha256, object_uri, run_in, split_at
 from prefect_ttapi.storage.store import ImageStore
 
@@ -91,3 +104,125 @@ def _as_json(found: Origin | Made) -> Iterator[str]:
 def _encodable(text: str) -> str:
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
+
+
+#: Characters of a line, and rows of a run that are shown; --json has all.
+_LINE: Final = 400
+ROWS: Final = 50
+
+
+class Node(NamedTuple):
+    """A line, and what stands below it: nodes, or texts of nodes without anything below."""
+
+    text: str
+    below: Iterable[Node | str] = ()
+
+
+def lines(node: Node | str) -> Iterator[str]:
+    """Return the tree's lines.
+
+    >>> print("\\n".join(lines(Node("image", [Node("request", ["prompt"]), "row"]))))
+    image
+    ├─ request
+    │  └─ prompt
+    └─ row
+    """
+    text, below = (node, []) if isinstance(node, str) else (node.text, [*node.below])
+    yield one_line(text, _LINE)
+    for position, child in enumerate(below, start=1):
+        first, others = ("└─ ", "   ") if position == len(below) else ("├─ ", "│  ")
+        for number, line in enumerate(lines(child)):
+            yield (others if number else first) + line
+
+
+def origin_tree(origin: Origin) -> Node:
+    """Return the tree of an object's origin, down to the row that asked for it."""
+    return Node(origin.address, _links(origin))
+
+
+def made_tree(made: Made) -> Node:
+    """Return the tree of a run's images: its first rows."""
+    rows = iter(made.rows)
+    shown = [_row(source, with_request=True) for source in islice(rows, ROWS)]
+    more = sum(1 for _ in rows)
+    rest = [f"and {more:,} more rows; --json has all"] if more else []
+    return Node(f"flow run {made.run_id}", [*(f"manifest {uri}" for uri in made.manifests), *shown, *rest])
+
+
+def _links(origin: Origin) -> Iterator[Node | str]:
+    if origin.delivered:
+        yield _copy(origin.delivered)
+    if origin.image:
+        yield _image(origin.image, " (gone, or cut short)" if origin.image_is_there is False else "")
+    if origin.request_hash and not origin.entries:
+        yield f"request {origin.request_hash}"
+    for entry in origin.entries:
+        yield Node(f"ledger record {entry.uri}: {entry.state}", _entry(entry, origin.image is None))
+    yield from map(_row, origin.rows)
+    yield from (f"not found: {gap}" for gap in origin.gaps)
+
+
+def _copy(copy: Copy) -> Node:
+    said = [f"{name}: {value}" for name, value in sorted(copy.metadata.items())]
+    return Node(f"delivered copy, {size(copy.size_bytes)}; it says of itself", said or ["nothing"])
+
+
+def _image(image: StoredImage, state: str = "") -> Node:
+    sides, length = f"{image.width} x {image.height}", size(image.size_bytes)
+    facts = [f"{sides}, {image.media_type}, {length}, image {image.index}", f"SHA-256 {image.sha256}"]
+    revised = [f"revised prompt: {image.revised_prompt}"] if image.revised_prompt else []
+    return Node(f"stored image {image.uri}{state}", facts + revised)
+
+
+def _entry(entry: Entry, with_images: bool) -> Iterator[Node | str]:
+    made = entry.generation
+    if made:
+        yield from _made(made)
+    if made and with_images:
+        yield from map(_image, made.images)
+    yield from (f"perhaps paid for, too: {_payment(note)}" for note in entry.maybe_paid)
+    yield from (f"also paid for: {_payment(note)}" for note in entry.also_paid)
+
+
+def _made(made: Generation) -> Iterator[Node | str]:
+    asked = made.request.model_dump(mode="json", exclude_defaults=True, exclude={"prompt", "model"})
+    always = {"prompt": made.request.prompt, "model": made.request.model}
+    yield Node(
+        f"request {made.request_hash}", [f"{name}: {value}" for name, value in (always | asked).items()]
+    )
+    calls = f"{made.api_calls} API call" + ("s" if made.api_calls > 1 else "")
+    call = f", API request id {made.request_id}" if made.request_id else ""
+    when, usage = f"{made.created_at:%Y-%m-%d %H:%M:%S} UTC", made.usage
+    tokens = (
+        [f"{usage.total_tokens:,} tokens: {usage.input_tokens:,} in, {usage.output_tokens:,} out"]
+        if usage
+        else []
+    )
+    yield Node(f"answered by {made.api_origin}, {when}: {calls}, {made.seconds:.1f} s{call}", tokens)
+    runs = (("flow run", made.flow_run_id), ("task run", made.task_run_id))
+    paid = ", ".join(f"{name} {run}" for name, run in runs if run) or "no Prefect run"
+    yield f"paid for by {paid}" + (
+        f", with prefect-ttapi {made.package_version}" if made.package_version else ""
+    )
+
+
+def _payment(note: Payment) -> str:
+    return f"run {note.run_id}, {note.when:%Y-%m-%d %H:%M:%S} UTC: {note.what}"
+
+
+def _row(source: SourceRow, *, with_request: bool = False) -> Node:
+    where = "" if with_request else f" of {source.manifest_uri}"
+    return Node(f"row {source.row.row}{where}: {source.row.status}", _told(source.row, with_request))
+
+
+def _told(row: Row, with_request: bool) -> Iterator[str]:
+    if with_request:
+        yield f"request {row.request_hash}"
+        yield f"prompt: {row.prompt}"
+        yield from (f"image {image.uri}" for image in row.images)
+    if row.values:
+        yield "values: " + ", ".join(f"{name}={value}" for name, value in row.values.items())
+    if row.error:
+        yield f"{row.error_type}: {row.error}"
+    for copy in row.delivered:
+        yield f"delivered {copy.uri}" + (f" ({copy.rendition})" if copy.rendition else "")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.cli.columns import plain_name
+from prefect_ttapi.cli.prompts import plain_name
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import NAMES, KeyTemplate
 

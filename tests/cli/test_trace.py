@@ -12,8 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from prefect_ttapi.cli.ancestry import trace_object, trace_run
-from prefect_ttapi.cli.chain import Made, Origin
+from prefect_ttapi.cli.chain import Made, Origin, trace_object, trace_run
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.generation.delivery import deliver, metadata_of
 from prefect_ttapi.ledger.ledger import Ledger
