@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.storage.store import ImageStore
-from tests.integration.server import ROOT, Server, prefect_server
 from tests.support.ceph import CephServer, ceph  # noqa: F401 - a fixture
+from tests.support.prefect_server import ROOT, Server, prefect_server
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_ttapi.sandbox import Sandbox
-from tests.integration.server import Server
+from tests.support.prefect_server import Server
 
 pytestmark = pytest.mark.integration
 

@@ -19,10 +19,10 @@ from prefect_ttapi.ledger.documents import State
 from prefect_ttapi.lineage.manifest import Rows
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from tests.integration.chaos import Account, documents
-from tests.integration.children import child, small_flow, until
-from tests.integration.payers import THREADS, pay_for_all
-from tests.integration.server import PATIENCE, Server
+from tests.support.chaos import Account, documents
+from tests.support.children import child, small_flow, until
+from tests.support.payers import THREADS, pay_for_all
+from tests.support.prefect_server import PATIENCE, Server
 from tests.support.processes import start
 from tests.support.s3 import S3Server
 

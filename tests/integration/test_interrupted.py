@@ -12,9 +12,9 @@ import pytest
 from prefect_ttapi.ledger.documents import State
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from tests.integration.chaos import documents
-from tests.integration.children import child, small_flow, until
-from tests.integration.server import PATIENCE, Server
+from tests.support.chaos import documents
+from tests.support.children import child, small_flow, until
+from tests.support.prefect_server import PATIENCE, Server
 
 pytestmark = pytest.mark.integration
 

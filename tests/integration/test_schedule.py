@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.children import child, until
-from tests.integration.server import PATIENCE, PREFECT, ROOT, Server, prefect_server
+from tests.support.children import child, until
+from tests.support.prefect_server import PATIENCE, PREFECT, ROOT, Server, prefect_server
 
 pytestmark = pytest.mark.integration
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.server import PATIENCE, ROOT
+from tests.support.prefect_server import PATIENCE, ROOT
 
 pytestmark = pytest.mark.integration
 

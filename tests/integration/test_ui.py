@@ -14,9 +14,9 @@ import pytest
 
 from prefect_ttapi.lineage.artifacts import batch_key
 from prefect_ttapi.lineage.markdown import CAPTION, CELL, cell, one_line
-from tests.integration.browser import Tab, browser
-from tests.integration.hostile_batch import NAME, PROMPTS, REFUSED
-from tests.integration.server import Server
+from tests.support.browser import Tab, browser
+from tests.support.hostile_batch import NAME, PROMPTS, REFUSED
+from tests.support.prefect_server import Server
 
 pytestmark = pytest.mark.integration
 
@@ -54,7 +54,7 @@ def batch(prefect_ui: Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            told = prefect_ui.run("-m", "tests.integration.hostile_batch", str(folder), url)
+            told = prefect_ui.run("-m", "tests.support.hostile_batch", str(folder), url)
             report = json.loads(told.splitlines()[-1])
             assert report["totals"]["delivered"] == len(PROMPTS)
             run = {"flow_run_id": {"any_": [report["flow_run_id"]]}}

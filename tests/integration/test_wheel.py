@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.version import VERSION
-from tests.integration.server import ROOT, Server
+from tests.support.prefect_server import ROOT, Server
 
 pytestmark = pytest.mark.integration
 

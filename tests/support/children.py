@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from tests.integration.server import PATIENCE, ROOT
+from tests.support.prefect_server import PATIENCE, ROOT
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def small_flow(
     """The command that generates so many images in a small flow."""
     store = place.model_dump(mode="json", context={"include_secrets": True})
     settings = {"store": store, "base_url": sandbox.base_url, "requests": requests} | options
-    return ["-m", "tests.integration.small_flow", json.dumps(settings), *mode]
+    return ["-m", "tests.support.small_flow", json.dumps(settings), *mode]
 
 
 def until(what: Callable[[], object], log: Path) -> None:

@@ -1,6 +1,6 @@
 """A batch of hostile prompts against a sandbox, in a process of its own; prints its report as JSON.
 
-python -m tests.integration.hostile_batch FOLDER ITS_WEB_ADDRESS
+python -m tests.support.hostile_batch FOLDER ITS_WEB_ADDRESS
 """
 
 from __future__ import annotations

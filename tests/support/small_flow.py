@@ -1,7 +1,7 @@
 """A small flow with one batch, run as a process of its own: what the tests kill, interrupt and cancel.
 
-python -m tests.integration.small_flow SETTINGS        one run, as a command line
-python -m tests.integration.small_flow SETTINGS serve  runs on demand, until stopped
+python -m tests.support.small_flow SETTINGS        one run, as a command line
+python -m tests.support.small_flow SETTINGS serve  runs on demand, until stopped
 """
 
 from __future__ import annotations
