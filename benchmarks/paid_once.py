@@ -26,7 +26,8 @@ from pathlib import Path
 # the S3 services are those of the tests
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.generation.context import RunContext
+from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import StoredImage
@@ -69,7 +70,9 @@ class Setting:
         self.listed.update({self.store.uri(found.key): found.size for found in self.store.list("images/")})
 
     def pay(self, request: ImageRequest, *, known_absent: bool = False) -> bool:
-        return pay_once(request, self.client, self.store, self.ledger, known_absent=known_absent).sent
+        engine = Engine(self.client, self.store, self.ledger, RunContext.current())
+        found = engine.try_generate(request, known_absent=known_absent)
+        return isinstance(found, Paid) and found.sent
 
 
 def image_alone(setting: Setting, request: ImageRequest) -> Callable[[], object]:

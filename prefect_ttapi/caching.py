@@ -18,8 +18,8 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.generation.context import run_id, task_not_before
-from prefect_ttapi.generation.ledgers import ledger_for
+from prefect_ttapi.generation.context import RunContext
+from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 
@@ -50,8 +50,9 @@ class RequestHash(CachePolicy):
             request_hash = as_request(inputs["request"]).request_hash
         except ValueError:
             return None
-        ledger = ledger_for(credentials, store, run_id(task_ctx))
-        record = ledger.look_up(request_hash, task_not_before(task_ctx))
+        run = RunContext.current(task_ctx)
+        ledger = ledger_for(credentials, store, run.run_id)
+        record = ledger.look_up(request_hash, run.not_before_for(task_ctx))
         nonce = record.result_key or str(record.generation.created_at) if record else uuid.uuid4().hex
         _LAST_NONCE.set((str(task_ctx.task_run.id), nonce))
         named = "\n".join((credentials.api_origin, store.identity, request_hash, nonce))

@@ -21,6 +21,7 @@ BatchError                    a batch ended with failed rows
 IllegalBatchError             a batch that can't be sent as it is; a ValueError
 KeyTemplateError              a key template that no object can have, or not each of these; a ValueError
 PromptsError                  a prompts file that can't be used; a ValueError
+LaneLostError                 a task run of a batch broke down; in rows only
 """
 
 from __future__ import annotations
@@ -206,6 +207,10 @@ class BatchError(Exception):
     def __init__(self, message: str, report: object = None) -> None:
         super().__init__(message)
         self.report = report
+
+
+class LaneLostError(Exception):
+    """A task run of a batch broke down, so that nobody knows what became of its requests; named in their rows."""
 
 
 class IllegalBatchError(ValueError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from threading import Event
 from typing import Any
 
 from prefect import task
@@ -20,12 +19,11 @@ from prefect.logging import get_run_logger
 from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InsufficientBalanceError
-from prefect_ttapi.generation.clients import shared_client
-from prefect_ttapi.generation.context import named, payer_of, run_date, run_id, run_name, task_not_before
-from prefect_ttapi.generation.delivery import deliver
-from prefect_ttapi.generation.engine import Paid, pay_once
-from prefect_ttapi.generation.interruption import GRACE, in_thread, uninterrupted
-from prefect_ttapi.generation.ledgers import ledger_for
+from prefect_ttapi.generation.context import RunContext, named
+from prefect_ttapi.generation.delivery import Delivery
+from prefect_ttapi.generation.engine import Engine, Paid
+from prefect_ttapi.generation.interruption import GRACE, in_thread, to_the_end
+from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.images.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown, publish_preview, with_previews
@@ -37,7 +35,7 @@ from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import DeliveredImage, Generation
-from prefect_ttapi.stopping import StopSending
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.redaction import withholding
@@ -66,33 +64,29 @@ def _generate(
     store: ImageStore,
     preview: bool,
     record_prompts: bool,
-    stop: Event,
+    stop: Stop,
 ) -> Generation:
-    """The work of both tasks; once `stop` is set nothing is sent that is not under way."""
-
-    def go_on(_attempt: int = 0) -> None:
-        if stop.is_set():
-            raise StopSending("the task was interrupted")
-
+    """Do the work of both tasks; once `stop` is set nothing is sent that is not under way."""
     _must_be(credentials, TTAPICredentials, "credentials")
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
+    run = RunContext.current(task_ctx)
     asked = with_previews(as_request(request)) if preview else as_request(request)
-    ledger = ledger_for(credentials, store, run_id(task_ctx), get_run_logger())
+    engine = Engine.of(
+        credentials,
+        store,
+        run,
+        limits=Limits(stop),
+        not_before=run.not_before_for(task_ctx),
+        log=get_run_logger(),
+    )
     shown = Shown(record_prompts)
     show = partial(publish_preview, asked.request_hash, shown.prompt(asked))
     try:
         with withholding(shown.withheld(asked)):
-            paid = pay_once(
+            paid = engine.generate(
                 asked,
-                shared_client(credentials),
-                store,
-                ledger,
-                payer=payer_of(task_ctx),
-                not_before=task_not_before(task_ctx),
                 result_key=nonce_of(task_ctx),
-                before_send=go_on,
-                while_waiting=go_on,
                 on_preview=show if preview and asked.stream else None,
             )
     except InsufficientBalanceError as error:
@@ -125,21 +119,19 @@ def _deliver(
 ) -> list[DeliveredImage]:
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
-    task_ctx = TaskRunContext.get()
+    run = RunContext.current()
     shown = Shown(record_prompts)
-    delivered = deliver(
-        generation,
+    delivery = Delivery(
         to,
         key,
-        prompt=shown.prompt(generation.request),
-        values=values or {},
+        batch=run.flow_name,
+        date=run.date,
         source=source,
-        date=run_date(task_ctx),
-        batch=run_name(),
         versions=versions_of(renditions, keep_original=keep_original),
         overwrite=overwrite,
-        run_id=payer_of(task_ctx).flow_run_id,
+        run_id=run.flow_run_id,
     )
+    delivered = delivery.deliver(generation, values or {}, shown.prompt(generation.request))
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
     )
@@ -203,16 +195,9 @@ def generate_images(
         TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
         StoreError: the store failed.
     """
-    stop = Event()
-
-    def interrupted(_: BaseException) -> None:
-        stop.set()
-        get_run_logger().warning(
-            "Interrupted: what is under way, and paid, has %.0f s to be finished and recorded", GRACE
-        )
-
+    stop = Stop()
     call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
-    return uninterrupted(call, interrupted)
+    return to_the_end(call, stop, of="the task")
 
 
 @task(
@@ -230,9 +215,9 @@ async def agenerate_images(
     record_prompts: bool = True,
 ) -> Generation:
     """`generate_images` for async flows: same arguments, result, errors and cache."""
-    stop = Event()
+    stop = Stop()
     call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
-    return await in_thread(call, on_cancel=stop.set, grace=GRACE)
+    return await in_thread(call, stop, grace=GRACE)
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)

@@ -1,7 +1,6 @@
 """Many requests in one call: what goes in, what keeps it going, and the report of what came out."""
 
-from prefect_ttapi.batch.estimate import estimate_batch
-from prefect_ttapi.batch.generate import agenerate_batch, check_batch, generate_batch
+from prefect_ttapi.batch.generate import agenerate_batch, check_batch, estimate_batch, generate_batch
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.generation.budget import Budget, Price
 

@@ -1,47 +1,44 @@
-"""`generate_batch` and its async twin."""
+"""`generate_batch`, its async twin, and what can be asked of a batch before it is sent."""
 
 from __future__ import annotations
 
-import logging
-import math
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_ttapi.batch.breaker import Breaker
-from prefect_ttapi.batch.coordinator import Coordinator
-from prefect_ttapi.batch.earlier import remember
+from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
-from prefect_ttapi.batch.known import Known
+from prefect_ttapi.batch.items import Done
+from prefect_ttapi.batch.known import Known, remember
+from prefect_ttapi.batch.lanes import Plan, Shared, shared_here
+from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.runners import flow_task_runner
-from prefect_ttapi.batch.session import Session, Stop, shared
-from prefect_ttapi.batch.shape import Shape
-from prefect_ttapi.batch.shards import Plan
+from prefect_ttapi.batch.running import Running, is_local, lanes
+from prefect_ttapi.batch.sizing import Sizing
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending
-from prefect_ttapi.generation.context import filed_under, flow_run_id, not_before, run_date, run_id
-from prefect_ttapi.generation.interruption import GRACE, in_thread, uninterrupted
-from prefect_ttapi.generation.ledgers import ledger_for
-from prefect_ttapi.images.renditions import Rendition, versions_of
+from prefect_ttapi.generation.context import RunContext
+from prefect_ttapi.generation.engine import ledger_for
+from prefect_ttapi.generation.interruption import GRACE, in_thread, to_the_end
+from prefect_ttapi.generation.limits import Limits, RateLimit
+from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
 from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.limiter import RateLimit
-
-logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -95,7 +92,7 @@ def generate_batch(
         values: a mapping per request, in order, or a function of the request.
         max_in_flight: how many requests are under way at once, as far as the flow's task runner has room for their
             task runs: `ThreadPoolTaskRunner(max_workers=2)` needs a `shard_size` that keeps two of them busy.
-        shard_size: requests per task run; by default 1, more where that would make over 300 task runs.
+        shard_size: requests per task run; by default 1 for up to 300 requests, and more beyond: some 15 s of work.
         budget: limits of this batch; what does not fit ends as a skipped row.
         raise_on_failure: raise `BatchError` at the end, after all else is delivered and recorded.
         name: names the batch in artifacts, pages and key templates.
@@ -117,56 +114,32 @@ def generate_batch(
         StoreError: a store can't be reached or written; nothing was sent.
         BatchError: rows failed, and `raise_on_failure`; its `report` has them.
     """
-    intake = check_batch(
-        requests,
-        credentials,
-        store,
+    options = BatchOptions(
         deliver_to=deliver_to,
         key=key,
-        values=values,
         max_in_flight=max_in_flight,
         shard_size=shard_size,
         budget=budget,
         name=name,
+        refresh_cache=refresh_cache,
+        cache_expiration=cache_expiration,
         breaker=breaker,
         rate_limit=rate_limit,
+        grace=grace,
+        thumbnails=thumbnails,
         renditions=renditions,
         keep_original=keep_original,
+        overwrite=overwrite,
         record_prompts=record_prompts,
     )
-
-    task_ctx = TaskRunContext.get()
+    intake = _checked(requests, values, credentials, store, options)
     # asked outside the flow run of our own that each retry of the task makes anew
-    tasks_run = run_id(task_ctx) if task_ctx else None
+    caller = RunContext.current() if TaskRunContext.get() else None
 
     def work() -> BatchReport:
-        local = isinstance(flow_task_runner() or ThreadPoolTaskRunner(), ThreadPoolTaskRunner)
-        shape = Shape.of(intake.total, max_in_flight, shard_size, local=local)
-        plan = Plan(
-            batch_id=uuid.uuid4().hex,
-            run_id=tasks_run or run_id(None),
-            name=name,
-            date=run_date(TaskRunContext.get()),
-            key=key,
-            deliver_to=deliver_to,
-            not_before=not_before(refresh_cache, cache_expiration, TaskRunContext.get()),
-            in_flight=shape.in_flight,
-            rate_limit=rate_limit and rate_limit / shape.slots,
-            breaker=breaker,
-            thumbnails=thumbnails,
-            versions=versions_of(renditions, keep_original=keep_original),
-            overwrite=overwrite,
-            record_prompts=record_prompts,
-        )
-        session = partial(
-            Session,
-            max_in_flight,
-            Spending(budget),
-            breaker=Breaker(breaker),
-            rate=RateLimit(rate_limit) if rate_limit else None,
-            stop=_STOP.get(),
-        )
-        return _run(intake, credentials, store, plan, shape, session, grace)
+        run = RunContext.current()
+        payer = replace(run, run_id=caller.run_id) if caller else run
+        return _run(intake, credentials, store, payer, options)
 
     report = work() if FlowRunContext.get() else _in_own_flow(work, name)
     if raise_on_failure:
@@ -180,7 +153,8 @@ def _async_twin(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]
         stop = Stop()
         token = _STOP.set(stop)
         try:
-            return await in_thread(partial(function, *args, **kwargs), on_cancel=stop.cancel)
+            call = partial(function, *args, **kwargs)
+            return await in_thread(call, stop, of="not sent, because the batch")
         finally:
             _STOP.reset(token)
 
@@ -189,7 +163,7 @@ def _async_twin(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]
 
 agenerate_batch = _async_twin(generate_batch)
 agenerate_batch.__name__ = agenerate_batch.__qualname__ = "agenerate_batch"
-agenerate_batch.__doc__ = """`generate_batch` for async flows: same arguments, report and errors, in a worker thread.
+agenerate_batch.__doc__ = """Do as `generate_batch`, for async flows: same arguments, report and errors.
 
 A cancellation or a time-out stops the batch: what is under way is finished, the rest is skipped.
 """
@@ -200,98 +174,134 @@ def check_batch(
     credentials: TTAPICredentials,
     store: ImageStore,
     *,
-    deliver_to: ImageStore | None = None,
-    key: str = DEFAULT_KEY,
     values: Values = None,
-    max_in_flight: int = 8,
-    shard_size: int | None = None,
-    budget: Budget | None = None,
-    name: str = "batch",
-    breaker: int | None = None,
-    rate_limit: float | None = None,
-    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
-    keep_original: bool = True,
-    record_prompts: bool = True,
+    **options: Any,
 ) -> Intake:
-    """All that can be found wrong with a batch before it is sent; `generate_batch` begins with it.
+    """Find all that can be found wrong with a batch before it is sent, and return its items.
+
+    Args:
+        options: those of `generate_batch`.
 
     Raises:
         IllegalBatchError: illegal requests, keys or arguments.
         StoreError: a store can't be reached or written.
     """
-    at_least_one = {"max_in_flight": max_in_flight, "shard_size": shard_size, "breaker": breaker}
-    problems = [
-        f"{option} must be a whole number of at least 1, not {value!r}"
-        for option, value in at_least_one.items()
-        if (type(value) is not int or value < 1) and (value is not None or option == "max_in_flight")
-    ]
-    if rate_limit is not None and not 0 < rate_limit < math.inf:
-        problems.append(f"rate_limit must be a number of requests per minute above 0, not {rate_limit}")
-    if problems:
-        raise IllegalBatchError(problems)
-    kinds: list[tuple[object, type]] = [(credentials, TTAPICredentials), (store, ImageStore)]
-    kinds += [
-        (given, kind) for given, kind in ((deliver_to, ImageStore), (budget, Budget)) if given is not None
-    ]
+    return _checked(requests, values, credentials, store, BatchOptions(**options))
+
+
+def _checked(
+    requests: Requests,
+    values: Values,
+    credentials: TTAPICredentials,
+    store: ImageStore,
+    options: BatchOptions,
+) -> Intake:
+    options.check()
+    kinds: tuple[tuple[object, type], ...] = ((credentials, TTAPICredentials), (store, ImageStore))
     for argument, kind in kinds:
         if not isinstance(argument, kind):
             raise IllegalBatchError([f"{kind.__name__} is needed, not {type(argument).__name__}"])
-    try:
-        versions = versions_of(renditions, keep_original=keep_original)
-    except ValueError as error:
-        raise IllegalBatchError([f"renditions: {error}"]) from None
-    now = datetime.now(UTC)
-    keys = None
-    if deliver_to is not None:
-        keys = KeyCheck(key, name, now, versions, record_prompts, address=deliver_to.objects.uri)
-    intake = take_in(requests, values, keys, budget)
+    delivery = options.delivery(datetime.now(UTC))
+    keys = KeyCheck(delivery, options.shown) if delivery else None
+    intake = take_in(requests, values, keys, options.budget)
     store.check()
-    if deliver_to is not None:
-        deliver_to.check_writable()
+    if delivery is not None:
+        delivery.to.check_writable()
     return intake
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a batch would do: requests in all, those already paid for, those to send, and their images."""
+
+    requests: int
+    paid: int
+    to_send: int
+    images: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.requests} requests: {self.paid} already paid for, {self.requests - self.paid - self.to_send} "
+            f"duplicates, {self.to_send} to send for {self.images} images"
+        )
+
+
+def estimate_batch(
+    intake: Intake, credentials: TTAPICredentials, store: ImageStore, name: str = "batch"
+) -> Estimate:
+    """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
+    ledger = ledger_for(credentials, store, uuid.uuid4().hex)
+    plan = Plan("", RunContext.current(), BatchOptions(name=name, thumbnails=False))
+    requests = paid = images = 0
+    to_send: set[str] = set()
+    for found in Known(store, ledger, plan, intake.hashes).sort_out(intake.items):
+        requests += 1
+        if isinstance(found, Done):
+            paid += found.row.status == "cached"
+        elif found.request.request_hash not in to_send:
+            record = None if found.known_absent else ledger.look_up(found.request.request_hash)
+            paid += record is not None
+            if record is None:
+                to_send.add(found.request.request_hash)
+                images += found.request.n
+    return Estimate(requests, paid, len(to_send), images)
 
 
 def _run(
     intake: Intake,
     credentials: TTAPICredentials,
     store: ImageStore,
-    plan: Plan,
-    shape: Shape,
-    new_session: Callable[..., Session],
-    grace: float,
+    run: RunContext,
+    options: BatchOptions,
 ) -> BatchReport:
-    """The batch, inside a flow run."""
-    place, attempt = filed_under()
-    run = flow_run_id() or place
-    ledger = ledger_for(credentials, store, plan.run_id)
-    folder = folder_of_batch(place, attempt)
-    coordinator = Coordinator(credentials, store, ledger, plan, shape)
-    session = new_session(on_done=coordinator.returned, on_waiting=coordinator.waits)
-    known = Known(store, ledger, plan, intake.hashes)
+    """Run a checked batch, inside a flow run."""
+    plan = Plan(
+        uuid.uuid4().hex, run, options, run.not_before(options.refresh_cache, options.cache_expiration)
+    )
+    stop = _STOP.get() or Stop()
+    limits = Limits(
+        stop,
+        in_flight=options.max_in_flight,
+        rate=RateLimit(options.rate_limit) if options.rate_limit else None,
+        spending=Spending(options.budget),
+    )
+    shared = Shared(limits, Breaker(options.breaker))
+    sizing = Sizing.of(intake.total, options.max_in_flight, options.shard_size, local=is_local())
+    ledger = ledger_for(credentials, store, run.run_id)
+    dispatch = Dispatch(
+        sizing,
+        shared,
+        ledger.api_origin,
+        delivers=options.deliver_to is not None,
+        rate_limit=options.rate_limit,
+    )
+    folder = folder_of_batch(run.place, run.attempt)
     recorder = Recorder(
         store,
-        plan.name,
-        run,
+        options.name,
+        run.flow_run_id or run.place,
         folder,
         intake.total,
-        in_flight=partial(coordinator.in_flight, session),
-        prices=session.spending.budget.prices,
-        links=StoreLinks(plan.deliver_to, store),
-        record_prompts=plan.record_prompts,
+        in_flight=lambda: dispatch.in_flight,
+        prices=limits.spending.budget.prices,
+        links=StoreLinks(options.deliver_to, store),
+        record_prompts=options.record_prompts,
     )
-    with shared(session, plan.batch_id), recorder:
-        items = known.sort_out(intake.items, lambda: session.stop.cancelled)
+    running = Running(dispatch, shared, ledger, plan, recorder.add)
+    with shared_here(shared, plan.batch_id), recorder, lanes(credentials, store, plan, sizing.most) as submit:
+        items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, stop)
         try:
-            coordinator.run(items, session, recorder.add, bounded=intake.total is not None, grace=grace)
+            running.run(items, submit, bounded=intake.total is not None)
         finally:
-            # not even a first Ctrl-C is to cost the manifest
-            again = session.stop.cancelled
-            report = uninterrupted(
-                lambda: recorder.finish(session.spending.overshoot()),
-                lambda _: logger.warning("Interrupted: %.0f s to write the manifest", 0 if again else grace),
-                grace=0 if again else grace,
+            # not even a first Ctrl-C is to cost the manifest; a second one does not wait for it
+            report = to_the_end(
+                lambda: recorder.finish(limits.spending.overshoot()),
+                stop,
+                of="not sent, because the batch",
+                grace=0 if stop.cancelled else options.grace,
+                to_do="write the manifest",
             )
-            remember(store, plan.name, ledger.api_origin, folder)
+            remember(store, options.name, ledger.api_origin, folder)
     batch_completed(report.facts)
     return materialise_batch(report, report.facts)
 

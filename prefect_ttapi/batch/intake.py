@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import repeat
 from typing import Any
 
@@ -15,8 +14,7 @@ from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.caching import as_request
 from prefect_ttapi.errors import IllegalBatchError, KeyTemplateError, StoreError
 from prefect_ttapi.generation.budget import Budget
-from prefect_ttapi.generation.delivery import key_template
-from prefect_ttapi.images.renditions import Version
+from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
@@ -74,44 +72,19 @@ def take_in(
 
 
 class KeyCheck:
-    """Refuses what would put two different images under one key, or one where it can't be, before either is paid for.
+    """Refuses what would put two images under one key, or one where it can't be, before either is paid for."""
 
-    Args:
-        address: of a key in the place that is delivered to; StoreError: there can be none.
-    """
-
-    def __init__(
-        self,
-        template: str,
-        batch: str,
-        date: datetime,
-        versions: Sequence[Version] = (None,),
-        record_prompts: bool = True,
-        *,
-        address: Callable[[str], str] = str,
-    ) -> None:
-        self._template = template
-        self._batch = batch
-        self._date = date
-        self._versions = versions
-        self._shown = Shown(record_prompts)
-        self._address = address
+    def __init__(self, delivery: Delivery, shown: Shown) -> None:
+        self._delivery = delivery
+        self._shown = shown
         self._taken = TakenKeys()
 
     def problem(self, item: Item) -> str | None:
-        """What is wrong with the item's keys, or None; the keys are then its own."""
+        """Return what is wrong with the item's keys, or None; the keys are then its own."""
         try:
-            template = key_template(self._template, tuple(sorted(item.values)))
-            keys = template.planned_keys(
-                item.request,
-                item.values,
-                batch=self._batch,
-                date=self._date,
-                versions=self._versions,
-                prompt=self._shown.prompt(item.request),
-            )
+            keys = self._delivery.planned_keys(item.request, item.values, self._shown.prompt(item.request))
             for key in keys:
-                self._address(key)
+                self._delivery.to.objects.uri(key)
         except (KeyTemplateError, StoreError) as error:
             return str(error)
         problems = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_ttapi.errors import LaneLostError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 
@@ -30,7 +31,7 @@ class Done:
 
 
 def row_of(item: Item, api_origin: str | None) -> Row:
-    """The item's row as long as nothing has become of it: skipped."""
+    """Return the item's row as long as nothing has become of it: skipped."""
     return Row(
         row=item.row,
         status="skipped",
@@ -42,12 +43,12 @@ def row_of(item: Item, api_origin: str | None) -> Row:
 
 
 def skipped(item: Item, api_origin: str | None, reason: str | None, error_type: str | None) -> Done:
-    """The item as one that was never sent, and why."""
+    """Return the item as one that was never sent, and why."""
     return Done(row_of(item, api_origin).model_copy(update={"error": reason, "error_type": error_type}))
 
 
 def perhaps_under_way(item: Item, api_origin: str | None, error_type: str | None) -> Done:
-    """The item as one that may have been sent when nobody waited for it any longer."""
+    """Return the item as one that may have been sent when nobody waited for it any longer."""
     return _unsure(
         item,
         api_origin,
@@ -57,8 +58,8 @@ def perhaps_under_way(item: Item, api_origin: str | None, error_type: str | None
 
 
 def lost(item: Item, api_origin: str | None, why: str) -> Done:
-    """The item as one whose task run broke down, so that what became of it is not known."""
-    return _unsure(item, api_origin, f"its task run broke down: {why}", "ShardLost")
+    """Return the item as one whose task run broke down, so that what became of it is not known."""
+    return _unsure(item, api_origin, f"its task run broke down: {why}", LaneLostError.__name__)
 
 
 def _unsure(item: Item, api_origin: str | None, error: str, error_type: str | None) -> Done:

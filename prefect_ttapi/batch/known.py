@@ -7,7 +7,9 @@ from the record itself. Where listing would cost more than looking, as in a huge
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,20 +17,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice, takewhile
-from typing import Final
+from itertools import islice
+from types import TracebackType
+from typing import BinaryIO, Final, Self
 
-from prefect_ttapi.batch.earlier import Earlier
 from prefect_ttapi.batch.items import Done, Item
-from prefect_ttapi.batch.shards import Plan, row_of_paid, thumbnails_of
+from prefect_ttapi.batch.lanes import Plan, row_of_paid, thumbnails_of
+from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import KeyTemplateError, StoreError
-from prefect_ttapi.generation.delivery import places_of
+from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.ledger import Ledger
-from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.withheld import Shown
+from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.responses import DeliveredImage, StoredImage
-from prefect_ttapi.storage.layout import IMAGES, image_key
+from prefect_ttapi.stopping import Stop
+from prefect_ttapi.storage.layout import BATCHES, IMAGES, MANIFEST, THUMBNAILS, image_key, latest_key
 from prefect_ttapi.storage.objects import Listed
 from prefect_ttapi.storage.store import ImageStore
 
@@ -62,16 +65,18 @@ def listing(
     prefix: str,
     most: int,
     wanted: Callable[[str], bool] = bool,
-    stopped: Callable[[], bool] = lambda: False,
+    stop: Stop | None = None,
 ) -> Listing:
-    """The objects below `prefix` whose keys are `wanted`, looking at `most` objects, until it is `stopped`."""
+    """Return the objects below `prefix` whose keys are `wanted`, looking at `most` objects, until it is stopped."""
     found: dict[str, Listed] = {}
     try:
         everything = store.list(prefix)
-        for listed in islice(takewhile(lambda _: not stopped(), everything), most):
+        for listed in islice(everything, most):
+            if stop is not None and stop.cancelled:
+                return Listing(found, complete=False)
             if wanted(listed.key):
                 found[listed.key] = listed
-        complete = not stopped() and next(everything, None) is None
+        complete = next(everything, None) is None
     except StoreError as error:  # who may not list may still look up
         logger.info("What is paid for is looked up one by one, as the store can't be listed: %s", error)
         complete = False
@@ -93,25 +98,24 @@ class Known:
         self._plan = plan
         self._wanted = wanted or frozenset()
 
-    def sort_out(
-        self, items: Iterator[Item | Row], stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[Item | Done]:
-        """In order: the outcome of what is paid for, and of illegal items; else the item itself.
+    def sort_out(self, items: Iterator[Item | Row], stop: Stop | None = None) -> Iterator[Item | Done]:
+        """Yield, in order, the outcome of what is paid for, and of illegal items; else the item itself.
 
         Args:
-            stopped: once it is true the rest is given as it comes, and nothing more is looked at.
+            stop: once it is cancelled the rest is given as it comes, and nothing more is looked at.
         """
+        stop = stop or Stop()
         if not self._wanted:
             yield from map(_as_it_comes, items)
             return
         most = min(max(_LEAST_LISTED, _LISTED_PER_LOOK_UP * len(self._wanted)), _MOST_LISTED)
-        records = listing(self._store, self._ledger.prefix, most, self._is_wanted, stopped)
+        records = listing(self._store, self._ledger.prefix, most, self._is_wanted, stop)
         with ExitStack() as stack:
-            shelf = stack.enter_context(self._shelf(records, most, stopped))
+            told = stack.enter_context(self._told(records, most, stop))
             threads = stack.enter_context(ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="ttapi-look-up"))
             window: deque[Item | Done | Future[Item | Done]] = deque()
             for item in items:
-                found = _as_it_comes(item) if isinstance(item, Row) or stopped() else shelf.place(item)
+                found = _as_it_comes(item) if isinstance(item, Row) or stop.cancelled else told.place(item)
                 window.append(threads.submit(found) if callable(found) else found)
                 while window and (len(window) > _WINDOW or not isinstance(window[0], Future)):
                     yield _resolved(window.popleft())
@@ -125,17 +129,18 @@ class Known:
             return False
 
     @contextmanager
-    def _shelf(self, records: Listing, most: int, stopped: Callable[[], bool]) -> Iterator[_Shelf]:
-        plan, to = self._plan, self._plan.deliver_to
-        listed = partial(listing, most=most, stopped=stopped)
+    def _told(self, records: Listing, most: int, stop: Stop) -> Iterator[_Told]:
+        options, delivery = self._plan.options, self._plan.options.delivery(self._plan.run.date)
         some = bool(records.objects)
-        images = listed(self._store, IMAGES) if some else Listing({}, True)
-        copies = listed(to, plan.key.partition("{")[0]) if some and to else Listing({}, True)
-        wanted = self._wanted if some and not stopped() else ()
+        images = listing(self._store, IMAGES, most, stop=stop) if some else Listing({}, True)
+        copies = Listing({}, True)
+        if some and delivery:
+            copies = listing(delivery.to, delivery.key.partition("{")[0], most, stop=stop)
+        wanted = self._wanted if some and not stop.cancelled else ()
         with Earlier(
-            self._store, plan.name, self._ledger.api_origin, wanted, thumbnails=plan.thumbnails
+            self._store, options.name, self._ledger.api_origin, wanted, thumbnails=options.thumbnails
         ) as earlier:
-            yield _Shelf(self._store, self._ledger, plan, records, images, copies, earlier)
+            yield _Told(self._store, self._ledger, self._plan, delivery, records, images, copies, earlier)
 
 
 def _as_it_comes(item: Item | Row) -> Item | Done:
@@ -147,12 +152,13 @@ def _resolved(found: Item | Done | Future[Item | Done]) -> Item | Done:
 
 
 @dataclass(frozen=True)
-class _Shelf:
+class _Told:
     """What listings and earlier manifests say."""
 
     store: ImageStore
     ledger: Ledger
     plan: Plan
+    delivery: Delivery | None
     records: Listing
     images: Listing
     copies: Listing
@@ -170,9 +176,9 @@ class _Shelf:
             if copies is None:
                 return item
             return self._again(item, row, copies)
-        # a record is read once: by the shard, where that has to deliver or may have to pay anew
-        needs_shard = self.plan.deliver_to is not None or self.plan.not_before is not None
-        return item if needs_shard else partial(self._read, item)
+        # a record is read once: by the lane, where that has to deliver or may have to pay anew
+        needs_lane = self.delivery is not None or self.plan.not_before is not None
+        return item if needs_lane else partial(self._read, item)
 
     def _stands(self, row: Row, listed: Listed) -> bool:
         """Whether an earlier row still says what the ledger says, and its images are there."""
@@ -194,28 +200,20 @@ class _Shelf:
 
     def _standing_copies(self, item: Item, row: Row) -> tuple[DeliveredImage, ...] | None:
         """The row's copies under the keys that the item asks for; None where one is still to be made."""
-        plan = self.plan
-        if plan.deliver_to is None:
+        delivery = self.delivery
+        if delivery is None:
             return ()
-        if plan.overwrite:
+        if delivery.overwrite:
             return None
         try:
-            places = places_of(
-                item.request,
-                row.images,
-                plan.key,
-                values=item.values,
-                date=plan.date,
-                batch=plan.name,
-                versions=plan.versions,
-                prompt=Shown(plan.record_prompts).prompt(item.request),
-            )
+            prompt = self.plan.options.shown.prompt(item.request)
+            places = delivery.places(item.request, row.images, item.values, prompt)
         except KeyTemplateError:
             return None
         known = {copy.uri: copy for copy in row.delivered}
-        copies = [known.get(plan.deliver_to.uri(place.key)) for place in places]
+        copies = [known.get(delivery.to.uri(place.key)) for place in places]
         standing = tuple(
-            copy.model_copy(update={"url": plan.deliver_to.public_url(copy.uri)})
+            copy.model_copy(update={"url": delivery.to.public_url(copy.uri)})
             for place, copy in zip(places, copies, strict=True)
             if copy and place.is_of(copy) and self.copies.shows(place.key, copy.size_bytes, copy.etag)
         )
@@ -225,7 +223,7 @@ class _Shelf:
         self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]
     ) -> Done | Callable[[], Item | Done]:
         again = row.again(item.row, request=item.request, values=item.values, delivered=copies)
-        if not self.plan.thumbnails:
+        if not self.plan.options.thumbnails:
             return Done(again)
         thumbnails = self.earlier.thumbnails(row)
         if None not in thumbnails:
@@ -237,8 +235,99 @@ class _Shelf:
             missing = self._missing if self.images.complete else None
             record = self.ledger.look_up(item.request.request_hash, missing=missing)
         except StoreError:
-            return item  # its shard meets the store's error
+            return item  # its lane meets the store's error
         if record is None:
             return item
-        shown = thumbnails_of(self.store, record.generation.images) if self.plan.thumbnails else ()
+        shown = thumbnails_of(self.store, record.generation.images) if self.plan.options.thumbnails else ()
         return Done(row_of_paid(item, Paid(record, sent=False)), shown)
+
+
+#: How many manifests a name's document keeps: a run that was cut short, or had a part of the requests, hides nothing.
+KEPT: Final = 3
+
+#: In a manifest's line the request's hash stands before anything that a prompt could imitate.
+_HASH: Final = re.compile(rb'^\{"row":\d+,"status":"[a-z]+","request_hash":"([0-9a-f]{64})"')
+
+
+def remember(store: ImageStore, name: str, api_origin: str, folder: str) -> None:
+    """Note the folder of a batch that has ended; where that fails the next one has to look into the ledger."""
+    key = latest_key(name, api_origin)
+    try:
+        folders = [folder, *(known for known in _folders(store, key) if known != folder)][:KEPT]
+        document = json.dumps({"name": name, "api_origin": api_origin, "folders": folders}, indent=1)
+        store.write(key, document.encode(), "application/json")
+    except StoreError as error:
+        logger.warning("What this batch made is not noted for the next one: %s", error)
+
+
+def _folders(store: ImageStore, key: str) -> list[str]:
+    try:
+        folders = json.loads(store.read(key) or b"{}")["folders"]
+        return [folder for folder in folders if isinstance(folder, str) and folder.startswith(BATCHES)]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+class Earlier:
+    """The rows of earlier manifests that may stand for the requests of a batch; in memory is only where they are."""
+
+    def __init__(
+        self, store: ImageStore, name: str, api_origin: str, wanted: Collection[bytes], thumbnails: bool
+    ) -> None:
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._files: list[BinaryIO] = []
+        self._packs: list[ThumbnailPack | None] = []
+        self._close = ExitStack()
+        try:
+            folders = _folders(store, latest_key(name, api_origin))
+        except StoreError:
+            return
+        for folder in folders:
+            if len(self._places) < len(wanted):
+                self._add(store, folder, wanted, thumbnails)
+
+    def _add(self, store: ImageStore, folder: str, wanted: Collection[bytes], thumbnails: bool) -> None:
+        try:
+            manifest = self._close.enter_context(store.open(store.uri(f"{folder}/{MANIFEST}")))
+        except StoreError:
+            return  # deleted since
+        start = 0
+        for line in manifest:
+            found = _HASH.match(line)
+            request = bytes.fromhex(found[1].decode()) if found else b""
+            if request in wanted and request not in self._places and b'"ledger_tag":"' in line:
+                self._places[request] = len(self._files), start
+            start += len(line)
+        self._files.append(manifest)
+        pack = ThumbnailPack.of(store, store.uri(f"{folder}/{THUMBNAILS}")) if thumbnails else None
+        self._packs.append(pack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close.close()
+        for pack in self._packs:
+            if pack is not None:
+                pack.close()
+
+    def row(self, request_hash: str) -> Row | None:
+        """What the last of these manifests says of a request."""
+        place = self._places.get(bytes.fromhex(request_hash))
+        if place is None:
+            return None
+        file = self._files[place[0]]
+        file.seek(place[1])
+        try:
+            row = next(read_manifest([file.readline()]), None)
+        except ValueError:
+            return None
+        return row if row and row.request_hash == request_hash else None
+
+    def thumbnails(self, row: Row) -> tuple[bytes | None, ...]:
+        """The pictures that the row's batch showed of its images; None where there is none."""
+        place = self._places.get(bytes.fromhex(row.request_hash or ""))
+        pack = self._packs[place[0]] if place else None
+        return tuple(pack.get(image.sha256) if pack else None for image in row.images)

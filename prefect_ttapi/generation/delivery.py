@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
+from prefect_ttapi.responses import DeliveredImage, GeneratedImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
@@ -19,7 +19,7 @@ from prefect_ttapi.version import VERSION
 
 @lru_cache(maxsize=256)
 def key_template(template: str, names: tuple[str, ...]) -> KeyTemplate:
-    """The template, parsed once for all requests that come with the same names of values."""
+    """Return the template, parsed once for all requests that come with the same names of values."""
     return KeyTemplate(template, names)
 
 
@@ -32,101 +32,135 @@ class Place:
     key: str
 
     def is_of(self, copy: DeliveredImage) -> bool:
-        """Whether `copy`, which was delivered to this key before, is what would be delivered now."""
+        """Return whether `copy`, which was delivered to this key before, is what would be delivered now."""
         if self.version is None:
             return copy.sha256 == self.image.sha256
         return (copy.source_uri, copy.recipe) == (self.image.uri, self.version.recipe)
 
 
-def deliver(
-    generation: Generation,
-    to: ImageStore,
-    key: str,
-    *,
-    values: Mapping[str, Any],
-    date: datetime,
-    batch: str,
-    prompt: str | None = None,
-    source: ImageStore | None = None,
-    versions: Sequence[Version] = (None,),
-    overwrite: bool = False,
-    run_id: str | None = None,
-) -> list[DeliveredImage]:
-    """Put each version of each image at its key in `to`; one that is there already is left as it is.
+@dataclass(frozen=True)
+class Delivery:
+    """Where, under which keys and in which versions images go: the same for all requests of a task or a batch.
 
-    Args:
-        prompt: what may be shown as the prompt, in keys and metadata; by default the prompt itself.
+    Attributes:
+        to: the store to deliver to.
+        key: a key template.
+        batch, date: what these names stand for in it.
+        source: the store that the images come from, where the settings of `to` can't read it.
         versions: renditions, and None for a copy of the image itself.
         overwrite: replace whatever is at a key.
         run_id: the flow run that delivers, which need not be the one that paid.
-
-    Raises:
-        KeyTemplateError: the template is illegal, or two of the objects would get one key; nothing was delivered.
-        StoreError: a store failed, or another object has the key (and `overwrite` is off).
-        PictureError: an image can't be decoded, so that it has no renditions.
     """
-    places = places_of(
-        generation.request,
-        generation.images,
-        key,
-        values=values,
-        date=date,
-        batch=batch,
-        versions=versions,
-        prompt=prompt,
-    )
-    told = generation.request.prompt if prompt is None else prompt
-    asked_for = {"prompt": told} if to.upload.prompt_in_metadata else {}
-    asked_for |= {"delivered-in": run_id} if run_id else {}
-    delivered: list[DeliveredImage] = []
-    for image in generation.images:
-        metadata = metadata_of(generation, image) | asked_for
-        mine = [place for place in places if place.image is image]
-        delivered += [
-            to.deliver(image, place.key, source, metadata, overwrite=overwrite)
-            for place in mine
-            if not place.version
-        ]
-        made = [(place.version, place.key) for place in mine if place.version]
-        delivered += to.deliver_renditions(image, made, source, metadata, overwrite=overwrite) if made else []
-    return delivered
 
+    to: ImageStore
+    key: str
+    batch: str
+    date: datetime
+    source: ImageStore | None = None
+    versions: Sequence[Version] = (None,)
+    overwrite: bool = False
+    run_id: str | None = None
 
-def places_of(
-    request: ImageRequest,
-    images: Sequence[StoredImage],
-    key: str,
-    *,
-    values: Mapping[str, Any],
-    date: datetime,
-    batch: str,
-    versions: Sequence[Version] = (None,),
-    prompt: str | None = None,
-) -> list[Place]:
-    """Where each version of each image goes, in order.
+    def planned_keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> list[str]:
+        """Return the keys that the request's images will have, as far as they can be known before.
 
-    Args:
-        prompt: what a key's slug is made of; by default the request's prompt.
+        Args:
+            prompt: what a key's slug is made of.
 
-    Raises:
-        KeyTemplateError: the template is illegal, or two would get one key.
-    """
-    template = key_template(key, tuple(sorted(values)))
-    if len(versions) > 1:
-        template.planned_keys(request, values, date=date, batch=batch, versions=versions, prompt=prompt)
-    key_of = partial(template.key, request, values=values, date=date, batch=batch, prompt=prompt)
-    places = [
-        Place(image, version, key_of(image, version=version)) for image in images for version in versions
-    ]
-    if len({place.key.lower() for place in places}) < len(places):
-        raise KeyTemplateError(
-            f"the key template {key!r} gives {len(images)} images the same key: add {{index}}"
+        Raises:
+            KeyTemplateError: the template is illegal, or two would get one key.
+        """
+        return self._template(values).planned_keys(
+            request, values, date=self.date, batch=self.batch, versions=self.versions, prompt=prompt
         )
-    return places
+
+    def places(
+        self,
+        request: ImageRequest,
+        images: Sequence[StoredImage],
+        values: Mapping[str, Any],
+        prompt: str,
+    ) -> list[Place]:
+        """Return where each version of each image goes, in order.
+
+        Args:
+            prompt: what a key's slug is made of.
+
+        Raises:
+            KeyTemplateError: the template is illegal, or two would get one key.
+        """
+        if len(self.versions) > 1:
+            self.planned_keys(request, values, prompt)
+        template = self._template(values)
+        places = [
+            Place(
+                image,
+                version,
+                template.key(
+                    request,
+                    image,
+                    values=values,
+                    date=self.date,
+                    batch=self.batch,
+                    version=version,
+                    prompt=prompt,
+                ),
+            )
+            for image in images
+            for version in self.versions
+        ]
+        if len({place.key.lower() for place in places}) < len(places):
+            raise KeyTemplateError(
+                f"the key template {self.key!r} gives {len(images)} images the same key: add {{index}}"
+            )
+        return places
+
+    def deliver(
+        self,
+        generation: Generation,
+        values: Mapping[str, Any],
+        prompt: str | None = None,
+        fresh: Sequence[GeneratedImage] = (),
+    ) -> list[DeliveredImage]:
+        """Put each version of each image at its key; one that is there already is left as it is.
+
+        Args:
+            prompt: what may be shown as the prompt, in keys and metadata; by default the prompt itself.
+            fresh: the generation's images with their bytes at hand, if they are.
+
+        Raises:
+            KeyTemplateError: the template is illegal, or two would get one key; nothing was delivered.
+            StoreError: a store failed, or another object has the key (and `overwrite` is off).
+            PictureError: an image can't be decoded, so that it has no renditions.
+        """
+        told = generation.request.prompt if prompt is None else prompt
+        places = self.places(generation.request, generation.images, values, told)
+        asked_for = {"prompt": told} if self.to.upload.prompt_in_metadata else {}
+        asked_for |= {"delivered-in": self.run_id} if self.run_id else {}
+        delivered: list[DeliveredImage] = []
+        at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
+        for image, opener in zip(generation.images, at_hand, strict=True):
+            original = self.to.original(image, self.source, opener)
+            metadata = metadata_of(generation, image) | asked_for
+            mine = [place for place in places if place.image is image]
+            delivered += [
+                self.to.deliver(original, place.key, metadata=metadata, overwrite=self.overwrite)
+                for place in mine
+                if not place.version
+            ]
+            made = [(place.version, place.key) for place in mine if place.version]
+            if made:
+                delivered += self.to.deliver_renditions(
+                    original, made, metadata=metadata, overwrite=self.overwrite
+                )
+        return delivered
+
+    def _template(self, values: Mapping[str, Any]) -> KeyTemplate:
+        return key_template(self.key, tuple(sorted(values)))
 
 
 def metadata_of(generation: Generation, image: StoredImage) -> dict[str, str]:
-    """What a delivered object says of itself: who made it, and where the image and the ledger's record of it are.
+    """Return what a delivered object says of itself: who made it, where the image and the ledger's record of it are.
 
     `prefect-ttapi` is the version of this package.
     """

@@ -1,24 +1,39 @@
-"""One request, paid for once: the ledger says whether, the client sends, the store keeps, the ledger remembers.
+"""One request, paid once: the ledger says whether it is, the client sends, the store keeps, the ledger remembers.
 
-Here, and in `asking`, wire and storage meet. No Prefect run is needed: tasks and batches call it.
+    generate ─► try_generate: ledger ─► a record: found, nothing is sent
+                                     ─► somebody else's claim: wait
+                                     ─► a claim of our own ─► an answer in the rescue folder: stored and recorded
+                                                           ─► guard, client ─► images stored, then recorded
+
+Here the API, the store and the ledger meet. No Prefect run is needed.
 """
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from typing import Final, Self
 
-from prefect_ttapi.generation.asking import SURELY_UNPAID, ask
+from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.errors import StoreError, TTAPIError
+from prefect_ttapi.generation.context import Log, RunContext
+from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, perhaps_paid
 from prefect_ttapi.generation.persisting import Keeper
 from prefect_ttapi.generation.rescue import Rescue
-from prefect_ttapi.ledger.claims import ClaimLostError
+from prefect_ttapi.images.spool import check_room
+from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import Record
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.responses import (
+    CompletedImage,
     GeneratedImage,
     GeneratedImages,
     Generation,
@@ -28,14 +43,15 @@ from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.version import VERSION
 from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.wire.retries import Guard
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Payer:
-    """Who pays, for the record: the Prefect runs, where there are any."""
+#: Bytes that must be free for each image before it is paid for: a large one, as the models make them.
+IMAGE_ROOM: Final = 8 * 1024 * 1024
 
-    flow_run_id: str | None = None
-    task_run_id: str | None = None
+#: Given each partial picture of a request that is read as a stream.
+OnPreview = Callable[[PartialImage], None]
 
 
 @dataclass(frozen=True)
@@ -51,11 +67,12 @@ class Paid:
 
     @property
     def generation(self) -> Generation:
+        """The answer as it is remembered."""
         return self.record.generation
 
 
 def other_payments(paid: Paid) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was paid for the request besides its images: perhaps, and surely but in vain. For people to read."""
+    """Return what was paid for the request besides its images: perhaps, and surely but in vain. For people to read."""
     earlier = [outcome for outcome in paid.generation.earlier_outcomes if outcome not in SURELY_UNPAID]
     maybe = (
         *(f"an earlier send of the same call: {outcome}" for outcome in earlier),
@@ -64,147 +81,285 @@ def other_payments(paid: Paid) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return maybe, tuple(f"run {payment.run_id}: {payment.what}" for payment in paid.record.also_paid)
 
 
-def pay_once(
-    request: ImageRequest,
-    client: TTAPIClient,
-    store: ImageStore,
-    ledger: Ledger,
-    *,
-    payer: Payer = Payer(),
-    not_before: datetime | None = None,
-    known_absent: bool = False,
-    result_key: str | None = None,
-    before_send: Callable[[int], None] | None = None,
-    while_waiting: Callable[[], None] | None = None,
-    on_preview: Callable[[PartialImage], None] | None = None,
-) -> Paid:
-    """The request's images: from the store where they are already paid for, else from the API.
+@dataclass(frozen=True)
+class Engine:
+    """What one run needs to have its requests paid for once: made once, used from all its threads.
 
-    While somebody else is paying, their record is waited for. What an earlier run paid for and could not store is
-    taken from the store's rescue folder.
-
-    Args:
-        not_before: records older than this don't count.
-        known_absent: there was no record a moment ago: don't look before claiming.
-        result_key: kept in a new record, for the cache of the caller.
-        before_send: called with 1, 2, ... before each send. It may sleep: that the claim stands is proven after it.
-            What it raises goes to the caller, and nothing is sent.
-        while_waiting: called again and again while the request waits for its turn to be sent, or for somebody
-            else's record; what it raises ends that.
-        on_preview: given each partial picture; the request is then read as a stream.
-
-    Raises:
-        TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
-        NotStoredError: paid for, but the store did not take it; the next run takes it from the rescue folder.
-        StoreError: the store failed before anything was sent.
+    Attributes:
+        client: sends.
+        store: keeps the images.
+        ledger: says who may send, and remembers the answers; it knows the run that pays.
+        run: named in the records.
+        limits: asked before each send.
+        not_before: records older than this don't count; None: all count.
     """
-    attempt = partial(
-        try_pay_once,
-        request,
-        client,
-        store,
-        ledger,
-        payer=payer,
-        not_before=not_before,
-        known_absent=known_absent,
-        result_key=result_key,
-        before_send=before_send,
-        while_waiting=while_waiting,
-        on_preview=on_preview,
-    )
-    found = attempt()
-    while isinstance(found, Waiting):
-        if while_waiting is not None:
-            while_waiting()
-        time.sleep(found.pause)
-        found = attempt(waiting=found)
-    return found
 
+    client: TTAPIClient
+    store: ImageStore
+    ledger: Ledger
+    run: RunContext
+    limits: Limits = field(default_factory=Limits)
+    not_before: datetime | None = None
 
-def try_pay_once(
-    request: ImageRequest,
-    client: TTAPIClient,
-    store: ImageStore,
-    ledger: Ledger,
-    *,
-    payer: Payer = Payer(),
-    not_before: datetime | None = None,
-    known_absent: bool = False,
-    result_key: str | None = None,
-    before_send: Callable[[int], None] | None = None,
-    while_waiting: Callable[[], None] | None = None,
-    on_preview: Callable[[PartialImage], None] | None = None,
-    on_answer: Callable[[GeneratedImages], None] | None = None,
-    waiting: Waiting | None = None,
-) -> Paid | Waiting:
-    """As `pay_once`, but gives `Waiting` while somebody else is paying: hand it back after its `pause`.
+    @classmethod
+    def of(
+        cls,
+        credentials: TTAPICredentials,
+        store: ImageStore,
+        run: RunContext,
+        *,
+        limits: Limits,
+        not_before: datetime | None,
+        log: Log,
+    ) -> Self:
+        """Return the engine of a run, with the process's client for these credentials."""
+        ledger = ledger_for(credentials, store, run.run_id, log)
+        return cls(shared_client(credentials), store, ledger, run, limits, not_before)
 
-    Args:
-        on_answer: given the API's answer before it is stored.
-    """
-    request_hash = request.request_hash
-    keeper = Keeper(store, Rescue(store, ledger.api_origin, ledger.log), ledger.log)
-    has_answer = keeper.rescue.holds(request_hash)
-    while True:
-        found = ledger.try_acquire(
-            request_hash, not_before, waiting, known_absent=known_absent, has_answer=has_answer
+    def generate(
+        self, request: ImageRequest, *, result_key: str | None = None, on_preview: OnPreview | None = None
+    ) -> Paid:
+        """Return the request's images: from the store where they are already paid for, else from the API.
+
+        While somebody else is paying, their record is waited for. What an earlier run paid for and could not store
+        is taken from the store's rescue folder.
+
+        Args:
+            result_key: kept in a new record, for the cache of the caller.
+            on_preview: given each partial picture; the request is then read as a stream.
+
+        Raises:
+            StopSending, BudgetExceeded: nothing was sent.
+            TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
+            NotStoredError: paid for, but the store did not take it; the next run takes it from the rescue folder.
+            StoreError: the store failed before anything was sent.
+        """
+        found = self.try_generate(request, result_key=result_key, on_preview=on_preview)
+        while isinstance(found, Waiting):
+            self.limits.stop.wait(found.pause)
+            self.limits.stop.check()
+            found = self.try_generate(request, found, result_key=result_key, on_preview=on_preview)
+        return found
+
+    def try_generate(
+        self,
+        request: ImageRequest,
+        waiting: Waiting | None = None,
+        *,
+        known_absent: bool = False,
+        result_key: str | None = None,
+        on_preview: OnPreview | None = None,
+    ) -> Paid | Waiting:
+        """Do as `generate`, but return `Waiting` while somebody else is paying: hand it back after its `pause`.
+
+        Args:
+            known_absent: there was no record a moment ago: don't look before claiming.
+        """
+        keeper = Keeper(
+            self.store, Rescue(self.store, self.ledger.api_origin, self.ledger.log), self.ledger.log
         )
-        if isinstance(found, Waiting):
-            return found
-        if isinstance(found, Record):
-            if has_answer:
-                keeper.forget(found)
-            return Paid(found, sent=False)
+        has_answer = keeper.rescue.holds(request.request_hash)
+        with self.limits.place(request) as place:
+            while True:
+                found = self.ledger.try_acquire(
+                    request.request_hash,
+                    self.not_before,
+                    waiting,
+                    known_absent=known_absent,
+                    has_answer=has_answer,
+                )
+                if isinstance(found, Waiting):
+                    place.wait()
+                    return found
+                if isinstance(found, Record):
+                    if has_answer:
+                        keeper.forget(found)
+                    return Paid(found, sent=False)
+                try:
+                    with found as claim:
+                        if not has_answer:
+                            answer = self._ask(claim, request, on_preview)
+                            return self._recorded(claim, request, answer, result_key, keeper, place)
+                        if (taken := keeper.take_back(claim, result_key)) is not None:
+                            return Paid(taken[0], sent=False, fresh=taken[1])
+                except ClaimLostError as lost:
+                    # held up for too long: whoever took the claim over may have the answer by now
+                    self.ledger.log.warning("%s", lost)
+                waiting, known_absent, has_answer = None, False, False
+
+    def look_up(self, request: ImageRequest) -> Paid | None:
+        """Return the request's images if they are paid for, and send nothing."""
+        record = self.ledger.look_up(request.request_hash, self.not_before)
+        return Paid(record, sent=False) if record else None
+
+    def _recorded(
+        self,
+        claim: Claim,
+        request: ImageRequest,
+        answer: GeneratedImages,
+        result_key: str | None,
+        keeper: Keeper,
+        place: Place,
+    ) -> Paid:
+        """Store and record an answer to what was sent under `claim`."""
+        place.answered(answer)
+        generation = Generation(
+            request=request,
+            request_hash=request.request_hash,
+            api_origin=self.client.api_origin,
+            images=tuple(map(self.store.reference, answer.images)),
+            created_at=datetime.now(UTC),
+            usage=answer.usage,
+            api_calls=answer.attempts,
+            seconds=round(answer.seconds, 3),
+            flow_run_id=self.run.flow_run_id,
+            task_run_id=self.run.task_run_id,
+            request_id=answer.request_id,
+            earlier_outcomes=answer.earlier_outcomes,
+            package_version=VERSION,
+        )
+        record = keeper.keep(
+            claim, claim.answer(generation, result_key), answer.images, request.model, stop=self.limits.stop
+        )
+        is_own = record.generation.images == generation.images
+        return Paid(record, sent=True, fresh=answer.images if is_own else ())
+
+    def _ask(self, claim: Claim, request: ImageRequest, on_preview: OnPreview | None) -> GeneratedImages:
+        """Return the answer to a claimed request; where there is none, the claim says what became of it."""
+        guard = _SendGuard(claim, request, self.store, self.limits)
         try:
-            with found as claim:
-                if not has_answer:
-                    answer = ask(claim, request, client, store, before_send, while_waiting, on_preview)
-                    if on_answer is not None:
-                        on_answer(answer)
-                    generation = _generation(request, answer, store, client.api_origin, payer)
-                    record = keeper.keep(
-                        claim,
-                        claim.answer(generation, result_key),
-                        answer.images,
-                        request.model,
-                        is_ending=partial(_is_ending, while_waiting),
-                    )
-                    is_own = record.generation.images == generation.images
-                    return Paid(record, sent=True, fresh=answer.images if is_own else ())
-                if (taken := keeper.take_back(claim, result_key)) is not None:
-                    return Paid(taken[0], sent=False, fresh=taken[1])
-        except ClaimLostError as lost:
-            # held up for too long: whoever took the claim over may have the answer by now
-            ledger.log.warning("%s", lost)
-        waiting, known_absent, has_answer = None, False, False
+            if request.stream or on_preview is not None:
+                return _read_stream(request, self.client.stream(request, guard), on_preview)
+            return self.client.generate(request, guard)
+        except TTAPIError as error:
+            if perhaps_paid(error):
+                claim.mark_unknown(str(error), error.outcome)
+            else:
+                claim.release()
+            raise
 
 
-def _is_ending(while_waiting: Callable[[], None] | None) -> bool:
-    """Whether the caller wants nothing sent any more: perhaps it is being interrupted, and has little time."""
+class _SendGuard(Guard):
+    """Asked right before bytes go to the API: stop, rate and budget of the run, room for the answer, the lease."""
+
+    def __init__(self, claim: Claim, request: ImageRequest, store: ImageStore, limits: Limits) -> None:
+        super().__init__(limits.stop)
+        self._claim = claim
+        self._images = request.n
+        self._store = store
+        self._limits = limits
+        self._attempt = 0
+
+    def admit(self, attempt: int) -> None:
+        self._attempt = attempt
+        self._limits.admit(attempt)
+        with _as_decision(attempt):
+            _check_room(self._store, self._images)
+            # last: each send, a repeated one too, needs a claim that is proven to stand
+            self._claim.before_sending()
+
+    def confirm(self) -> None:
+        try:
+            self.stop.check()
+            with _as_decision(self._attempt):
+                self._claim.before_writing()
+        except (StoreError, StopSending):
+            if self._attempt == 1:
+                self._claim.release()
+            raise
+
+
+@contextmanager
+def _as_decision(attempt: int) -> Iterator[None]:
+    """Make of an error before a repeated send the decision not to send: the earlier send may be paid for."""
     try:
-        if while_waiting is not None:
-            while_waiting()
-    except StopSending:
-        return True
-    return False
+        yield
+    except StoreError as error:
+        if attempt == 1 or isinstance(error, ClaimLostError):
+            raise
+        raise StopSending(str(error)) from error
 
 
-def _generation(
-    request: ImageRequest, answer: GeneratedImages, store: ImageStore, api_origin: str, payer: Payer
-) -> Generation:
-    """What is to be remembered of an answer, whose images are yet to be stored."""
-    return Generation(
-        request=request,
-        request_hash=request.request_hash,
-        api_origin=api_origin,
-        images=tuple(map(store.reference, answer.images)),
-        created_at=datetime.now(UTC),
-        usage=answer.usage,
-        api_calls=answer.attempts,
-        seconds=round(answer.seconds, 3),
-        flow_run_id=payer.flow_run_id,
-        task_run_id=payer.task_run_id,
-        request_id=answer.request_id,
-        earlier_outcomes=answer.earlier_outcomes,
-        package_version=VERSION,
+def _check_room(store: ImageStore, images: int) -> None:
+    """Raise StoreError where this machine has no room for the answer, which would be paid for and lost."""
+    size = images * IMAGE_ROOM
+    room = store.objects.room()
+    if room is not None and room < size:
+        raise StoreError(
+            f"nothing is sent: the store's disk has {room:,} bytes free, and {size:,} may be needed"
+        )
+    try:
+        check_room(size)
+    except OSError as error:
+        raise StoreError(f"nothing is sent: no temporary file can be written ({error.strerror})") from error
+
+
+def _read_stream(
+    request: ImageRequest,
+    events: Iterable[PartialImage | CompletedImage],
+    on_preview: OnPreview | None,
+) -> GeneratedImages:
+    """Return the completed images of a stream, as `TTAPIClient.generate` would."""
+    started = time.monotonic()
+    completed: list[CompletedImage] = []
+    try:
+        for event in events:
+            if isinstance(event, CompletedImage):
+                completed.append(event)
+            elif on_preview is not None:
+                on_preview(event)
+    except TTAPIError as error:
+        if not completed:
+            raise
+        logger.warning(
+            "%s: %d of %d images came: %s", request.request_hash[:12], len(completed), request.n, error
+        )
+    return GeneratedImages(
+        images=tuple(completed),
+        usage=next((event.usage for event in reversed(completed) if event.usage), None),
+        attempts=completed[0].attempts,
+        seconds=time.monotonic() - started,
+        request_id=completed[0].request_id,
+        earlier_outcomes=completed[0].earlier_outcomes,
     )
+
+
+def ledger_for(credentials: TTAPICredentials, store: ImageStore, run_id: str, log: Log = logger) -> Ledger:
+    """Return the ledger of the API's answers in the store, as a run's credentials and store want it."""
+    return Ledger(
+        store,
+        credentials.api_origin,
+        run_id,
+        ttl=store.claim_ttl,
+        on_dead_claim=credentials.on_dead_claim,
+        retry_unknown_outcome=credentials.retry_unknown_outcome,
+        log=log,
+    )
+
+
+_LOCK = threading.Lock()
+_CLIENTS: dict[Hashable, TTAPIClient] = {}
+
+
+def shared_client(credentials: TTAPICredentials) -> TTAPIClient:
+    """Return the process's client for these credentials, which is closed when the process ends.
+
+    Task runs in threads share its connections, and its pace.
+    """
+    settings = tuple(getattr(credentials, name) for name in TTAPICredentials.model_fields)
+    with _LOCK:
+        if settings not in _CLIENTS:
+            _CLIENTS[settings] = credentials.get_client()
+        return _CLIENTS[settings]
+
+
+@atexit.register
+def _close() -> None:
+    with _LOCK:
+        for client in _CLIENTS.values():
+            client.close()
+        _CLIENTS.clear()
+
+
+# connections must not be shared with a child process
+os.register_at_fork(after_in_child=_CLIENTS.clear)

@@ -1,33 +1,93 @@
-"""Threads: workers for the async twins, and one that no interruption disturbs."""
+"""Interruptions: Ctrl-C, SIGTERM, time-outs and cancellations set a stop, and leave time to finish what is paid for."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable
 from contextvars import copy_context
+from traceback import format_exception_only
 from typing import Final, TypeVar
 
 import anyio.to_thread
 from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import RunVar
 
+from prefect_ttapi.generation.context import run_log
+from prefect_ttapi.stopping import Stop
+
 R = TypeVar("R")
 
+#: Seconds for what is under way at an interruption: Prefect's workers kill a cancelled run 30 s after they asked it
+#: to end.
+GRACE: Final = 20.0
+
+#: Seconds between looks whether undisturbed work is done: a waiting thread hears of an interruption only then.
+_POLL: Final = 0.1
+
 #: Threads per event loop: more than a pipeline has requests in flight; `asyncio.to_thread` has 6 on two cores.
-THREADS = 256
+THREADS: Final = 256
 _LIMITER: RunVar[CapacityLimiter] = RunVar("ttapi_limiter")
 
 
+def to_the_end(
+    work: Callable[[], R],
+    stop: Stop,
+    *,
+    of: str,
+    grace: float = GRACE,
+    to_do: str = "finish and record what is under way, and paid",
+) -> R:
+    """Run `work` in a thread of its own, with this context, and return what it returns.
+
+    Ctrl-C, SIGTERM and time-outs are raised anywhere in the thread that waits; no step of `work` is left half done.
+    An interruption cancels `stop`, waits for `work` to come to its end, and is raised then. A second one does not
+    wait any longer.
+
+    Args:
+        of: what is interrupted, for the stop's reason: `the batch`.
+        grace: seconds for which an interruption waits.
+        to_do: what these are for, for the log.
+    """
+    ended = threading.Event()
+    results: list[R] = []
+    errors: list[BaseException] = []
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            results.append(context.run(work))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="ttapi-work", daemon=True).start()
+    try:
+        while not ended.wait(_POLL):
+            pass
+    except BaseException as interruption:
+        what = format_exception_only(interruption)[-1].strip()
+        stop.cancel(f"{of} was interrupted: {what}", type(interruption).__name__)
+        run_log().warning("Interrupted: nothing more is sent; %.0f s to %s", grace, to_do)
+        until = time.monotonic() + grace
+        while not ended.wait(_POLL) and time.monotonic() < until:
+            pass
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
 async def in_thread(
-    call: Callable[[], R], on_cancel: Callable[[], None] = lambda: None, grace: float | None = None
+    call: Callable[[], R], stop: Stop | None = None, *, of: str = "the task", grace: float | None = None
 ) -> R:
     """Run `call` in a worker thread with this context; a cancellation waits for it, because it may be paying.
 
     Args:
-        on_cancel: called at a cancellation, to tell `call` to come to an end.
+        stop: cancelled at a cancellation, to bring `call` to an end.
+        of: what is cancelled, for the stop's reason.
         grace: seconds for which a cancellation waits for that; None: as long as it takes.
     """
     try:
@@ -40,70 +100,10 @@ async def in_thread(
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        on_cancel()
+        if stop is not None:
+            stop.cancel(f"{of} was cancelled", "CancelledError")
         # whoever was to hear of its error is gone
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         with CancelScope(shield=True):
             await asyncio.wait([work], timeout=grace)
         raise
-
-
-#: Seconds for what is under way at an interruption: Prefect's workers kill a cancelled run 30 s after they asked it
-#: to end.
-GRACE: Final = 20.0
-
-#: Seconds between looks whether undisturbed work is done: a waiting thread hears of an interruption only then.
-POLL = 0.1
-
-
-def undisturbed(
-    work: Callable[[], None],
-    interrupted: Callable[[BaseException], None],
-    watch: Callable[[], None] = lambda: None,
-    grace: float = math.inf,
-) -> None:
-    """Run `work` in a thread of its own, with this context, and wait for it.
-
-    Ctrl-C, SIGTERM and time-outs are raised anywhere in the thread that waits; no step of `work` is left half done.
-    A second interruption does not wait any longer.
-
-    Args:
-        interrupted: told of an interruption, which is raised once `work` has come to its end.
-        watch: called again and again while `work` runs, to hurry it up.
-        grace: seconds for which an interruption waits for that.
-    """
-    ended = threading.Event()
-    errors: list[BaseException] = []
-    context = copy_context()
-
-    def run() -> None:
-        try:
-            context.run(work)
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
-
-    threading.Thread(target=run, name="ttapi-work", daemon=True).start()
-    try:
-        _wait_for(ended, watch)
-    except BaseException as interruption:
-        interrupted(interruption)
-        _wait_for(ended, watch, time.monotonic() + grace)
-        raise
-    if errors:
-        raise errors[0]
-
-
-def uninterrupted(
-    call: Callable[[], R], interrupted: Callable[[BaseException], None], grace: float = GRACE
-) -> R:
-    """What `call` gives, run as `undisturbed` work."""
-    results: list[R] = []
-    undisturbed(lambda: results.append(call()), interrupted, grace=grace)
-    return results[0]
-
-
-def _wait_for(ended: threading.Event, watch: Callable[[], None], until: float = math.inf) -> None:
-    while not ended.wait(POLL) and time.monotonic() < until:
-        watch()

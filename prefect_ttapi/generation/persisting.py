@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,9 +13,10 @@ from prefect_ttapi.generation.rescue import Rescue
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Answer, Record
 from prefect_ttapi.responses import GeneratedImage
+from prefect_ttapi.stopping import Stop, backoff
 from prefect_ttapi.storage.store import ImageStore
 
-#: Seconds between attempts: doubled each time, up to the second figure.
+#: Seconds between attempts: the first, and the longest.
 _PAUSES: Final = (0.2, 5.0)
 
 
@@ -36,34 +36,33 @@ class Keeper:
         model: str,
         *,
         rescued: bool = False,
-        is_ending: Callable[[], bool] = lambda: False,
+        stop: Stop | None = None,
     ) -> Record:
-        """The record of an answer to the claimed request, once its images are stored.
+        """Store the images of an answer to the claimed request, record it, and return the record that stands.
 
         At the first failure the answer goes to the rescue folder, where a kill or Ctrl-C can't harm it. Refusals are
         tried again as well as silence: credentials get renewed, and disks get room.
 
         Args:
             rescued: it is from the rescue folder.
-            is_ending: asked before each image; once who waits for it may soon wait no longer, it goes to the rescue
-                folder first, as a store that is slow or hangs shows no failure in time.
+            stop: once it is set, the answer goes to the rescue folder first: whoever asked for it may soon wait no
+                longer, and a store that is slow or hangs shows no failure in time.
 
         Raises:
             NotStoredError: the store's patience is over; the message says where the images are.
         """
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
-        pause, longest = _PAUSES
-        kept, where = rescued, ""
-        to_store, warned = list(images), False
-
-        def be_quick() -> None:
-            nonlocal kept, where
-            if not kept and is_ending():
-                kept, where = self._to_the_rescue(name, answer, images, kept)
-
-        while True:
+        kept, where, warned = rescued, "", False
+        to_store = list(images)
+        # objects named by their content are shared: whose they are is the ledger's to say
+        metadata = {"request-hash": name, "model": model}
+        for pause in backoff(*_PAUSES):
             try:
-                self._store(to_store, name, model, be_quick)
+                while to_store:
+                    if not kept and stop is not None and stop.reason is not None:
+                        kept, where = self._to_the_rescue(name, answer, images, kept)
+                    self.store.put_image(to_store[0], metadata)
+                    to_store.pop(0)
                 record = claim.record_answer(answer)
             except StoreError as error:
                 kept, where = self._to_the_rescue(name, answer, images, kept)
@@ -85,7 +84,7 @@ class Keeper:
                     self.rescue.remove(name)
                 return record
             time.sleep(pause)
-            pause = min(2 * pause, longest)
+        raise AssertionError("pauses have no end")
 
     def take_back(
         self, claim: Claim, result_key: str | None
@@ -114,17 +113,6 @@ class Keeper:
             return
         if rescued and rescued.record.generation.created_at == record.generation.created_at:
             self.rescue.remove(record.generation.request_hash)
-
-    def _store(
-        self, images: list[GeneratedImage], request_hash: str, model: str, before_each: Callable[[], None]
-    ) -> None:
-        """Store the images, and strike each off that is."""
-        # objects named by their content are shared: whose they are is the ledger's to say
-        metadata = {"request-hash": request_hash, "model": model}
-        while images:
-            before_each()
-            self.store.put_image(images[0], metadata)
-            images.pop(0)
 
     def _to_the_rescue(
         self, request_hash: str, answer: Answer, images: tuple[GeneratedImage, ...], there: bool

@@ -11,6 +11,8 @@ from prefect_ttapi import Budget, IllegalBatchError, Price
 from prefect_ttapi.batch.generate import check_batch
 from prefect_ttapi.batch.intake import KeyCheck, take_in
 from prefect_ttapi.batch.items import Item
+from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 
@@ -25,7 +27,9 @@ def test_keys_are_judged_where_they_will_be() -> None:
     template = "/".join(f"{{{name}}}" for name in values) + "/{index}.{ext}"
     item = Item(0, ImageRequest(prompt="a cat"), values)
     problems = [
-        KeyCheck(template, "b", datetime.now(UTC), address=place.objects.uri).problem(item)
+        KeyCheck(BatchOptions(deliver_to=place, key=template).delivery(datetime.now(UTC)), Shown()).problem(
+            item
+        )
         for place in (long, short)
     ]
     assert problems[1] is None

@@ -121,7 +121,7 @@ class Refusing(ThreadPoolTaskRunner):
     """Takes one task run and no more."""
 
     def submit(self, task, parameters, wait_for=None, dependencies=None):
-        if parameters["items"][0].row:
+        if parameters["lane"].items[0].row:
             raise RuntimeError("no more")
         return super().submit(task, parameters, wait_for, dependencies)
 
@@ -266,7 +266,7 @@ def test_other_processes_stop_and_die_as_threads_do(store, credentials, sandbox:
     refused, dead = elsewhere()
     assert [row.status for row in refused.rows] == ["generated", "failed", *["skipped"] * 4]
     assert sandbox.calls == 2
-    assert [(row.status, row.error_type) for row in dead.rows] == [("failed", "ShardLost")]
+    assert [(row.status, row.error_type) for row in dead.rows] == [("failed", "LaneLostError")]
 
 
 @pytest.mark.integration

@@ -8,18 +8,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prefect_ttapi.batch import known as known_module
-from prefect_ttapi.batch.earlier import Earlier, remember
 from prefect_ttapi.batch.items import Done, Item
-from prefect_ttapi.batch.known import Known
-from prefect_ttapi.batch.shards import Plan, row_of_paid
-from prefect_ttapi.generation.delivery import deliver
-from prefect_ttapi.generation.engine import pay_once
+from prefect_ttapi.batch.known import Earlier, Known, remember
+from prefect_ttapi.batch.lanes import Plan, row_of_paid
+from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.layout import latest_key
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.engines import engine_of, run_of
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -32,10 +32,9 @@ def items(count: int) -> list[Item]:
     ]
 
 
-def plan(**changed: object) -> Plan:
-    return Plan(
-        **{"batch_id": "b", "run_id": "r", "name": "campaign", "date": DATE, "thumbnails": False} | changed
-    )
+def plan(not_before: datetime | None = None, **options: object) -> Plan:
+    known = {"name": "campaign", "thumbnails": False}
+    return Plan("b", run_of("r", date=DATE), BatchOptions(**known | options), not_before)
 
 
 def paid_rows(
@@ -44,10 +43,11 @@ def paid_rows(
     """Rows of so many requests that an earlier run paid for, and perhaps delivered."""
     rows = []
     for item in items(count):
-        paid = pay_once(item.request, client, store, Ledger(store, "sandbox", "earlier"))
+        paid = engine_of(store, client, "earlier").generate(item.request)
         row = row_of_paid(item, paid)
         if shop:
-            copies = deliver(paid.generation, shop, plan().key, values={}, date=DATE, batch="campaign")
+            delivery = plan(deliver_to=shop).options.delivery(DATE)
+            copies = delivery.deliver(paid.generation, {})
             row = row.model_copy(update={"delivered": tuple(copies)})
         rows.append(row)
     return rows
@@ -135,7 +135,7 @@ def test_copies_that_stand_need_no_task_run(store, shop, client):
 
 @pytest.mark.parametrize(("age", "kind"), [(timedelta(hours=1), Done), (timedelta(0), Item)])
 def test_expired_rows_are_left_to_the_ledger(store, client, age: timedelta, kind: type):
-    """A row that is young enough counts; an older one is for its shard to ask the ledger about, which may pay anew."""
+    """A row that is young enough counts; an older one is for its lane to ask the ledger about, which may pay anew."""
     rows = paid_rows(store, client, 1)
     note(store, rows)
     (found,) = sorted_out(store, items(1), plan(not_before=datetime.now(UTC) - age))
@@ -154,7 +154,9 @@ def test_a_huge_store_is_not_listed_to_its_end(client, s3_server: S3Server, new_
     assert [type(item) for item in found] == [Item, Item]
     assert not any(item.known_absent for item in found)
     assert known_module.listing(store, "ledger/", 4_000).complete
-    stopped = known_module.listing(store, "ledger/", 4_000, stopped=lambda: True)
+    stop = Stop()
+    stop.cancel("enough")
+    stopped = known_module.listing(store, "ledger/", 4_000, stop=stop)
     assert (stopped.objects, stopped.complete) == ({}, False)
 
 

@@ -23,8 +23,8 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.generation.asking import perhaps_paid
-from prefect_ttapi.generation.engine import Paid, Payer, other_payments, pay_once, try_pay_once
+from prefect_ttapi.generation.engine import Paid, other_payments
+from prefect_ttapi.generation.limits import perhaps_paid
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import payment
 from prefect_ttapi.ledger.ledger import Ledger
@@ -32,6 +32,7 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.engines import WatchedLimits, engine_of, run_of
 from tests.support.hostile import HostileServer, answer, answered, b64, png
 from tests.support.ledgers import Clock
 from tests.support.meddling import meddling_proxy
@@ -55,8 +56,10 @@ def request_for(prompt: str, **fields: object) -> ImageRequest:
 def test_the_first_pays_and_the_next_finds_it(store, client, sandbox: Sandbox):
     """The second call has the first one's answer, and has no bytes at hand."""
     request = request_for("a kite", n=2)
-    first = pay_once(request, client, store, ledger_of(store, "one"), payer=Payer("flow", "task"))
-    second = pay_once(request, client, store, ledger_of(store, "two"))
+    first = engine_of(store, client, "one", run=run_of(flow_run_id="flow", task_run_id="task")).generate(
+        request
+    )
+    second = engine_of(store, client, "two").generate(request)
     assert (first.sent, second.sent) == (True, False)
     assert second.generation == first.generation
     assert (first.generation.flow_run_id, first.generation.task_run_id) == ("flow", "task")
@@ -69,9 +72,7 @@ def test_sixteen_threads_pay_once(store, client, sandbox: Sandbox):
     """Threads that ask for the same at the same moment send it once, and all have the answer."""
     request = request_for("a crowd")
     with ThreadPoolExecutor(16) as threads:
-        paid = list(
-            threads.map(lambda n: pay_once(request, client, store, ledger_of(store, f"{n}")), range(16))
-        )
+        paid = list(threads.map(lambda n: engine_of(store, client, f"{n}").generate(request), range(16)))
     assert sum(one.sent for one in paid) == 1
     assert len({one.generation.model_dump_json() for one in paid}) == 1
     assert sandbox.calls == 1
@@ -93,7 +94,7 @@ def test_what_was_surely_not_paid_is_free_to_be_sent_again(
     ledger = ledger_of(store, "one")
     for _ in range(2):
         with pytest.raises(TTAPIError) as refused:
-            pay_once(request, client, store, ledger)
+            engine_of(store, client, ledger).generate(request)
         assert refused.value.outcome == outcome
     assert sandbox.calls == 2 * calls
 
@@ -102,22 +103,19 @@ def test_an_unknown_outcome_is_not_sent_again_within_the_run(store, client, sand
     """After a 504 the same run is refused without a call; a new run sends it, and its record says what went before."""
     request = request_for("[[sandbox:status=504]] [[sandbox:times=1]] a slow picture")
     with pytest.raises(UnknownOutcomeError):
-        pay_once(request, client, store, ledger_of(store, "one"))
+        engine_of(store, client, "one").generate(request)
     with pytest.raises(UnknownOutcomeError, match="within one run it is not sent again"):
-        pay_once(request, client, store, ledger_of(store, "one"))
+        engine_of(store, client, "one").generate(request)
     assert sandbox.calls == 1
-    paid = pay_once(request, client, store, ledger_of(store, "two"))
+    paid = engine_of(store, client, "two").generate(request)
     assert [note.run_id for note in paid.record.maybe_paid] == ["one"]
     assert sandbox.calls == 2
 
 
 def test_a_resent_server_fault_is_named(store, client, sandbox: Sandbox):
     """A 503 that is sent again is in the record: it may have been paid for, too."""
-    paid = pay_once(
-        request_for("[[sandbox:status=503]] [[sandbox:times=1]] at last"),
-        client,
-        store,
-        ledger_of(store, "one"),
+    paid = engine_of(store, client, "one").generate(
+        request_for("[[sandbox:status=503]] [[sandbox:times=1]] at last")
     )
     assert paid.generation.api_calls == 2
     assert paid.generation.earlier_outcomes == (Outcome.SERVER_FAULT,)
@@ -131,9 +129,9 @@ def test_without_room_for_the_answer_nothing_is_sent(
     with monkeypatch.context() as full:
         full.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
         with pytest.raises(StoreError, match="nothing is sent: no temporary file can be written"):
-            pay_once(request_for("a full house"), client, store, ledger_of(store, "one"))
+            engine_of(store, client, "one").generate(request_for("a full house"))
     assert sandbox.calls == 0
-    assert pay_once(request_for("a full house"), client, store, ledger_of(store, "one")).sent
+    assert engine_of(store, client, "one").generate(request_for("a full house")).sent
 
 
 @pytest.mark.parametrize(
@@ -149,7 +147,7 @@ def test_on_a_disk_that_is_nearly_full_nothing_is_sent(
     monkeypatch.setattr(os, "statvfs", lambda path: little if path == tmp_path / full else statvfs(path))
     store = ImageStore(url=str(tmp_path / "store"))
     with pytest.raises(StoreError, match=f"nothing is sent: .*{says}"):
-        pay_once(request_for("a nearly full house"), client, store, ledger_of(store, "one"))
+        engine_of(store, client, "one").generate(request_for("a nearly full house"))
     assert sandbox.calls == 0
 
 
@@ -166,7 +164,7 @@ def test_a_store_that_fails_between_two_sends_hides_no_payment(store, client, sa
             time.sleep(0.3)
 
     with pytest.raises(ServerError, match=r"not sent again: .*a file is in the way") as error:
-        pay_once(request, client, store, ledger, before_send=lose_the_store)
+        engine_of(store, client, ledger, limits=WatchedLimits(lose_the_store)).generate(request)
     assert perhaps_paid(error.value)
     assert sandbox.calls == 1
 
@@ -175,11 +173,8 @@ def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     """A stream's previews are handed on; its image, sends and request id are recorded as those of a plain call."""
     previews: list[int] = []
     prompt = "[[sandbox:status=503]] [[sandbox:times=1]] a wave"
-    paid = pay_once(
+    paid = engine_of(store, client, "one").generate(
         request_for(prompt, stream=True, partial_images=2),
-        client,
-        store,
-        ledger_of(store, "one"),
         on_preview=lambda preview: previews.append(preview.index),
     )
     made = paid.generation
@@ -188,7 +183,7 @@ def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     assert made.request_id == "req-2"
     assert made.seconds > 0
     assert made.usage is not None
-    assert not pay_once(request_for(prompt), client, store, ledger_of(store, "two")).sent
+    assert not engine_of(store, client, "two").generate(request_for(prompt)).sent
 
 
 def test_a_stream_that_fails_after_an_image_keeps_it(store):
@@ -198,8 +193,8 @@ def test_a_stream_that_fails_after_an_image_keeps_it(store):
     request = request_for("two waves", n=2, stream=True)
     with HostileServer(answer(200, events.encode(), {"Content-Type": "text/event-stream"})) as server:
         with TTAPIClient("any-key", server.url) as client:
-            first = pay_once(request, client, store, ledger_of(store, "one"))
-            second = pay_once(request, client, store, ledger_of(store, "two"))
+            first = engine_of(store, client, "one").generate(request)
+            second = engine_of(store, client, "two").generate(request)
         assert [image.read_bytes() for image in first.fresh] == [png()]
         assert second.generation == first.generation
         assert len(server.requests) == 1
@@ -211,7 +206,7 @@ def test_a_store_that_is_down_sends_nothing(client, sandbox: Sandbox):
         url="s3://bucket", endpoint_url="http://127.0.0.1:9", access_key_id="key", secret_access_key="secret"
     )
     with pytest.raises(StoreError):
-        pay_once(request_for("a hope"), client, nowhere, ledger_of(nowhere, "one"))
+        engine_of(nowhere, client, "one").generate(request_for("a hope"))
     assert sandbox.calls == 0
 
 
@@ -227,25 +222,27 @@ def test_a_store_that_stops_taking_writes_sends_nothing(
     with meddling_proxy(s3_server.url, refuse_claims) as proxy:
         store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         with pytest.raises(StoreError, match=why):
-            pay_once(request_for("a wish"), client, store, ledger_of(store, "one"))
+            engine_of(store, client, "one").generate(request_for("a wish"))
     assert sandbox.calls == 0
 
 
 def test_another_apis_images_are_not_its_own(store, client, sandbox: Sandbox):
     """One store, two APIs, the same request: each is asked once, and each has its own images."""
     request = request_for("a twin")
-    ours = pay_once(request, client, store, ledger_of(store, "one"))
+    ours = engine_of(store, client, "one").generate(request)
     with HostileServer(answer(200, answered(png()))) as server, TTAPIClient("any-key", server.url) as other:
         for run in ("two", "three"):
             ledger = Ledger(store, other.api_origin, run)
-            assert pay_once(request, other, store, ledger).generation.images != ours.generation.images
+            assert (
+                engine_of(store, other, ledger).generate(request).generation.images != ours.generation.images
+            )
         assert len(server.requests) == 1
-    assert pay_once(request, client, store, ledger_of(store, "four")).generation == ours.generation
+    assert engine_of(store, client, "four").generate(request).generation == ours.generation
     assert sandbox.calls == 1
 
 
 def test_the_claim_is_proven_after_what_waits_before_a_send(store, client, sandbox: Sandbox):
-    """`before_send` may take long: who lost the claim meanwhile sends nothing. What it raises sends nothing either."""
+    """A turn to send may take long: who lost the claim meanwhile sends nothing. What it raises sends nothing either."""
     clock, numbers = Clock(), []
     ledger = Ledger(store, "sandbox", "one", clock=clock)
     request = request_for("a queue")
@@ -260,15 +257,15 @@ def test_the_claim_is_proven_after_what_waits_before_a_send(store, client, sandb
         assert sandbox.calls == 0
 
     with pytest.raises(ZeroDivisionError):
-        pay_once(request, client, store, ledger, before_send=wait)
-    assert pay_once(request, client, store, ledger, before_send=wait).sent
+        engine_of(store, client, ledger, limits=WatchedLimits(wait)).generate(request)
+    assert engine_of(store, client, ledger, limits=WatchedLimits(wait)).generate(request).sent
     assert numbers == [1, 1, 1]
     assert sandbox.calls == 1
 
 
 def test_who_else_paid_is_told_for_people(store, client):
     """Payments that may have been, and those in vain, are apart, in words."""
-    paid = pay_once(request_for("a bill"), client, store, ledger_of(store, "one"))
+    paid = engine_of(store, client, "one").generate(request_for("a bill"))
     notes = [payment(name, name, datetime.now(UTC), f"sent by {name}") for name in ("first", "second")]
     made = paid.generation.model_copy(update={"earlier_outcomes": (Outcome.REJECTED, Outcome.SERVER_FAULT)})
     record = paid.record.model_copy(
@@ -285,12 +282,14 @@ def test_who_comes_second_has_the_records_images_and_says_so(store, client, sand
     request = request_for("a tie")
     key = ledger_of(store, "any").key(request.request_hash)
 
-    def be_overtaken(_: object) -> None:
+    def be_overtaken() -> None:
         store.remove(key)
         with Sandbox(tiny=True, seed=9) as other, TTAPIClient("sandbox-key", other.base_url) as quick:
-            pay_once(request, quick, store, ledger_of(store, "first"))
+            engine_of(store, quick, "first").generate(request)
 
-    second = try_pay_once(request, client, store, ledger_of(store, "second"), on_answer=be_overtaken)
+    second = engine_of(store, client, "second", limits=WatchedLimits(on_answer=be_overtaken)).try_generate(
+        request
+    )
     assert isinstance(second, Paid)
     assert second.record.run_id == "first"
     assert [note.run_id for note in second.record.also_paid] == ["second"]
@@ -317,7 +316,7 @@ def test_a_request_is_not_written_on_a_lease_that_ran_out_while_connecting(
     )
     error = ServerError if failures else StoreError
     with pytest.raises(error, match="took too long to renew: nothing was sent"):
-        pay_once(request, client, store, Ledger(store, "sandbox", "run", ttl=60, clock=clock))
+        engine_of(store, client, Ledger(store, "sandbox", "run", ttl=60, clock=clock)).generate(request)
     assert (sandbox.calls, len(connections)) == (failures, failures + 1)
     found = Ledger(store, "sandbox", "another", ttl=60).try_acquire(request.request_hash)
     assert isinstance(found, Claim)
@@ -327,10 +326,7 @@ def test_a_request_is_not_written_on_a_lease_that_ran_out_while_connecting(
 def test_an_illegal_answer_is_an_error_of_the_request(store, client, sandbox: Sandbox):
     """What the server refuses though our table allows it is its own error."""
     with pytest.raises(InvalidRequestError):
-        pay_once(
-            ImageRequest(prompt="huge", model="gpt-image-2", size="16000x16000"),
-            client,
-            store,
-            ledger_of(store, "one"),
+        engine_of(store, client, "one").generate(
+            ImageRequest(prompt="huge", model="gpt-image-2", size="16000x16000")
         )
     assert sandbox.paid == 0

@@ -8,12 +8,13 @@ import threading
 import pytest
 
 from prefect_ttapi.generation.interruption import in_thread
+from prefect_ttapi.stopping import Stop
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["out of patience", "cancelled again"])
 def test_a_cancellation_waits_as_long_as_it_may(again: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The call is told to end and goes on; after the grace, or a second cancellation, nobody complains of its error."""
-    told, end, ended = threading.Event(), threading.Event(), threading.Event()
+    stop, end, ended = Stop(), threading.Event(), threading.Event()
 
     def call() -> None:
         end.wait(30)
@@ -21,7 +22,7 @@ def test_a_cancellation_waits_as_long_as_it_may(again: bool, caplog: pytest.LogC
         raise ValueError("nobody hears this")
 
     async def cancelled() -> None:
-        work = asyncio.create_task(in_thread(call, on_cancel=told.set, grace=None if again else 0.05))
+        work = asyncio.create_task(in_thread(call, stop, grace=None if again else 0.05))
         await asyncio.sleep(0.05)
         work.cancel()
         await asyncio.sleep(0.05)
@@ -30,7 +31,7 @@ def test_a_cancellation_waits_as_long_as_it_may(again: bool, caplog: pytest.LogC
             work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        assert told.is_set()
+        assert (stop.reason, stop.cancelled) == ("the task was cancelled", True)
         assert not ended.is_set()
         end.set()
         await asyncio.to_thread(ended.wait, 30)

@@ -7,10 +7,10 @@ import gc
 import pytest
 
 from prefect_ttapi.errors import UnknownOutcomeError
-from prefect_ttapi.generation.engine import pay_once
-from prefect_ttapi.generation.ledgers import ledger_for
+from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
+from tests.support.engines import engine_of
 
 
 def test_a_wary_user_decides_about_dead_claims(store, credentials, sandbox: Sandbox):
@@ -21,9 +21,9 @@ def test_a_wary_user_decides_about_dead_claims(store, credentials, sandbox: Sand
     wary = credentials.model_copy(update={"on_dead_claim": "unknown"})
     with wary.get_client() as client:
         with pytest.raises(UnknownOutcomeError, match="its holder died"):
-            pay_once(request, client, store, ledger_for(wary, store, "finder"))
+            engine_of(store, client, ledger_for(wary, store, "finder")).generate(request)
         assert sandbox.calls == 0
-        paid = pay_once(request, client, store, ledger_for(wary, store, "next"))
+        paid = engine_of(store, client, ledger_for(wary, store, "next")).generate(request)
     assert (paid.sent, sandbox.calls, len(paid.record.maybe_paid)) == (True, 1, 1)
 
 

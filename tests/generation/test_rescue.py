@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
-from prefect_ttapi.generation.engine import Paid, pay_once
+from prefect_ttapi.generation.engine import Paid
+from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.generation.rescue import Rescue
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.stopping import StopSending
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.engines import engine_of
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -37,8 +39,10 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(url=str(tmp_path / "store"), patience=0, rescue_folder=str(tmp_path / "rescue"))
 
 
-def pay(store: ImageStore, client: TTAPIClient, run: str, **options: object) -> Paid:
-    return pay_once(REQUEST, client, store, Ledger(store, client.api_origin, run), **options)
+def pay(
+    store: ImageStore, client: TTAPIClient, run: str, *, result_key: str | None = None, **options: object
+) -> Paid:
+    return engine_of(store, client, run, **options).generate(REQUEST, result_key=result_key)
 
 
 def kept(tmp_path: Path) -> list[Path]:
@@ -158,14 +162,21 @@ def test_whoever_is_interrupted_keeps_it_before_a_store_that_hangs(
         if method == "PUT" and "/images/" in path:
             before_upload.append(len(kept(tmp_path)))
 
-    def stop() -> None:
-        if sandbox.calls and len(before_upload) >= images_before:
-            raise StopSending("interrupted")
+    class Interrupted(Stop):
+        """Set once the API was called, and so many images are stored."""
+
+        @property
+        def reason(self) -> str | None:
+            return "interrupted" if sandbox.calls and len(before_upload) >= images_before else None
+
+        @reason.setter
+        def reason(self, _: str | None) -> None:
+            pass
 
     with meddling_proxy(s3_server.url, look) as proxy:
         settings = s3_server.settings(endpoint_url=proxy.url, rescue_folder=str(tmp_path / "rescue"))
         store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
-        assert pay(store, client, "one", while_waiting=stop).sent
+        assert pay(store, client, "one", limits=Limits(Interrupted())).sent
     assert before_upload == [0, 3] if images_before else [3, 3]
     assert kept(tmp_path) == []
 

@@ -11,7 +11,7 @@ from multiprocessing.queues import Queue
 import pytest
 
 from prefect_ttapi.errors import InvalidRequestError
-from prefect_ttapi.generation.engine import Paid, pay_once
+from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.documents import State
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -19,6 +19,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.engines import WatchedLimits, engine_of
 from tests.support.processes import context, start
 
 pytestmark = pytest.mark.integration
@@ -71,10 +72,7 @@ def test_a_store_on_ceph_is_in_order(ceph_store: ImageStore):
 
 def test_the_first_pays_and_the_next_finds_it(ceph_store: ImageStore, client, sandbox: Sandbox):
     """A miss is sent and stored, a hit is read, and the bytes in the store are those of the answer."""
-    first, second = (
-        pay_once(request_of(), client, ceph_store, Ledger(ceph_store, client.api_origin, run))
-        for run in ("one", "two")
-    )
+    first, second = (engine_of(ceph_store, client, run).generate(request_of()) for run in ("one", "two"))
     assert (first.sent, second.sent, sandbox.calls) == (True, False, 1)
     assert second.generation == first.generation
     assert ceph_store.read_bytes(first.generation.images[0].uri) == first.fresh[0].read_bytes()
@@ -84,7 +82,7 @@ def test_a_refresh_replaces_and_a_failed_one_restores(ceph_store: ImageStore, cl
     """While a refresh is under way others find the old record; it stands again if the refresh comes to nothing."""
     ledgers = (Ledger(ceph_store, client.api_origin, f"run-{number}") for number in count())
     hash_ = request_of().request_hash
-    old = pay_once(request_of(), client, ceph_store, next(ledgers)).record
+    old = engine_of(ceph_store, client, next(ledgers)).generate(request_of()).record
     meanwhile = []
 
     def refresh(client: TTAPIClient) -> Paid:
@@ -92,7 +90,8 @@ def test_a_refresh_replaces_and_a_failed_one_restores(ceph_store: ImageStore, cl
             meanwhile.append(next(ledgers).look_up(hash_))
 
         now = datetime.now(UTC)
-        return pay_once(request_of(), client, ceph_store, next(ledgers), not_before=now, before_send=look)
+        engine = engine_of(ceph_store, client, next(ledgers), not_before=now, limits=WatchedLimits(look))
+        return engine.generate(request_of())
 
     with (
         Sandbox(fail={400: 1.0}) as refusing,
@@ -130,7 +129,9 @@ def ask_for_all(settings: dict, base_url: str, run: str, together: object, answe
             together.wait(60)
             numbers = range(REQUESTS)
             paid = list(
-                threads.map(lambda number: pay_once(request_of(number), client, store, ledger), numbers)
+                threads.map(
+                    lambda number: engine_of(store, client, ledger).generate(request_of(number)), numbers
+                )
             )
     except Exception as error:
         answers.put(f"{run}: {error!r}")

@@ -8,13 +8,13 @@ import httpx
 import pytest
 
 from prefect_ttapi.errors import NotStoredError, StoreError
-from prefect_ttapi.generation.engine import pay_once
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.ceph import CephServer
+from tests.support.engines import engine_of
 from tests.support.generations import fresh_image, sha256, stored
 from tests.support.meddling import Meddle, meddling_proxy
 
@@ -122,12 +122,12 @@ def test_what_is_paid_for_survives_a_line_that_alters_it(ceph: CephServer, ceph_
     ):
         through = ImageStore(url=ceph_store.url, patience=0.5, **ceph.settings(endpoint_url=proxy.url))
         with pytest.raises(NotStoredError, match="paid for"):
-            pay_once(request, client, through, Ledger(through, client.api_origin, "one"))
+            engine_of(through, client, "one").generate(request)
         assert altered
         assert list(ceph_store.list("images/")) == []
         assert Ledger(ceph_store, client.api_origin, "two").look_up(request.request_hash) is None
         broken.clear()
-        paid = pay_once(request, client, through, Ledger(through, client.api_origin, "three"))
+        paid = engine_of(through, client, "three").generate(request)
         assert (paid.sent, sandbox.calls) == (False, 1)
     image = paid.generation.images[0]
     assert sha256(ceph_store.read_bytes(image.uri)) == image.sha256
@@ -144,7 +144,7 @@ def test_nothing_is_sent_where_the_ledger_can_not_be_written_whole(ceph: CephSer
     ):
         through = ImageStore(url=ceph_store.url, **ceph.settings(endpoint_url=proxy.url))
         with pytest.raises(StoreError, match="can't"):
-            pay_once(ImageRequest(prompt="a kite"), client, through, Ledger(through, "sandbox", "one"))
+            engine_of(through, client, "one").generate(ImageRequest(prompt="a kite"))
         assert altered
         assert sandbox.calls == 0
 

@@ -9,12 +9,12 @@ from multiprocessing.queues import Queue
 
 import pytest
 
-from prefect_ttapi.generation.engine import pay_once
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.engines import engine_of
 from tests.support.processes import context, start
 
 pytestmark = pytest.mark.integration
@@ -25,7 +25,7 @@ LONG = ImageRequest(prompt="[[sandbox:latency=6]] a long night", model="gpt-imag
 
 def pay(request: ImageRequest, ttl: float, store: ImageStore, base_url: str, run: str) -> dict:
     with TTAPIClient("sandbox-key", base_url) as client:
-        paid = pay_once(request, client, store, Ledger(store, client.api_origin, run, ttl=ttl))
+        paid = engine_of(store, client, Ledger(store, client.api_origin, run, ttl=ttl)).generate(request)
     return paid.generation.model_dump(mode="json")
 
 

@@ -6,11 +6,11 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 from prefect_ttapi.errors import UnknownOutcomeError
-from prefect_ttapi.generation.engine import pay_once
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 from prefect_ttapi.wire.client import TTAPIClient
+from tests.support.engines import engine_of
 
 #: Requests that each has in flight.
 THREADS = 2
@@ -27,7 +27,7 @@ def pay_for_all(settings: dict, base_url: str, requests: int, seed: int) -> None
             for attempt in range(9):
                 ledger = Ledger(store, client.api_origin, f"run-{seed}-{attempt}")
                 try:
-                    pay_once(request, client, store, ledger)
+                    engine_of(store, client, ledger).generate(request)
                 except UnknownOutcomeError:
                     continue
                 return

@@ -17,7 +17,7 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.limiter import Pace, RateLimit, Rejection, Window
+from prefect_ttapi.wire.limiter import Pace, Rejection, Window
 from prefect_ttapi.wire.outcomes import STATUSES, Failure
 from prefect_ttapi.wire.retries import Attempts, Guard, RetryPolicy
 from tests.support.clocks import StoppedClock
@@ -268,50 +268,3 @@ def test_a_crowd_finds_the_pace_that_the_server_allows(
         told = [record.message for record in caplog.records if record.name.endswith("limiter")]
         assert 1 <= len(told) <= 10
         assert told[0].startswith("the API takes no more for now: at most ")
-
-
-def test_starts_are_evenly_spaced() -> None:
-    """The first at once, each further one after its share of the minute; idle time is not saved up for a burst."""
-    clock = StoppedClock()
-    rate = RateLimit(30, clock=clock)
-    times = []
-    for idle in (0, 0, 0.5, 9, 0):
-        clock.sleep(idle)
-        rate.wait(Stop())
-        times.append(round(clock.monotonic(), 6))
-    assert times == [0, 2, 4, 13, 15]
-
-
-def test_the_first_may_have_to_wait_too() -> None:
-    """Where somebody else may just have sent, the first caller waits for its share of the minute."""
-    clock = StoppedClock()
-    before = clock.monotonic()
-    RateLimit(30, at_once=False, clock=clock).wait(Stop())
-    assert clock.monotonic() - before == pytest.approx(2)
-
-
-def test_threads_share_the_rate() -> None:
-    """Forty callers at 60 a minute: the last one is let through after 39 seconds."""
-    clock = StoppedClock()
-    rate = RateLimit(60, clock=clock)
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: rate.wait(Stop()), range(40)))
-    assert clock.monotonic() >= 39
-
-
-def test_who_stops_does_not_wait() -> None:
-    """A wait of an hour ends when the batch is stopped."""
-    rate, stop = RateLimit(1 / 60), SeenStop()
-    rate.wait(stop)
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(rate.wait, stop)
-        assert stop.seen.wait(10)
-        stop.set("the batch was cancelled")
-        assert isinstance(waiting.exception(10), StopSending)
-
-
-@pytest.mark.parametrize("per_minute", [0, -1, float("inf"), float("nan")])
-def test_a_rate_is_a_number_above_zero(per_minute: float) -> None:
-    """Anything else is refused."""
-    with pytest.raises(ValueError, match="above 0"):
-        RateLimit(per_minute)

@@ -1,0 +1,278 @@
+"""Which requests go into the next lane, and what the row of each request is (sans-IO, for one thread).
+
+Requests come from a source, wait for room in a lane, and leave as exactly one row each. A request that stands in the
+batch more than once is sent once: the later ones wait until the first is back, and then have its images, or fail with
+it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
+from prefect_ttapi.batch.lanes import Lane, Shared
+from prefect_ttapi.batch.sizing import Sizing
+
+#: Seconds for which a lane waits for a slow source to fill it.
+_FILLING: Final = 0.5
+
+
+class Dispatch:
+    """Hands requests to lanes and collects their rows.
+
+    Args:
+        sizing: how the batch is cut into lanes.
+        shared: the budget, the breaker and the stop of the batch.
+        api_origin: who answers, for the rows.
+        delivers: whether a duplicate has copies of its own, so that it goes through a lane too.
+        rate_limit: requests per minute of the whole batch.
+
+    Attributes:
+        rows: what became of requests, in the order in which that was known; to be taken by the caller.
+        to_look_up: requests that are over the budget, of which it is not known whether they cost anything.
+    """
+
+    def __init__(
+        self,
+        sizing: Sizing,
+        shared: Shared,
+        api_origin: str,
+        *,
+        delivers: bool = False,
+        rate_limit: float | None = None,
+    ) -> None:
+        self.sizing = sizing
+        self.rows: deque[Done] = deque()
+        self.to_look_up: deque[Item] = deque()
+        self._shared = shared
+        self._stop = shared.stop
+        self._spending = shared.limits.spending
+        self._api_origin = api_origin
+        self._delivers = delivers
+        self._rate = rate_limit
+        self._source_ended = False
+        self._ready: deque[Item] = deque()  # looked at before what comes from the source
+        self._came: deque[Item] = deque()
+        self._filling: list[Item] = []  # taken for the next lane, and in none yet
+        self._filled_at = 0.0  # when that lane begins, though its items are few
+        self._followers: dict[str, list[Item]] = {}  # by the hash under way that they wait for
+        self._open: dict[int, Item] = {}  # in a lane, and not back yet
+        self._lanes: list[Lane] = []
+        self._seen = 0  # from the source
+
+    @property
+    def open_lanes(self) -> int:
+        """How many lanes have not returned."""
+        return len(self._lanes)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way; an estimate where lanes run in other processes."""
+        if self.sizing.local:
+            return self._shared.limits.in_flight
+        return min(len(self._open), self.sizing.width * len(self._lanes))
+
+    @property
+    def at_hand(self) -> int:
+        """How many requests wait to be looked at."""
+        return len(self._came) + len(self._ready)
+
+    @property
+    def finished(self) -> bool:
+        """Whether each request that came has its row, and no more will come."""
+        at_hand = self._ready or self._came or self._filling or self.to_look_up
+        return self._source_ended and not at_hand and not self._lanes
+
+    def came(self, found: Item | Done) -> None:
+        """Take a request from the source, or the row of one that needs no lane."""
+        self._seen += 1
+        if isinstance(found, Done):
+            self.rows.append(found)
+        else:
+            self._came.append(found)
+
+    def source_ended(self) -> None:
+        """Note that the source gives no more."""
+        self._source_ended = True
+
+    def looked_up(self, item: Item, *, recorded: bool) -> None:
+        """Go on with a request over the budget: one that is recorded already costs nothing."""
+        if recorded:
+            self._followers[item.request.request_hash] = []
+            self._filling.append(replace(item, may_pay=False))
+            self._filled_at = 0.0
+        else:
+            denial = self._spending.denial(item.request.n) or "the budget is used up"
+            self.rows.append(skipped(item, self._api_origin, denial, "BudgetExceeded"))
+
+    def next_lane(self, now: float) -> Lane | None:
+        """Return the lane to be submitted now, or None where there is no room or nothing to do for now."""
+        if self._stop.reason:
+            self._skip_the_rest()
+            return None
+        if not self._has_room():
+            return None
+        size = self.sizing.size(self._rest())
+        while len(self._filling) < size and (item := self._next_item()):
+            if not self._filling:
+                self._filled_at = now + _FILLING
+            self._filling.append(item)
+        more_may_come = not (len(self._filling) >= size or self._ready or self._came or self._source_ended)
+        if not self._filling or (more_may_come and now < self._filled_at):
+            return None
+        lane = self._lane(tuple(self._filling))
+        self._filling = []
+        self._open.update((item.row, item) for item in lane.items)
+        self._lanes.append(lane)
+        return lane
+
+    def wait(self, now: float) -> float | None:
+        """Return the seconds after which a lane may begin though its items are few; None: only events matter."""
+        return max(0.0, self._filled_at - now) if self._filling and self._has_room() else None
+
+    def returned(self, lane: Lane, results: Sequence[Done | None], seconds: float) -> None:
+        """Take the rows of a lane that has ended.
+
+        Args:
+            results: in the order of its items; None for one that is to be tried again.
+            seconds: that the lane took.
+        """
+        if lane not in self._lanes:
+            return  # the batch was left before
+        self._lanes.remove(lane)
+        self._shared.returned(lane)
+        self.sizing = replace(self.sizing, pace=self.sizing.measured(len(lane.items), seconds))
+        for item, done in zip(lane.items, results, strict=True):
+            if lane.elsewhere:
+                self._settle(item, done)
+            if done is None or self._is_left_over(lane, item, done):
+                self._try_again(item)
+            else:
+                self._end(item, done)
+
+    def lost(self, lane: Lane, why: str) -> None:
+        """Give up a lane whose task run broke down: nobody knows what became of its items."""
+        if lane not in self._lanes:
+            return  # the batch was left before
+        self._lanes.remove(lane)
+        known = self._shared.known()
+        self._shared.returned(lane)
+        judged = False
+        for item in lane.items:
+            done = known.get(item.row)
+            if done is None:
+                done = lost(item, self._api_origin, why)
+                if item.may_pay and (lane.elsewhere or item.row not in known):
+                    self._spending.settle(item.request, done.images_paid, None)
+                if not judged:  # a task run that breaks down is one failure
+                    self._shared.judge(done.row)
+                    judged = True
+            self._end(item, done)
+
+    def leave(self) -> None:
+        """Tell what is known of the requests that nobody waits for any longer."""
+        known = self._shared.known()  # looked at once: what ends meanwhile has told its outcome
+        elsewhere = {item.row for lane in self._lanes if lane.elsewhere for item in lane.items}
+        stop = self._stop
+        for item in list(self._open.values()):
+            done = known.get(item.row)
+            if done is None and (item.row in known or item.row in elsewhere):
+                done = perhaps_under_way(item, self._api_origin, stop.error_type)
+            self._end(item, done or skipped(item, self._api_origin, stop.reason, stop.error_type))
+        self._lanes = []
+        self._skip_the_rest()
+
+    def _lane(self, items: tuple[Item, ...]) -> Lane:
+        if self.sizing.local:
+            return Lane(items, self.sizing.width)
+        promised = [lane.share for lane in self._lanes if lane.share]
+        share = self._spending.share(self.sizing.most - len(self._lanes), promised)
+        return Lane(items, self.sizing.width, share, self._rate and self._rate / self.sizing.most)
+
+    def _has_room(self) -> bool:
+        sizing = self.sizing
+        if len(self._lanes) >= sizing.most:
+            return False
+        at_work = sum(min(sizing.width, len(lane.items)) for lane in self._lanes) - self._shared.idle
+        return not sizing.local or at_work < sizing.enough
+
+    def _rest(self) -> int | None:
+        total = self.sizing.total
+        return None if total is None else total - self._seen + self.at_hand + len(self._filling)
+
+    def _next_item(self) -> Item | None:
+        """Return the next item to be sent, or None where there is none for now; what isn't sent becomes a row."""
+        while self._ready or self._came:
+            item = self._ready.popleft() if self._ready else self._came.popleft()
+            request = item.request
+            if (followers := self._followers.get(request.request_hash)) is not None:
+                followers.append(item)
+            elif self._spending.denial(request.n) is None:
+                self._spending.reserve(request.n)
+                self._followers[request.request_hash] = []
+                return item
+            elif self._spending.reserved:  # what is under way may turn out to be free
+                self._ready.appendleft(item)
+                return None
+            elif item.known_absent:
+                self.looked_up(item, recorded=False)
+            else:
+                self.to_look_up.append(item)
+                return None
+        return None
+
+    def _skip_the_rest(self) -> None:
+        """Make rows of all requests that are in no lane: nothing more is sent."""
+        waiting = [*self._filling, *self._ready, *self._came, *self.to_look_up]
+        for item in self._filling:
+            if item.may_pay:
+                self._spending.settle(item.request, 0, None)
+            waiting.extend(self._followers.pop(item.request.request_hash))
+        self._filling = []
+        self._ready.clear()
+        self._came.clear()
+        self.to_look_up.clear()
+        stop = self._stop
+        self.rows.extend(skipped(item, self._api_origin, stop.reason, stop.error_type) for item in waiting)
+
+    def _settle(self, item: Item, done: Done | None) -> None:
+        """Count what an item of a lane elsewhere cost, and judge its failure; lanes here have done so themselves."""
+        if done is not None:
+            self._shared.judge(done.row)
+        if item.may_pay:
+            images = done.images_paid if done is not None else 0
+            self._spending.settle(item.request, images, done.row.usage if done is not None else None)
+
+    def _is_left_over(self, lane: Lane, item: Item, done: Done) -> bool:
+        """Return whether only the share of its lane was used up, and the batch has something left for the item."""
+        return (
+            lane.elsewhere
+            and done.row.error_type == "BudgetExceeded"
+            and item.may_pay
+            and self._stop.reason is None
+            and self._spending.denial(0) is None
+        )
+
+    def _try_again(self, item: Item) -> None:
+        del self._open[item.row]
+        self._ready.extend([item, *self._followers.pop(item.request.request_hash)])
+
+    def _end(self, item: Item, done: Done) -> None:
+        del self._open[item.row]
+        self.rows.append(done)
+        for follower in self._followers.pop(item.request.request_hash):
+            self._follow(follower, done)
+
+    def _follow(self, follower: Item, leader: Done) -> None:
+        """Give a duplicate its leader's images, and copies of its own; where the leader has none it has none either."""
+        row = row_of(follower, self._api_origin)
+        if not leader.row.images:
+            outcome = leader.row.model_dump(include={"status", "error", "error_type"})
+            self.rows.append(Done(row.model_copy(update=outcome)))
+        elif self._delivers:
+            self._ready.append(replace(follower, known_absent=False))
+        else:
+            self.rows.append(Done(leader.row.again(row.row, values=row.values)))

@@ -1,0 +1,444 @@
+"""A lane: one task run that carries a list of requests, some of them side by side, and returns their rows.
+
+Lanes are plain tasks with plain results, so that any task runner runs them. What happens to a request is in its row;
+only a lane of one request fails with it. In the process of the batch, lanes share places in flight, budget, rate and
+stop; elsewhere each has its share of them, and a stop takes effect between lanes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.states import Failed
+
+from prefect_ttapi.batch.breaker import Breaker
+from prefect_ttapi.batch.items import Done, Item, row_of, skipped
+from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.sizing import workers
+from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.errors import (
+    ACCOUNT_ERRORS,
+    BudgetExceeded,
+    InsufficientBalanceError,
+    KeyTemplateError,
+    PictureError,
+    StoreError,
+    TTAPIError,
+)
+from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.context import RunContext, named
+from prefect_ttapi.generation.delivery import Delivery
+from prefect_ttapi.generation.engine import Engine, Paid, other_payments
+from prefect_ttapi.generation.limits import Limits, RateLimit, may_cost, perhaps_paid
+from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
+from prefect_ttapi.ledger.ledger import Waiting
+from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.responses import GeneratedImage, StoredImage
+from prefect_ttapi.stopping import Stop, StopSending
+from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.wire.redaction import withholding
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for which a lane elsewhere waits for claims of other runs when it has nothing else to do. Then it gives
+#: their requests back: its places are for others.
+_PATIENCE: Final = 15.0
+
+#: Seconds between looks whether a lane is still wanted.
+_POLL: Final = 0.5
+
+#: Errors that every later request of the same account would meet, too.
+_STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all lanes of one batch have in common; it travels to wherever the task runner runs them.
+
+    Attributes:
+        batch_id: names the batch within its process.
+        run: the run that pays.
+        options: of the batch.
+        not_before: records older than this don't count.
+    """
+
+    batch_id: str
+    run: RunContext
+    options: BatchOptions
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """A list of requests for one task run.
+
+    Attributes:
+        items: the requests.
+        width: how many are under way side by side.
+        share: what a lane in another process may spend; None: the lane shares the batch's budget.
+        rate: requests per minute of a lane in another process.
+    """
+
+    items: tuple[Item, ...]
+    width: int
+    share: Budget | None = None
+    rate: float | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it runs in another process."""
+        return self.share is not None
+
+
+class Shared:
+    """What the lanes of a batch share within one process; safe from all threads.
+
+    Attributes:
+        limits: asked before each send.
+        left: set once nobody waits for the lanes any longer.
+    """
+
+    def __init__(self, limits: Limits, breaker: Breaker) -> None:
+        self.limits = limits
+        self.left = threading.Event()
+        self._breaker = breaker
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._known: dict[int, Done | None] = {}
+
+    @property
+    def stop(self) -> Stop:
+        """Why nothing more is sent, once there is a reason."""
+        return self.limits.stop
+
+    @property
+    def idle(self) -> int:
+        """How many workers have nothing to do but to wait for claims of other runs."""
+        return self._idle
+
+    def rest(self, more: int) -> None:
+        """Count workers that begin (1) or cease (-1) to wait for claims of other runs."""
+        with self._lock:
+            self._idle += more
+
+    def begun(self, item: Item) -> None:
+        """Note that an item is being worked on: from now on it may be sent."""
+        with self._lock:
+            self._known[item.row] = None
+
+    def put_back(self, item: Item) -> None:
+        """Note that an item was not sent, and waits for a claim of another run."""
+        with self._lock:
+            del self._known[item.row]
+
+    def ended(self, item: Item, done: Done) -> None:
+        """Note what became of an item, and whether its failure stops the batch."""
+        self.judge(done.row)
+        with self._lock:
+            self._known[item.row] = done
+
+    def returned(self, lane: Lane) -> None:
+        """Forget what is known of a lane's items: it has returned their rows."""
+        with self._lock:
+            for item in lane.items:
+                self._known.pop(item.row, None)
+
+    def known(self) -> dict[int, Done | None]:
+        """Return, by row, what became of the items of open lanes; None where an item is being worked on."""
+        with self._lock:
+            return dict(self._known)
+
+    def judge(self, row: Row) -> None:
+        """Stop the batch where a failure will not be the last one of its kind."""
+        if row.status not in ("generated", "failed"):
+            return
+        if row.error_type in _STOPPING:
+            self.stop.set(f"not sent, because an earlier request failed: {row.error}", row.error_type)
+        if not row.api_calls and row.error_type == "UnknownOutcomeError":
+            return  # of an earlier run's send: that says nothing of now
+        tripped = self._breaker.note(row.error_type)
+        if tripped:
+            self.stop.set(f"not sent, because {tripped}, the last with: {row.error}", row.error_type)
+
+
+#: By process, as a fork takes no threads along, and batch.
+_OPEN: dict[tuple[int, str], Shared] = {}
+
+
+@contextmanager
+def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
+    """Make what lanes share known to the batch's lanes in this process."""
+    key = os.getpid(), batch_id
+    _OPEN[key] = shared
+    try:
+        yield
+    finally:
+        del _OPEN[key]
+        shared.left.set()
+
+
+def _shared_for(lane: Lane, plan: Plan) -> Shared:
+    """Return what the batch's lanes share in this process, or the share of a lane that is elsewhere."""
+    shared = _OPEN.get((os.getpid(), plan.batch_id))
+    if shared is not None and not lane.elsewhere:
+        return shared
+    limits = Limits(
+        in_flight=lane.width,
+        # whoever had this share before may just have sent
+        rate=RateLimit(lane.rate, at_once=False) if lane.rate else None,
+        spending=Spending(lane.share),
+    )
+    return Shared(limits, Breaker(plan.options.breaker))
+
+
+class _Queue:
+    """A lane's items that are still to be worked on; one that waits for a claim of another run lets others pass."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = deque(enumerate(items))
+        self._held: list[tuple[float, int, Item, Waiting]] = []
+        self._under_way = 0
+        self._lock = threading.Lock()
+
+    def take(self, now: float) -> tuple[int, Item, Waiting | None] | float | None:
+        """Return the next item, its place and what it waited for; or seconds to wait for one; or None at the end."""
+        with self._lock:
+            if self._items:
+                self._under_way += 1
+                return *self._items.popleft(), None
+            if self._held and self._held[0][0] <= now:
+                self._under_way += 1
+                _, place, item, waiting = heapq.heappop(self._held)
+                return place, item, waiting
+            if self._held:
+                return self._held[0][0] - now
+            # one that is under way may still come to wait for a claim
+            return _POLL if self._under_way else None
+
+    def hold(self, place: int, item: Item, waiting: Waiting, now: float) -> None:
+        """Take an item back until its claim is worth another look."""
+        with self._lock:
+            self._under_way -= 1
+            heapq.heappush(self._held, (now + waiting.pause, place, item, waiting))
+
+    def done(self) -> None:
+        """Count an item as finished."""
+        with self._lock:
+            self._under_way -= 1
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether nothing is left but items that wait for claims of other runs."""
+        with self._lock:
+            return not self._items and not self._under_way
+
+
+class LaneRun:
+    """Works on the items of a lane in threads of its own, which nobody waits for once the batch is left."""
+
+    def __init__(self, lane: Lane, work: Work, shared: Shared) -> None:
+        self._lane = lane
+        self._work = work
+        self._shared = shared
+        self._queue = _Queue(lane.items)
+        self._results: list[Done | None] = [None] * len(lane.items)
+        self._missing = len(lane.items)
+        self._ended = threading.Event()  # nobody waits for this lane's items any longer
+        self._changed = threading.Condition()
+
+    def results(self) -> list[Done | None]:
+        """Return a row for each item, in order; None for one that is left, or given back to be tried again."""
+        side_by_side = min(
+            len(self._lane.items), self._lane.width if self._lane.width == 1 else self._workers
+        )
+        for _ in range(side_by_side):
+            # each in a copy of the task run's context, so that what it does is known as the task run's
+            run = partial(copy_context().run, self._run)
+            threading.Thread(target=run, name="ttapi-lane", daemon=True).start()
+        try:
+            with self._changed:
+                while self._missing and not self._ended.is_set() and not self._shared.left.is_set():
+                    self._changed.wait(_POLL)
+                return list(self._results)
+        finally:
+            self._ended.set()
+
+    @property
+    def _workers(self) -> int:
+        """Of a lane elsewhere more than it has places; in this process, other lanes are at work meanwhile."""
+        return workers(self._lane.width) if self._lane.elsewhere else self._lane.width
+
+    def _run(self) -> None:
+        patience: float | None = None
+        while (taken := self._queue.take(time.monotonic())) is not None:
+            if self._shared.left.is_set() or self._ended.is_set():
+                return
+            if isinstance(taken, float):
+                now = time.monotonic()
+                patience = patience or now + _PATIENCE
+                if self._lane.elsewhere and now >= patience and self._queue.only_waits:
+                    self._ended.set()
+                    return
+                self._shared.rest(1)
+                self._shared.stop.wait(min(taken, _POLL))
+                self._shared.rest(-1)
+                continue
+            patience = None
+            place, item, waiting = taken
+            self._shared.begun(item)
+            found = self._work.outcome(item, waiting)
+            if isinstance(found, Waiting):
+                self._shared.put_back(item)
+                self._queue.hold(place, item, found, time.monotonic())
+                continue
+            self._shared.ended(item, found)
+            self._queue.done()
+            with self._changed:
+                self._results[place] = found
+                self._missing -= 1
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with one item of a lane: generated, delivered, and told in a row."""
+
+    engine: Engine
+    options: BatchOptions
+    delivery: Delivery | None
+
+    def outcome(self, item: Item, waiting: Waiting | None) -> Done | Waiting:
+        """Return the item's row, or the claim of another run that it waits for."""
+        engine, stop = self.engine, self.engine.limits.stop
+        origin = engine.ledger.api_origin
+        if stop.reason:
+            return skipped(item, origin, stop.reason, stop.error_type)
+        shown = self.options.shown
+        try:
+            with withholding(shown.withheld(item.request)):
+                paid = self._paid(item, waiting)
+        except BudgetExceeded as error:
+            return skipped(item, origin, str(error), "BudgetExceeded")
+        except StopSending as error:
+            return skipped(item, origin, str(error), stop.error_type)
+        except Exception as error:
+            asked = row_of(item, origin)
+            if isinstance(error, InsufficientBalanceError):
+                balance_exhausted(origin, str(error))
+            elif not isinstance(error, TTAPIError | StoreError):
+                logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
+            return Done(_failed(asked, error), images_paid=item.request.n if may_cost(error) else 0)
+        if isinstance(paid, Waiting):
+            return paid
+        row = row_of_paid(item, paid)
+        return Done(
+            self._delivered(row, paid, item),
+            thumbnails=(
+                thumbnails_of(engine.store, row.images, paid.fresh) if self.options.thumbnails else ()
+            ),
+            images_paid=len(paid.generation.images) if paid.sent else 0,
+        )
+
+    def _paid(self, item: Item, waiting: Waiting | None) -> Paid | Waiting:
+        denial = self.engine.limits.spending.denial(0) if item.may_pay else "the budget is used up"
+        if denial is None:
+            return self.engine.try_generate(item.request, waiting, known_absent=item.known_absent)
+        found = self.engine.look_up(item.request)
+        if found is None:
+            raise BudgetExceeded(denial)
+        return found
+
+    def _delivered(self, row: Row, paid: Paid, item: Item) -> Row:
+        """Return the row with its copies, or failed with its images where they could not be delivered."""
+        if self.delivery is None:
+            return row
+        shown, made = self.options.shown, paid.generation
+        try:
+            copies = self.delivery.deliver(made, item.values, shown.prompt(made.request), paid.fresh)
+        except Exception as error:
+            if not isinstance(error, StoreError | KeyTemplateError | PictureError):
+                logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
+            return _failed(row, error)
+        images_delivered(made, copies, shown)
+        return row.model_copy(update={"delivered": tuple(copies)})
+
+
+def _lane_name(parameters: dict[str, Any]) -> str:
+    """Return `generate-gpt-image-2-3f9a12`, or `generate-34-requests-from-68`."""
+    items = parameters["lane"].items
+    first = items[0]
+    if len(items) == 1:
+        return f"generate-{first.request.model}-{first.request.request_hash[:6]}"
+    return f"generate-{len(items)}-requests-from-{first.row}"
+
+
+@task(name="generate-lane", task_run_name=named(_lane_name), cache_policy=NO_CACHE, persist_result=False)
+def generate_lane(
+    lane: Lane, credentials: TTAPICredentials, store: ImageStore, plan: Plan
+) -> list[Done | None] | State[list[Done | None]]:
+    """Generate and deliver each item of a lane; return a row for each, in order.
+
+    None stands for an item that nobody waits for any longer, or one that another run is still paying for. A lane of
+    one request that fails is a failed task run, whose state has the row all the same.
+    """
+    task_ctx = TaskRunContext.get()
+    shared = _shared_for(lane, plan)
+    run = replace(plan.run, task_run_id=str(task_ctx.task_run.id) if task_ctx else None)
+    engine = Engine.of(
+        credentials, store, run, limits=shared.limits, not_before=plan.not_before, log=get_run_logger()
+    )
+    delivery = plan.options.delivery(run.date, run.flow_run_id, store)
+    results = LaneRun(lane, Work(engine, plan.options, delivery), shared).results()
+    only = results[0] if len(results) == 1 else None
+    if only is not None and only.row.status == "failed":
+        row = plan.options.shown.row(only.row)
+        return Failed(message=f"{row.error_type}: {row.error}", data=results)
+    return results
+
+
+def row_of_paid(item: Item, paid: Paid) -> Row:
+    """Return the row of a request whose images are in the store."""
+    maybe_paid, also_paid = other_payments(paid)
+    return Row.of(
+        item.row,
+        paid.generation,
+        "generated" if paid.sent else "cached",
+        maybe_paid=maybe_paid,
+        also_paid=also_paid,
+        values=item.values,
+        ledger_tag=paid.record.tag,
+        ledger_size=paid.record.size,
+    )
+
+
+def _failed(row: Row, error: Exception) -> Row:
+    calls = {"api_calls": error.attempts, "seconds": error.elapsed} if isinstance(error, TTAPIError) else {}
+    paid = {"maybe_paid": (*row.maybe_paid, str(error))} if not row.images and perhaps_paid(error) else {}
+    failure = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
+    return row.model_copy(update=failure | calls | paid)
+
+
+def thumbnails_of(
+    store: ImageStore, images: Sequence[StoredImage], fresh: Sequence[GeneratedImage] = ()
+) -> tuple[bytes | None, ...]:
+    """Return one for each image, from the bytes at hand or else from the store."""
+    openers = [image.open for image in fresh] or [partial(store.open, image.uri) for image in images]
+    return tuple(thumbnail_or_none(opener, GALLERY_BOX) for opener in openers)

@@ -1,0 +1,189 @@
+"""What a request asks before it is sent, for all requests of a run together: stop, places in flight, rate, budget."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from types import TracebackType
+from typing import Final, Self
+
+from prefect_ttapi.errors import BudgetExceeded, NotStoredError, Outcome, StoreError, TTAPIError
+from prefect_ttapi.generation.budget import Spending
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import GeneratedImages
+from prefect_ttapi.stopping import Stop, StopSending
+
+#: After these nothing was paid, so that the claim can be given back and anyone may send again.
+SURELY_UNPAID: Final = frozenset({Outcome.NEVER_DELIVERED, Outcome.REJECTED, Outcome.REFUSED})
+
+#: Seconds between two looks at stop and budget while a request waits for a place or its turn.
+_POLL: Final = 0.1
+
+
+def perhaps_paid(error: BaseException) -> bool:
+    """Return whether a request that ended in `error` may cost money all the same."""
+    match error:
+        case StopSending() | BudgetExceeded():
+            return False
+        case TTAPIError():
+            return error.outcome not in SURELY_UNPAID
+        case StoreError():
+            return isinstance(error, NotStoredError)
+        case _:
+            return True
+
+
+class RateLimit:
+    """Space the sends of all threads evenly: one every 60 / `per_minute` seconds.
+
+    There is no burst: time that nobody used is lost, so that no minute has more than `per_minute` sends (and the one
+    that opens it).
+
+    Args:
+        per_minute: sends per minute; 0.5 is one every two minutes.
+        at_once: whether the first send may go at once, or waits for its share of the minute as well.
+
+    Raises:
+        ValueError: the rate is not a number above 0.
+
+    >>> rate = RateLimit(30)
+    >>> rate.next_start(now=100.0), rate.next_start(now=100.0), rate.next_start(now=110.0)
+    (100.0, 102.0, 110.0)
+    """
+
+    def __init__(self, per_minute: float, *, at_once: bool = True) -> None:
+        if not 0 < per_minute < math.inf:
+            raise ValueError(f"a rate is a number of requests per minute above 0, not {per_minute}")
+        self._interval = 60.0 / per_minute
+        self._lock = threading.Lock()
+        self._next = -math.inf
+        self._at_once = at_once
+
+    def next_start(self, now: float) -> float:
+        """Return when the caller may send, on the caller's clock; the next caller's turn is an interval later."""
+        with self._lock:
+            if not self._at_once:
+                self._next, self._at_once = now + self._interval, True
+            start = max(self._next, now)
+            self._next = start + self._interval
+        return start
+
+
+class Limits:
+    """What the requests of one run share; safe from all threads of a process.
+
+    Args:
+        stop: why nothing more is sent, once there is a reason.
+        in_flight: requests with the API at once; None: any number.
+        rate: spaces the sends.
+        spending: the budget of all of them, in which whoever hands a request over has reserved its images.
+    """
+
+    def __init__(
+        self,
+        stop: Stop | None = None,
+        *,
+        in_flight: int | None = None,
+        rate: RateLimit | None = None,
+        spending: Spending | None = None,
+    ) -> None:
+        self.stop = stop or Stop()
+        self.rate = rate
+        self.spending = spending or Spending(None)
+        self._free = threading.Semaphore(in_flight) if in_flight is not None else None
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are with the API, or about to be."""
+        return self._taken
+
+    def place(self, request: ImageRequest) -> Place:
+        """Return a place in flight for a request, to be used as a context."""
+        return Place(self, request)
+
+    def admit(self, attempt: int) -> None:
+        """Wait for a turn to send; nothing but sending may follow.
+
+        Raises:
+            StopSending: nothing more is sent.
+            BudgetExceeded: nothing of this request was sent, and others have spent the rest meanwhile.
+        """
+        if self.rate is not None:
+            start = self.rate.next_start(time.monotonic())
+            while (left := start - time.monotonic()) > 0 and self.spending.denial(0) is None:
+                if self.stop.wait(min(left, _POLL)):
+                    break
+        self.stop.check()
+        denial = self.spending.denial(0)
+        if denial:
+            raise BudgetExceeded(denial) if attempt == 1 else StopSending(denial)
+
+    def take(self) -> None:
+        """Take a place, waiting while there is none.
+
+        Raises:
+            StopSending: nothing more is sent, and there was none.
+        """
+        while self._free is not None and not self._free.acquire(timeout=_POLL):
+            self.stop.check()
+        with self._lock:
+            self._taken += 1
+
+    def give_back(self) -> None:
+        """Give a place back."""
+        with self._lock:
+            self._taken -= 1
+        if self._free is not None:
+            self._free.release()
+
+
+class Place:
+    """One request's place in flight, given back once it is answered, and what becomes of its reserved images.
+
+    What is left to do with an answer, such as storing it, takes no place.
+    """
+
+    def __init__(self, limits: Limits, request: ImageRequest) -> None:
+        self._limits = limits
+        self._request = request
+        self._taken = False
+        self._reserved = True
+
+    def __enter__(self) -> Self:
+        self._limits.take()
+        self._taken = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reserved:
+            self._settle(self._request.n if error is not None and may_cost(error) else 0)
+        self._give_back()
+
+    def answered(self, answer: GeneratedImages) -> None:
+        """Count what the answer cost, and give the place back."""
+        self._settle(len(answer.images), answer)
+        self._give_back()
+
+    def wait(self) -> None:
+        """Keep the images reserved: the request waits for somebody else's record, and comes back."""
+        self._reserved = False
+
+    def _settle(self, images: int, answer: GeneratedImages | None = None) -> None:
+        self._reserved = False
+        self._limits.spending.settle(self._request, images, answer.usage if answer else None)
+
+    def _give_back(self) -> None:
+        if self._taken:
+            self._taken = False
+            self._limits.give_back()
+
+
+def may_cost(error: BaseException) -> bool:
+    """Return whether this very call may have paid: an error without a send is the ledger's, of an earlier call."""
+    refused_by_the_ledger = isinstance(error, TTAPIError) and not error.attempts
+    return perhaps_paid(error) and not refused_by_the_ledger

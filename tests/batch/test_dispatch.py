@@ -1,0 +1,384 @@
+"""A batch's requests, lanes and rows, driven through every order of events: no thread, no Prefect run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from prefect_ttapi.batch.breaker import Breaker
+from prefect_ttapi.batch.dispatch import Dispatch
+from prefect_ttapi.batch.items import Done, Item, row_of, skipped
+from prefect_ttapi.batch.lanes import Lane, Shared
+from prefect_ttapi.batch.sizing import Sizing
+from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.limits import Limits
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.responses import StoredImage, Usage
+
+IMAGE = StoredImage(
+    uri="file:///a.png", sha256="0" * 64, size_bytes=1, media_type="image/png", width=1, height=1, index=0
+)
+
+
+def item(row: int, prompt: str | None = None, *, known_absent: bool = False) -> Item:
+    request = ImageRequest(prompt=prompt or f"tree {row}", model="gpt-image-1")
+    return Item(row, request, known_absent=known_absent)
+
+
+def generated(of: Item, images: int = 1, usage: Usage | None = None) -> Done:
+    row = row_of(of, "sandbox").model_copy(
+        update={"status": "generated", "images": (IMAGE,) * images, "api_calls": 1, "usage": usage}
+    )
+    return Done(row, images_paid=images)
+
+
+def failed(of: Item, error_type: str, *, paid: int = 0) -> Done:
+    row = row_of(of, "sandbox").model_copy(
+        update={"status": "failed", "error": "no", "error_type": error_type, "api_calls": 1}
+    )
+    return Done(row, images_paid=paid)
+
+
+def dispatch_of(
+    total: int | None = None,
+    in_flight: int = 4,
+    shard_size: int | None = None,
+    *,
+    local: bool = True,
+    budget: Budget | None = None,
+    breaker: int | None = 3,
+    delivers: bool = False,
+) -> tuple[Dispatch, Shared]:
+    shared = Shared(Limits(in_flight=in_flight, spending=Spending(budget)), Breaker(breaker))
+    sizing = Sizing.of(total, in_flight, shard_size, local=local)
+    return Dispatch(sizing, shared, "sandbox", delivers=delivers), shared
+
+
+def finish(dispatch: Dispatch, shared: Shared, lane: Lane, done: list[Done | None]) -> None:
+    """End a lane as its task run does: in this process, what became of its items is shared at once."""
+    if not lane.elsewhere:
+        for of, one in zip(lane.items, done, strict=True):
+            shared.begun(of)
+            if one is not None:
+                if of.may_pay:
+                    shared.limits.spending.settle(of.request, one.images_paid, one.row.usage)
+                shared.ended(of, one)
+    dispatch.returned(lane, done, seconds=1.0)
+
+
+def test_a_duplicate_waits_for_the_first_and_has_its_images():
+    """One of two equal requests is sent; the other one's row is cached, with the same images."""
+    dispatch, shared = dispatch_of(2)
+    for row in range(2):
+        dispatch.came(item(row, "a tree"))
+    dispatch.source_ended()
+    lane = dispatch.next_lane(0.0)
+    assert lane is not None
+    assert [of.row for of in lane.items] == [0]
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, lane, [generated(lane.items[0])])
+    assert [(done.row.row, done.row.status, len(done.row.images)) for done in dispatch.rows] == [
+        (0, "generated", 1),
+        (1, "cached", 1),
+    ]
+    assert dispatch.finished
+
+
+def test_a_duplicate_that_is_delivered_goes_through_a_lane_of_its_own():
+    """It has copies under keys of its own, which no other row can give it."""
+    dispatch, shared = dispatch_of(2, delivers=True)
+    for row in range(2):
+        dispatch.came(item(row, "a tree"))
+    first = dispatch.next_lane(0.0)
+    assert first is not None
+    finish(dispatch, shared, first, [generated(first.items[0])])
+    second = dispatch.next_lane(0.0)
+    assert second is not None
+    assert [(of.row, of.known_absent) for of in second.items] == [(1, False)]
+
+
+def test_over_the_budget_only_what_is_recorded_goes_on():
+    """With nothing left to spend, a request that may be recorded is looked up; one that is surely absent is not."""
+    dispatch, _ = dispatch_of(3, budget=Budget(images=0))
+    for row in range(3):
+        dispatch.came(item(row, known_absent=row == 2))
+    for recorded in (True, False):
+        assert dispatch.next_lane(0.0) is None
+        dispatch.looked_up(dispatch.to_look_up.popleft(), recorded=recorded)
+        if recorded:
+            lane = dispatch.next_lane(0.0)
+            assert lane is not None
+            assert not lane.items[0].may_pay
+    assert dispatch.next_lane(0.0) is None
+    assert [(done.row.row, done.row.error_type) for done in dispatch.rows] == [
+        (1, "BudgetExceeded"),
+        (2, "BudgetExceeded"),
+    ]
+
+
+def test_what_is_under_way_may_turn_out_to_be_free():
+    """A request over the budget waits while another one's images are only reserved."""
+    dispatch, shared = dispatch_of(2, budget=Budget(images=1))
+    for row in range(2):
+        dispatch.came(item(row))
+    first = dispatch.next_lane(0.0)
+    assert first is not None
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, first, [failed(first.items[0], "ModerationError")])
+    second = dispatch.next_lane(0.0)
+    assert second is not None
+    assert [of.row for of in second.items] == [1]
+
+
+def test_a_share_that_is_used_up_sends_its_item_again_while_the_batch_has_more():
+    """A lane elsewhere only knows its share of tokens: what it skipped for that goes into another lane."""
+    budget = Budget(tokens=100)
+    dispatch, shared = dispatch_of(4, 2, 2, local=False, budget=budget)
+    for row in range(4):
+        dispatch.came(item(row))
+    dispatch.source_ended()
+    lane = dispatch.next_lane(0.0)
+    assert lane is not None
+    assert lane.share is not None
+    assert lane.share.tokens == 50
+    first, second = lane.items
+    used = generated(first, usage=Usage(total_tokens=60))
+    finish(dispatch, shared, lane, [used, skipped(second, "sandbox", "used up", "BudgetExceeded")])
+    again = dispatch.next_lane(0.0)
+    assert again is not None
+    assert second in again.items
+    assert (shared.limits.spending.tokens, shared.limits.spending.images) == (60, 1)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
+    """All its requests fail, which is no run of failures that the batch should be given up for."""
+    dispatch, shared = dispatch_of(5, 8, 5, local=local)
+    for row in range(5):
+        dispatch.came(item(row))
+    dispatch.source_ended()
+    while (lane := dispatch.next_lane(0.0)) is not None:
+        dispatch.lost(lane, "its process died")
+    assert [done.row.error_type for done in dispatch.rows] == ["LaneLostError"] * 5
+    assert all(done.row.maybe_paid for done in dispatch.rows)
+    assert shared.stop.reason is None
+
+
+def test_who_leaves_tells_what_is_known():
+    """What ended before the batch was left keeps its outcome; what was begun may be paid; the rest was not sent."""
+    dispatch, shared = dispatch_of(3, 4, 3)
+    for row in range(3):
+        dispatch.came(item(row))
+    lane = dispatch.next_lane(0.0)
+    assert lane is not None
+    ended, begun, _ = lane.items
+    for of in (ended, begun):
+        shared.begun(of)
+    shared.ended(ended, generated(ended))
+    shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
+    dispatch.leave()
+    assert [(done.row.status, bool(done.row.maybe_paid)) for done in dispatch.rows] == [
+        ("generated", False),
+        ("failed", True),
+        ("skipped", False),
+    ]
+    dispatch.returned(lane, [None] * 3, 1.0)  # too late
+    assert len(dispatch.rows) == 3
+
+
+def test_failures_in_a_row_stop_the_rest_and_are_counted_as_they_end():
+    """The third failure of one kind in a row is the reason to stop; successes in between begin the count anew."""
+    dispatch, shared = dispatch_of(7, 1)
+    for row in range(7):
+        dispatch.came(item(row))
+    kinds = ["ServerError", "ServerError", None, "ServerError", "ServerError", "ServerError"]
+    for kind in kinds:
+        assert shared.stop.reason is None
+        lane = dispatch.next_lane(0.0)
+        assert lane is not None
+        of = lane.items[0]
+        finish(dispatch, shared, lane, [failed(of, kind) if kind else generated(of)])
+    assert dispatch.next_lane(0.0) is None
+    assert shared.stop.reason is not None
+    assert shared.stop.reason.startswith("not sent, because 3 requests in a row failed with ServerError")
+    assert (dispatch.rows[-1].row.status, dispatch.rows[-1].row.error_type) == ("skipped", "ServerError")
+
+
+def test_a_slow_source_is_waited_for_half_a_second():
+    """A lane that could carry more begins with what is there, and its items are not held up for long."""
+    dispatch, _ = dispatch_of(None, 4, 10)
+    dispatch.came(item(0))
+    assert dispatch.next_lane(100.0) is None
+    assert dispatch.wait(100.2) == pytest.approx(0.3)
+    lane = dispatch.next_lane(100.5)
+    assert lane is not None
+    assert len(lane.items) == 1
+
+
+def test_requests_that_wait_for_another_run_take_no_place():
+    """Lanes whose workers only wait for claims of other runs make room for further lanes."""
+    dispatch, shared = dispatch_of(100, 1)
+    for row in range(3):
+        dispatch.came(item(row))
+    assert dispatch.next_lane(0.0) is not None
+    assert dispatch.next_lane(0.0) is None
+    shared.rest(1)
+    assert dispatch.next_lane(0.0) is not None
+
+
+class Batch(RuleBasedStateMachine):
+    """A batch in which anything happens in any order."""
+
+    @initialize(
+        total=st.integers(1, 25),
+        in_flight=st.integers(1, 6),
+        shard_size=st.none() | st.integers(1, 6),
+        local=st.booleans(),
+        images=st.none() | st.integers(0, 12),
+        delivers=st.booleans(),
+        bounded=st.booleans(),
+    )
+    def begin(
+        self,
+        total: int,
+        in_flight: int,
+        shard_size: int | None,
+        local: bool,
+        images: int | None,
+        delivers: bool,
+        bounded: bool,
+    ) -> None:
+        self.dispatch, self.shared = dispatch_of(
+            total if bounded else None,
+            in_flight,
+            shard_size,
+            local=local,
+            budget=Budget(images=images),
+            delivers=delivers,
+        )
+        self.budget = images
+        self.in_flight = in_flight
+        self.to_come = total
+        self.came = 0
+        self.lanes: list[Lane] = []
+        self.paid: Counter[str] = Counter()
+        self.rows: list[Done] = []
+        self.left = False
+        self.now = 0.0
+
+    @precondition(lambda self: self.to_come)
+    @rule(some=st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=8))
+    def come(self, some: list[tuple[int, bool]]) -> None:
+        for same, absent in some[: self.to_come]:
+            self.dispatch.came(item(self.came, f"tree {same}", known_absent=absent))
+            self.came += 1
+            self.to_come -= 1
+        if not self.to_come:
+            self.dispatch.source_ended()
+
+    @rule(seconds=st.floats(0, 1))
+    def submit(self, seconds: float) -> None:
+        self.now += seconds
+        while (lane := self.dispatch.next_lane(self.now)) is not None:
+            self.lanes.append(lane)
+        while self.dispatch.to_look_up:
+            of = self.dispatch.to_look_up.popleft()
+            self.dispatch.looked_up(of, recorded=self.paid[of.request.request_hash] > 0)
+
+    @precondition(lambda self: self.lanes)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        lane = self.lanes.pop(data.draw(st.integers(0, len(self.lanes) - 1)))
+        kinds = st.sampled_from(["paid", "cached", "ModerationError", "ServerError", "402", "lost", "again"])
+        done: list[Done | None] = []
+        for of in lane.items:
+            kind = data.draw(kinds) if of.may_pay else "cached"
+            if self.paid[of.request.request_hash]:
+                kind = "cached"
+            done.append(self.outcome(of, kind, lane))
+        finish(self.dispatch, self.shared, lane, done)
+
+    def outcome(self, of: Item, kind: str, lane: Lane) -> Done | None:
+        match kind:
+            case "paid":
+                self.paid[of.request.request_hash] += 1
+                return generated(of)
+            case "cached":
+                found = generated(of).row.model_copy(update={"status": "cached", "api_calls": 0})
+                return Done(found)
+            case "402":
+                return failed(of, "InsufficientBalanceError")
+            case "lost":
+                return failed(of, "UnknownOutcomeError", paid=1)
+            case "again" if lane.elsewhere:
+                return None
+            case "again":
+                return failed(of, "ModerationError")
+            case _:
+                return failed(of, kind)
+
+    @precondition(lambda self: self.lanes)
+    @rule(data=st.data())
+    def break_down(self, data: st.DataObject) -> None:
+        lane = self.lanes.pop(data.draw(st.integers(0, len(self.lanes) - 1)))
+        self.dispatch.lost(lane, "its process died")
+
+    @precondition(lambda self: self.came > 15 and not self.left)  # late enough for something to happen before
+    @rule(really=st.integers(0, 9))
+    def leave(self, really: int) -> None:
+        if not really:
+            self.shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
+            self.dispatch.leave()
+            self.lanes = []
+            self.left = True
+
+    @invariant()
+    def each_request_has_one_row_at_most(self) -> None:
+        if not hasattr(self, "dispatch"):
+            return
+        self.rows += self.dispatch.rows
+        self.dispatch.rows.clear()
+        rows = [done.row.row for done in self.rows]
+        assert len(rows) == len(set(rows))
+
+    @invariant()
+    def no_more_is_reserved_or_paid_than_the_budget_allows(self) -> None:
+        if not hasattr(self, "dispatch"):
+            return
+        spending = self.shared.limits.spending
+        assert self.budget is None or spending.images + max(0, spending.reserved) <= self.budget
+
+    @invariant()
+    def no_more_is_open_than_may_be_in_flight(self) -> None:
+        if hasattr(self, "dispatch") and not self.dispatch.sizing.local:
+            assert sum(lane.width for lane in self.lanes) <= self.in_flight
+
+    def teardown(self) -> None:
+        if not hasattr(self, "dispatch"):
+            return
+        self.dispatch.source_ended()
+        for _ in range(200):
+            self.submit(1.0)
+            for lane in self.lanes:
+                outcomes = [
+                    self.outcome(of, "cached" if not of.may_pay else "paid", lane) for of in lane.items
+                ]
+                finish(self.dispatch, self.shared, lane, outcomes)
+            self.lanes = []
+            if self.dispatch.finished:
+                break
+        self.rows += self.dispatch.rows
+        assert self.dispatch.finished
+        assert sorted(done.row.row for done in self.rows) == list(range(self.came))
+        by_row = {done.row.row: done for done in self.rows}
+        assert not any(done.images_paid for done in by_row.values() if done.row.status == "skipped")
+        if not self.left:  # else what was under way may still be reserved
+            assert self.shared.limits.spending.reserved == 0
+
+
+TestBatch = Batch.TestCase
+TestBatch.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
