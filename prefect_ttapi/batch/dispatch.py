@@ -129,6 +129,13 @@ class Dispatch:
         self._lanes.append(lane)
         return lane
 
+    def withdraw(self, lane: Lane) -> None:
+        """Take a lane back that no task runner took."""
+        self._lanes.remove(lane)
+        for item in lane.items:
+            del self._open[item.row]
+        self._filling = [*lane.items, *self._filling]
+
     def wait(self, now: float) -> float | None:
         """Return the seconds after which a lane may begin though its items are few; None: only events matter."""
         return max(0.0, self._filled_at - now) if self._filling and self._has_room() else None

@@ -229,7 +229,12 @@ class Running:
         dispatch = self._dispatch
         while (lane := dispatch.next_lane(time.monotonic())) is not None:
             self._begun[lane] = time.monotonic()
-            submit(lane).add_done_callback(partial(self._tell, lane))
+            try:
+                future = submit(lane)
+            except BaseException:
+                dispatch.withdraw(lane)
+                raise
+            future.add_done_callback(partial(self._tell, lane))
         while dispatch.to_look_up:
             item = dispatch.to_look_up.popleft()
             dispatch.looked_up(item, recorded=self._is_recorded(item))

@@ -168,6 +168,24 @@ def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
     assert shared.stop.reason is None
 
 
+def test_a_lane_that_nobody_took_was_not_sent():
+    """Its requests, and their duplicates, go on as if it had never been; nothing stays reserved for them."""
+    dispatch, shared = dispatch_of(3, budget=Budget(images=5))
+    for row in range(3):
+        dispatch.came(item(row, f"tree {row % 2}"))
+    dispatch.source_ended()
+    lane = dispatch.next_lane(0.0)
+    assert lane is not None
+    dispatch.withdraw(lane)
+    shared.stop.set("not sent, because the batch was interrupted")
+    assert dispatch.next_lane(0.0) is None
+    assert sorted((done.row.row, done.row.status) for done in dispatch.rows) == [
+        (row, "skipped") for row in range(3)
+    ]
+    assert dispatch.finished
+    assert shared.limits.spending.reserved == 0
+
+
 def test_who_leaves_tells_what_is_known():
     """What ended before the batch was left keeps its outcome; what was begun may be paid; the rest was not sent."""
     dispatch, shared = dispatch_of(3, 4, 3)
