@@ -19,10 +19,10 @@ from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import Known, remember
 from prefect_ttapi.batch.lanes import Plan, Shared, shared_here
+from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.running import Running, is_local, lanes
 from prefect_ttapi.batch.sizing import Sizing
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError

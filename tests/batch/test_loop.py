@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from prefect_ttapi.batch.items import Item
-from prefect_ttapi.batch.running import Came, Ended, Source
+from prefect_ttapi.batch.loop import Came, Ended, Source
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import Stop
 

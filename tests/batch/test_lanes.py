@@ -1,0 +1,123 @@
+"""A lane's items on their way to their rows: no Prefect run is needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from prefect_ttapi.batch import lanes
+from prefect_ttapi.batch.breaker import Breaker
+from prefect_ttapi.batch.items import Done, Item, row_of
+from prefect_ttapi.batch.lanes import Lane, LaneRun, Shared
+from prefect_ttapi.generation.budget import Budget
+from prefect_ttapi.generation.limits import Limits
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.store import ImageStore
+
+
+def items(count: int) -> tuple[Item, ...]:
+    return tuple(
+        Item(number, ImageRequest(prompt=f"tree {number}", model="gpt-image-1")) for number in range(count)
+    )
+
+
+def finished(item: Item) -> Done:
+    return Done(row_of(item, "sandbox").model_copy(update={"status": "generated", "api_calls": 1}))
+
+
+class Doing:
+    """What is done with each item, as a test wants it."""
+
+    def __init__(self, do: Callable[[Item, Waiting | None], Done | Waiting]) -> None:
+        self.outcome = do
+
+
+def shared() -> Shared:
+    return Shared(Limits(), Breaker(3))
+
+
+def test_one_slow_request_holds_up_no_other():
+    """While one request of a lane is slow, its other workers do all the rest."""
+    rest = threading.Semaphore(0)
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        if item.row == 0:
+            for _other in range(5):
+                assert rest.acquire(timeout=30)
+        else:
+            rest.release()
+        return finished(item)
+
+    results = LaneRun(Lane(items(6), width=2), Doing(do), shared()).results()
+    assert [done.row.row for done in results] == list(range(6))
+
+
+def test_a_narrow_lane_keeps_the_order():
+    """With a width of 1, one request is done after the other."""
+    order: list[int] = []
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        order.append(item.row)
+        return finished(item)
+
+    LaneRun(Lane(items(20), width=1), Doing(do), shared()).results()
+    assert order == list(range(20))
+
+
+def test_who_waits_for_another_run_lets_others_pass(store: ImageStore):
+    """A request that waits for somebody else's claim lets those behind it pass, comes back, and is idle meanwhile."""
+    claim = Ledger(store, "sandbox", "theirs").acquire(items(1)[0].request.request_hash)
+    ours = Ledger(store, "sandbox", "ours")
+    passed: list[int] = []
+    batch = shared()
+
+    def do(item: Item, waiting: Waiting | None) -> Done | Waiting:
+        if item.row == 0:
+            found = ours.try_acquire(item.request.request_hash, waiting=waiting)
+            if isinstance(found, Waiting):
+                if len(passed) == 4:
+                    claim.release()
+                return found
+            found.release()
+        passed.append(item.row)
+        return finished(item)
+
+    LaneRun(Lane(items(5), width=1), Doing(do), batch).results()
+    assert passed == [1, 2, 3, 4, 0]
+    assert batch.idle == 0
+
+
+def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store, monkeypatch: pytest.MonkeyPatch):
+    """With nothing else to do it waits for a while, and then leaves its places to others."""
+    monkeypatch.setattr(lanes, "_PATIENCE", 0.2)
+    claim = Ledger(store, "sandbox", "theirs").acquire(items(1)[0].request.request_hash)
+    ours = Ledger(store, "sandbox", "ours")
+
+    def do(item: Item, waiting: Waiting | None) -> Done | Waiting:
+        found = ours.try_acquire(item.request.request_hash, waiting=waiting) if item.row == 0 else None
+        return found if isinstance(found, Waiting) else finished(item)
+
+    results = LaneRun(Lane(items(3), width=2, share=Budget()), Doing(do), shared()).results()
+    assert [done and done.row.row for done in results] == [None, 1, 2]
+    claim.release()
+
+
+def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
+    """A lane ends as soon as its batch is left, whatever its workers still wait for; it begins nothing more."""
+    answer = threading.Event()
+    batch = shared()
+    begun: list[int] = []
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        begun.append(item.row)
+        batch.left.set()
+        assert answer.wait(30)
+        return finished(item)
+
+    assert LaneRun(Lane(items(3), width=1), Doing(do), batch).results() == [None] * 3
+    assert batch.known() == {0: None}
+    answer.set()
+    assert begun == [0]
