@@ -381,6 +381,13 @@ class Work:
         return row.model_copy(update={"delivered": tuple(copies)})
 
 
+class Results(list[Done | None]):
+    """A lane's rows; Prefect writes the repr of a failed state into the log, where rows and prompts have no place."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} row(s)"
+
+
 def _lane_name(parameters: dict[str, Any]) -> str:
     """Return `generate-gpt-image-2-3f9a12`, or `generate-34-requests-from-68`."""
     items = parameters["lane"].items
@@ -393,7 +400,7 @@ def _lane_name(parameters: dict[str, Any]) -> str:
 @task(name="generate-lane", task_run_name=named(_lane_name), cache_policy=NO_CACHE, persist_result=False)
 def generate_lane(
     lane: Lane, credentials: TTAPICredentials, store: ImageStore, plan: Plan
-) -> list[Done | None] | State[list[Done | None]]:
+) -> list[Done | None] | State[Results]:
     """Generate and deliver each item of a lane; return a row for each, in order.
 
     None stands for an item that nobody waits for any longer, or one that another run is still paying for. A lane of
@@ -410,7 +417,7 @@ def generate_lane(
     only = results[0] if len(results) == 1 else None
     if only is not None and only.row.status == "failed":
         row = plan.options.shown.row(only.row)
-        return Failed(message=f"{row.error_type}: {row.error}", data=results)
+        return Failed(message=f"{row.error_type}: {row.error}", data=Results(results))
     return results
 
 
