@@ -130,15 +130,6 @@ NAMES = [
         lambda: "task_runner" in fields_of(prefect.context.FlowRunContext),
     ),
     Undocumented(
-        "prefect.task_runners.TaskRunner.submit(task, parameters), past Task.submit",
-        r"\brunner\.submit\(",
-        "Task.submit with a task runner as an argument",
-        lambda: (
-            list(inspect.signature(prefect.task_runners.TaskRunner.submit).parameters)[:3]
-            == ["self", "task", "parameters"]
-        ),
-    ),
-    Undocumented(
         'TaskRun.task_inputs["__parents__"]',
         r"\"__parents__\"",
         "TaskRun.parent_task_run_id, as flow runs have it",
