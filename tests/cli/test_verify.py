@@ -20,6 +20,8 @@ from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown
 from tests.support.generations import API, fresh_image, request_of
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture
@@ -117,6 +119,26 @@ def test_a_living_claim_is_no_finding(store: ImageStore) -> None:
         assert found_in(store) == {}
         claim.release()
     assert set(found_in(store)) == {Kind.ORPHAN}
+
+
+def test_what_is_stored_while_one_looks_is_in_order(store: ImageStore) -> None:
+    """An image that is younger than the listing is looked for once more before its record is called broken."""
+    store.write("images/notes.txt", b"", "text/plain")
+    findings = verify(store)
+    assert next(findings).kind is Kind.STRAY
+    manifest(store, paid(store, "late"))
+    assert list(findings) == []
+
+
+def test_an_image_that_cannot_be_looked_for_is_not_called_lost(s3_server: S3Server) -> None:
+    """Where the store refuses to tell, that is the finding: no record is released for it."""
+    refuse = lambda method, path, _: 403 if method == "HEAD" and "/images/" in path else None  # noqa: E731
+    with meddling_proxy(s3_server.url, refuse) as proxy:
+        url = f"s3://{s3_server.new_bucket()}/here"
+        store = ImageStore(url=url, **s3_server.settings(endpoint_url=proxy.url))
+        lost = paid(store, "lost")
+        store.remove(image_key(lost))
+        assert found_in(store) == {Kind.UNREADABLE: {image_key(lost)}}
 
 
 @pytest.mark.parametrize("document", [b"{", b"{}", b'{"format": 2}', b"\xff"])
