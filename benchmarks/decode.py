@@ -115,8 +115,8 @@ Way = Callable[[Load], Sequence[object]]
 
 
 def ours(server: str) -> Way:
+    from prefect_ttapi.api.client import TTAPIClient
     from prefect_ttapi.requests import ImageRequest
-    from prefect_ttapi.wire.client import TTAPIClient
 
     clients = {load: TTAPIClient(KEY, server + load.path) for load in (FIRST, *LOADS)}
     return lambda load: (

@@ -26,14 +26,14 @@ from pathlib import Path
 # the S3 services are those of the tests
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.ceph import PACKAGES, ceph_server, missing_programs
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server

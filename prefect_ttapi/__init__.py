@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prefect_ttapi.api.client import TTAPIClient
     from prefect_ttapi.batch import BatchReport, Budget, Price, agenerate_batch, generate_batch
     from prefect_ttapi.caching import REQUEST_HASH
     from prefect_ttapi.credentials import TTAPICredentials
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     )
     from prefect_ttapi.images.renditions import Rendition
     from prefect_ttapi.requests import ImageRequest
-    from prefect_ttapi.responses import (
+    from prefect_ttapi.results import (
         CompletedImage,
         DeliveredImage,
         GeneratedImages,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     )
     from prefect_ttapi.storage.store import ImageStore
     from prefect_ttapi.tasks import adeliver_images, agenerate_images, deliver_images, generate_images
-    from prefect_ttapi.wire.client import TTAPIClient
 
 __all__ = [
     "REQUEST_HASH",
@@ -93,8 +93,8 @@ __all__ = [
 _MODULES = (
     "prefect_ttapi.errors",
     "prefect_ttapi.requests",
-    "prefect_ttapi.responses",
-    "prefect_ttapi.wire.client",
+    "prefect_ttapi.results",
+    "prefect_ttapi.api.client",
     "prefect_ttapi.images.renditions",
     "prefect_ttapi.storage.store",
     "prefect_ttapi.credentials",

@@ -9,9 +9,9 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 from pydantic_core import PydanticCustomError
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.storage.settings import NotMapped
-from prefect_ttapi.wire.client import TTAPIClient
 
 
 class TTAPICredentials(NotMapped, CredentialsBlock):

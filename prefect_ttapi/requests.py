@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-from prefect_ttapi.rules import MODELS, NEEDS, RULES, AnyText, Model
+from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, AnyText, Model
 
 #: What shapes the image, hence the fields of `request_hash`; `variant` is ours and applies to every model.
 SHAPING: Final[tuple[str, ...]] = (

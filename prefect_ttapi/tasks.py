@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
+from prefect_ttapi.api.redaction import withholding
 from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InsufficientBalanceError
@@ -34,11 +35,10 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures
 from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.results import DeliveredImage, Generation
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.redaction import withholding
 
 
 def _generate_name(parameters: dict[str, Any]) -> str:

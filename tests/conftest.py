@@ -13,10 +13,10 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.s3 import new_bucket, s3_server, s3_store  # noqa: F401 - fixtures
 
 # a busy machine is slow: no test is to fail for that

@@ -54,7 +54,7 @@ QUICK_TESTS: Final = (
     "tests/test_private_names.py",
     "tests/storage/test_s3.py",
     "tests/storage/test_objects.py",
-    "tests/wire/test_client.py",
+    "tests/api/test_client.py",
 )
 SCHEDULE_TESTS: Final = "tests/integration/test_schedule*.py"
 

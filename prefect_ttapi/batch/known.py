@@ -29,7 +29,7 @@ from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, read_manifest
-from prefect_ttapi.responses import DeliveredImage, StoredImage
+from prefect_ttapi.results import DeliveredImage, StoredImage
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.layout import BATCHES, IMAGES, MANIFEST, THUMBNAILS, image_key, latest_key
 from prefect_ttapi.storage.objects import Listed

@@ -28,6 +28,7 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Failed
 
+from prefect_ttapi.api.redaction import withholding
 from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
 from prefect_ttapi.batch.options import BatchOptions
@@ -51,10 +52,9 @@ from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.responses import GeneratedImage, StoredImage
+from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.redaction import withholding
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Live, Standing
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
+from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.images.spool import Spool
@@ -47,8 +48,7 @@ from prefect_ttapi.lineage.markdown import (
 )
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.lineage.withheld import Shown
-from prefect_ttapi.responses import StoredImage
-from prefect_ttapi.rules import Model
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import (
     MANIFEST,
     PARQUET,

@@ -15,7 +15,7 @@ from prefect_ttapi.ledger.documents import Payment
 from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
-from prefect_ttapi.responses import Generation, StoredImage
+from prefect_ttapi.results import Generation, StoredImage
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import NoAnswerError, read_metadata
 from prefect_ttapi.storage.store import ImageStore

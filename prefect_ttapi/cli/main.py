@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Final, NoReturn
 
 from prefect_ttapi.errors import StoreError, TTAPIError
-from prefect_ttapi.version import VERSION
+from prefect_ttapi.results import VERSION
 
 #: Name, module, and what `--help` says of it.
 COMMANDS: Final = (

@@ -8,9 +8,9 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from prefect_ttapi.capabilities import Model
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import Usage
-from prefect_ttapi.rules import Model
+from prefect_ttapi.results import Usage
 
 #: Models whose answers have no `usage`.
 _WITHOUT_USAGE: Final = frozenset({"dall-e-2", "dall-e-3"})

@@ -11,10 +11,9 @@ from typing import Any
 from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, GeneratedImage, Generation, StoredImage
+from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.version import VERSION
 
 
 @lru_cache(maxsize=256)

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
 from prefect_ttapi.generation.context import Log, RunContext
@@ -32,7 +34,8 @@ from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import Record
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import (
+from prefect_ttapi.results import (
+    VERSION,
     CompletedImage,
     GeneratedImage,
     GeneratedImages,
@@ -41,9 +44,6 @@ from prefect_ttapi.responses import (
 )
 from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.version import VERSION
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.retries import Guard
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 from prefect_ttapi.errors import BudgetExceeded, NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import GeneratedImages
+from prefect_ttapi.results import GeneratedImages
 from prefect_ttapi.stopping import Stop, StopSending
 
 #: After these nothing was paid, so that the claim can be given back and anyone may send again.

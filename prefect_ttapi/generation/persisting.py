@@ -12,7 +12,7 @@ from prefect_ttapi.errors import NotStoredError, StoreError
 from prefect_ttapi.generation.rescue import Rescue
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Answer, Record
-from prefect_ttapi.responses import GeneratedImage
+from prefect_ttapi.results import GeneratedImage
 from prefect_ttapi.stopping import Stop, backoff
 from prefect_ttapi.storage.store import ImageStore
 

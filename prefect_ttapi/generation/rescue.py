@@ -21,7 +21,7 @@ from prefect_ttapi.images.headers import ImageFacts, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode, encode, record_of
 from prefect_ttapi.ledger.shelf import Shelf
-from prefect_ttapi.responses import GeneratedImage, StoredImage
+from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.storage.layout import image_key, slug_of
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore

@@ -23,7 +23,7 @@ from prefect_ttapi.ledger.transitions import (
     resting,
     unknown,
 )
-from prefect_ttapi.responses import Generation
+from prefect_ttapi.results import Generation
 
 #: From the standing document, what to write in its place; None: nothing.
 Follow = Callable[[Document | None], dict[str, Any] | None]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_ttapi.images.headers import EXTENSIONS
-from prefect_ttapi.responses import Generation
+from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.layout import image_key, is_sha256
 from prefect_ttapi.storage.store import ImageStore
 

@@ -25,7 +25,7 @@ from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import LONGEST_TTL, Document, Payment, Record, State, payment
 from prefect_ttapi.ledger.shelf import Seen, Shelf
 from prefect_ttapi.ledger.transitions import counts
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)

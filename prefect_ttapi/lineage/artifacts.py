@@ -24,11 +24,11 @@ from prefect.context import FlowRunContext, TaskRunContext, get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from prefect_ttapi.capabilities import RULES
 from prefect_ttapi.images.thumbnails import GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.lineage.markdown import CAPTION, REASON, cell, inert, one_line
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import PartialImage
-from prefect_ttapi.rules import RULES
+from prefect_ttapi.results import PartialImage
 
 #: Seconds between two updates of a progress artifact, and after one that failed: Prefect's client tries for a
 #: minute, and whoever waits for it here is a worker that should generate images.

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from prefect_ttapi.lineage.events import image_facts
 from prefect_ttapi.lineage.withheld import Shown
-from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.results import DeliveredImage, Generation
 
 logger: Final = get_logger(__name__)
 

@@ -22,7 +22,7 @@ from prefect.logging import get_logger
 
 from prefect_ttapi.lineage.markdown import one_line
 from prefect_ttapi.lineage.withheld import Shown
-from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.results import DeliveredImage, Generation
 
 logger: Final = get_logger(__name__)
 

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, address, in_bytes, one_line
 from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import is_s3, page_name, url_path
 
 #: Cards on one page: an image each, or a row without images.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage, Usage
+from prefect_ttapi.results import DeliveredImage, Generation, StoredImage, Usage
 
 Status = Literal["generated", "cached", "failed", "skipped"]
 

@@ -19,7 +19,7 @@ from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.totals import Totals
 from prefect_ttapi.lineage.withheld import EVERYTHING, Shown
-from prefect_ttapi.responses import DeliveredImage, Generation, StoredImage
+from prefect_ttapi.results import DeliveredImage, Generation, StoredImage
 
 #: Characters of a prompt in a caption and in a table's cell, of an error's message, of an address.
 CAPTION: Final = 120

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.responses import Usage
+from prefect_ttapi.results import Usage
 
 #: Percent of the answers.
 PERCENTILES: Final = (50, 90, 99)

@@ -11,7 +11,7 @@ from typing import Final
 
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 
 NOT_RECORDED: Final = "prompt not recorded"
 

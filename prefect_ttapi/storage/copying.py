@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.renditions import Rendered, Rendition, render
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.objects import (
     Body,

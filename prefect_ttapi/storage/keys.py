@@ -17,7 +17,7 @@ from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.images.renditions import ORIGINAL, Version
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.objects import checked_key
 
 DEFAULT_KEY: Final = "{slug}-{hash}-{index}.{ext}"

@@ -20,10 +20,10 @@ from botocore.session import Session
 from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.results import VERSION
 from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.objects import PATIENCE, NoAnswerError
 from prefect_ttapi.storage.s3_errors import explain, may_be_expired
-from prefect_ttapi.version import VERSION
 
 Answer = TypeVar("Answer")
 

@@ -16,7 +16,7 @@ from pydantic import HttpUrl
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.renditions import Rendition
-from prefect_ttapi.responses import DeliveredImage, GeneratedImage, StoredImage
+from prefect_ttapi.results import DeliveredImage, GeneratedImage, StoredImage
 from prefect_ttapi.storage.copying import Original, copy_image, pixels_of, put_renditions
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at

@@ -17,7 +17,7 @@ from prefect_ttapi.batch.sizing import Sizing
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import StoredImage, Usage
+from prefect_ttapi.results import StoredImage, Usage
 
 IMAGE = StoredImage(
     uri="file:///a.png", sha256="0" * 64, size_bytes=1, media_type="image/png", width=1, height=1, index=0

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.batch import known as known_module
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.known import Earlier, Known, remember
@@ -18,7 +19,6 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.layout import latest_key
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.engines import engine_of, run_of
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.version import VERSION
+from prefect_ttapi.results import VERSION
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from prefect_ttapi.generation.delivery import deliver, metadata_of
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, Generation, Usage
+from prefect_ttapi.results import DeliveredImage, Generation, Usage
 from prefect_ttapi.storage.objects import Facts, ascii_metadata
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of

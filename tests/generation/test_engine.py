@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import (
     InvalidRequestError,
     Outcome,
@@ -31,7 +32,6 @@ from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.engines import WatchedLimits, engine_of, run_of
 from tests.support.hostile import HostileServer, answer, answered, b64, png
 from tests.support.ledgers import Clock

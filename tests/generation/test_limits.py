@@ -12,7 +12,7 @@ from prefect_ttapi.errors import BudgetExceeded, InvalidRequestError, NotStoredE
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import GeneratedImages, Usage
+from prefect_ttapi.results import GeneratedImages, Usage
 from prefect_ttapi.stopping import Stop, StopSending
 
 REQUEST = ImageRequest(prompt="a tree", model="gpt-image-1", n=2)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
@@ -24,7 +25,6 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.engines import engine_of
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server

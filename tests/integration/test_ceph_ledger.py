@@ -10,6 +10,7 @@ from multiprocessing.queues import Queue
 
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import InvalidRequestError
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.documents import State
@@ -18,7 +19,6 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.engines import WatchedLimits, engine_of
 from tests.support.processes import context, start
 

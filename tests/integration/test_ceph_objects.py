@@ -7,12 +7,12 @@ import time
 import httpx
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import NotStoredError, StoreError
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.ceph import CephServer
 from tests.support.engines import engine_of
 from tests.support.generations import fresh_image, sha256, stored

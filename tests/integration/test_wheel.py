@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.version import VERSION
+from prefect_ttapi.results import VERSION
 from tests.support.prefect_server import ROOT, Server
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from prefect_ttapi.lineage.manifest import Row, Rows, read_manifest, write_manifest
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import Generation, Usage
+from prefect_ttapi.results import Generation, Usage
 from tests.support.rows import failed, generated, stored
 
 ANYTHING = st.recursive(

@@ -17,7 +17,7 @@ from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, batch_markdown, delivery_markdown, image_table, pictures
 from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.responses import Generation, StoredImage
+from prefect_ttapi.results import Generation, StoredImage
 from tests.support.rows import failed, generated, picture, stored
 
 HOSTILE = [

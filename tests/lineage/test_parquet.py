@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.lineage.parquet import ROW_GROUP, parquet_of
-from prefect_ttapi.responses import DeliveredImage, Usage
+from prefect_ttapi.results import DeliveredImage, Usage
 from tests.support.rows import failed, generated
 
 

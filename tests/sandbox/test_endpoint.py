@@ -15,7 +15,7 @@ from PIL import Image
 from prefect_ttapi import rules
 from prefect_ttapi.origins import SANDBOX_ORIGIN, origin_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import Usage
+from prefect_ttapi.results import Usage
 from prefect_ttapi.sandbox import Sandbox
 
 PATH = "/v1/images/generations"

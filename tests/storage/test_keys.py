@@ -13,7 +13,7 @@ from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.keys import (
     DEFAULT_KEY,
     LONGEST_SLUG,

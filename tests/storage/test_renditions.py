@@ -14,7 +14,7 @@ from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import deliver, places_of
 from prefect_ttapi.images.renditions import versions_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, Generation
+from prefect_ttapi.results import DeliveredImage, Generation
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore

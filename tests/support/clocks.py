@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.stopping import Stop
-from prefect_ttapi.wire.limiter import Clock
 
 
 class StoppedClock(Clock):

@@ -8,7 +8,7 @@ import time
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
-from prefect_ttapi.responses import Generation
+from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of
 

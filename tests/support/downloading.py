@@ -7,10 +7,10 @@ import re
 import pytest
 from pydantic import SecretStr
 
+from prefect_ttapi.api.downloads import Downloader
 from prefect_ttapi.errors import DownloadError, Outcome
 from prefect_ttapi.images.headers import ImageFacts
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.wire.downloads import Downloader
 from tests.support.hostile import Behaviour, answer, png
 
 IMAGE = png(noise=200_000)

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, Place
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import GeneratedImages
+from prefect_ttapi.results import GeneratedImages
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 
 
 def run_of(name: str = "run", **facts: Any) -> RunContext:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import GeneratedImage, Generation, StoredImage
+from prefect_ttapi.results import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.storage.store import ImageStore
 
 API = "https://api.ttapi.io"

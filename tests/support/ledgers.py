@@ -8,7 +8,7 @@ from datetime import datetime
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Record
 from prefect_ttapi.ledger.ledger import Ledger
-from prefect_ttapi.responses import Generation
+from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, generation_of, request_of, stored
 

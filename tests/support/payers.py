@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import UnknownOutcomeError
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
-from prefect_ttapi.wire.client import TTAPIClient
 from tests.support.engines import engine_of
 
 #: Requests that each has in flight.

@@ -9,7 +9,7 @@ from PIL import Image
 
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import DeliveredImage, StoredImage, Usage
+from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
 
 
 def picture(width: int = 64, height: int = 48, mode: str = "RGB", form: str = "PNG") -> bytes:

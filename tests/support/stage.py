@@ -11,7 +11,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.responses import StoredImage
+from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 

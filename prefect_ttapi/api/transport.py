@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr
 
+from prefect_ttapi.api.json_stream import DecodingError, EarlyEnd
+from prefect_ttapi.api.limiter import Clock
+from prefect_ttapi.api.outcomes import BREAKS, UNUSABLE, Break, BrokenOff, Failure, judge, read_retry_after
+from prefect_ttapi.api.payload import UnusableAnswer, read_error
+from prefect_ttapi.api.redaction import Redactor, quiet
+from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.origins import is_loopback
-from prefect_ttapi.wire.json_stream import DecodingError, EarlyEnd
-from prefect_ttapi.wire.limiter import Clock
-from prefect_ttapi.wire.outcomes import BREAKS, UNUSABLE, Break, BrokenOff, Failure, judge, read_retry_after
-from prefect_ttapi.wire.payload import UnusableAnswer, read_error
-from prefect_ttapi.wire.redaction import Redactor, quiet
-from prefect_ttapi.wire.retries import Guard
 
 PATH: Final = "/v1/images/generations"
 

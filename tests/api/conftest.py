@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.api.client import TTAPIClient
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import KEY, HostileServer
 

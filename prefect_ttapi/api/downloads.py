@@ -19,16 +19,16 @@ import httpcore
 import httpx
 from pydantic import SecretStr
 
+from prefect_ttapi.api.addresses import PUBLIC, AddressRefused, CheckedBackend, Deadline, Reach
+from prefect_ttapi.api.json_stream import DecodingError
+from prefect_ttapi.api.limiter import Clock
+from prefect_ttapi.api.outcomes import read_retry_after
+from prefect_ttapi.api.redaction import quiet
+from prefect_ttapi.api.transport import decoded
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.stopping import Stop
-from prefect_ttapi.wire.addresses import PUBLIC, AddressRefused, CheckedBackend, Deadline, Reach
-from prefect_ttapi.wire.json_stream import DecodingError
-from prefect_ttapi.wire.limiter import Clock
-from prefect_ttapi.wire.outcomes import read_retry_after
-from prefect_ttapi.wire.redaction import quiet
-from prefect_ttapi.wire.transport import decoded
 
 log: Final = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,9 @@ from pydantic import (
 from prefect_ttapi.errors import Outcome
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
+
+#: The version of the package: what `pyproject.toml` builds, and what records and objects say made them.
+VERSION: Final = "0.1.0"
 
 
 class Usage(BaseModel):

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.wire.json_stream import StreamingJSON
-from prefect_ttapi.wire.outcomes import ErrorBody
-from prefect_ttapi.wire.payload import (
+from prefect_ttapi.api.json_stream import StreamingJSON
+from prefect_ttapi.api.outcomes import ErrorBody
+from prefect_ttapi.api.payload import (
     LONGEST_MESSAGE,
     Item,
     UnusableAnswer,
@@ -22,6 +21,7 @@ from prefect_ttapi.wire.payload import (
     read_error,
     read_usage,
 )
+from prefect_ttapi.images.spool import Spool
 from tests.support.hostile import b64, png
 
 PNG = b64(png())

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pydantic import SecretStr
 
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.transport import decoded
 from prefect_ttapi.errors import InvalidResponseError, Outcome, TTAPIError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.transport import decoded
 from tests.support.hostile import (
     KEY,
     Behaviour,

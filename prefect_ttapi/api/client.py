@@ -11,20 +11,20 @@ from typing import Final, NoReturn, Self
 import httpx
 from pydantic import SecretStr
 
+from prefect_ttapi.api.addresses import reach_from
+from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, Downloader
+from prefect_ttapi.api.image_stream import read_stream
+from prefect_ttapi.api.json_stream import MAX_BYTES
+from prefect_ttapi.api.limiter import Clock, Pace
+from prefect_ttapi.api.outcomes import Failure
+from prefect_ttapi.api.payload import Answer, Item, read_body
+from prefect_ttapi.api.redaction import Redactor, checked_key
+from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
+from prefect_ttapi.api.transport import UNREADABLE, Transport
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
-from prefect_ttapi.wire.addresses import reach_from
-from prefect_ttapi.wire.downloads import MAX_IMAGE_BYTES, Downloader
-from prefect_ttapi.wire.image_stream import read_stream
-from prefect_ttapi.wire.json_stream import MAX_BYTES
-from prefect_ttapi.wire.limiter import Clock, Pace
-from prefect_ttapi.wire.outcomes import Failure
-from prefect_ttapi.wire.payload import Answer, Item, read_body
-from prefect_ttapi.wire.redaction import Redactor, checked_key
-from prefect_ttapi.wire.retries import Attempts, Guard, RetryPolicy
-from prefect_ttapi.wire.transport import UNREADABLE, Transport
+from prefect_ttapi.results import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
 
 log: Final = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from enum import StrEnum
 from itertools import chain
 from typing import Any, Final
 
-from prefect_ttapi.responses import PartialImage
-from prefect_ttapi.wire.json_stream import DecodingError, StreamingJSON
-from prefect_ttapi.wire.outcomes import BrokenOff, ErrorBody
-from prefect_ttapi.wire.payload import Answer, UnusableAnswer, find_error, read_answer, read_body
-from prefect_ttapi.wire.sse import EventEnd, EventStream
+from prefect_ttapi.api.json_stream import DecodingError, StreamingJSON
+from prefect_ttapi.api.outcomes import BrokenOff, ErrorBody
+from prefect_ttapi.api.payload import Answer, UnusableAnswer, find_error, read_answer, read_body
+from prefect_ttapi.api.sse import EventEnd, EventStream
+from prefect_ttapi.results import PartialImage
 
 log: Final = logging.getLogger(__name__)
 

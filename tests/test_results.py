@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import (
+from prefect_ttapi.results import (
     CompletedImage,
     DeliveredImage,
     GeneratedImage,

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.limiter import Pace, Rejection, Window
+from prefect_ttapi.api.outcomes import STATUSES, Failure
+from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
 from prefect_ttapi.errors import Outcome, RateLimitError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.stopping import Stop, StopSending
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.limiter import Pace, Rejection, Window
-from prefect_ttapi.wire.outcomes import STATUSES, Failure
-from prefect_ttapi.wire.retries import Attempts, Guard, RetryPolicy
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import HostileServer, answer, answered, png
 
@@ -257,7 +257,7 @@ def test_a_crowd_finds_the_pace_that_the_server_allows(
     tells of the slower pace in a few lines, not one per request."""
     requests = [ImageRequest(prompt=f"cat {number}", model="gpt-image-1") for number in range(60)]
     with (
-        caplog.at_level(logging.INFO, "prefect_ttapi.wire.limiter"),
+        caplog.at_level(logging.INFO, "prefect_ttapi.api.limiter"),
         TTAPIClient("k", crowded.base_url) as client,
         ThreadPoolExecutor(32) as threads,
     ):

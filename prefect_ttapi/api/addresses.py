@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpcore
 
+from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.origins import is_loopback
-from prefect_ttapi.wire.limiter import Clock
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.redaction import LONGEST_MESSAGE, Redactor, checked_key, quiet
 from prefect_ttapi.errors import TTAPIError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.redaction import LONGEST_MESSAGE, Redactor, checked_key, quiet
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     Behaviour,
@@ -160,7 +160,7 @@ def test_no_failure_shows_a_secret(
     assert error.__context__ is None
     of_no_secret(shown(error))
     of_no_secret("\n".join(logged))
-    assert any(line.startswith("prefect_ttapi.wire") for line in logged)
+    assert any(line.startswith("prefect_ttapi.api") for line in logged)
     assert any(line.startswith("httpcore") for line in logged)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_ttapi.wire.addresses import Address, Reach
-from prefect_ttapi.wire.downloads import DELAYS, Downloader
+from prefect_ttapi.api.addresses import Address, Reach
+from prefect_ttapi.api.downloads import DELAYS, Downloader
 from tests.support.clocks import StoppedClock
 from tests.support.downloading import IMAGE, fetch, redirect, refused
 from tests.support.hostile import (

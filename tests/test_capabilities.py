@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from prefect_ttapi.capabilities import MODELS, RULES
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.rules import MODELS, RULES
 
 
 @dataclass(frozen=True)

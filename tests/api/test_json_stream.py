@@ -16,9 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from prefect_ttapi.api import json_stream
+from prefect_ttapi.api.json_stream import IMAGE_PATHS, SLICE, DecodingError, EarlyEnd, StreamingJSON
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.wire import json_stream
-from prefect_ttapi.wire.json_stream import IMAGE_PATHS, SLICE, DecodingError, EarlyEnd, StreamingJSON
 
 
 def decode(chunks: Iterable[bytes], **options: Any) -> Any:

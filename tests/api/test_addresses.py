@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import httpcore
 import pytest
 
-from prefect_ttapi.wire.addresses import (
+from prefect_ttapi.api.addresses import (
     ANYWHERE,
     PUBLIC,
     Address,
@@ -20,7 +20,7 @@ from prefect_ttapi.wire.addresses import (
     is_public,
     reach_from,
 )
-from prefect_ttapi.wire.limiter import Clock
+from prefect_ttapi.api.limiter import Clock
 
 PUBLIC_ONES = [
     "8.8.8.8",

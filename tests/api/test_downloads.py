@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_ttapi.api.addresses import ANYWHERE
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.downloads import DELAYS, Downloader
 from prefect_ttapi.errors import DownloadError, Outcome
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.wire.addresses import ANYWHERE
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.downloads import DELAYS, Downloader
 from tests.support.clocks import StoppedClock
 from tests.support.downloading import IMAGE, fetch, redirect, refused
 from tests.support.hostile import (

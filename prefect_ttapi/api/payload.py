@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from prefect_ttapi.api.json_stream import StreamingJSON
+from prefect_ttapi.api.outcomes import ErrorBody
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.responses import Usage
-from prefect_ttapi.wire.json_stream import StreamingJSON
-from prefect_ttapi.wire.outcomes import ErrorBody
+from prefect_ttapi.results import Usage
 
 LONGEST_MESSAGE: Final = 2_000  # characters
 _LONGEST_LABEL: Final = 100

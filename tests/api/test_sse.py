@@ -12,7 +12,7 @@ from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_ttapi.wire.sse import EventEnd, EventStream
+from prefect_ttapi.api.sse import EventEnd, EventStream
 
 Event = tuple[str, bytes]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from prefect_ttapi.api.limiter import Clock, Rejection, Turn
+from prefect_ttapi.api.outcomes import Again, Failure, Verdict
 from prefect_ttapi.errors import Outcome, TTAPIError
 from prefect_ttapi.stopping import Stop, StopSending
-from prefect_ttapi.wire.limiter import Clock, Rejection, Turn
-from prefect_ttapi.wire.outcomes import Again, Failure, Verdict
 
 log: Final = logging.getLogger(__name__)
 

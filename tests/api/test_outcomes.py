@@ -10,9 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_ttapi.errors import Outcome
-from prefect_ttapi.wire import image_stream, json_stream, limiter, outcomes, payload, retries, sse
-from prefect_ttapi.wire.outcomes import (
+from prefect_ttapi.api import image_stream, json_stream, limiter, outcomes, payload, retries, sse
+from prefect_ttapi.api.outcomes import (
     ABSURD_SECONDS,
     BREAKS,
     Again,
@@ -22,6 +21,7 @@ from prefect_ttapi.wire.outcomes import (
     judge,
     read_retry_after,
 )
+from prefect_ttapi.errors import Outcome
 
 NOW = 1_700_000_000.0
 
@@ -179,7 +179,7 @@ def test_other_errors_are_not_refused_prompts(error: ErrorBody) -> None:
 )
 def test_the_rules_know_no_network(module: object) -> None:
     """The sans-IO modules import neither httpx nor Prefect, nor anything of ours that does."""
-    forbidden = {"httpx", "httpcore", "prefect", "botocore", "prefect_ttapi.wire.transport"}
+    forbidden = {"httpx", "httpcore", "prefect", "botocore", "prefect_ttapi.api.transport"}
     imported = set()
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
         imported |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()

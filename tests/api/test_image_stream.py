@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import (
     InvalidResponseError,
     Outcome,
@@ -19,8 +20,7 @@ from prefect_ttapi.errors import (
     UnknownOutcomeError,
 )
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.responses import CompletedImage, PartialImage
-from prefect_ttapi.wire.client import TTAPIClient
+from prefect_ttapi.results import CompletedImage, PartialImage
 from tests.support.hostile import (
     Behaviour,
     HostileServer,

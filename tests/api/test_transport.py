@@ -13,6 +13,10 @@ import httpcore
 import pytest
 
 from prefect_ttapi import errors
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.outcomes import Again, judge
+from prefect_ttapi.api.retries import Guard
+from prefect_ttapi.api.transport import UNWRITTEN, WRITING, Sending
 from prefect_ttapi.errors import (
     APIConnectionError,
     InvalidResponseError,
@@ -22,10 +26,6 @@ from prefect_ttapi.errors import (
     UnknownOutcomeError,
 )
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.outcomes import Again, judge
-from prefect_ttapi.wire.retries import Guard
-from prefect_ttapi.wire.transport import UNWRITTEN, WRITING, Sending
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     KEY,

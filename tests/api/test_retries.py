@@ -10,6 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.limiter import Clock
+from prefect_ttapi.api.outcomes import (
+    BREAKS,
+    MODERATED,
+    NEVER_DELIVERED,
+    STATUSES,
+    UNKNOWN,
+    UNUSABLE,
+    Again,
+    Verdict,
+    judge,
+)
+from prefect_ttapi.api.retries import Guard, RetryPolicy, Step
 from prefect_ttapi.errors import (
     AuthenticationError,
     Outcome,
@@ -21,20 +35,7 @@ from prefect_ttapi.errors import (
 )
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import StopSending
-from prefect_ttapi.wire.client import TTAPIClient
-from prefect_ttapi.wire.limiter import Clock
-from prefect_ttapi.wire.outcomes import (
-    BREAKS,
-    MODERATED,
-    NEVER_DELIVERED,
-    STATUSES,
-    UNKNOWN,
-    UNUSABLE,
-    Again,
-    Verdict,
-    judge,
-)
-from prefect_ttapi.wire.retries import Guard, RetryPolicy, Step
+from tests.api.conftest import KEY
 from tests.support.clocks import StoppedClock
 from tests.support.hostile import (
     HostileServer,
@@ -50,7 +51,6 @@ from tests.support.hostile import (
     stall,
     then_close,
 )
-from tests.wire.conftest import KEY
 
 MakeClient = Callable[..., TTAPIClient]
 
