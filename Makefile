@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-dev
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.installed-dev
 	@echo "==> mypy --strict"
@@ -32,7 +33,7 @@ types: $(VENV)/.installed-dev
 
 check: lint types test ## lint, types and tests
 
-integration: $(VENV)/.installed-dev ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw
+integration: $(VENV)/.installed-engines ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw
 	@tests/integration/install-packages
 	@echo "==> pytest -m integration"
 	@$(BIN)/python -m pytest -m integration
@@ -56,6 +57,11 @@ INSTALL = if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/py
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "==> installing prefect-ttapi and what it needs (a minute or two)"
 	@$(call INSTALL,.)
+	@touch $@
+
+$(VENV)/.installed-engines: pyproject.toml constraints.txt | $(VENV)/.installed-dev
+	@echo "==> installing Dask and Ray, for the integration tests"
+	@$(call INSTALL,".[dev,engines]")
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
