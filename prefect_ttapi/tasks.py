@@ -37,6 +37,7 @@ from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation
 from prefect_ttapi.stopping import Stop
+from prefect_ttapi.storage.copying import Original
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 
@@ -131,23 +132,28 @@ def _deliver(
         overwrite=overwrite,
         run_id=run.flow_run_id,
     )
-    delivered = delivery.deliver(generation, values or {}, shown.prompt(generation.request))
+    originals = delivery.originals(generation)
+    delivered = delivery.deliver(generation, values or {}, shown.prompt(generation.request), originals)
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
     )
     materialise_images(generation, delivered, shown)
     images_delivered(generation, delivered, shown)
-    _publish_artifact(generation, delivered, to, shown)
+    _publish_artifact(generation, delivered, originals, to, shown)
     return delivered
 
 
 def _publish_artifact(
-    generation: Generation, delivered: list[DeliveredImage], to: ImageStore, may_show: Shown
+    generation: Generation,
+    delivered: Sequence[DeliveredImage],
+    originals: Sequence[Original],
+    to: ImageStore,
+    may_show: Shown,
 ) -> None:
-    """The artifact of one delivery, with thumbnails read from the copies."""
-    copies = {copy.source_uri: copy for copy in delivered}
+    """Publish the artifact of one delivery, with thumbnails of the bytes that were fetched to be delivered."""
+    by_uri = {original.image.uri: original for original in originals}
     row = may_show.row(Row.of(0, generation, delivered=tuple(delivered)))
-    shown = pictures([row], lambda image: thumbnail_or_none(partial(to.open, copies[image.uri].uri)))
+    shown = pictures([row], lambda image: thumbnail_or_none(lambda: by_uri[image.uri].fetch()()))
     publish_markdown(
         delivery_key(generation.request_hash),
         delivery_markdown(generation, list(islice(shown, PICTURES)), StoreLinks(to), may_show),

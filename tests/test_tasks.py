@@ -27,6 +27,8 @@ from prefect_ttapi import (
     generate_images,
 )
 from prefect_ttapi.sandbox import Sandbox
+from tests.support.meddling import meddling_proxy
+from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -239,6 +241,20 @@ def test_a_single_delivery_leaves_its_lineage(store, shop, credentials):
     found = artifacts_like(f"%{mine.request_hash}%")
     assert len(found) == 2
     assert all(mine.prompt in data for data in found)
+
+
+def test_a_delivered_image_is_read_once(s3_server: S3Server, shop, credentials):
+    """Copy, rendition and the artifact's thumbnail of an image on S3 are made of one reading of it."""
+    mine = REQUEST.model_copy(update={"variant": "read once"})
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        settings = s3_server.settings(endpoint_url=proxy.url)
+        there = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
+        generation = generate_images(mine, credentials, there)
+        proxy.seen.clear()
+        deliver_images(generation, shop, key="{rendition}.{ext}", source=there, renditions=[{"max_size": 32}])
+        assert [method for method, _ in proxy.seen] == ["GET"]
+    (found,) = artifacts_like(f"%{mine.request_hash}%")
+    assert "data:image/webp;base64," in found
 
 
 def test_outside_a_flow_a_mapping_will_do(store, credentials):

@@ -372,7 +372,8 @@ class Work:
             return row
         shown, made = self.options.shown, paid.generation
         try:
-            copies = self.delivery.deliver(made, item.values, shown.prompt(made.request), paid.fresh)
+            originals = self.delivery.originals(made, paid.fresh)
+            copies = self.delivery.deliver(made, item.values, shown.prompt(made.request), originals)
         except Exception as error:
             if not isinstance(error, StoreError | KeyTemplateError | PictureError):
                 logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)

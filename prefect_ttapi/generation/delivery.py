@@ -12,6 +12,7 @@ from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
+from prefect_ttapi.storage.copying import Original
 from prefect_ttapi.storage.keys import KeyTemplate
 from prefect_ttapi.storage.store import ImageStore
 
@@ -114,18 +115,30 @@ class Delivery:
             )
         return places
 
+    def originals(self, generation: Generation, fresh: Sequence[GeneratedImage] = ()) -> list[Original]:
+        """Return the generation's images as they are delivered: the bytes of each are fetched at most once.
+
+        Args:
+            fresh: the images with their bytes at hand, if they are.
+        """
+        at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
+        return [
+            self.to.original(image, self.source, opener)
+            for image, opener in zip(generation.images, at_hand, strict=True)
+        ]
+
     def deliver(
         self,
         generation: Generation,
         values: Mapping[str, Any],
         prompt: str | None = None,
-        fresh: Sequence[GeneratedImage] = (),
+        originals: Sequence[Original] = (),
     ) -> list[DeliveredImage]:
         """Put each version of each image at its key; one that is there already is left as it is.
 
         Args:
             prompt: what may be shown as the prompt, in keys and metadata; by default the prompt itself.
-            fresh: the generation's images with their bytes at hand, if they are.
+            originals: what `originals` gave for the generation, to be used besides.
 
         Raises:
             KeyTemplateError: the template is illegal, or two would get one key; nothing was delivered.
@@ -137,9 +150,8 @@ class Delivery:
         asked_for = {"prompt": told} if self.to.upload.prompt_in_metadata else {}
         asked_for |= {"delivered-in": self.run_id} if self.run_id else {}
         delivered: list[DeliveredImage] = []
-        at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
-        for image, opener in zip(generation.images, at_hand, strict=True):
-            original = self.to.original(image, self.source, opener)
+        for original in originals or self.originals(generation):
+            image = original.image
             metadata = metadata_of(generation, image) | asked_for
             mine = [place for place in places if place.image is image]
             delivered += [
