@@ -34,7 +34,6 @@ from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.assets import materialise_batch
 from prefect_ttapi.lineage.events import batch_completed
-from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
@@ -277,15 +276,7 @@ def _run(
     )
     folder = folder_of_batch(run.place, run.attempt)
     recorder = Recorder(
-        store,
-        options.name,
-        run.flow_run_id or run.place,
-        folder,
-        intake.total,
-        in_flight=lambda: dispatch.in_flight,
-        prices=limits.spending.budget.prices,
-        links=StoreLinks(options.deliver_to, store),
-        record_prompts=options.record_prompts,
+        store, options, run.flow_run_id or run.place, folder, intake.total, lambda: dispatch.in_flight
     )
     running = Running(dispatch, shared, ledger, plan, recorder.add)
     with shared_here(shared, plan.batch_id), recorder, lanes(credentials, store, plan, sizing.most) as submit:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.lanes import Plan, row_of_paid, thumbnails_of
@@ -28,7 +28,7 @@ from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.ledger import Ledger
-from prefect_ttapi.lineage.manifest import Row, read_manifest
+from prefect_ttapi.lineage.manifest import Row, RowFile
 from prefect_ttapi.results import DeliveredImage, StoredImage
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.layout import BATCHES, IMAGES, MANIFEST, THUMBNAILS, image_key, latest_key
@@ -269,38 +269,38 @@ def _folders(store: ImageStore, key: str) -> list[str]:
 
 
 class Earlier:
-    """The rows of earlier manifests that may stand for the requests of a batch; in memory is only where they are."""
+    """The rows of earlier manifests that may stand for the requests of a batch, in a temporary file."""
 
     def __init__(
         self, store: ImageStore, name: str, api_origin: str, wanted: Collection[bytes], thumbnails: bool
     ) -> None:
-        self._places: dict[bytes, tuple[int, int]] = {}
-        self._files: list[BinaryIO] = []
-        self._packs: list[ThumbnailPack | None] = []
+        self._rows = RowFile()
+        self._numbers: dict[bytes, int] = {}  # of a request's row in there
+        self._packs: list[ThumbnailPack | None] = []  # of each row
         self._close = ExitStack()
         try:
             folders = _folders(store, latest_key(name, api_origin))
         except StoreError:
             return
         for folder in folders:
-            if len(self._places) < len(wanted):
+            if len(self._numbers) < len(wanted):
                 self._add(store, folder, wanted, thumbnails)
 
     def _add(self, store: ImageStore, folder: str, wanted: Collection[bytes], thumbnails: bool) -> None:
         try:
-            manifest = self._close.enter_context(store.open(store.uri(f"{folder}/{MANIFEST}")))
+            manifest = store.open(store.uri(f"{folder}/{MANIFEST}"))
         except StoreError:
             return  # deleted since
-        start = 0
-        for line in manifest:
-            found = _HASH.match(line)
-            request = bytes.fromhex(found[1].decode()) if found else b""
-            if request in wanted and request not in self._places and b'"ledger_tag":"' in line:
-                self._places[request] = len(self._files), start
-            start += len(line)
-        self._files.append(manifest)
         pack = ThumbnailPack.of(store, store.uri(f"{folder}/{THUMBNAILS}")) if thumbnails else None
-        self._packs.append(pack)
+        if pack is not None:
+            self._close.callback(pack.close)
+        with manifest:
+            for line in manifest:
+                found = _HASH.match(line)
+                request = bytes.fromhex(found[1].decode()) if found else b""
+                if request in wanted and request not in self._numbers and b'"ledger_tag":"' in line:
+                    self._numbers[request] = self._rows.append(line)
+                    self._packs.append(pack)
 
     def __enter__(self) -> Self:
         return self
@@ -309,25 +309,18 @@ class Earlier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close.close()
-        for pack in self._packs:
-            if pack is not None:
-                pack.close()
 
     def row(self, request_hash: str) -> Row | None:
-        """What the last of these manifests says of a request."""
-        place = self._places.get(bytes.fromhex(request_hash))
-        if place is None:
-            return None
-        file = self._files[place[0]]
-        file.seek(place[1])
+        """Return what the last of these manifests says of a request, or None."""
+        number = self._numbers.get(bytes.fromhex(request_hash))
         try:
-            row = next(read_manifest([file.readline()]), None)
+            row = None if number is None else self._rows.row(number)
         except ValueError:
             return None
         return row if row and row.request_hash == request_hash else None
 
     def thumbnails(self, row: Row) -> tuple[bytes | None, ...]:
-        """The pictures that the row's batch showed of its images; None where there is none."""
-        place = self._places.get(bytes.fromhex(row.request_hash or ""))
-        pack = self._packs[place[0]] if place else None
+        """Return the pictures that the row's batch showed of its images; None where there is none."""
+        number = self._numbers.get(bytes.fromhex(row.request_hash or ""))
+        pack = None if number is None else self._packs[number]
         return tuple(pack.get(image.sha256) if pack else None for image in row.images)

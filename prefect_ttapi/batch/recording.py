@@ -19,6 +19,7 @@ from prefect.logging import get_run_logger
 
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Live, Standing
+from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
 from prefect_ttapi.capabilities import Model
@@ -35,7 +36,7 @@ from prefect_ttapi.lineage.artifacts import (
     publish_table,
 )
 from prefect_ttapi.lineage.gallery import pages
-from prefect_ttapi.lineage.links import PLAIN, StoreLinks
+from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
 from prefect_ttapi.lineage.markdown import (
     CELL,
@@ -47,7 +48,6 @@ from prefect_ttapi.lineage.markdown import (
     pictures,
 )
 from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.lineage.withheld import Shown
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import (
     MANIFEST,
@@ -165,38 +165,31 @@ class Recorder:
 
     Args:
         store: where manifest and gallery page go.
-        name: the batch's name.
+        options: of the batch.
         flow_run_id: the run it belongs to.
         folder: of manifest and page, in `store`.
         total: how many rows there will be, where that is known.
         in_flight: tells how many requests are under way.
-        prices: what models cost, where that is known.
-        links: where a browser finds images, page and manifest.
-        record_prompts: whether page and artifacts show prompts, or the requests' hashes; the manifest has them.
     """
 
     def __init__(
         self,
         store: ImageStore,
-        name: str,
+        options: BatchOptions,
         flow_run_id: str,
         folder: str,
         total: int | None,
-        *,
         in_flight: Callable[[], int] | None = None,
-        prices: Mapping[Model, Price] | None = None,
-        links: StoreLinks = PLAIN,
-        record_prompts: bool = True,
     ) -> None:
         self._store = store
-        self._name = name
+        self._name = options.name
         self._flow_run_id = flow_run_id
         self._folder = folder
         self._total = total
         self._in_flight = in_flight
-        self._prices = prices or {}
-        self._links = links
-        self._may_show = Shown(record_prompts)
+        self._prices: Mapping[Model, Price] = (options.budget and options.budget.prices) or {}
+        self._links = StoreLinks(options.deliver_to, store)
+        self._may_show = options.shown
         self._started = time.monotonic()
         self._totals = Totals()
         self._sent = 0
@@ -204,10 +197,10 @@ class Recorder:
         self._sending = 0.0
         self._rows = RowFile()
         self._thumbnails = ThumbnailFile()
-        self._progress = Progress(batch_key(name, "progress"), f"{name}: images")
+        self._progress = Progress(batch_key(options.name, "progress"), f"{options.name}: images")
         self._parts = Parts(store, folder, self._rows)
         self._log = _run_log()
-        shown = one_line(name, 60)
+        shown = one_line(options.name, 60)
         self._live = Live(self._standing, lambda line: self._log.info("%s: %s", shown, line))
         self._running = ExitStack()
 

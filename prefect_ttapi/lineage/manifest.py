@@ -232,14 +232,24 @@ class RowFile:
         self._sizes = array("q")
         self.mark = Mark()
         for line in filter(bytes.strip, lines):
-            self._put(self.mark.rows, line)
+            self.append(line)
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, number: int) -> bytes:
+    def _line(self, number: int) -> bytes:
         """Return a row's line; it is empty where the row never came."""
         return self._spool.read_at(self._starts[number], self._sizes[number])
+
+    def row(self, number: int) -> Row:
+        """Return a row. ValueError: its line is no row."""
+        return _row(self._line(number), number + 1)
+
+    def append(self, line: bytes) -> int:
+        """Keep a manifest's line as the last row; return its number."""
+        number = len(self)
+        self._put(number, line)
+        return number
 
     def add(self, row: Row) -> None:
         """Keep a row."""
@@ -247,7 +257,7 @@ class RowFile:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the rows that came, in the order of the requests."""
-        return filter(None, map(self.__getitem__, range(len(self))))
+        return filter(None, map(self._line, range(len(self))))
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows that came, in the order of the requests."""
@@ -306,7 +316,7 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | Rows:
         selected = self._selected[index]
         if isinstance(selected, int):
-            return _row(self._file[selected], selected + 1)
+            return self._file.row(selected)
         part = Rows(self._open)
         part._file, part._selected = self._file, selected
         return part

@@ -19,8 +19,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from prefect_ttapi import ImageStore, Price
+from prefect_ttapi import Budget, ImageStore, Price
 from prefect_ttapi.batch.items import Done
+from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
@@ -46,7 +47,7 @@ def done(number: int, more: int = 0) -> Done:
 def record(
     store: ImageStore, dones: Iterable[Done], notes: tuple[str, ...] = (), **options: object
 ) -> BatchReport:
-    with Recorder(store, "campaign", "run", FOLDER, None, **options) as recorder:
+    with Recorder(store, BatchOptions(name="campaign", **options), "run", FOLDER, None) as recorder:
         for each in dones:
             recorder.add(each)
         return recorder.finish(notes)
@@ -105,7 +106,7 @@ def test_the_report_counts_money_and_what_was_saved(store: ImageStore) -> None:
         store,
         [done(0), cached, Done(failed(2))],
         notes=("40 tokens over the limit of 4,000",),
-        prices={"gpt-image-2": Price(per_image=0.5)},
+        budget=Budget(prices={"gpt-image-2": Price(per_image=0.5)}),
     )
     assert (report.totals.usd, report.totals.usd_saved) == (0.5, 1.0)
     assert (report.totals.images_cached, report.totals.tokens_saved) == (2, 4169)
