@@ -13,12 +13,11 @@ from typing import Any, ParamSpec, TypeVar
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import Known, remember
-from prefect_ttapi.batch.lanes import Plan, Shared, shared_here
+from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
 from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch

@@ -1,13 +1,37 @@
-"""A batch's units: a request at its place, and what became of it."""
+"""A batch's units: a request at its place, what is done with it, and what became of it."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from prefect_ttapi.errors import LaneLostError
+from prefect_ttapi.api.redaction import withholding
+from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.errors import (
+    BudgetExceeded,
+    InsufficientBalanceError,
+    KeyTemplateError,
+    LaneLostError,
+    PictureError,
+    StoreError,
+    TTAPIError,
+)
+from prefect_ttapi.generation.delivery import Delivery
+from prefect_ttapi.generation.engine import Engine, Paid, other_payments
+from prefect_ttapi.generation.limits import may_cost, perhaps_paid
+from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
+from prefect_ttapi.ledger.ledger import Waiting
+from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.results import GeneratedImage, StoredImage
+from prefect_ttapi.stopping import StopSending
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,3 +89,98 @@ def lost(item: Item, api_origin: str | None, why: str) -> Done:
 def _unsure(item: Item, api_origin: str | None, error: str, error_type: str | None) -> Done:
     update = {"status": "failed", "error": error, "error_type": error_type, "maybe_paid": (error,)}
     return Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with one item of a lane: generated, delivered, and told in a row."""
+
+    engine: Engine
+    options: BatchOptions
+    delivery: Delivery | None
+
+    def outcome(self, item: Item, waiting: Waiting | None) -> Done | Waiting:
+        """Return the item's row, or the claim of another run that it waits for."""
+        engine, stop = self.engine, self.engine.limits.stop
+        origin = engine.ledger.api_origin
+        if stop.reason:
+            return skipped(item, origin, stop.reason, stop.error_type)
+        shown = self.options.shown
+        try:
+            with withholding(shown.withheld(item.request)):
+                paid = self._paid(item, waiting)
+        except BudgetExceeded as error:
+            return skipped(item, origin, str(error), "BudgetExceeded")
+        except StopSending as error:
+            return skipped(item, origin, str(error), stop.error_type)
+        except Exception as error:
+            asked = row_of(item, origin)
+            if isinstance(error, InsufficientBalanceError):
+                balance_exhausted(origin, str(error))
+            elif not isinstance(error, TTAPIError | StoreError):
+                logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
+            return Done(_failed(asked, error), images_paid=item.request.n if may_cost(error) else 0)
+        if isinstance(paid, Waiting):
+            return paid
+        row = row_of_paid(item, paid)
+        return Done(
+            self._delivered(row, paid, item),
+            thumbnails=(
+                thumbnails_of(engine.store, row.images, paid.fresh) if self.options.thumbnails else ()
+            ),
+            images_paid=len(paid.generation.images) if paid.sent else 0,
+        )
+
+    def _paid(self, item: Item, waiting: Waiting | None) -> Paid | Waiting:
+        denial = self.engine.limits.spending.denial(0) if item.may_pay else "the budget is used up"
+        if denial is None:
+            return self.engine.try_generate(item.request, waiting, known_absent=item.known_absent)
+        found = self.engine.look_up(item.request)
+        if found is None:
+            raise BudgetExceeded(denial)
+        return found
+
+    def _delivered(self, row: Row, paid: Paid, item: Item) -> Row:
+        """Return the row with its copies, or failed with its images where they could not be delivered."""
+        if self.delivery is None:
+            return row
+        shown, made = self.options.shown, paid.generation
+        try:
+            originals = self.delivery.originals(made, paid.fresh)
+            copies = self.delivery.deliver(made, item.values, shown.prompt(made.request), originals)
+        except Exception as error:
+            if not isinstance(error, StoreError | KeyTemplateError | PictureError):
+                logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
+            return _failed(row, error)
+        images_delivered(made, copies, shown)
+        return row.model_copy(update={"delivered": tuple(copies)})
+
+
+def row_of_paid(item: Item, paid: Paid) -> Row:
+    """Return the row of a request whose images are in the store."""
+    maybe_paid, also_paid = other_payments(paid)
+    return Row.of(
+        item.row,
+        paid.generation,
+        "generated" if paid.sent else "cached",
+        maybe_paid=maybe_paid,
+        also_paid=also_paid,
+        values=item.values,
+        ledger_tag=paid.record.tag,
+        ledger_size=paid.record.size,
+    )
+
+
+def _failed(row: Row, error: Exception) -> Row:
+    calls = {"api_calls": error.attempts, "seconds": error.elapsed} if isinstance(error, TTAPIError) else {}
+    paid = {"maybe_paid": (*row.maybe_paid, str(error))} if not row.images and perhaps_paid(error) else {}
+    failure = {"status": "failed", "error": str(error), "error_type": type(error).__name__}
+    return row.model_copy(update=failure | calls | paid)
+
+
+def thumbnails_of(
+    store: ImageStore, images: Sequence[StoredImage], fresh: Sequence[GeneratedImage] = ()
+) -> tuple[bytes | None, ...]:
+    """Return one for each image, from the bytes at hand or else from the store."""
+    openers = [image.open for image in fresh] or [partial(store.open, image.uri) for image in images]
+    return tuple(thumbnail_or_none(opener, GALLERY_BOX) for opener in openers)

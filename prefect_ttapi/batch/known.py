@@ -21,8 +21,8 @@ from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
-from prefect_ttapi.batch.items import Done, Item
-from prefect_ttapi.batch.lanes import Plan, row_of_paid, thumbnails_of
+from prefect_ttapi.batch.items import Done, Item, row_of_paid, thumbnails_of
+from prefect_ttapi.batch.lanes import Plan
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery

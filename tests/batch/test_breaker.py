@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_ttapi.batch.breaker import Breaker
+from prefect_ttapi.batch.lanes import Breaker
 
 ENDS = {
     "ten of a kind": (["ServerError"] * 10, [9]),

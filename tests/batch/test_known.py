@@ -9,9 +9,9 @@ import pytest
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.batch import known as known_module
-from prefect_ttapi.batch.items import Done, Item
+from prefect_ttapi.batch.items import Done, Item, row_of_paid
 from prefect_ttapi.batch.known import Earlier, Known, remember
-from prefect_ttapi.batch.lanes import Plan, row_of_paid
+from prefect_ttapi.batch.lanes import Plan
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest

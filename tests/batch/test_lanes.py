@@ -8,9 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from prefect_ttapi.batch import lanes
-from prefect_ttapi.batch.breaker import Breaker
 from prefect_ttapi.batch.items import Done, Item, row_of
-from prefect_ttapi.batch.lanes import Lane, LaneRun, Shared
+from prefect_ttapi.batch.lanes import Breaker, Lane, LaneRun, Shared
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
