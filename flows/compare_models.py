@@ -17,7 +17,7 @@ from prefect_ttapi.capabilities import MODELS, RULES
 from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, sandbox_if
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
-from prefect_ttapi.images.thumbnails import thumbnail
+from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.contact_sheet import CELL, contact_sheet
 from prefect_ttapi.results import StoredImage
 

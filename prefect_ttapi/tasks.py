@@ -25,8 +25,7 @@ from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.generation.interruption import GRACE, in_thread, to_the_end
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.images.renditions import Rendition, versions_of
-from prefect_ttapi.images.thumbnails import thumbnail_or_none
+from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown, publish_preview, with_previews
 from prefect_ttapi.lineage.assets import materialise_images
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered

@@ -22,7 +22,7 @@ from prefect_ttapi.errors import (
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, Paid, other_payments
 from prefect_ttapi.generation.limits import may_cost, perhaps_paid
-from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail_or_none
+from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row

@@ -25,8 +25,8 @@ from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
+from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.images.thumbnails import thumbnail_or_none
 from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.artifacts import (
     Progress,

@@ -25,7 +25,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from prefect_ttapi.capabilities import RULES
-from prefect_ttapi.images.thumbnails import GALLERY_BOX, as_data_uri, thumbnail_or_none
+from prefect_ttapi.images.renditions import GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.lineage.markdown import CAPTION, REASON, cell, inert, one_line
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import PartialImage

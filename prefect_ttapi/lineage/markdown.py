@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Final
 from urllib.parse import quote
 
-from prefect_ttapi.images.thumbnails import ARTIFACT_BOX, as_data_uri
+from prefect_ttapi.images.renditions import ARTIFACT_BOX, as_data_uri
 from prefect_ttapi.lineage.links import PLAIN, StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.totals import Totals

@@ -13,8 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.sandbox.behaviour import Behaviour
-from prefect_ttapi.sandbox.failures import Refused
+from prefect_ttapi.sandbox.behaviour import Behaviour, Refused
 from prefect_ttapi.sandbox.pictures import Picture, Studio
 
 #: OpenAI's limit for gpt-image-2, pixels on the long side.

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from prefect_ttapi.origins import is_loopback
-from prefect_ttapi.sandbox.behaviour import ITEMS, latency_range
-from prefect_ttapi.sandbox.failures import FAILURES, LOST, checked_name
+from prefect_ttapi.sandbox.behaviour import FAILURES, ITEMS, LOST, checked_name, latency_range
 from prefect_ttapi.sandbox.server import Sandbox
 
 _EXAMPLE = "e.g. --fail 429:0.1 --fail cut:0.01"

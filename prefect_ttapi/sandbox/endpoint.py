@@ -16,8 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from prefect_ttapi.sandbox.answers import Answer, request_of
-from prefect_ttapi.sandbox.behaviour import Behaviour, fate_of, told_by
-from prefect_ttapi.sandbox.failures import FAILURES, Refused, written
+from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Refused, fate_of, told_by, written
 from prefect_ttapi.sandbox.pictures import Studio
 
 #: Longest body that is read, bytes; the longest legal prompt, escaped, is 400 kB.

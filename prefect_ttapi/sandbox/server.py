@@ -19,9 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from prefect_ttapi.origins import SANDBOX_PATH
-from prefect_ttapi.sandbox.behaviour import Behaviour, Items, latency_range
+from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Failure, Items, latency_range, written
 from prefect_ttapi.sandbox.endpoint import Counters, Endpoint
-from prefect_ttapi.sandbox.failures import FAILURES, Failure, written
 from prefect_ttapi.sandbox.pictures import Studio
 
 log: Final = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class Sandbox(Counters):
     Args:
         latency: seconds that images take; a range as `(0.5, 1.5)` or `"0.5-1.5"`.
         fail: rates of failures, 0 to 1, by HTTP status or name, e.g. `{429: 0.1, "cut": 0.01}`; the table is
-            in `prefect_ttapi.sandbox.failures`.
+            in `prefect_ttapi.sandbox.behaviour`.
         seed: another seed gives other pictures, latencies and failures; the same one repeats them.
         api_key: the only right key; None: any.
         items: `model` (as the vendor says), `b64`, `url` or `mixed`.

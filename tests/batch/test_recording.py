@@ -26,7 +26,7 @@ from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import BatchError
-from prefect_ttapi.images.thumbnails import thumbnail
+from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.manifest import Row
 from tests.support.meddling import meddling_proxy
 from tests.support.rows import failed, generated, picture

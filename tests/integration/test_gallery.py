@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.images.thumbnails import GALLERY_BOX, thumbnail
+from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail
 from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.totals import Totals

@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from prefect_ttapi.images.thumbnails import thumbnail
+from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.contact_sheet import CELL, GAP, HEADER, LABEL, contact_sheet
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_ttapi.images.thumbnails import thumbnail
+from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, batch_markdown, delivery_markdown, image_table, pictures

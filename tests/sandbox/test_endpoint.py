@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from prefect_ttapi import rules
+from prefect_ttapi import capabilities
 from prefect_ttapi.origins import SANDBOX_ORIGIN, origin_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import Usage
@@ -46,7 +46,7 @@ def events_of(client: httpx.Client, **body: Any) -> list[dict[str, Any]]:
     return parsed
 
 
-@pytest.mark.parametrize("model", rules.MODELS)
+@pytest.mark.parametrize("model", capabilities.MODELS)
 def test_every_model_answers(client: httpx.Client, model: str) -> None:
     """DALL-E models answer with URLs and no usage, GPT Image models with base64, usage and facts."""
     answer = post(client, model=model).json()

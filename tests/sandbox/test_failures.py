@@ -9,8 +9,7 @@ import httpx
 import pytest
 
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.sandbox.behaviour import Behaviour, chance_of, latency_range
-from prefect_ttapi.sandbox.failures import FAILURES
+from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, chance_of, latency_range
 
 PATH = "/v1/images/generations"
 Connect = Callable[..., httpx.Client]
