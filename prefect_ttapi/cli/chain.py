@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.cli.stores import object_at, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.ledger.documents import Payment
-from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
+from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.results import Generation, StoredImage
@@ -162,28 +161,28 @@ class Search:
 
     def _entry_of(self, request_hash: str, origin: str) -> Iterator[Entry]:
         try:
-            shelf = Shelf(self.store, origin)
+            documents = Documents(self.store, origin)
         except ValueError:  # a copy's metadata may say anything
             return
-        if seen := shelf.read(request_hash):
-            yield _entry(shelf, seen)
+        if seen := documents.read(request_hash):
+            yield _entry(documents, seen)
 
     def _entries_at(self, key: str) -> Iterator[Entry]:
         """Return the document of this key, unless it makes no sense: that is for `verify` to tell."""
         try:
-            shelf, request_hash = shelf_of(self.store, key)
-            if seen := shelf.read(request_hash):
-                yield _entry(shelf, seen)
+            documents, request_hash = documents_at(self.store, key)
+            if seen := documents.read(request_hash):
+                yield _entry(documents, seen)
         except NoAnswerError:
             raise
         except (StoreError, ValueError):
             return
 
 
-def _entry(shelf: Shelf, seen: Seen) -> Entry:
-    record = shelf.record(seen.document)
+def _entry(documents: Documents, seen: Seen) -> Entry:
+    record = documents.record(seen)
     return Entry(
-        uri=shelf.store.uri(shelf.key(seen.document.request_hash)),
+        uri=documents.store.uri(documents.key(seen.document.request_hash)),
         state=seen.document.state,
         run_id=record.run_id if record else None,
         generation=record.generation if record else None,

@@ -19,8 +19,7 @@ from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.ledger import leases
-from prefect_ttapi.ledger.documents import Record, State, decode, record_of
-from prefect_ttapi.ledger.shelf import Seen, Shelf, shelf_of
+from prefect_ttapi.ledger.documents import Documents, Record, Seen, State, decode, documents_at, record_of
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
@@ -284,11 +283,11 @@ def address_of(store: ImageStore, key: str) -> str:
     return store.uri("x").removesuffix("x") + (key if key.isprintable() else ascii(key)[1:-1])
 
 
-def standing(store: ImageStore, key: str) -> tuple[Shelf, Seen | None, Record | None]:
+def standing(store: ImageStore, key: str) -> tuple[Documents, Seen | None, Record | None]:
     """Return the ledger's document of this key as it stands now, what it records, and where that is written."""
-    shelf, request_hash = shelf_of(store, key)
-    seen = shelf.read(request_hash)
-    return shelf, seen, shelf.record(seen.document) if seen else None
+    documents, request_hash = documents_at(store, key)
+    seen = documents.read(request_hash)
+    return documents, seen, documents.record(seen) if seen else None
 
 
 def names(store: ImageStore, record: str, image: str) -> bool:

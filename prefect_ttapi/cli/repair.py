@@ -11,14 +11,12 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from prefect_ttapi.cli.checks import names, standing
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.ledger.documents import Document, State, payment
-from prefect_ttapi.ledger.shelf import Seen, Shelf
+from prefect_ttapi.ledger.documents import Document, Documents, Seen, State, payment
 from prefect_ttapi.ledger.transitions import resting
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.storage.layout import document_in, ledger_key, slug_of
@@ -79,38 +77,40 @@ def _heal(store: ImageStore, finding: Finding) -> Repair:
 
 def _release(store: ImageStore, key: str) -> Repair:
     """Say of a record whose images are not all there that nothing was generated; what was paid stays noted."""
-    shelf, seen, record = standing(store, key)
+    documents, seen, record = standing(store, key)
     if seen is None or record is None or not store.missing(record.generation.images):
         return Repair(True, f"left {key}: it names no missing images any more")
     document = seen.document
     if document.state is State.CLAIMED:
         return Repair(False, f"left {key}: somebody is at work on it")
-    paid = payment(document.token, record.run_id, datetime.now(UTC), "paid for, but its images are lost")
+    paid = payment(document.token, record.run_id, "paid for, but its images are lost")
     notes = {"maybe_paid": document.maybe_paid, "also_paid": (*document.also_paid, paid)}
     said = f"released {key}: the next run pays for it anew; what was paid stays noted"
-    return _swap(shelf, seen, {"state": State.RELEASED} | notes, said)
+    return _swap(documents, seen, {"state": State.RELEASED} | notes, said)
 
 
 def _end_claim(store: ImageStore, finding: Finding) -> Repair:
     """Note that a dead holder's request may have been paid for; an answer that a refresh kept stands again."""
     (key,) = finding.records
-    shelf, seen, record = standing(store, key)
+    documents, seen, record = standing(store, key)
     if seen is None or seen.tag != finding.tag or seen.document.holder is None:
         return Repair(True, f"left {key}: it has changed")
     what = "its holder died or was cut off, perhaps after sending; found when the store was verified"
-    note = payment(seen.document.token, seen.document.holder.run_id, datetime.now(UTC), what)
+    note = payment(seen.document.token, seen.document.holder.run_id, what)
     document, said = seen.document, "its earlier answer stands again"
     if record is None or store.missing(record.generation.images):
         document = document.model_copy(update={"answer": None})
         said = "its outcome is noted as unknown"
-    return _swap(shelf, seen, resting(document, State.UNKNOWN, note), f"ended the claim {key}: {said}")
+    return _swap(documents, seen, resting(document, State.UNKNOWN, note), f"ended the claim {key}: {said}")
 
 
-def _swap(shelf: Shelf, seen: Seen, facts: Mapping[str, Any], line: str) -> Repair:
-    named = {"request_hash": seen.document.request_hash, "api_origin": shelf.api_origin}
+def _swap(documents: Documents, seen: Seen, facts: Mapping[str, Any], line: str) -> Repair:
+    named = {"request_hash": seen.document.request_hash, "api_origin": documents.api_origin}
     document = Document(**named, token=secrets.token_hex(16), sequence=1, **facts)
-    won = shelf.swap(document, seen.tag).won
-    return Repair(won, line if won else f"left {shelf.key(document.request_hash)}: it has changed just now")
+    won = documents.swap(document, seen.tag).won
+    return Repair(
+        won, line if won else f"left {documents.key(document.request_hash)}: it has changed just now"
+    )
 
 
 def _delete_image(store: ImageStore, finding: Finding) -> Repair:

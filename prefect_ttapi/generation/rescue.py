@@ -19,8 +19,16 @@ from typing import Any, Final
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import ImageFacts, read_image
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode, encode, record_of
-from prefect_ttapi.ledger.shelf import Shelf
+from prefect_ttapi.ledger.documents import (
+    Answer,
+    Document,
+    Documents,
+    Record,
+    State,
+    decode,
+    encode,
+    record_of,
+)
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.storage.layout import image_key, slug_of
 from prefect_ttapi.storage.objects import Facts
@@ -87,7 +95,9 @@ class Rescue:
             sequence=0,
             answer=answer,
         )
-        place.write(Shelf(place, self._api_origin).key(request_hash), encode(document), "application/json")
+        place.write(
+            Documents(place, self._api_origin).key(request_hash), encode(document), "application/json"
+        )
 
     def take(self, request_hash: str) -> Rescued | None:
         """The answer to a request; None where there is none, or one that is damaged, which the log says.
@@ -117,7 +127,7 @@ class Rescue:
         place = ImageStore(url=str(folder))
         try:
             place.objects.delete(
-                Shelf(place, self._api_origin).key(request_hash)
+                Documents(place, self._api_origin).key(request_hash)
             )  # first: whole or not at all
         except StoreError as error:
             self._log.warning("what the store has is left in the rescue folder: %s", error)
@@ -126,7 +136,7 @@ class Rescue:
     def _read(self, folder: Path, request_hash: str) -> Rescued | None:
         _check_owner(folder)
         place = ImageStore(url=str(folder))
-        data = place.read(Shelf(place, self._api_origin).key(request_hash))
+        data = place.read(Documents(place, self._api_origin).key(request_hash))
         if data is None:
             raise ValueError("it was not finished, or is being removed")
         document = decode(data, request_hash, self._api_origin)

@@ -6,14 +6,24 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
 from prefect_ttapi.ledger import leases
-from prefect_ttapi.ledger.documents import Answer, Document, Payment, Record, State, packed, payment
-from prefect_ttapi.ledger.shelf import Seen, Shelf, Swap
+from prefect_ttapi.ledger.documents import (
+    Answer,
+    Document,
+    Documents,
+    Payment,
+    Record,
+    Seen,
+    State,
+    Swap,
+    packed,
+    payment,
+)
 from prefect_ttapi.ledger.transitions import (
     answered,
     counts,
@@ -46,7 +56,7 @@ class Claim:
 
     def __init__(
         self,
-        shelf: Shelf,
+        documents: Documents,
         request_hash: str,
         run_id: str,
         ttl: float,
@@ -56,7 +66,7 @@ class Claim:
     ) -> None:
         self.request_hash = request_hash
         self.token = secrets.token_hex(16)
-        self._shelf = shelf
+        self._documents = documents
         self._run_id = run_id
         self._ttl = ttl
         self._not_before = not_before
@@ -190,7 +200,7 @@ class Claim:
                 lambda standing: answered(standing, answer, {answer.token, self.token}, self._stands)
             )
         assert seen is not None  # noqa: S101 - an answer always leaves a document
-        record = self._shelf.record_as_seen(seen)
+        record = self._documents.record(seen)
         assert record is not None  # noqa: S101 - and holds an answer
         if any(note.token == answer.token for note in record.also_paid):
             what = "request %s was paid for twice: the answer of run %s was recorded first, this run's is not used"
@@ -214,7 +224,7 @@ class Claim:
 
         Where the store fails that is logged, as in `release`, and comes to the same.
         """
-        note = payment(self.token, self._run_id, datetime.now(UTC), f"{outcome}: {message}")
+        note = payment(self.token, self._run_id, f"{outcome}: {message}")
         self._let_go(lambda standing: unknown(standing, note))
 
     @property
@@ -260,18 +270,18 @@ class Claim:
         self._sequence += 1
         document = Document(
             request_hash=self.request_hash,
-            api_origin=self._shelf.api_origin,
+            api_origin=self._documents.api_origin,
             token=self.token,
             sequence=self._sequence,
             **facts,
         )
-        return self._shelf.swap(document, seen.tag if seen else None)
+        return self._documents.swap(document, seen.tag if seen else None)
 
-    def _stands(self, document: Document) -> bool:
+    def _stands(self, _: Document) -> bool:
         """Whether somebody else's answer is as good as one of this claim's own."""
-        record = self._shelf.record(document)
+        record = self._documents.record(self._seen) if self._seen else None
         return (
             record is not None
             and self.counts(record)
-            and not self._shelf.store.missing(record.generation.images)
+            and not self._documents.store.missing(record.generation.images)
         )

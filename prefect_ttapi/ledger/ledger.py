@@ -16,14 +16,22 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from prefect_ttapi.errors import UnknownOutcomeError
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
-from prefect_ttapi.ledger.documents import LONGEST_TTL, Document, Payment, Record, State, payment
-from prefect_ttapi.ledger.shelf import Seen, Shelf
+from prefect_ttapi.ledger.documents import (
+    LONGEST_TTL,
+    Document,
+    Documents,
+    Payment,
+    Record,
+    Seen,
+    State,
+    payment,
+)
 from prefect_ttapi.ledger.transitions import counts
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.store import ImageStore
@@ -86,7 +94,7 @@ class Ledger:
         if on_dead_claim not in ("retry", "unknown"):
             raise ValueError(f'on_dead_claim must be "retry" or "unknown", not {on_dead_claim!r}')
         self._store = store
-        self._shelf = Shelf(store, api_origin)
+        self._documents = Documents(store, api_origin)
         self._run_id = run_id
         self._ttl = ttl
         self._on_dead_claim = on_dead_claim
@@ -97,7 +105,7 @@ class Ledger:
     @property
     def api_origin(self) -> str:
         """Whose answers these are."""
-        return self._shelf.api_origin
+        return self._documents.api_origin
 
     @property
     def log(self) -> logging.Logger | logging.LoggerAdapter[Any]:
@@ -107,11 +115,11 @@ class Ledger:
     @property
     def prefix(self) -> str:
         """Every record's key is this, the request's hash and `.json`: one listing tells which there are."""
-        return self._shelf.prefix
+        return self._documents.prefix
 
     def key(self, request_hash: str) -> str:
         """The key of a request's record in the store."""
-        return self._shelf.key(request_hash)
+        return self._documents.key(request_hash)
 
     def look_up(
         self, request_hash: str, not_before: datetime | None = None, *, missing: Missing | None = None
@@ -125,7 +133,7 @@ class Ledger:
         Raises:
             StoreError: the store fails, or holds something that makes no sense under this hash.
         """
-        seen = self._shelf.read(request_hash)
+        seen = self._documents.read(request_hash)
         return self._hit(seen, not_before, missing or self._store.missing) if seen else None
 
     def acquire(
@@ -167,7 +175,7 @@ class Ledger:
         self._store.check_once()
         # before the read: a claim that this read finds unchanged has stood at least until now
         asked = self._clock()
-        seen = None if known_absent and waiting is None else self._shelf.read(request_hash)
+        seen = None if known_absent and waiting is None else self._documents.read(request_hash)
         while True:
             record = self._hit(seen, not_before, self._store.missing) if seen else None
             if record is not None:
@@ -203,11 +211,13 @@ class Ledger:
         return Waiting(seen, since, min(_SLOWER * before.pause, _LONGEST_PAUSE))
 
     def _new_claim(self, request_hash: str, not_before: datetime | None) -> Claim:
-        return Claim(self._shelf, request_hash, self._run_id, self._ttl, not_before, self._log, self._clock)
+        return Claim(
+            self._documents, request_hash, self._run_id, self._ttl, not_before, self._log, self._clock
+        )
 
     def _hit(self, seen: Seen, not_before: datetime | None, find_missing: Missing) -> Record | None:
         """The record, if it counts and its images are there."""
-        record = self._shelf.record_as_seen(seen)
+        record = self._documents.record(seen)
         if record is None or not counts(record, not_before, self._run_id):
             return None
         missing = find_missing(record.generation.images)
@@ -222,7 +232,7 @@ class Ledger:
 
     def _kept(self, seen: Seen | None, not_before: datetime | None) -> Any:
         """The answer to keep while a new one is made: an intact one that is only too old for this run."""
-        record = self._shelf.record(seen.document) if seen else None
+        record = self._documents.record(seen) if seen else None
         too_old = record is not None and not counts(record, not_before, self._run_id)
         return seen.document.answer if seen and too_old else None
 
@@ -243,7 +253,7 @@ class Ledger:
             return document.maybe_paid
         found_by = self._run_id if self._on_dead_claim == "unknown" else None
         what = "its holder died or was cut off, perhaps after sending"
-        note = payment(document.token, document.holder.run_id, datetime.now(UTC), what, found_by)
+        note = payment(document.token, document.holder.run_id, what, found_by)
         return (*document.maybe_paid, note)
 
     def _own(self, notes: tuple[Payment, ...]) -> tuple[Payment, ...]:

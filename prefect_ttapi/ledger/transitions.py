@@ -6,7 +6,7 @@ Each gives the facts of the new document, without what names the write, or None 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from prefect_ttapi.ledger.documents import Answer, Document, Payment, Record, State, payment
@@ -78,19 +78,18 @@ def answered(
     kept = standing.answer
     if kept is not None and kept.token == answer.token:
         return None  # written before, and the store's answer lost; or by whoever found it in a rescue folder
-    now = datetime.now(UTC)
     maybe = _without(standing.maybe_paid, *tokens)
     also = standing.also_paid
     kept_counts = kept is not None and stands(standing)
     if kept_counts and standing.state is State.GENERATED:
-        note = payment(answer.token, answer.run_id, now, "answered too, after another answer was recorded")
+        note = payment(answer.token, answer.run_id, "answered too, after another answer was recorded")
         also = (*_without(also, answer.token), note)
         return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also}
     if standing.holder is not None and standing.token not in tokens:
         what = "held the claim when another answer was recorded"
-        maybe = (*maybe, payment(standing.token, standing.holder.run_id, now, what))
+        maybe = (*maybe, payment(standing.token, standing.holder.run_id, what))
     if kept is not None and kept_counts:
-        note = payment(kept.token, kept.run_id, now, "was the record, until a late answer beat a refresh")
+        note = payment(kept.token, kept.run_id, "was the record, until a late answer beat a refresh")
         also = (*also, note)
     return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
 

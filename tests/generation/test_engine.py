@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -266,7 +265,7 @@ def test_the_claim_is_proven_after_what_waits_before_a_send(store, client, sandb
 def test_who_else_paid_is_told_for_people(store, client):
     """Payments that may have been, and those in vain, are apart, in words."""
     paid = engine_of(store, client, "one").generate(request_for("a bill"))
-    notes = [payment(name, name, datetime.now(UTC), f"sent by {name}") for name in ("first", "second")]
+    notes = [payment(name, name, f"sent by {name}") for name in ("first", "second")]
     made = paid.generation.model_copy(update={"earlier_outcomes": (Outcome.REJECTED, Outcome.SERVER_FAULT)})
     record = paid.record.model_copy(
         update={"generation": made, "maybe_paid": (notes[0],), "also_paid": (notes[1],)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from prefect_ttapi.ledger.documents import Document, Record, State, decode, record_of
-from prefect_ttapi.ledger.shelf import Shelf
+from prefect_ttapi.ledger.documents import Document, Documents, Record, State, decode, record_of
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 
@@ -15,9 +14,9 @@ API = "sandbox"
 
 def documents(store: ImageStore) -> Iterator[Document]:
     """All of the ledger's documents, each found to make sense."""
-    shelf = Shelf(store, API)
-    for listed in store.list(shelf.prefix):
-        request_hash = listed.key.removeprefix(shelf.prefix).removesuffix(".json")
+    prefix = Documents(store, API).prefix
+    for listed in store.list(prefix):
+        request_hash = listed.key.removeprefix(prefix).removesuffix(".json")
         found = store.read_document(listed.key)
         assert found is not None
         yield decode(found[0], request_hash, API)
