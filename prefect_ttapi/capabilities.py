@@ -1,4 +1,4 @@
-"""What each model accepts: one table, and the kinds of rule it is made of.
+"""What each model accepts: one table of rules.
 
 The rules are the vendor's (POST /v1/images/generations); that `stream` and `partial_images` are for GPT Image
 models only is OpenAI's.
@@ -7,121 +7,91 @@ models only is OpenAI's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, get_args
 
 Model = Literal["gpt-image-2", "gpt-image-1.5", "gpt-image-1", "dall-e-3", "dall-e-2"]
 MODELS: Final[tuple[str, ...]] = get_args(Model)
 
 
-class Rule(Protocol):
+@dataclass(frozen=True)
+class Rule:
     """What one field may hold for one model; `legal` says it to a person."""
 
-    @property
-    def legal(self) -> str: ...
-
-    def allows(self, value: Any) -> bool: ...
+    legal: str
+    allows: Callable[[Any], bool]
 
 
-@dataclass(frozen=True)
-class OneOf:
-    values: tuple[Any, ...]
-
-    @property
-    def legal(self) -> str:
-        return ", ".join(map(str, self.values))
-
-    def allows(self, value: Any) -> bool:
-        return value in self.values
+def one_of(*values: Any) -> Rule:
+    """Return the rule that allows these values."""
+    return Rule(", ".join(map(str, values)), values.__contains__)
 
 
-@dataclass(frozen=True)
-class Between:
-    low: int
-    high: int
-
-    @property
-    def legal(self) -> str:
-        return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
-
-    def allows(self, value: Any) -> bool:
-        return self.low <= int(value) <= self.high
+def between(low: int, high: int) -> Rule:
+    """Return the rule that allows whole numbers from `low` to `high`."""
+    return Rule(f"{low}" if low == high else f"{low} to {high}", range(low, high + 1).__contains__)
 
 
-@dataclass(frozen=True)
-class Characters:
-    most: int
-
-    @property
-    def legal(self) -> str:
-        return f"1 to {self.most:,} characters, not all of them blank"
-
-    def allows(self, value: Any) -> bool:
-        return len(value) <= self.most and bool(value.strip())
+def characters(most: int) -> Rule:
+    """Return the rule that allows at most so many characters, of which one is not blank."""
+    return Rule(
+        f"1 to {most:,} characters, not all of them blank",
+        lambda text: len(text) <= most and bool(text.strip()),
+    )
 
 
-@dataclass(frozen=True)
-class AnyText:
-    legal: str = "any text"
+def _is_free_size(size: str) -> bool:
+    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
+    if sides is None:
+        return size == "auto"
+    width, height = int(sides[1]), int(sides[2])
+    return width % 16 == 0 and height % 16 == 0 and width <= 3 * height and height <= 3 * width
 
-    def allows(self, value: Any) -> bool:  # noqa: ARG002 - a Rule like the others
-        return True
 
-
-@dataclass(frozen=True)
-class FreeSize:
-    """gpt-image-2's sizes. An upper bound is the server's to set: the vendor documents none."""
-
-    legal: str = "auto, or WIDTHxHEIGHT with both sides divisible by 16 and an aspect ratio from 1:3 to 3:1"
-
-    def allows(self, value: Any) -> bool:
-        if value == "auto":
-            return True
-        sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", value)
-        if sides is None:
-            return False
-        width, height = int(sides[1]), int(sides[2])
-        return width % 16 == 0 and height % 16 == 0 and width <= 3 * height and height <= 3 * width
-
+#: gpt-image-2's sizes. An upper bound is the server's to set: the vendor documents none.
+FREE_SIZE: Final = Rule(
+    "auto, or WIDTHxHEIGHT with both sides divisible by 16 and an aspect ratio from 1:3 to 3:1", _is_free_size
+)
+ANY_TEXT: Final = Rule("any text", lambda _: True)
 
 _GPT_IMAGE: Final[dict[str, Rule]] = {
-    "prompt": Characters(32_000),
-    "n": Between(1, 10),
-    "size": OneOf(("auto", "1024x1024", "1536x1024", "1024x1536")),
-    "quality": OneOf(("auto", "low", "medium", "high")),
-    "background": OneOf(("auto", "transparent", "opaque")),
-    "moderation": OneOf(("auto", "low")),
-    "output_format": OneOf(("png", "jpeg", "webp")),
-    "output_compression": Between(0, 100),
-    "stream": OneOf((False, True)),
-    "partial_images": Between(0, 3),
-    "user": AnyText(),
+    "prompt": characters(32_000),
+    "n": between(1, 10),
+    "size": one_of("auto", "1024x1024", "1536x1024", "1024x1536"),
+    "quality": one_of("auto", "low", "medium", "high"),
+    "background": one_of("auto", "transparent", "opaque"),
+    "moderation": one_of("auto", "low"),
+    "output_format": one_of("png", "jpeg", "webp"),
+    "output_compression": between(0, 100),
+    "stream": one_of(False, True),
+    "partial_images": between(0, 3),
+    "user": ANY_TEXT,
 }
-_URL_OR_BASE64 = OneOf(("url", "b64_json"))
+_URL_OR_BASE64 = one_of("url", "b64_json")
 
 #: What each model's fields may hold. A field that is not listed does not apply to the model: it may hold its
 #: default, which is then neither sent nor hashed.
 RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
-    "gpt-image-2": _GPT_IMAGE | {"size": FreeSize()},
+    "gpt-image-2": _GPT_IMAGE | {"size": FREE_SIZE},
     "gpt-image-1.5": _GPT_IMAGE,
     "gpt-image-1": _GPT_IMAGE,
     "dall-e-3": {
-        "prompt": Characters(4_000),
-        "n": Between(1, 1),
-        "size": OneOf(("auto", "1024x1024", "1792x1024", "1024x1792")),
-        "quality": OneOf(("auto", "standard", "hd")),
+        "prompt": characters(4_000),
+        "n": between(1, 1),
+        "size": one_of("auto", "1024x1024", "1792x1024", "1024x1792"),
+        "quality": one_of("auto", "standard", "hd"),
         "response_format": _URL_OR_BASE64,
-        "style": OneOf(("vivid", "natural")),
-        "user": AnyText(),
+        "style": one_of("vivid", "natural"),
+        "user": ANY_TEXT,
     },
     "dall-e-2": {
-        "prompt": Characters(1_000),
-        "n": Between(1, 10),
-        "size": OneOf(("auto", "256x256", "512x512", "1024x1024")),
-        "quality": OneOf(("auto", "standard")),
+        "prompt": characters(1_000),
+        "n": between(1, 10),
+        "size": one_of("auto", "256x256", "512x512", "1024x1024"),
+        "quality": one_of("auto", "standard"),
         "response_format": _URL_OR_BASE64,
-        "user": AnyText(),
+        "user": ANY_TEXT,
     },
 }
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, SecretStr
 
 from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.api.redaction import checked_key
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.storage.settings import NotMapped
 
@@ -39,8 +39,10 @@ class TTAPICredentials(NotMapped, CredentialsBlock):
     _description = "Key and address of the TTAPI image-generation API."
     _documentation_url = HttpUrl("https://docs.ttapi.io/")
 
-    api_key: SecretStr = Field(title="API key", description="From the TTAPI dashboard; sent as TT-API-KEY.")
-    base_url: str = Field(
+    api_key: Annotated[SecretStr, AfterValidator(checked_key)] = Field(
+        title="API key", description="From the TTAPI dashboard; sent as TT-API-KEY."
+    )
+    base_url: Annotated[str, AfterValidator(checked_base_url)] = Field(
         DEFAULT_BASE_URL,
         title="Base URL",
         description="https://api.ttapi.org is the same service for calls that take long. "
@@ -67,19 +69,6 @@ class TTAPICredentials(NotMapped, CredentialsBlock):
     max_attempts: int = Field(
         4, ge=1, title="Attempts", description="How often a call that surely was not paid for is tried."
     )
-
-    @field_validator("api_key")
-    @classmethod
-    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
-        text = key.get_secret_value().strip()
-        if not text or not text.isascii() or not text.isprintable():
-            raise PydanticCustomError("bad_key", "is empty or holds characters that no API key has")
-        return SecretStr(text)
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_safe(cls, base_url: str) -> str:
-        return checked_base_url(base_url)
 
     @property
     def api_origin(self) -> str:

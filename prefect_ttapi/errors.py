@@ -89,20 +89,6 @@ class TTAPIError(Exception):
         facts = (status, tries, f"outcome: {self.outcome}", not_resent, request_id)
         return f"{self.message} ({', '.join(fact for fact in facts if fact)})"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Exception.__reduce__ would lose the keyword arguments between processes
-        return _rebuild, (
-            type(self),
-            self.message,
-            {k: v for k, v in self.__dict__.items() if k != "message"},
-        )
-
-
-def _rebuild(cls: type[TTAPIError], message: str, facts: dict[str, object]) -> TTAPIError:
-    error = cls(message)
-    error.__dict__.update(facts)
-    return error
-
 
 class InvalidRequestError(TTAPIError):
     """400, 404, 413, 422: the same request would be refused again. Not paid."""

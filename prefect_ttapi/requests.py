@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, Final, LiteralString, Self
 
@@ -19,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
-from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, AnyText, Model
+from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, Model, Rule
 
 #: What shapes the image, hence the fields of `request_hash`; `variant` is ours and applies to every model.
 SHAPING: Final[tuple[str, ...]] = (
@@ -27,7 +28,10 @@ SHAPING: Final[tuple[str, ...]] = (
     "output_compression", "style", "variant",
 )  # fmt: skip
 
-_VARIANT: Final = AnyText("any text of at least one character")
+_VARIANT: Final = Rule("any text of at least one character", bool)
+
+#: No character, hence nothing that can be sent; a pair of them would be one character in Python.
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class ImageRequest(BaseModel):
@@ -68,24 +72,18 @@ class ImageRequest(BaseModel):
     @classmethod
     def _name_unknown_fields(cls, data: Any, handler: Any) -> Any:
         """Report unknown fields with the nearest legal name, together with all other errors."""
-        if not isinstance(data, Mapping):
+        unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, Mapping) else []
+        if not unknown:
             return handler(data)
-        unknown = [name for name in data if name not in cls.model_fields]
-        try:
-            made = handler({name: value for name, value in data.items() if name in cls.model_fields})
-        except ValidationError as error:
-            if not unknown:
-                raise
-            others = [_again(details) for details in error.errors(include_url=False)]
-        else:
-            if not unknown:
-                return made
-            others = []
-        strangers = [
+        found = [
             InitErrorDetails(type=_unknown_field(name), loc=(str(name),), input=data[name])
             for name in unknown
         ]
-        raise ValidationError.from_exception_data(cls.__name__, strangers + others)
+        try:
+            handler({name: value for name, value in data.items() if name in cls.model_fields})
+        except ValidationError as error:
+            found += [_again(details) for details in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(cls.__name__, found)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -116,7 +114,7 @@ class ImageRequest(BaseModel):
             raise _illegal(given, model, f"legal: {rule.legal}" if rule else _only_for(name)) from None
         if value is None:
             return value
-        if isinstance(value, str) and not _is_unicode(value):
+        if isinstance(value, str) and _SURROGATE.search(value):
             raise _illegal(value, model, "it holds a lone surrogate, which is no character and can't be sent")
         if rule is None:
             if value == cls.model_fields[name].default:
@@ -154,16 +152,13 @@ class ImageRequest(BaseModel):
         Args:
             stream: ask for a stream of events, whatever the request says. `partial_images` is sent only then.
         """
-        skipped = {"model", "prompt", "variant", "stream", "partial_images"}
+        skipped = {"model", "prompt", "variant", "stream"} | (set() if stream else {"partial_images"})
         changed = {
             name: value
             for name, field in type(self).model_fields.items()
             if name not in skipped and (value := getattr(self, name)) != field.default
         }
-        streaming = {"stream": True} | (
-            {"partial_images": self.partial_images} if self.partial_images else {}
-        )
-        return {"model": self.model, "prompt": self.prompt} | changed | (streaming if stream else {})
+        return {"model": self.model, "prompt": self.prompt} | changed | ({"stream": True} if stream else {})
 
 
 def _shown(value: object) -> str:
@@ -171,14 +166,6 @@ def _shown(value: object) -> str:
         return f"{len(value):,} characters long"
     text = ascii(value)
     return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _illegal(value: Any, model: str, why: str) -> PydanticCustomError:
@@ -197,7 +184,7 @@ def _unknown_field(name: object) -> PydanticCustomError:
 
 
 def _again(details: Any) -> InitErrorDetails:
-    """An error of an inner validation, to be raised again with others."""
+    """Return an error of an inner validation, to be raised again with others."""
     again = _problem(details["type"], details["msg"])
     return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
 
