@@ -45,7 +45,7 @@ TESTS: Final = (
     "tests/generation",
     "tests/ledger",
     "tests/storage",
-    "tests/wire",
+    "tests/api",
 )
 #: Some of each: what calls other packages most.
 QUICK_TESTS: Final = (
