@@ -24,6 +24,9 @@ _TINY: Final = 64
 _TOKENS: Final = {"low": 272, "medium": 1056, "high": 4160}
 _CHARACTERS_PER_TOKEN: Final = 4
 
+#: The vendor's older form stands around the answer.
+_WRAPPER: Final = ('{"status": "SUCCESS", "message": "success", "data": ', "}")
+
 #: Blocks of the first, second, third unfinished picture are this many pixels wide.
 _BLOCKS: Final = (64, 32, 16)
 
@@ -72,9 +75,7 @@ class Answer:
     async def as_json(self) -> AsyncGenerator[bytes]:
         """Yield one JSON object; the first part comes after the latency, with the first image in it."""
         await asyncio.sleep(self.latency)
-        before, after = (
-            ('{"status": "SUCCESS", "message": "success", "data": ', "}") if self.wrapped else ("", "")
-        )
+        before, after = _WRAPPER if self.wrapped else ("", "")
         facts = json.dumps({"created": int(time.time()), **_facts_of(self.request)})[:-1]
         usage = _usage_of(self.request, self.images)
         counted = f', "usage": {json.dumps(usage)}' if usage else ""
@@ -98,21 +99,17 @@ class Answer:
     async def _event(self, kind: str, index: int, blocks: int = 1, **more: Any) -> bytes:
         kind = f"image_generation.{kind}"
         fields = {"type": kind, "created_at": int(time.time()), **_facts_of(self.request), **more}
-        encoded = await self.studio.base64(self._picture(index, blocks))
+        encoded = await asyncio.to_thread(self.studio.base64, self._picture(index, blocks))
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), _with_base64(fields, encoded))
 
     async def _item(self, index: int) -> bytes:
         picture = self._picture(index)
         revised = {"revised_prompt": f"{self.request.prompt}, as the sandbox sees it"}
         fields = revised if self.request.model == "dall-e-3" else {}
-        as_base64 = {
-            "model": _is_gpt(self.request) or self.request.response_format == "b64_json",
-            "b64": True,
-            "url": False,
-            "mixed": index % 2 == 0,
-        }
+        by_model = _is_gpt(self.request) or self.request.response_format == "b64_json"
+        as_base64 = {"model": by_model, "b64": True, "url": False, "mixed": index % 2 == 0}
         if as_base64[self.behaviour.items]:
-            return _with_base64(fields, await self.studio.base64(picture))
+            return _with_base64(fields, await asyncio.to_thread(self.studio.base64, picture))
         return json.dumps({"url": self.files_url + self.studio.file_for(picture)} | fields).encode()
 
     def _picture(self, index: int, blocks: int = 1) -> Picture:

@@ -104,68 +104,60 @@ def checked_name(name: int | str) -> str:
     return str(name)
 
 
-def _vendor(failure: Failure) -> str:
-    return json.dumps({"status": "FAILED", "message": failure.message, "data": None})
-
-
-def _openai(failure: Failure) -> str:
-    kind = "server_error" if failure.status >= 500 else "invalid_request_error"
-    error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
-    return json.dumps({"error": error})
-
-
-def _html(failure: Failure) -> str:
-    title = f"{failure.status} {failure.message}"
-    return f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
-
-
-_FORMS: Final[Mapping[str, tuple[str, Callable[[Failure], str]]]] = {
-    "vendor": ("application/json", _vendor),
-    "openai": ("application/json", _openai),
-    "html": ("text/html", _html),
-}
-
-
 def written(failure: Failure) -> Response:
     """Return the failure as an HTTP response."""
-    media_type, form = _FORMS[failure.envelope]
-    return Response(form(failure), failure.status, dict(failure.headers), media_type)
+    status, headers = failure.status, dict(failure.headers)
+    if failure.envelope == "html":
+        title = f"{status} {failure.message}"
+        page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+        return Response(page, status, headers, "text/html")
+    content: dict[str, Any]
+    if failure.envelope == "vendor":
+        content = {"status": "FAILED", "message": failure.message, "data": None}
+    else:
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        error = {"message": failure.message, "type": kind, "param": failure.param, "code": failure.code}
+        content = {"error": error}
+    # not JSONResponse, which fails on half a surrogate pair that a message repeats
+    return Response(json.dumps(content), status, headers, "application/json")
 
 
 Items = Literal["model", "b64", "url", "mixed"]
 ITEMS: Final[tuple[str, ...]] = get_args(Items)
 
+_MOST_BYTES: Final = 2**30
 
-@dataclass(frozen=True)
+
+@dataclass(kw_only=True, eq=False)
 class Behaviour:
     """The options of a sandbox.
 
     Attributes:
-        latency: seconds from the shortest to the longest that images take.
-        fail: rates, 0 to 1, by the name of the failure.
+        latency: seconds that images take; a range as `(0.5, 1.5)` or `"0.5-1.5"`.
+        fail: rates of failures, 0 to 1, by HTTP status or name, e.g. `{429: 0.1, "cut": 0.01}`.
         seed: another seed gives other pictures, latencies and failures.
         api_key: the only right key; None: any.
         items: `model`: DALL-E models by `response_format`, url by default, GPT Image models as base64, as the
             vendor says; `b64`, `url`: always; `mixed`: in turns within an answer, from base64.
         tiny: draw at most 64 pixels a side, whatever was asked: for measuring everything else.
-        image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
+        image_bytes: length of each finished PNG, filled up with noise, at most 1 GiB; None: as it comes.
         room: calls that are worked on at once; further ones get 429. None: any number.
 
     Raises:
         ValueError: an option is out of range.
     """
 
-    latency: tuple[float, float] = (0.0, 0.0)
-    fail: Mapping[str, float] = field(default_factory=dict)
+    latency: float | str | tuple[float, float] = 0.0
+    fail: Mapping[int | str, float] = field(default_factory=dict)
     seed: int = 0
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     items: Items = "model"
     tiny: bool = False
     image_bytes: int | None = None
     room: int | None = None
 
     def __post_init__(self) -> None:
-        shortest, longest = self.latency
+        shortest, longest = latency_range(self.latency)
         if not 0 <= shortest <= longest < float("inf"):
             raise ValueError(f"latency goes from a shorter to a longer time in seconds, not {self.latency}")
         for name, rate in self.fail.items():
@@ -174,6 +166,8 @@ class Behaviour:
                 raise ValueError(f"the rate of {name} goes from 0 to 1, not {rate}")
         if sum(self.fail.values()) > 1:
             raise ValueError("the rates of all failures add up to more than 1")
+        if self.image_bytes is not None and not 1 <= self.image_bytes <= _MOST_BYTES:
+            raise ValueError(f"image_bytes goes from 1 to 1 GiB, not {self.image_bytes}")
         if self.room is not None and self.room < 1:
             raise ValueError(f"there is room for at least 1 call, not {self.room}")
         if self.items not in ITEMS:
@@ -236,12 +230,12 @@ def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
     ('429', None)
     """
     chance = random.Random(f"{behaviour.seed}/{request_hash}/{call}")  # noqa: S311 - no secret
-    latency = chance.uniform(*behaviour.latency)
+    latency = chance.uniform(*latency_range(behaviour.latency))
     point, passed = chance.random(), 0.0
     for name, rate in behaviour.fail.items():
         passed += rate
         if point < passed:
-            return Fate(latency, name)
+            return Fate(latency, str(name))
     return Fate(latency)
 
 

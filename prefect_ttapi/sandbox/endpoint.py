@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -68,10 +69,10 @@ class Counters:
     def as_json(self) -> dict[str, Any]:
         """Return all numbers, of one moment; bodies are left out."""
         names = (
-            "in_flight",
             "calls",
             "paid",
             "images",
+            "in_flight",
             "most_in_flight",
             "calls_by_request",
             "paid_by_request",
@@ -118,7 +119,7 @@ class Endpoint:
         self._behaviour = behaviour
         self._counters = counters
         self._studio = studio
-        self._at_work = 0
+        self._room = asyncio.Semaphore(behaviour.room or sys.maxsize)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -151,18 +152,10 @@ class Endpoint:
         images = request.n if fate.images is None else min(request.n, fate.images)
         files_url = f"{http.url.scheme}://{http.url.netloc}{http.scope.get('root_path', '')}/files/"
         answer = Answer(request, images, fate.latency, fate.wrapped, files_url, self._behaviour, self._studio)
-        with self._at_work_on_one_more():
-            await self._send_images(answer, send, headers, cut=fate.failure == "cut")
-
-    @contextmanager
-    def _at_work_on_one_more(self) -> Iterator[None]:
-        if self._behaviour.room is not None and self._at_work >= self._behaviour.room:
+        if self._room.locked():
             raise Refused(FAILURES["429"])
-        self._at_work += 1
-        try:
-            yield
-        finally:
-            self._at_work -= 1
+        async with self._room:
+            await self._send_images(answer, send, headers, cut=fate.failure == "cut")
 
     async def _send_images(self, answer: Answer, send: Send, headers: dict[str, str], *, cut: bool) -> None:
         streaming = answer.request.stream
@@ -173,10 +166,9 @@ class Endpoint:
             start = Response(media_type=media_type, headers=headers)
             del start.headers["content-length"]
             await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
-            if cut:  # returning before the end makes the server close the connection
-                await _send_part(send, first[: len(first) // 2])
-                return
-            await _send_part(send, first)
+            await _send_part(send, first[: len(first) // 2] if cut else first)
+            if cut:
+                return  # before the end: that makes the server close the connection
             async for part in parts:
                 await _send_part(send, part)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

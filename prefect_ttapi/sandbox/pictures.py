@@ -6,20 +6,16 @@ are equal bytes. Colours are flat or change by row only: that is what makes a PN
 
 from __future__ import annotations
 
-import asyncio
 import colorsys
 import io
 import math
-import os
 import random
 import secrets
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import pybase64
 from PIL import Image, ImageDraw, ImageFont
@@ -27,7 +23,6 @@ from PIL import Image, ImageDraw, ImageFont
 from prefect_ttapi.images.lettering import LINE, Lettering, shortened
 
 Colour = tuple[int, int, int]
-_Made = TypeVar("_Made")
 
 #: Longest part of a prompt that is shown, in characters.
 SHOWN: Final = 320
@@ -95,9 +90,7 @@ def _landscape(picture: Picture) -> Image.Image:
         image = Image.new("RGBA", (width, height), (0, 0, 0, 0))
     else:
         sky = Image.new("RGB", (1, 3))
-        sky.putpixel((0, 0), _colour(hue, 0.72, 0.55))
-        sky.putpixel((0, 1), _colour(hue + 0.04, 0.5, 0.85))
-        sky.putpixel((0, 2), _colour(warm, 0.35, 0.98))
+        sky.putdata([_colour(hue, 0.72, 0.55), _colour(hue + 0.04, 0.5, 0.85), _colour(warm, 0.35, 0.98)])
         column = sky.resize((1, max(1, height * 2 // 3)), Image.Resampling.BICUBIC)
         column = column.crop((0, 0, 1, height))
         image = column.resize((width, height), Image.Resampling.NEAREST)
@@ -115,14 +108,11 @@ def _landscape(picture: Picture) -> Image.Image:
 def _hill(width: int, height: int, top: float, chance: random.Random) -> list[tuple[float, float]]:
     waves = [(chance.uniform(0.5, 3.0), chance.uniform(0, math.tau)) for _ in range(2)]
     swing = height * 0.025
-    ridge = [
-        (
-            width * step / _HILL_STEPS,
-            top
-            + sum(swing * math.sin(times * math.tau * step / _HILL_STEPS + shift) for times, shift in waves),
-        )
-        for step in range(_HILL_STEPS + 1)
-    ]
+    ridge = []
+    for step in range(_HILL_STEPS + 1):
+        part = step / _HILL_STEPS
+        rise = sum(swing * math.sin(times * math.tau * part + shift) for times, shift in waves)
+        ridge.append((width * part, top + rise))
     return [*ridge, (width, height), (0, height)]
 
 
@@ -162,13 +152,8 @@ def _write_caption(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
 
 def _encoded(image: Image.Image, picture: Picture) -> bytes:
     file = io.BytesIO()
-    quality = max(1, picture.compression)
-    options = {
-        "png": {"compress_level": 1},
-        "jpeg": {"quality": quality},
-        "webp": {"quality": quality, "method": 0},
-    }
-    image.save(file, picture.output_format, **options[picture.output_format])
+    # each format takes the options that it knows: PNG the first, WebP the others, JPEG the quality
+    image.save(file, picture.output_format, compress_level=1, quality=max(1, picture.compression), method=0)
     return file.getvalue()
 
 
@@ -189,15 +174,12 @@ def padded(png: bytes, noise: bytes) -> bytes:
         return png
     # lower case where the format says: may be skipped, is private, may be copied
     chunk = b"saNd" + noise[:room]
-    return b"".join((png[:-_CHUNK_FRAME], struct.pack(">I", room), chunk, _crc(chunk), png[-_CHUNK_FRAME:]))
-
-
-def _crc(chunk: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(chunk))
+    length, checksum = struct.pack(">I", room), struct.pack(">I", zlib.crc32(chunk))
+    return b"".join((png[:-_CHUNK_FRAME], length, chunk, checksum, png[-_CHUNK_FRAME:]))
 
 
 class Studio:
-    """Draws pictures in threads, so that the event loop goes on serving, now or when their URL is asked for.
+    """Makes pictures now, or when their URL is asked for; both take a while, and belong into a thread.
 
     URLs lead to a bounded table of what to draw, not to images: the oldest of 10,000 are forgotten.
 
@@ -206,37 +188,23 @@ class Studio:
     """
 
     def __init__(self, image_bytes: int | None = None) -> None:
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sandbox-studio")
         self._noise = random.Random(0).randbytes(image_bytes or 0)  # noqa: S311 - no secret
-        self._files: OrderedDict[str, Picture] = OrderedDict()
+        self.files: OrderedDict[str, Picture] = OrderedDict()
 
-    def close(self) -> None:
-        """End the threads; what is being drawn is finished first."""
-        self._threads.shutdown(cancel_futures=True)
-
-    async def base64(self, picture: Picture) -> bytes:
-        """Return the encoded picture in base64."""
-        return await self._in_thread(lambda: pybase64.b64encode(self._made(picture)))
-
-    def file_for(self, picture: Picture) -> str:
-        """Return the name of a file that will be drawn when it is asked for."""
-        name = f"{secrets.token_urlsafe(16)}.{picture.output_format}"
-        self._files[name] = picture
-        if len(self._files) > _FILES_KEPT:
-            self._files.popitem(last=False)
-        return name
-
-    async def file(self, name: str) -> tuple[bytes, str] | None:
-        """Return content and media type of a file, or None where there is none of this name."""
-        picture = self._files.get(name)
-        if picture is None:
-            return None
-        return await self._in_thread(lambda: self._made(picture)), f"image/{picture.output_format}"
-
-    def _made(self, picture: Picture) -> bytes:
+    def made(self, picture: Picture) -> bytes:
+        """Return the encoded picture."""
         encoded = draw(picture)
         fills_up = picture.output_format == "png" and picture.blocks == 1
         return padded(encoded, self._noise) if fills_up else encoded
 
-    async def _in_thread(self, make: Callable[[], _Made]) -> _Made:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+    def base64(self, picture: Picture) -> bytes:
+        """Return the encoded picture in base64."""
+        return pybase64.b64encode(self.made(picture))
+
+    def file_for(self, picture: Picture) -> str:
+        """Return the name of a file that will be drawn when it is asked for."""
+        name = f"{secrets.token_urlsafe(16)}.{picture.output_format}"
+        self.files[name] = picture
+        if len(self.files) > _FILES_KEPT:
+            self.files.popitem(last=False)
+        return name

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -19,26 +19,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
 from prefect_ttapi.origins import SANDBOX_PATH
-from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Failure, Items, latency_range, written
+from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Failure, written
 from prefect_ttapi.sandbox.endpoint import Counters, Endpoint
 from prefect_ttapi.sandbox.pictures import Studio
 
 log: Final = logging.getLogger(__name__)
 
 
-class Sandbox(Counters):
+@dataclass(kw_only=True, eq=False)
+class Sandbox(Behaviour, Counters):
     """Serves the images endpoint with placeholder pictures while its context is open, and counts.
 
-    Args:
-        latency: seconds that images take; a range as `(0.5, 1.5)` or `"0.5-1.5"`.
-        fail: rates of failures, 0 to 1, by HTTP status or name, e.g. `{429: 0.1, "cut": 0.01}`; the table is
-            in `prefect_ttapi.sandbox.behaviour`.
-        seed: another seed gives other pictures, latencies and failures; the same one repeats them.
-        api_key: the only right key; None: any.
-        items: `model` (as the vendor says), `b64`, `url` or `mixed`.
-        tiny: draw at most 64 pixels a side, whatever was asked.
-        image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
-        room: calls that are worked on at once; further ones get 429. None: any number.
+    Besides the options of `Behaviour` it takes
+
+    Attributes:
         host: address to listen at.
         port: 0 is any free one.
 
@@ -47,38 +41,25 @@ class Sandbox(Counters):
         OSError: nothing can listen at host and port; raised on entering.
     """
 
-    def __init__(
-        self,
-        *,
-        latency: float | str | tuple[float, float] = 0.0,
-        fail: Mapping[int | str, float] | None = None,
-        seed: int = 0,
-        api_key: str | None = None,
-        items: Items = "model",
-        tiny: bool = False,
-        image_bytes: int | None = None,
-        room: int | None = None,
-        host: str = "127.0.0.1",
-        port: int = 0,
-    ) -> None:
-        super().__init__()
-        rates = {str(name): rate for name, rate in (fail or {}).items()}
-        self._behaviour = Behaviour(
-            latency_range(latency), rates, seed, api_key, items, tiny, image_bytes, room
-        )
-        self._address = (host, port)
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Counters.__init__(self)
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"port goes from 0 to 65535, not {self.port}")
 
     def __enter__(self) -> Sandbox:
-        host, port = self._address
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.create_server((host, port), family=family, backlog=1024)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        bound = socket.create_server((self.host, self.port), family=family, backlog=1024)
         # told from its descriptor, the socket knows that it is TCP: asyncio turns Nagle's 40 ms off only then
         self._listener = _Listener(fileno=bound.detach())
         self._port = self._listener.getsockname()[1]
-        self._studio = Studio(self._behaviour.image_bytes)
+        studio = Studio(self.image_bytes)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                _app(Endpoint(self._behaviour, self, self._studio), self, self._studio),
+                _app(Endpoint(self, self, studio), self, studio),
                 http="h11", ws="none", lifespan="off", loop="asyncio",
                 # a cut connection is an error to uvicorn, and its own log would say so
                 log_config=None, log_level="critical", access_log=False,
@@ -94,12 +75,11 @@ class Sandbox(Counters):
         self._listener.cut()
         self._server.should_exit = True
         self._thread.join()
-        self._studio.close()
 
     @property
     def base_url(self) -> str:
         """Return what `TTAPI_BASE_URL` is to be; its answers are filed under one origin, whatever the port."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address[0], self._address[0])  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}{SANDBOX_PATH}"
 
 
@@ -136,11 +116,11 @@ def _app(endpoint: Endpoint, counters: Counters, studio: Studio) -> Starlette:
     """Return the application; it answers at the root and under `SANDBOX_PATH` alike."""
 
     async def file(request: Request) -> Response:
-        found = await studio.file(request.path_params["name"])
-        if found is None:
+        picture = studio.files.get(request.path_params["name"])
+        if picture is None:
             raise HTTPException(404)
-        content, media_type = found
-        return Response(content, media_type=media_type)
+        content = await asyncio.to_thread(studio.made, picture)
+        return Response(content, media_type=f"image/{picture.output_format}")
 
     async def stats(_request: Request) -> Response:
         return JSONResponse(counters.as_json())
