@@ -13,13 +13,13 @@ from pydantic import SecretStr
 
 from prefect_ttapi.api.addresses import reach_from
 from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, Downloader
-from prefect_ttapi.api.image_stream import read_stream
 from prefect_ttapi.api.json_stream import MAX_BYTES
 from prefect_ttapi.api.limiter import Clock, Pace
 from prefect_ttapi.api.outcomes import Failure
 from prefect_ttapi.api.payload import Answer, Item, read_body
 from prefect_ttapi.api.redaction import Redactor, checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
+from prefect_ttapi.api.sse import read_stream
 from prefect_ttapi.api.transport import UNREADABLE, Transport
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of

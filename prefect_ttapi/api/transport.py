@@ -31,16 +31,11 @@ KEEPALIVE: Final = 2.0
 _ERROR_BODY_BYTES: Final = 64 * 1024
 _ERROR_BODY_SECONDS: Final = 10.0
 
-#: The first one that fits counts. What is not in here is taken for LOST: a doubt.
-_BREAKS: Final[Mapping[type[Exception], Break]] = {
-    httpx.ConnectError: Break.CONNECTING,
-    httpx.ConnectTimeout: Break.CONNECTING,
-    httpx.PoolTimeout: Break.CONNECTING,
-    httpx.ProxyError: Break.CONNECTING,
-    httpx.UnsupportedProtocol: Break.CONNECTING,
-    httpx.WriteError: Break.SENDING,
-    httpx.WriteTimeout: Break.SENDING,
-    httpx.ReadTimeout: Break.SILENT,
+#: What is not in here is taken for LOST: a doubt.
+_BREAKS: Final[Mapping[Break, tuple[type[Exception], ...]]] = {
+    Break.CONNECTING: (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
+    Break.SENDING: (httpx.WriteError, httpx.WriteTimeout),
+    Break.SILENT: (httpx.ReadTimeout,),
 }
 
 #: Events of httpcore's trace, without their protocol ("http11."), that tell that a request is about to be written,
@@ -79,16 +74,9 @@ class Sending:
             self.unwritten = True
 
 
-class _Redirected(Exception):  # noqa: N818 - raised to get past httpx
-    def __init__(self, response: httpx.Response) -> None:
-        super().__init__("a redirect")
-        self.response = response
-
-
-def _stop_redirects(response: httpx.Response) -> None:
-    # httpx would look at the Location, and fail if it is broken, even where it is not to follow
-    if response.is_redirect:
-        raise _Redirected(response)
+def _forget_location(response: httpx.Response) -> None:
+    # httpx would look at it, and fail if it is broken, even where it is not to follow
+    response.headers.pop("location", None)
 
 
 class Opened:
@@ -171,7 +159,7 @@ class Transport:
             trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             headers={"User-Agent": "prefect-ttapi", "Accept-Encoding": "identity"},
-            event_hooks={"response": [_stop_redirects]},
+            event_hooks={"response": [_forget_location]},
         )
         # how many requests are in flight is the caller's to say
         self._http = make_client(limits=httpx.Limits(keepalive_expiry=KEEPALIVE))
@@ -201,8 +189,6 @@ class Transport:
         with quiet():
             try:
                 response = http.send(request, stream=True)
-            except _Redirected as redirected:
-                return self._redirected(redirected.response)
             except httpx.TransportError as error:
                 return self._broken(error, sending)
         if response.is_success:
@@ -211,18 +197,20 @@ class Transport:
             return self._refused(response)
 
     def _broken(self, error: httpx.TransportError, sending: Sending) -> Failure:
-        broke = next((found for kind, found in _BREAKS.items() if isinstance(error, kind)), Break.LOST)
+        broke = next((found for found, kinds in _BREAKS.items() if isinstance(error, kinds)), Break.LOST)
         if sending.unwritten and broke is not Break.CONNECTING:
             broke = Break.SENDING
         # the operating system's words; those about a broken protocol quote the server's bytes
         spoken = isinstance(error, httpx.NetworkError | httpx.TimeoutException) and str(error)
         return Failure(BREAKS[broke], self._redactor.clean(f"{broke}: {spoken or type(error).__name__}"))
 
-    def _redirected(self, response: httpx.Response) -> Failure:
-        what = "the API answered with a redirect, which is never followed: the key is for base_url only"
-        return Failure(judge(response.status_code), what, response.status_code, self._request_id(response))
-
     def _refused(self, response: httpx.Response) -> Failure:
+        if response.is_redirect:
+            response.close()
+            what = "the API answered with a redirect, which is never followed: the key is for base_url only"
+            return Failure(
+                judge(response.status_code), what, response.status_code, self._request_id(response)
+            )
         error = read_error(self._error_body(response), response.headers.get("content-type"))
         return Failure(
             judge(response.status_code, error),
@@ -278,24 +266,16 @@ def decoded(chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     if encoding not in _WINDOWS:
         raise DecodingError("the body has a Content-Encoding that was not asked for")
     inflate = zlib.decompressobj(_WINDOWS[encoding])
-    for chunk in chunks:
-        rest = chunk
-        while rest:
-            if inflate.eof:  # gzip files may follow one another
-                inflate = zlib.decompressobj(_WINDOWS[encoding])
-            more = True
-            while more and not inflate.eof:
-                piece = _inflate(inflate, rest)
-                rest = inflate.unconsumed_tail
-                more = len(piece) == _PIECE
-                yield piece
-            rest = inflate.unused_data
-    if not inflate.eof:
-        raise EarlyEnd("the compressed body ends early")
-
-
-def _inflate(inflate: zlib._Decompress, data: bytes) -> bytes:
     try:
-        return inflate.decompress(data, _PIECE)
+        for chunk in chunks:
+            rest = chunk
+            while rest:
+                if inflate.eof:  # gzip files may follow one another
+                    inflate = zlib.decompressobj(_WINDOWS[encoding])
+                yield inflate.decompress(rest, _PIECE)
+                rest = inflate.unconsumed_tail or inflate.unused_data
+        yield inflate.flush()
     except zlib.error:
         raise DecodingError("the compressed body is damaged") from None
+    if not inflate.eof:
+        raise EarlyEnd("the compressed body ends early")

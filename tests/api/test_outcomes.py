@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_ttapi.api import image_stream, json_stream, limiter, outcomes, payload, retries, sse
+from prefect_ttapi.api import json_stream, limiter, outcomes, payload, retries, sse
 from prefect_ttapi.api.outcomes import (
     ABSURD_SECONDS,
     BREAKS,
@@ -174,7 +174,7 @@ def test_other_errors_are_not_refused_prompts(error: ErrorBody) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [outcomes, retries, limiter, payload, json_stream, sse, image_stream],
+    [outcomes, retries, limiter, payload, json_stream, sse],
     ids=lambda module: module.__name__,
 )
 def test_the_rules_know_no_network(module: object) -> None:
