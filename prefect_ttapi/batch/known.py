@@ -109,7 +109,7 @@ class Known:
             yield from map(_as_it_comes, items)
             return
         most = min(max(_LEAST_LISTED, _LISTED_PER_LOOK_UP * len(self._wanted)), _MOST_LISTED)
-        records = listing(self._store, self._ledger.prefix, most, self._is_wanted, stop)
+        records = listing(self._store, self._ledger.documents.prefix, most, self._is_wanted, stop)
         with ExitStack() as stack:
             told = stack.enter_context(self._told(records, most, stop))
             threads = stack.enter_context(ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="ttapi-look-up"))
@@ -122,7 +122,7 @@ class Known:
             yield from map(_resolved, window)
 
     def _is_wanted(self, key: str) -> bool:
-        name = key.removeprefix(self._ledger.prefix).removesuffix(".json")
+        name = key.removeprefix(self._ledger.documents.prefix).removesuffix(".json")
         try:
             return bytes.fromhex(name) in self._wanted
         except ValueError:

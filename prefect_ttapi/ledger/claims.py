@@ -1,14 +1,16 @@
-"""A claim on a request: whoever holds it, and only they, may send it and record the answer."""
+"""A claim on a request: its holder, and nobody else, may send it and record the answer. Threads here renew claims."""
 
 from __future__ import annotations
 
-import logging
+import math
+import os
 import secrets
 import threading
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
 from prefect_ttapi.ledger import leases
@@ -16,6 +18,7 @@ from prefect_ttapi.ledger.documents import (
     Answer,
     Document,
     Documents,
+    Log,
     Payment,
     Record,
     Seen,
@@ -35,14 +38,15 @@ from prefect_ttapi.ledger.transitions import (
 )
 from prefect_ttapi.results import Generation
 
-#: From the standing document, what to write in its place; None: nothing.
-Follow = Callable[[Document | None], dict[str, Any] | None]
+#: Threads that renew the claims of a process: one connection that hangs must not let all others run out.
+_MOST_THREADS: Final = 8
 
 
 class ClaimLostError(StoreError):
     """Somebody else holds the claim now, or has recorded an answer: nothing was sent; acquire it again."""
 
 
+@dataclass(eq=False)
 class Claim:
     """The right to send one request, for as long as it is renewed; use it in a `with` block.
 
@@ -51,27 +55,21 @@ class Claim:
 
     Attributes:
         request_hash: what may be sent.
-        maybe_paid: earlier sends whose outcome nobody knows.
+        run_id: the run that pays.
+        ttl: seconds for which the claim stands unrenewed.
+        not_before: records older than this don't count, but for the run's own.
+        token: names the claim.
     """
 
-    def __init__(
-        self,
-        documents: Documents,
-        request_hash: str,
-        run_id: str,
-        ttl: float,
-        not_before: datetime | None,
-        log: logging.Logger | logging.LoggerAdapter[Any],
-        clock: Callable[[], float],
-    ) -> None:
-        self.request_hash = request_hash
+    documents: Documents
+    request_hash: str
+    run_id: str
+    ttl: float
+    not_before: datetime | None
+    log: Log
+
+    def __post_init__(self) -> None:
         self.token = secrets.token_hex(16)
-        self._documents = documents
-        self._run_id = run_id
-        self._ttl = ttl
-        self._not_before = not_before
-        self._log = log
-        self._clock = clock
         self._sequence = 0
         self._seen: Seen | None = None
         self._lost = False
@@ -80,41 +78,39 @@ class Claim:
         self._unrenewed = False
         self._lease_from = 0.0
         self._lock = threading.Lock()  # one write at a time: a renewing thread's or the holder's
-        self._renewer = leases.renewer()
 
     @property
     def maybe_paid(self) -> tuple[Payment, ...]:
+        """Earlier sends whose outcome nobody knows."""
         return self._seen.document.maybe_paid if self._seen else ()
 
     def take(self, seen: Seen | None, maybe_paid: tuple[Payment, ...], answer: Answer | None) -> Swap:
         """Write the claim in the place of what was seen; for the ledger."""
-        leases.own(self)
-        before = self._clock()
-        standing = seen.document if seen else None
+        leases.live[self.token] = self
+        before = leases.clock()
+        won = False
         try:
             swap = self._swap(
                 seen,
                 state=State.CLAIMED,
-                holder=leases.this_process(self._run_id),
-                ttl=self._ttl,
+                holder=leases.this_process(self.run_id),
+                ttl=self.ttl,
                 answer=answer,
                 maybe_paid=maybe_paid,
-                also_paid=standing.also_paid if standing else (),
+                also_paid=seen.document.also_paid if seen else (),
             )
-        except BaseException:
-            leases.disown(self)
-            raise
-        self._seen, self._lease_from = swap.seen, before
-        if not swap.won:
-            leases.disown(self)
+            won, self._seen, self._lease_from = swap.won, swap.seen, before
+        finally:
+            if not won:
+                leases.live.pop(self.token, None)
         return swap
 
-    def bury(self, seen: Seen, maybe_paid: tuple[Payment, ...]) -> Swap:
+    def leave_unknown(self, seen: Seen, note: Payment) -> Swap:
         """Write that a dead holder's request has an unknown outcome, and claim nothing; for the ledger."""
-        return self._swap(seen, **{**resting(seen.document, State.UNKNOWN), "maybe_paid": maybe_paid})
+        return self._swap(seen, **resting(seen.document, State.UNKNOWN, note))
 
     def __enter__(self) -> Self:
-        self._renewer.add(self, self._lease_from + leases.RENEW_AFTER * self._ttl)
+        _renewer(os.getpid()).add(self, self._due)
         return self
 
     def __exit__(
@@ -126,11 +122,11 @@ class Claim:
             elif not self._settled:
                 self.release()
         finally:
-            self._renewer.remove(self)
-            leases.disown(self)
+            _renewer(os.getpid()).remove(self)
+            leases.live.pop(self.token, None)
 
     def renew(self) -> float:
-        """Renew if nobody is writing; when to come back. For the renewing threads."""
+        """Renew unless somebody is writing, and return when to come back; for the renewing threads."""
         if self._lock.acquire(blocking=False):
             try:
                 self._renew()
@@ -138,12 +134,11 @@ class Claim:
             except Exception as error:  # whatever it is, other claims need this thread
                 if not self._unrenewed:
                     what = "the claim on request %s could not be renewed, which is tried again: %s"
-                    self._log.warning(what, self._name, error)
+                    self.log.warning(what, self._name, error)
                 self._unrenewed = True
             finally:
                 self._lock.release()
-        due = self._lease_from + leases.RENEW_AFTER * self._ttl
-        return max(due, self._clock() + leases.RETRY_AFTER * self._ttl)
+        return max(self._due, leases.clock() + leases.RETRY_AFTER * self.ttl)
 
     def before_sending(self) -> None:
         """Prove that the claim still stands: to be called right before the request is sent, each time.
@@ -153,38 +148,38 @@ class Claim:
             StoreError: it can't be proven. In either case, nothing may be sent.
         """
         with self._lock:
-            if self._clock() - self._lease_from > leases.PROVE_AFTER * self._ttl and not self._lost:
+            if self._age > leases.PROVE_AFTER * self.ttl and not self._lost:
                 self._renew()
             self.before_writing()
             self._sent = True
 
     def before_writing(self) -> None:
-        """See that the lease is still young, without asking the store: connecting may have taken long.
+        """Check that the lease is still young, without asking the store: connecting may have taken long.
 
         Raises:
             ClaimLostError, StoreError: as `before_sending`.
         """
         if self._lost:
             raise ClaimLostError(f"the claim on request {self._name} was taken over: nothing was sent")
-        if self._clock() - self._lease_from >= leases.SEND_UNTIL * self._ttl:
+        if self._age >= leases.SEND_UNTIL * self.ttl:
             raise StoreError(f"the claim on request {self._name} took too long to renew: nothing was sent")
 
     def record(self, generation: Generation, *, result_key: str | None = None) -> Record:
-        """`record_answer` of this claim's own answer; its images are stored."""
+        """Record this claim's own answer, whose images are stored, as `record_answer` does."""
         return self.record_answer(self.answer(generation, result_key))
 
     def answer(self, generation: Generation, result_key: str | None = None) -> Answer:
-        """What there is to record of an answer to what was sent under this claim.
+        """Return what there is to record of an answer to what was sent under this claim.
 
         Args:
             result_key: an opaque text to keep with the record.
         """
         return Answer(
-            token=self.token, run_id=self._run_id, generation=packed(generation), result_key=result_key
+            token=self.token, run_id=self.run_id, generation=packed(generation), result_key=result_key
         )
 
     def record_answer(self, answer: Answer) -> Record:
-        """Record an answer, whose images are stored; the record that stands.
+        """Record an answer, whose images are stored, and return the record that stands.
 
         That is somebody else's where theirs was first; this payment is then noted in its `also_paid`.
 
@@ -196,20 +191,17 @@ class Claim:
             StoreError: it is not recorded.
         """
         with self._lock:
-            seen = self._settle(
-                lambda standing: answered(standing, answer, {answer.token, self.token}, self._stands)
-            )
-        assert seen is not None  # noqa: S101 - an answer always leaves a document
-        record = self._documents.record(seen)
-        assert record is not None  # noqa: S101 - and holds an answer
+            seen = self._settle(answer)
+        record = self.documents.record(seen) if seen else None
+        assert record is not None  # noqa: S101 - a document with an answer stands now
         if any(note.token == answer.token for note in record.also_paid):
             what = "request %s was paid for twice: the answer of run %s was recorded first, this run's is not used"
-            self._log.warning(what, self._name, record.run_id)
+            self.log.warning(what, self._name, record.run_id)
         return record
 
     def counts(self, record: Record) -> bool:
-        """Whether a record is young enough for who holds this claim."""
-        return counts(record, self._not_before, self._run_id)
+        """Return whether a record is young enough for the holder of this claim."""
+        return counts(record, self.not_before, self.run_id)
 
     def release(self) -> None:
         """Give the claim back: the request was surely not paid for.
@@ -217,24 +209,31 @@ class Claim:
         Where the store fails that is logged, as another error is on its way: the claim then counts as a dead
         holder's.
         """
-        self._let_go(lambda standing: released(standing, self.token))
+        self._let_go(None)
 
     def mark_unknown(self, message: str, outcome: str = Outcome.UNKNOWN) -> None:
-        """The request was sent and may have been paid for: within this run it is not sent again by itself.
+        """Note that the request was sent and may be paid for: within this run it is not sent again by itself.
 
         Where the store fails that is logged, as in `release`, and comes to the same.
         """
-        note = payment(self.token, self._run_id, f"{outcome}: {message}")
-        self._let_go(lambda standing: unknown(standing, note))
+        self._let_go(payment(self.token, self.run_id, f"{outcome}: {message}"))
 
     @property
     def _name(self) -> str:
         return self.request_hash[:12]
 
+    @property
+    def _age(self) -> float:
+        return leases.clock() - self._lease_from
+
+    @property
+    def _due(self) -> float:
+        return self._lease_from + leases.RENEW_AFTER * self.ttl
+
     def _renew(self) -> None:
         if self._lost or self._settled or self._seen is None:
             return
-        before = self._clock()
+        before = leases.clock()
         seen: Seen | None = self._seen
         # what stands may be an earlier renewal, whose answer was lost
         while seen is not None and is_claim(seen.document, self.token):
@@ -244,44 +243,106 @@ class Claim:
                 self._lease_from = before
                 return
         self._lost = True
-        self._log.warning("the claim on request %s is no longer held: somebody took it over", self._name)
+        self.log.warning("the claim on request %s is no longer held: somebody took it over", self._name)
 
-    def _let_go(self, follow: Follow) -> None:
+    def _let_go(self, note: Payment | None) -> None:
         try:
             with self._lock:
-                self._settle(follow)
+                self._settle(note)
         except StoreError as error:
             self._settled = True
-            self._log.warning("the claim on request %s stays until it expires: %s", self._name, error)
+            self.log.warning("the claim on request %s stays until it expires: %s", self._name, error)
 
-    def _settle(self, follow: Follow) -> Seen | None:
-        """Write what follows from the standing document, whoever changes it meanwhile; what stands then.
+    def _settle(self, end: Answer | Payment | None) -> Seen | None:
+        """Write how the claim ends, whoever changes the document meanwhile, and return what stands then.
 
-        `follow` gives None where there is nothing to write.
+        Args:
+            end: the answer; a payment that may have been made; None: surely nothing was paid.
         """
         won = False
-        while not won and (facts := follow(self._seen.document if self._seen else None)) is not None:
+        while not won and (facts := self._facts_after(end)) is not None:
             swap = self._swap(self._seen, **facts)
             won, self._seen = swap.won, swap.seen
         self._settled = True
         return self._seen
 
+    def _facts_after(self, end: Answer | Payment | None) -> dict[str, Any] | None:
+        standing = self._seen.document if self._seen else None
+        match end:
+            case Answer():
+                return answered(standing, end, {end.token, self.token}, stands=self._is_answered_beside(end))
+            case Payment():
+                return unknown(standing, end)
+        return released(standing, self.token)
+
+    def _is_answered_beside(self, answer: Answer) -> bool:
+        """Return whether another answer stands that is as good as this one, images and all."""
+        kept = self._seen.document.answer if self._seen else None
+        if self._seen is None or kept is None or kept.token == answer.token:
+            return False
+        record = self.documents.record(self._seen)
+        return (
+            record is not None
+            and self.counts(record)
+            and not self.documents.store.missing(record.generation.images)
+        )
+
     def _swap(self, seen: Seen | None, **facts: Any) -> Swap:
         self._sequence += 1
         document = Document(
             request_hash=self.request_hash,
-            api_origin=self._documents.api_origin,
+            api_origin=self.documents.api_origin,
             token=self.token,
             sequence=self._sequence,
             **facts,
         )
-        return self._documents.swap(document, seen.tag if seen else None)
+        return self.documents.swap(document, seen.tag if seen else None)
 
-    def _stands(self, _: Document) -> bool:
-        """Whether somebody else's answer is as good as one of this claim's own."""
-        record = self._documents.record(self._seen) if self._seen else None
-        return (
-            record is not None
-            and self.counts(record)
-            and not self._documents.store.missing(record.generation.images)
-        )
+
+class _Renewer:
+    """A few threads that renew all claims of the process. They end with the last, and start with the next ones."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, tuple[float, Claim]] = {}
+        self._changed = threading.Condition()
+        self._threads = 0
+
+    def add(self, claim: Claim, when: float) -> None:
+        """Renew the claim from `when` on, on `leases.clock`."""
+        with self._changed:
+            self._due[claim.token] = when, claim
+            if self._threads < min(len(self._due), _MOST_THREADS):
+                self._threads += 1
+                threading.Thread(target=self._run, name="ttapi-renewals", daemon=True).start()
+            self._changed.notify()
+
+    def remove(self, claim: Claim) -> None:
+        """Leave the claim alone from now on."""
+        with self._changed:
+            self._due.pop(claim.token, None)
+            if not self._due:
+                self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (claim := self._next()) is not None:
+            again = claim.renew()
+            with self._changed:
+                if claim.token in self._due:
+                    self._due[claim.token] = again, claim
+
+    def _next(self) -> Claim | None:
+        """Return the next claim, once it is due; None when there are none left."""
+        with self._changed:
+            while self._due:
+                when, claim = min(self._due.values(), key=lambda due: due[0])
+                if (wait := when - leases.clock()) <= 0:
+                    self._due[claim.token] = math.inf, claim  # no other thread's, until it is renewed
+                    return claim
+                self._changed.wait(min(wait, threading.TIMEOUT_MAX))
+            self._threads -= 1
+            return None
+
+
+@lru_cache(maxsize=1)
+def _renewer(pid: int) -> _Renewer:  # noqa: ARG001 - threads don't survive a fork
+    return _Renewer()

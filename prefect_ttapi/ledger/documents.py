@@ -7,6 +7,7 @@ recognises their own write when they read it back.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ from prefect_ttapi.storage.layout import (
 )
 from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
+
+#: Where it is told what is waited for, taken over, sent again.
+Log = logging.Logger | logging.LoggerAdapter[Any]
 
 #: Seconds. Nobody waits longer than this for a claim, whatever a document says.
 LONGEST_TTL: Final = 3600.0

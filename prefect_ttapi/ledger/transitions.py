@@ -1,11 +1,11 @@
-"""What may be written over what stands, when a claim ends: pure functions from document to document.
+"""What may be written over what stands, when a claim ends: functions from a document to the facts of the next.
 
-Each gives the facts of the new document, without what names the write, or None where there is nothing to write.
+Each returns these without what names the write, or None where there is nothing to write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -13,23 +13,23 @@ from prefect_ttapi.ledger.documents import Answer, Document, Payment, Record, St
 
 
 def counts(record: Record, not_before: datetime | None, run_id: str) -> bool:
-    """Whether a record is young enough; what the run itself paid for always is."""
+    """Return whether a record is young enough; what the run itself paid for always is."""
     return not_before is None or record.run_id == run_id or record.generation.created_at >= not_before
 
 
 def is_claim(document: Document | None, token: str) -> bool:
-    """Whether the claim of this token stands."""
+    """Return whether the claim of this token stands."""
     return document is not None and document.state is State.CLAIMED and document.token == token
 
 
 def facts_of(document: Document) -> dict[str, Any]:
-    """All that a document says, to be written again: a renewal."""
+    """Return all that a document says, to be written again: a renewal."""
     names = ("state", "holder", "ttl", "answer", "maybe_paid", "also_paid")
     return {name: getattr(document, name) for name in names}
 
 
 def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]:
-    """A claim given up; the answer that a refresh kept stands again, as does what is not known of earlier sends."""
+    """Give a claim up: the answer that a refresh kept stands again, as does what is not known of earlier sends."""
     maybe_paid = (*document.maybe_paid, *notes)
     return {
         "state": State.GENERATED if document.answer else State.UNKNOWN if maybe_paid else state,
@@ -40,7 +40,7 @@ def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]
 
 
 def released(standing: Document | None, token: str) -> dict[str, Any] | None:
-    """The claim of `token` surely cost nothing: it is given back, and struck off the payments that may be."""
+    """Give back the claim of `token`, which surely cost nothing, and strike it off the payments that may be."""
     if standing is None:
         return None
     if is_claim(standing, token):
@@ -52,7 +52,7 @@ def released(standing: Document | None, token: str) -> dict[str, Any] | None:
 
 
 def unknown(standing: Document | None, note: Payment) -> dict[str, Any] | None:
-    """The claim of the note's token may have cost something, and gave no images."""
+    """Note that the claim of the note's token may have cost something, and gave no images."""
     if standing is None:
         return {"state": State.UNKNOWN, "maybe_paid": (note,)}
     # whoever took the claim over has noted this payment already
@@ -63,15 +63,17 @@ def answered(
     standing: Document | None,
     answer: Answer,
     tokens: Collection[str],
-    stands: Callable[[Document], bool],
+    *,
+    stands: bool,
 ) -> dict[str, Any] | None:
-    """An answer in hand beats any claim, but not an answer that was recorded first and `stands`.
+    """Record an answer in hand: it beats any claim, but not an answer that was recorded first and `stands`.
 
     Whoever else paid, or may have, is named: with a claim that is overruled, its holder; with an answer that came
     second, its own payer.
 
     Args:
         tokens: of the claims that end with this answer: the one it was paid for under, the one that records it.
+        stands: another answer is there, which counts and has its images.
     """
     if standing is None:
         return {"state": State.GENERATED, "answer": answer}
@@ -80,15 +82,14 @@ def answered(
         return None  # written before, and the store's answer lost; or by whoever found it in a rescue folder
     maybe = _without(standing.maybe_paid, *tokens)
     also = standing.also_paid
-    kept_counts = kept is not None and stands(standing)
-    if kept_counts and standing.state is State.GENERATED:
+    if stands and standing.state is State.GENERATED:
         note = payment(answer.token, answer.run_id, "answered too, after another answer was recorded")
         also = (*_without(also, answer.token), note)
         return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also}
     if standing.holder is not None and standing.token not in tokens:
         what = "held the claim when another answer was recorded"
         maybe = (*maybe, payment(standing.token, standing.holder.run_id, what))
-    if kept is not None and kept_counts:
+    if kept is not None and stands:
         note = payment(kept.token, kept.run_id, "was the record, until a late answer beat a refresh")
         also = (*also, note)
     return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}

@@ -240,10 +240,12 @@ def test_another_apis_images_are_not_its_own(store, client, sandbox: Sandbox):
     assert sandbox.calls == 1
 
 
-def test_the_claim_is_proven_after_what_waits_before_a_send(store, client, sandbox: Sandbox):
+def test_the_claim_is_proven_after_what_waits_before_a_send(
+    store, client, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
     """A turn to send may take long: who lost the claim meanwhile sends nothing. What it raises sends nothing either."""
-    clock, numbers = Clock(), []
-    ledger = Ledger(store, "sandbox", "one", clock=clock)
+    clock, numbers = Clock(monkeypatch), []
+    ledger = Ledger(store, "sandbox", "one")
     request = request_for("a queue")
 
     def wait(number: int) -> None:
@@ -302,7 +304,7 @@ def test_a_request_is_not_written_on_a_lease_that_ran_out_while_connecting(
     store, client, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, failures: int
 ):
     """Connecting may take longer than a claim lives: what is then still unwritten stays unwritten, and unpaid."""
-    clock, connect, connections = Clock(), socket.create_connection, []
+    clock, connect, connections = Clock(monkeypatch), socket.create_connection, []
 
     def slowly(*args: Any, **options: Any) -> socket.socket:
         connections.append(1)
@@ -315,7 +317,7 @@ def test_a_request_is_not_written_on_a_lease_that_ran_out_while_connecting(
     )
     error = ServerError if failures else StoreError
     with pytest.raises(error, match="took too long to renew: nothing was sent"):
-        engine_of(store, client, Ledger(store, "sandbox", "run", ttl=60, clock=clock)).generate(request)
+        engine_of(store, client, Ledger(store, "sandbox", "run", ttl=60)).generate(request)
     assert (sandbox.calls, len(connections)) == (failures, failures + 1)
     found = Ledger(store, "sandbox", "another", ttl=60).try_acquire(request.request_hash)
     assert isinstance(found, Claim)

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.ledgers import Clock
 from tests.support.s3 import S3Server
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of all leases, which the test moves."""
+    return Clock(monkeypatch)
 
 
 @pytest.fixture

@@ -231,14 +231,14 @@ def test_others_use_the_old_record_while_one_refreshes(store: ImageStore) -> Non
         ledger_of(store, "refresh-1").acquire(HASH, not_before=datetime.now(UTC))
 
 
-def test_a_refresh_whose_holder_died_keeps_the_old_record(folder_store: ImageStore) -> None:
+def test_a_refresh_whose_holder_died_keeps_the_old_record(clock: Clock, folder_store: ImageStore) -> None:
     """The old record is a hit during and after the claim of a refresh that died."""
-    clock, store = Clock(), folder_store
+    store = folder_store
     old = pay(store, ledger_of(store))
     start = datetime.now(UTC)
-    dead = claim_of(ledger_of(store, "run-b", ttl=60, clock=clock), not_before=start)
+    dead = claim_of(ledger_of(store, "run-b", ttl=60), not_before=start)
     clock.now += 3600
-    assert ledger_of(store, "run-c", clock=clock).acquire(HASH).generation == old.generation
+    assert ledger_of(store, "run-c").acquire(HASH).generation == old.generation
     del dead
     new = pay(store, ledger_of(store, "run-d"), b"new", not_before=start)
     assert [note.run_id for note in new.maybe_paid] == ["run-b"]

@@ -31,11 +31,14 @@ clocks_apart = pytest.mark.parametrize("apart", [0, 300, -300])
 
 
 @clocks_apart
-def test_a_silent_holder_is_taken_over_after_a_ttl(folder_store: ImageStore, caplog, apart: float) -> None:
+def test_a_silent_holder_is_taken_over_after_a_ttl(
+    clock: Clock, folder_store: ImageStore, caplog, apart: float
+) -> None:
     """A claim unchanged for its TTL on the waiter's own clock is taken over, not before, and noted."""
-    clock, store = Clock(), folder_store
-    silent = claim_of(ledger_of(store, "run-a", ttl=60, clock=lambda: clock.now + apart))
-    waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
+    store = folder_store
+    with clock.ahead(apart):
+        silent = claim_of(ledger_of(store, "run-a", ttl=60))
+    waiter = ledger_of(store, "run-b", ttl=60)
     waiting = waiter.try_acquire(HASH)
     assert isinstance(waiting, Waiting)
     clock.now += 59.9
@@ -46,24 +49,28 @@ def test_a_silent_holder_is_taken_over_after_a_ttl(folder_store: ImageStore, cap
     assert isinstance(claim, Claim)
     assert [note.run_id for note in claim.maybe_paid] == ["run-a"]
     assert "its holder died or was cut off, perhaps after sending" in caplog.text
-    with pytest.raises(ClaimLostError):
+    with clock.ahead(apart), pytest.raises(ClaimLostError):
         silent.before_sending()
 
 
 @clocks_apart
-def test_a_renewed_claim_is_never_taken_over(folder_store: ImageStore, apart: float) -> None:
+def test_a_renewed_claim_is_never_taken_over(clock: Clock, folder_store: ImageStore, apart: float) -> None:
     """However slow the holder is, 15 minutes here, while it renews its claim others wait."""
-    clock, store = Clock(), folder_store
-    slow = claim_of(ledger_of(store, ttl=60, clock=lambda: clock.now + apart))
-    waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
+    store = folder_store
+    with clock.ahead(apart):
+        slow = claim_of(ledger_of(store, ttl=60))
+    waiter = ledger_of(store, "run-b", ttl=60)
     waiting = waiter.try_acquire(HASH)
     for _ in range(20):
         clock.now += 45
-        slow.renew()
+        with clock.ahead(apart):
+            slow.renew()
         waiting = waiter.try_acquire(HASH, waiting=waiting)
         assert isinstance(waiting, Waiting)
-    slow.before_sending()
-    assert slow.record(answer(store)) == waiter.try_acquire(HASH, waiting=waiting)
+    with clock.ahead(apart):
+        slow.before_sending()
+        record = slow.record(answer(store))
+    assert record == waiter.try_acquire(HASH, waiting=waiting)
 
 
 def test_looks_at_a_claim_grow_rarer(folder_store: ImageStore) -> None:
@@ -80,10 +87,10 @@ def test_looks_at_a_claim_grow_rarer(folder_store: ImageStore) -> None:
     claim.release()
 
 
-def test_nothing_is_sent_on_a_lease_that_can_not_be_proven(folder_store: ImageStore) -> None:
+def test_nothing_is_sent_on_a_lease_that_can_not_be_proven(clock: Clock, folder_store: ImageStore) -> None:
     """Before sending, a lease older than half a TTL is renewed first; one that was lost or late sends nothing."""
-    clock, store = Clock(), folder_store
-    ledger = ledger_of(store, ttl=60, clock=clock)
+    store = folder_store
+    ledger = ledger_of(store, ttl=60)
     claim = claim_of(ledger)
     sequence = document(store)["sequence"]
     clock.now += 29
@@ -100,10 +107,9 @@ def test_nothing_is_sent_on_a_lease_that_can_not_be_proven(folder_store: ImageSt
         claim.before_sending()
 
 
-def test_a_renewal_that_takes_too_long_sends_nothing(folder_store: ImageStore) -> None:
+def test_a_renewal_that_takes_too_long_sends_nothing(clock: Clock, folder_store: ImageStore) -> None:
     """If proving the lease itself takes 0.9 of a TTL, the proof is worth nothing."""
-    clock = Clock()
-    claim = claim_of(ledger_of(Slow(folder_store, clock), ttl=60, clock=clock))
+    claim = claim_of(ledger_of(Slow(folder_store, clock), ttl=60))
     clock.now += 31
     with pytest.raises(StoreError, match="too long to renew"):
         claim.before_sending()
@@ -123,12 +129,12 @@ class Slow:
         return self._store.compare_and_swap(key, data, tag)
 
 
-def test_a_late_answer_beats_a_claim(folder_store: ImageStore) -> None:
+def test_a_late_answer_beats_a_claim(clock: Clock, folder_store: ImageStore) -> None:
     """A holder that was taken over while it waited for the API still records: an answer in hand beats a claim.
 
     Both return the same record, and the other payment, or what may be one, is on it.
     """
-    clock, store = Clock(), folder_store
+    store = folder_store
     late, quick = taken_over(store, clock)
     record = late.record(answer(store, b"late"))
     assert record.run_id == "run-a"
@@ -139,16 +145,18 @@ def test_a_late_answer_beats_a_claim(folder_store: ImageStore) -> None:
     assert second.generation == record.generation
 
 
-def test_a_late_answer_beats_a_refresh_and_names_what_it_replaces(folder_store: ImageStore) -> None:
+def test_a_late_answer_beats_a_refresh_and_names_what_it_replaces(
+    clock: Clock, folder_store: ImageStore
+) -> None:
     """A late finisher replaces the record that a refresh keeps: that payment is named, and the refresh's."""
-    clock, store = Clock(), folder_store
-    late = claim_of(ledger_of(store, "run-late", clock=clock))
+    store = folder_store
+    late = claim_of(ledger_of(store, "run-late"))
     late.before_sending()
-    taker = ledger_of(store, "run-taker", clock=clock)
+    taker = ledger_of(store, "run-taker")
     waiting = taker.try_acquire(HASH)
     clock.now += 61
     taker.try_acquire(HASH, waiting=waiting).record(answer(store, b"first"))
-    refresher = ledger_of(store, "run-refresh", clock=clock)
+    refresher = ledger_of(store, "run-refresh")
     refreshing = claim_of(refresher, not_before=datetime.now(UTC))
     record = late.record(answer(store, b"late"))
     assert (record.run_id, [note.run_id for note in record.also_paid]) == ("run-late", ["run-taker"])
@@ -168,9 +176,9 @@ def test_an_answer_is_recorded_once(folder_store: ImageStore) -> None:
     assert document(folder_store)["token"] == refreshing.token
 
 
-def test_a_late_loser_is_told_the_standing_record(folder_store: ImageStore) -> None:
+def test_a_late_loser_is_told_the_standing_record(clock: Clock, folder_store: ImageStore) -> None:
     """Where the second payer recorded first, the late one gets that record, and its own payment is noted."""
-    clock, store = Clock(), folder_store
+    store = folder_store
     late, quick = taken_over(store, clock)
     first = quick.record(answer(store, b"quick"))
     assert [note.run_id for note in first.maybe_paid] == ["run-a"]
@@ -179,9 +187,9 @@ def test_a_late_loser_is_told_the_standing_record(folder_store: ImageStore) -> N
     assert (record.maybe_paid, [note.run_id for note in record.also_paid]) == ((), ["run-a"])
 
 
-def test_one_that_surely_did_not_pay_is_struck_off(folder_store: ImageStore) -> None:
+def test_one_that_surely_did_not_pay_is_struck_off(clock: Clock, folder_store: ImageStore) -> None:
     """A claim that was lost to a recorded answer and then failed for free leaves no trace of a payment."""
-    clock, store = Clock(), folder_store
+    store = folder_store
     late, quick = taken_over(store, clock)
     late.record(answer(store, b"late"))
     quick.release()
@@ -189,9 +197,9 @@ def test_one_that_surely_did_not_pay_is_struck_off(folder_store: ImageStore) -> 
     assert (record.maybe_paid, record.also_paid) == ((), ())
 
 
-def test_a_late_failure_leaves_the_new_claim_alone(folder_store: ImageStore) -> None:
+def test_a_late_failure_leaves_the_new_claim_alone(clock: Clock, folder_store: ImageStore) -> None:
     """A holder that was taken over and then fails changes nothing of the new holder's claim."""
-    clock, store = Clock(), folder_store
+    store = folder_store
     late, quick = taken_over(store, clock)
     before = document(store)
     late.mark_unknown("HTTP 504")
@@ -201,9 +209,9 @@ def test_a_late_failure_leaves_the_new_claim_alone(folder_store: ImageStore) -> 
 
 def taken_over(store: ImageStore, clock: Clock) -> tuple[Claim, Claim]:
     """A claim of run-a that was sent and then silent, and the claim of run-b that took it over and was sent."""
-    late = claim_of(ledger_of(store, "run-a", ttl=60, clock=clock))
+    late = claim_of(ledger_of(store, "run-a", ttl=60))
     late.before_sending()
-    waiter = ledger_of(store, "run-b", ttl=60, clock=clock)
+    waiter = ledger_of(store, "run-b", ttl=60)
     waiting = waiter.try_acquire(HASH)
     clock.now += 61
     quick = waiter.try_acquire(HASH, waiting=waiting)
@@ -211,10 +219,10 @@ def taken_over(store: ImageStore, clock: Clock) -> tuple[Claim, Claim]:
     return late, quick
 
 
-def test_a_dead_claim_may_be_left_to_a_new_run(folder_store: ImageStore) -> None:
+def test_a_dead_claim_may_be_left_to_a_new_run(clock: Clock, folder_store: ImageStore) -> None:
     """With on_dead_claim="unknown" the run that finds a dead claim notes it and sends nothing; a new run may."""
-    clock, store = Clock(), folder_store
-    options = {"ttl": 60, "clock": clock, "on_dead_claim": "unknown"}
+    store = folder_store
+    options = {"ttl": 60, "on_dead_claim": "unknown"}
     dead = claim_of(ledger_of(store, "run-a", **options))
     finder = ledger_of(store, "run-b", **options)
     waiting = finder.try_acquire(HASH)
@@ -230,10 +238,10 @@ def test_a_dead_claim_may_be_left_to_a_new_run(folder_store: ImageStore) -> None
     assert [note.run_id for note in record.maybe_paid] == ["run-a"]
 
 
-def test_a_runs_own_dead_claim_is_an_unknown_outcome(folder_store: ImageStore) -> None:
+def test_a_runs_own_dead_claim_is_an_unknown_outcome(clock: Clock, folder_store: ImageStore) -> None:
     """A retry of the run whose process died in flight does not send again by itself, and leaves that on record."""
-    clock, store = Clock(), folder_store
-    ledger = ledger_of(store, ttl=60, clock=clock)
+    store = folder_store
+    ledger = ledger_of(store, ttl=60)
     dead = claim_of(ledger)
     waiting = ledger.try_acquire(HASH)
     clock.now += 61

@@ -6,6 +6,7 @@ renew is a stalled one, or one cut off.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from dataclasses import dataclass, field, replace
@@ -119,8 +120,10 @@ class Holders(RuleBasedStateMachine):
         self.real = ImageStore(url=self.folder.name)
         self.real.check_once()
         self.store = StagedStore(self.real, self.check_write)
-        # far ahead of the real clock, so that the process's own renewing thread has nothing to do
-        self.now = leases.clock() + 1e6
+        self.now = 1000.0
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(leases, "clock", lambda: self.now)
+        self.patch.setattr(leases, "RENEW_AFTER", math.inf)  # but when an actor is told to
         self.runs = 3
         self.rescued: Answer | None = None  # paid for, and not stored yet
         self.actors = [Actor(Run(f"run-{number}")) for number in range(3)]
@@ -130,10 +133,13 @@ class Holders(RuleBasedStateMachine):
         self.doubtful: set[str] = set()  # runs that may have sent without knowing what became of it
 
     def teardown(self) -> None:
-        for actor in [*self.actors, *self.gone]:
-            self.end(actor)
-        self.check_that_nobody_is_blocked()
-        self.folder.cleanup()
+        try:
+            for actor in [*self.actors, *self.gone]:
+                self.end(actor)
+            self.check_that_nobody_is_blocked()
+        finally:
+            self.patch.undo()
+            self.folder.cleanup()
 
     # what happens
 
@@ -203,7 +209,6 @@ class Holders(RuleBasedStateMachine):
             ttl=TTL,
             on_dead_claim=run.on_dead_claim,
             retry_unknown_outcome=run.opted_in,
-            clock=lambda: self.now,
         )
         has_answer = self.rescued is not None
         try:
@@ -357,7 +362,7 @@ class Holders(RuleBasedStateMachine):
 
     def check_that_nobody_is_blocked(self) -> None:
         """A new run gets the record or a claim within a TTL."""
-        ledger = Ledger(self.real, API, "last", ttl=TTL, clock=lambda: self.now)
+        ledger = Ledger(self.real, API, "last", ttl=TTL)
         found = ledger.try_acquire(HASH)
         if isinstance(found, Waiting):
             self.now += TTL

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
+import pytest
+
+from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Record
 from prefect_ttapi.ledger.ledger import Ledger
@@ -17,13 +22,20 @@ HASH = REQUEST.request_hash
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """The clock of all leases of the process, whose seconds pass when told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
+        monkeypatch.setattr(leases, "clock", lambda: self.now)
 
-    def __call__(self) -> float:
-        return self.now
+    @contextmanager
+    def ahead(self, seconds: float) -> Iterator[None]:
+        """What is done meanwhile is done on a machine whose clock is so many seconds ahead."""
+        self.now += seconds
+        try:
+            yield
+        finally:
+            self.now -= seconds
 
 
 def ledger_of(store: ImageStore, run_id: str = "run-a", **options: object) -> Ledger:
