@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Final, NoReturn
 
 from prefect_ttapi.errors import StoreError, TTAPIError
-from prefect_ttapi.results import VERSION
 
 #: Name, module, and what `--help` says of it.
 COMMANDS: Final = (
@@ -33,8 +32,11 @@ class _OneLine(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, 1 where the command failed, 2 on bad arguments."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:  # where the version stands is more than the other commands need
+        print(f"prefect-ttapi {import_module('prefect_ttapi.results').VERSION}")
+        return 0
     parser = _OneLine(prog="prefect-ttapi", description="TTAPI images in Prefect: tools.")
-    parser.add_argument("--version", action="version", version=f"prefect-ttapi {VERSION}")
+    parser.add_argument("--version", action="store_true", help="show the package's version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, module, summary in COMMANDS:
         command = commands.add_parser(name, help=summary, description=summary)

@@ -14,7 +14,7 @@ import pytest
 
 from prefect_ttapi.cli.chain import Made, Origin, trace_object, trace_run
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.generation.delivery import deliver, metadata_of
+from prefect_ttapi.generation.delivery import Delivery, metadata_of
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
@@ -60,10 +60,8 @@ def record(store: ImageStore, request: ImageRequest, data: bytes, run_id: str) -
 
 
 def delivered(generation: Generation, store: ImageStore, shop: ImageStore) -> DeliveredImage:
-    now = datetime.now(UTC)
-    return deliver(
-        generation, shop, "shots/{name}.{ext}", values={"name": "Zoë"}, date=now, batch="b", source=store
-    )[0]
+    delivery = Delivery(shop, "shots/{name}.{ext}", "b", datetime.now(UTC), source=store)
+    return delivery.deliver(generation, {"name": "Zoë"})[0]
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -208,10 +206,8 @@ def test_a_copy_leads_to_the_row_of_the_run_that_delivered_it(tmp_path: Path) ->
     """A batch that found the image paid for delivered it: its row is the copy's source, not only the payer's."""
     store, shop = ImageStore(url=str(tmp_path / "store")), ImageStore(url=str(tmp_path / "shop"))
     made = record(store, REQUEST, b"pixels", RUN)
-    now = datetime.now(UTC)
-    (copy,) = deliver(
-        made, shop, "{sku}.{ext}", values={"sku": "7"}, date=now, batch="b", source=store, run_id="later-run"
-    )
+    delivery = Delivery(shop, "{sku}.{ext}", "b", datetime.now(UTC), source=store, run_id="later-run")
+    (copy,) = delivery.deliver(made, {"sku": "7"})
     rows = write_manifest([Row.of(0, made, "cached", delivered=(copy,), values={"sku": "7"})])
     store.write("batches/later-run/manifest.jsonl", b"".join(rows), "application/x-ndjson")
     assert [source.row.values for source in trace_object(copy.uri).rows] == [{"sku": "7"}]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from prefect_ttapi import Rendition
 from prefect_ttapi.errors import KeyTemplateError, StoreError
-from prefect_ttapi.generation.delivery import deliver, places_of
+from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.images.renditions import versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation
@@ -40,8 +40,7 @@ def made_in(store: ImageStore) -> Generation:
 def delivered(
     generation: Generation, store: ImageStore, key: str, renditions: list[Rendition] = RENDITIONS
 ) -> list[DeliveredImage]:
-    versions = versions_of(renditions)
-    return deliver(generation, store, key, values={}, date=WHEN, batch="b", versions=versions)
+    return Delivery(store, key, "b", WHEN, versions=versions_of(renditions)).deliver(generation, {})
 
 
 def test_renditions_beside_their_image(store: ImageStore) -> None:
@@ -128,15 +127,8 @@ def test_versions_that_would_meet_are_refused_before_anything_is_delivered(store
         with pytest.raises(KeyTemplateError, match=r"\(original, webp-32, thumb\).*add \{rendition\}"):
             delivered(generation, store, key)
     assert list(store.list("0")) == []
-    alone = deliver(
-        generation,
-        store,
-        "{index}.{ext}",
-        values={},
-        date=WHEN,
-        batch="b",
-        versions=versions_of(RENDITIONS[:1], keep_original=False),
-    )
+    versions = versions_of(RENDITIONS[:1], keep_original=False)
+    alone = Delivery(store, "{index}.{ext}", "b", WHEN, versions=versions).deliver(generation, {})
     assert [copy.uri for copy in alone] == [store.uri("0.webp"), store.uri("1.webp")]
 
 
@@ -144,15 +136,8 @@ def test_a_place_knows_what_was_put_there_before(folder_store: ImageStore) -> No
     """A copy stands while it is the same image's in the same version."""
     generation = made_in(folder_store)
     copies = delivered(generation, folder_store, "{index}-{rendition}")
-    places = places_of(
-        REQUEST,
-        generation.images,
-        "{index}-{rendition}",
-        values={},
-        date=WHEN,
-        batch="b",
-        versions=versions_of(RENDITIONS),
-    )
+    delivery = Delivery(folder_store, "{index}-{rendition}", "b", WHEN, versions=versions_of(RENDITIONS))
+    places = delivery.places(REQUEST, generation.images, {}, REQUEST.prompt)
     assert all(place.is_of(copy) for place, copy in zip(places, copies, strict=True))
     assert not any(place.is_of(copies[4]) for place in places[:4] + places[5:])
     assert not replace(places[4], version=Rendition(max_size=32, quality=70)).is_of(copies[4])
