@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.core import Block, BlockNotSavedError
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.s3_client import Account, Keys
+from prefect_ttapi.storage.s3 import Account, Keys
 from prefect_ttapi.storage.s3_errors import explain
 
 _NAMED: Final = re.compile(r"[a-z0-9-]+/[^/\s]+")

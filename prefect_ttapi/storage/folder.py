@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,15 +22,17 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import room_at
-from prefect_ttapi.storage.files import forget, make_folder, put, sync_folder, tag_of
+from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.layout import sidecar_key
 from prefect_ttapi.storage.objects import (
     PATIENCE,
     Body,
     Condition,
+    ConflictError,
     Facts,
     Found,
     Listed,
+    NoAnswerError,
     ObjectStore,
     checked_key,
     reserved,
@@ -45,8 +51,15 @@ _ADVICE: Final[Mapping[int, str]] = {
 #: What `write` and its like call a file that is not finished; other programs' files are not ours to tidy away.
 _TEMPORARY: Final = re.compile(r"\.tmp-[0-9a-f]{16}")
 
+#: Seconds to wait for another process to finish replacing an object: it holds the lock for less than a
+#: millisecond.
+_LOCK_TIMEOUT: Final = 10.0
 
-class Folder:
+#: What os.link says on file systems without hard links: without them no process can win a race for sure.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
+
+class Folder(ObjectStore):
     """The files below `root`, which is made when first written to.
 
     Creating is a hard link to a finished file, which fails if the name is taken. Replacing compares and
@@ -68,53 +81,40 @@ class Folder:
         return checked_key(path.relative_to(self._root).as_posix())
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        try:
-            with self._path(key).open("rb") as file:
-                return file.read(), tag_of(os.fstat(file.fileno()))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._explained("can't read", key, error) from error
+        with (
+            self._explaining("can't read", key),
+            suppress(FileNotFoundError),
+            self._path(key).open("rb") as file,
+        ):
+            return file.read(), _tag_of(os.fstat(file.fileno()))
+        return None
 
     def fetch(self, key: str) -> Body:
-        path = self._path(key)
-        if self.sizes([key]) == [None]:
-            raise ImageMissingError(f"there is no {path}")
+        if self.look(key) is None:
+            raise ImageMissingError(f"there is no {self._path(key)}")
         return partial(self._open, key)
 
     def _open(self, key: str) -> BinaryIO:
-        try:
+        with self._explaining("can't read", key):
             return self._path(key).open("rb")
-        except OSError as error:
-            raise self._explained("can't read", key, error) from error
-
-    def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        return [facts and facts.st_size for facts in map(self._stat, keys)]
-
-    def _stat(self, key: str) -> os.stat_result | None:
-        try:
-            return self._path(key).stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._explained("can't look at", key, error) from error
 
     def digest(self, key: str) -> tuple[int, str] | None:
-        try:
-            with self._path(key).open("rb") as file:
-                digest = hashlib.file_digest(file, hashlib.sha256)
-                return file.tell(), digest.hexdigest()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._explained("can't read", key, error) from error
+        with (
+            self._explaining("can't read", key),
+            suppress(FileNotFoundError),
+            self._path(key).open("rb") as file,
+        ):
+            digest = hashlib.file_digest(file, hashlib.sha256)
+            return file.tell(), digest.hexdigest()
+        return None
 
     def look(self, key: str) -> Found | None:
-        facts = self._stat(key)
+        with self._explaining("can't look at", key):
+            facts = _stat(self._path(key))
         if facts is None:
             return None
-        tag = tag_of(facts)
-        return Found(facts.st_size, _sidecar_metadata(self._root, key, tag), tag, facts.st_mtime)
+        tag = _tag_of(facts)
+        return Found(facts.st_size, self._metadata(key, tag), tag, facts.st_mtime)
 
     def write(
         self,
@@ -124,55 +124,29 @@ class Folder:
         expected: Condition | str = Condition.ANYTHING,
         patience: float = PATIENCE,  # noqa: ARG002 - a folder answers at once
     ) -> str:
-        path = self._path(key)
-        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
-        try:
-            make_folder(path.parent)
-            with body() as source, temporary.open("xb") as target:
-                shutil.copyfileobj(source, target, 1024 * 1024)
-                target.flush()
-                os.fsync(target.fileno())
-            tag = put(temporary, path, expected)
-            sync_folder(path.parent)
+        with self._explaining("can't write", key):
+            tag = _put(self._path(key), body, expected)
             if facts.metadata:
-                _write_sidecar(self._root, key, tag, facts)
-        except OSError as error:
-            raise self._explained("can't write", key, error) from error
-        finally:
-            forget(temporary)
-        return tag
+                self._describe(key, tag, facts)
+            return tag
 
     def try_writing(self, facts: Facts) -> None:  # noqa: ARG002 - whoever may write may write anything
-        temporary, named = (self._root / f".tmp-{secrets.token_hex(8)}" for _ in range(2))
+        path = _temporary_beside(self._root / "any")
         try:
-            make_folder(self._root)
-            temporary.touch(exist_ok=False)
-            put(temporary, named, Condition.NOTHING)
-        except OSError as error:
-            raise self._explained("can't write", temporary.name, error) from error
+            with self._explaining("can't write", path.name):
+                _put(path, io.BytesIO, Condition.NOTHING)
         finally:
-            forget(temporary)
-            forget(named)
+            _forget(path)
 
     def room(self) -> int | None:
-        try:
+        with suppress(OSError):
             return room_at(self._root)
-        except OSError:
-            return None
-
-    def copy(
-        self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
-    ) -> str | None:
-        del source, source_key, key, facts, expected  # there is no server that could copy
         return None
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
-        try:
-            path.unlink(missing_ok=True)
+        with self._explaining("can't delete", key):
+            self._path(key).unlink(missing_ok=True)
             (self._root / sidecar_key(key)).unlink(missing_ok=True)
-        except OSError as error:
-            raise self._explained("can't delete", key, error) from error
 
     def list(self, prefix: str) -> Iterator[Listed]:
         inside = prefix.rpartition("/")[0]
@@ -187,27 +161,22 @@ class Folder:
         path = self._root / key
         if not _is_temporary(path.name) or not path.resolve().is_relative_to(self._root.resolve()):
             raise StoreError(f"{path} is no half-written object of this folder")
-        forget(path)
+        _forget(path)
 
     def _walk(self, top: Path, wanted: Callable[[str], bool]) -> Iterator[Listed]:
         """Yield files below `top` whose names are wanted; one that goes while it is listed is left out."""
-        folders = [top]
-        while folders:
-            folder = folders.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        path = Path(entry.path)
-                        if entry.is_dir() and not reserved(entry.name):
-                            folders.append(path)
-                        elif wanted(entry.name) and (facts := _facts(path)):
-                            key = path.relative_to(self._root).as_posix()
-                            yield Listed(key, facts.st_size, tag_of(facts), facts.st_mtime)
-            except FileNotFoundError:
-                continue  # gone since it was listed, or nothing written yet
-            except OSError as error:
-                where = folder.relative_to(self._root).as_posix()
-                raise self._explained("can't list", where, error) from error
+        for folder, below, names in os.walk(top, onerror=self._not_listed, followlinks=True):
+            below[:] = [name for name in below if not reserved(name)]
+            for path in (Path(folder, name) for name in names if wanted(name)):
+                with self._explaining("can't list", folder):
+                    facts = _stat(path)
+                if facts:
+                    key = path.relative_to(self._root).as_posix()
+                    yield Listed(key, facts.st_size, _tag_of(facts), facts.st_mtime)
+
+    def _not_listed(self, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # gone since it was listed, or nothing written yet
+            raise self._explained("can't list", error.filename, error) from error
 
     def presign(self, key: str, seconds: int) -> str:  # noqa: ARG002
         raise StoreError(
@@ -217,9 +186,38 @@ class Folder:
     def _path(self, key: str) -> Path:
         return self._root / checked_key(key)
 
+    @contextmanager
+    def _explaining(self, doing: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._explained(doing, key, error) from error
+
     def _explained(self, doing: str, key: str, error: OSError) -> StoreError:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
         return StoreError(f"{doing} {self._root / key}: {advice}")
+
+    def _describe(self, key: str, tag: str, facts: Facts) -> None:
+        """Keep what is said of the object that has this tag."""
+        path = self._root / sidecar_key(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        said = {name: value for name, value in asdict(facts).items() if value}
+        # beside the object, where what a killed process leaves behind is looked for
+        temporary = _temporary_beside(self._root / key)
+        try:
+            temporary.write_text(json.dumps({"tag": tag, **said}, ensure_ascii=False, indent=1), "utf-8")
+            temporary.replace(path)
+        finally:
+            _forget(temporary)
+
+    def _metadata(self, key: str, tag: str) -> Mapping[str, str]:
+        """Return the metadata of the object that has this tag; empty where none is kept."""
+        try:
+            found = json.loads((self._root / sidecar_key(key)).read_bytes())
+            metadata = dict(found["metadata"]) if found["tag"] == tag else {}
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            return {}
+        return {str(name): str(value) for name, value in metadata.items()}
 
 
 def _is_object(name: str) -> bool:
@@ -230,32 +228,128 @@ def _is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _facts(path: Path) -> os.stat_result | None:
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".tmp-{secrets.token_hex(8)}")
+
+
+def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except FileNotFoundError:
         return None
 
 
-def _write_sidecar(root: Path, key: str, tag: str, facts: Facts) -> None:
-    """Describe the object that has this tag."""
-    path = root / sidecar_key(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    said = {name: value for name, value in asdict(facts).items() if value}
-    # beside the object, where what a killed process leaves behind is looked for
-    temporary = (root / key).with_name(f".tmp-{secrets.token_hex(8)}")
+def _tag_of(facts: os.stat_result) -> str:
+    """Return modification time and size, which change with every write."""
+    return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
+
+
+def _put(path: Path, body: Body, expected: Condition | str) -> str:
+    """Write a file and give it its name, if what has the name now is as expected; return the tag of what was written.
+
+    Raises:
+        ConflictError: it is not.
+        NoAnswerError: another process keeps the folder locked.
+    """
+    temporary = _temporary_beside(path)
     try:
-        temporary.write_text(json.dumps({"tag": tag, **said}, ensure_ascii=False, indent=1), "utf-8")
-        temporary.replace(path)
+        _make_folder(path.parent)
+        with body() as source, temporary.open("xb") as target:
+            shutil.copyfileobj(source, target, 1024 * 1024)
+            target.flush()
+            os.fsync(target.fileno())
+        # the tag of what was written here: by now the name may hold a later write
+        tag = _tag_of(temporary.stat())
+        if isinstance(expected, str):
+            tag = _replace(temporary, path, expected)
+        elif expected is Condition.NOTHING:
+            _create(temporary, path)
+        else:
+            temporary.replace(path)
+        _sync_folder(path.parent)
+        return tag
     finally:
-        forget(temporary)
+        _forget(temporary)
 
 
-def _sidecar_metadata(root: Path, key: str, tag: str) -> Mapping[str, str]:
-    """Return the metadata of the object that has this tag; empty where none is kept."""
+def _create(temporary: Path, path: Path) -> None:
     try:
-        found = json.loads((root / sidecar_key(key)).read_bytes())
-        metadata = dict(found["metadata"]) if found["tag"] == tag else {}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return {}
-    return {str(name): str(value) for name, value in metadata.items()}
+        os.link(temporary, path)
+    except FileExistsError:
+        # over NFS a link whose answer was lost is tried again and then meets itself
+        if temporary.stat().st_nlink != 2:
+            raise ConflictError(f"{path} is there already") from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise StoreError(
+            f"can't write {path}: the file system has no hard links, which the store needs to pay once; "
+            "choose another folder"
+        ) from error
+
+
+def _replace(temporary: Path, path: Path, expected: str) -> str:
+    with _locked(path.parent):
+        try:
+            seen = path.stat()
+        except FileNotFoundError:
+            raise ConflictError(f"{path} is gone") from None
+        if _tag_of(seen) != expected:
+            raise ConflictError(f"{path} has changed")
+        tag = _be_newer(temporary, seen.st_mtime_ns)
+        temporary.replace(path)
+        return tag
+
+
+def _be_newer(path: Path, than: int) -> str:
+    """Move the modification time past `than` ns, in steps that any file system notices; return the new tag."""
+    for step in (1, 1_000, 1_000_000, 2_000_000_000):
+        now = max(time.time_ns(), than + step)
+        os.utime(path, ns=(now, now))
+        if (facts := path.stat()).st_mtime_ns > than:
+            return _tag_of(facts)
+    raise StoreError(
+        f"can't write {path}: the file system keeps no modification times; choose another folder"
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # flock, not lockf: a POSIX lock is dropped when any handle of the process on the file is closed
+    with (folder / ".lock").open("ab") as lock:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        for pause in backoff(0.001, 0.01):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise NoAnswerError(f"{folder} stays locked by another process") from None
+                time.sleep(pause)
+        yield
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and what is above it, each name on the disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put a new name on the disk, not only the bytes behind it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _forget(temporary: Path) -> None:
+    """Remove a temporary file, if it is there."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:
+        return  # its folder could not be made: the error that says so is on its way

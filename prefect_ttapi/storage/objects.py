@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import BinaryIO, Final, Protocol
@@ -34,6 +35,9 @@ MOST_METADATA: Final = 2048
 
 #: Printable ASCII without the percent sign, which is what marks an encoded byte.
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%") + " "
+
+#: How many objects are looked at side by side.
+_SIDE_BY_SIDE: Final = 16
 
 #: Of many processes that ask at the same moment each write lets one through, the others come again.
 _ATTEMPTS: Final = 60
@@ -123,6 +127,14 @@ class ObjectStore(Protocol):
 
     def sizes(self, keys: Sequence[str]) -> list[int | None]:
         """Return the length in bytes of each, looked at side by side; None where there is no such object."""
+        if len(keys) < 2:
+            return list(map(self._size, keys))
+        with ThreadPoolExecutor(min(len(keys), _SIDE_BY_SIDE)) as threads:
+            return list(threads.map(self._size, keys))
+
+    def _size(self, key: str) -> int | None:
+        found = self.look(key)
+        return found.size if found else None
 
     def digest(self, key: str) -> tuple[int, str] | None:
         """Return length in bytes and hex SHA-256, read as a stream; None where there is no such object."""
@@ -149,6 +161,7 @@ class ObjectStore(Protocol):
 
     def room(self) -> int | None:
         """Return how many bytes more there is room for, by the disk's own account; None where nobody knows."""
+        return None
 
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
@@ -157,6 +170,8 @@ class ObjectStore(Protocol):
 
         None, and nothing done, where that can't be.
         """
+        del source, source_key, key, facts, expected
+        return None
 
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is none to remove. The ledger never does this."""
@@ -166,9 +181,11 @@ class ObjectStore(Protocol):
 
     def half_written(self) -> Iterator[Listed]:
         """Yield files that killed writers left behind, or others are still writing: no objects yet."""
+        return iter(())
 
     def delete_half_written(self, key: str) -> None:
         """Remove what `half_written` listed under this key."""
+        raise StoreError(f"there are no half-written objects here: {key}")
 
     def presign(self, key: str, seconds: int) -> str:
         """Return an address that lets anyone read the object for `seconds`."""
@@ -241,10 +258,7 @@ def read_metadata(value: str) -> str:
 def _encoded(value: str) -> str:
     encoded = quote(value, safe=_PLAIN, errors="replace")
     # S3 trims spaces at either end
-    body = encoded.strip(" ")
-    before = len(encoded) - len(encoded.lstrip(" "))
-    after = len(encoded) - before - len(body)
-    return "%20" * before + body + "%20" * after if body else "%20" * len(encoded)
+    return re.sub("^ +| +$", lambda spaces: "%20" * len(spaces[0]), encoded)
 
 
 def _cut(value: str, length: int) -> str:

@@ -5,18 +5,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import re
+import ssl
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
-from botocore.exceptions import ClientError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import Session
+from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.results import VERSION
+from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.layout import s3_uri
 from prefect_ttapi.storage.objects import (
     PATIENCE,
@@ -26,21 +36,39 @@ from prefect_ttapi.storage.objects import (
     Facts,
     Found,
     Listed,
+    NoAnswerError,
     ObjectStore,
     checked_key,
 )
-from prefect_ttapi.storage.s3_client import Account, Client, patiently
-from prefect_ttapi.storage.s3_errors import is_missing, is_refused_copy
+from prefect_ttapi.storage.s3_errors import explain, is_missing, is_refused_copy, may_be_expired
 
 Answer = TypeVar("Answer")
+
+#: botocore makes its clients' methods from a description of the service: no type checker knows them.
+Client = Any
+
+#: Key ID, secret and session token.
+Keys = tuple[str | None, str | None, str | None]
+
+#: Enough for 100 requests in flight, their renewals and look-ups.
+_CONNECTIONS: Final = 128
+
+#: Seconds. Short of a claim's life, so that a renewal can be tried more than once.
+_CONNECT_TIMEOUT: Final = 10
+_READ_TIMEOUT: Final = 20
+
+#: Seconds before the second attempt, and the longest pause.
+_PAUSES: Final = (0.2, 5.0)
+
+#: Clients of this process, by account; the one that was made first goes first.
+_clients: dict[Account, Client] = {}
+_MOST_CLIENTS: Final = 32
+_making = threading.Lock()
 
 _CHUNK: Final = 256 * 1024
 
 #: Against accidents on the way, which is all that S3 offers it for.
 _MD5: Final = partial(hashlib.md5, usedforsecurity=False)
-
-#: How many objects are looked at side by side.
-_SIDE_BY_SIDE: Final = 16
 
 #: A write that expects it is refused wherever writing is allowed: no object has the MD5 of nothing at this key.
 _TRIED: Final = "write-test"
@@ -48,8 +76,61 @@ _NO_TAG: Final = "0" * 32
 
 
 @dataclass(frozen=True)
-class S3Settings:
-    """Where in a bucket objects are, without slashes around the prefix, and how they are encrypted."""
+class Account:
+    """A service, how it is reached and who asks it; None leaves it to the AWS chain.
+
+    Attributes:
+        verify: as botocore takes it: whether to verify, or against which file.
+        find_keys: gives the keys as of now, where they are not written down here.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    addressing_style: str = "auto"
+    verify: bool | str = True
+    find_keys: Callable[[], Keys] | None = field(default=None, repr=False)
+
+    def or_environment(self) -> Account:
+        """Return this account, with what it lacks from the usual AWS variables.
+
+        The key of the environment comes first in AWS's own chain, too. It is read here because clients are shared by
+        their account, and another environment is to mean another client. AWS_REGION is unknown to botocore.
+        """
+        environ = os.environ.get
+        own = (self.access_key_id, self.secret_access_key, self.session_token)
+        found = (environ("AWS_ACCESS_KEY_ID"), environ("AWS_SECRET_ACCESS_KEY"), environ("AWS_SESSION_TOKEN"))
+        key = found if all(found[:2]) and not own[0] and self.find_keys is None else own
+        return replace(
+            self,
+            endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
+            region=self.region or environ("AWS_REGION"),
+            access_key_id=key[0],
+            secret_access_key=key[1],
+            session_token=key[2],
+        )
+
+    def keys(self) -> Keys:
+        """Return its keys as of now; all None where the AWS chain finds them by itself.
+
+        Raises:
+            StoreError: there are none to be had.
+        """
+        if self.find_keys is not None:
+            return self.find_keys()
+        return self.access_key_id, self.secret_access_key, self.session_token
+
+
+@dataclass(frozen=True)
+class S3(ObjectStore):
+    """The keys below `prefix` in a bucket; safe from all threads, and after a fork.
+
+    Attributes:
+        prefix: without a slash at either end.
+        encryption, kms_key_id: how objects are encrypted, as S3 takes it.
+    """
 
     bucket: str
     prefix: str
@@ -57,57 +138,48 @@ class S3Settings:
     encryption: str | None = None
     kms_key_id: str | None = None
 
-
-class S3:
-    """The keys below `prefix` in a bucket; safe from all threads, and after a fork."""
-
-    def __init__(self, settings: S3Settings) -> None:
-        self.settings = settings
-        self._base = f"{settings.prefix}/" if settings.prefix else ""
+    @property
+    def _base(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
 
     def uri(self, key: str) -> str:
-        return s3_uri(self.settings.bucket, self._name(key))
+        return s3_uri(self.bucket, self._name(key))
 
     def key(self, uri: str) -> str:
-        base = s3_uri(self.settings.bucket, self._base)
+        base = s3_uri(self.bucket, self._base)
         if not uri.startswith(base):
             raise StoreError(f"{uri} is not in {base}")
         return checked_key(uri.removeprefix(base))
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        return self._get(key, lambda chunks, tag: (b"".join(chunks), tag))
+        found = self._get(key)
+        return found and (found[0].read_bytes(), found[1])
 
     def fetch(self, key: str) -> Body:
-        spool = self._get(key, _spooled)
-        if spool is None:
+        found = self._get(key)
+        if found is None:
             raise ImageMissingError(f"there is no {self.uri(key)}")
-        return spool.open
+        return found[0].open
 
     def digest(self, key: str) -> tuple[int, str] | None:
-        return self._get(key, _digest)
+        found = self._get(key)
+        return found and (found[0].size_bytes, found[0].sha256)
 
-    def _get(self, key: str, take: Callable[[Iterator[bytes], str], Answer]) -> Answer | None:
-        """Return what `take` makes of the object's bytes and tag, or None where there is no such object."""
+    def _get(self, key: str) -> tuple[Spool, str] | None:
+        """Return the object's bytes and tag, or None where there is no such object."""
 
-        def attempt(client: Client) -> Answer | None:
+        def attempt(client: Client) -> tuple[Spool, str] | None:
             answer = _if_there(client.get_object, self._at(key))
             if answer is None:
                 return None
+            spool = Spool()
             # what `with` over the body itself gives is urllib3's response, which may not check its length
             with closing(answer["Body"]) as body:
-                return take(iter(partial(body.read, _CHUNK), b""), _tag_in(answer))
+                for chunk in iter(partial(body.read, _CHUNK), b""):
+                    spool.write(chunk)
+            return spool, _tag_in(answer)
 
         return self._run("can't read", key, attempt)
-
-    def sizes(self, keys: Sequence[str]) -> list[int | None]:
-        if len(keys) < 2:
-            return list(map(self._size, keys))
-        with ThreadPoolExecutor(min(len(keys), _SIDE_BY_SIDE)) as threads:
-            return list(threads.map(self._size, keys))
-
-    def _size(self, key: str) -> int | None:
-        found = self.look(key)
-        return found.size if found else None
 
     def look(self, key: str) -> Found | None:
         at = self._at(key)
@@ -151,13 +223,10 @@ class S3:
             return  # whoever may not write is told so before that
         self.delete(_TRIED)
 
-    def room(self) -> None:
-        return None
-
     def copy(
         self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
     ) -> str | None:
-        if not isinstance(source, S3) or source.settings.account != self.settings.account:
+        if not isinstance(source, S3) or source.account != self.account:
             return None
         arguments = self._description(key, facts) | _conditions(expected)
         arguments |= {"CopySource": source._at(source_key), "MetadataDirective": "REPLACE"}
@@ -187,7 +256,7 @@ class S3:
         self._run("can't delete", key, lambda client: _if_there(client.delete_object, at))
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        where = {"Bucket": self.settings.bucket, "Prefix": self._base + prefix}
+        where = {"Bucket": self.bucket, "Prefix": self._base + prefix}
         while True:
             page = self._run("can't list", prefix, lambda client: client.list_objects_v2(**where))
             for found in page.get("Contents", ()):
@@ -196,12 +265,6 @@ class S3:
             if not page.get("IsTruncated"):
                 return
             where["ContinuationToken"] = page["NextContinuationToken"]
-
-    def half_written(self) -> Iterator[Listed]:
-        return iter(())  # an object is put at once
-
-    def delete_half_written(self, key: str) -> None:
-        raise StoreError(f"a bucket has no half-written objects: {key}")
 
     def presign(self, key: str, seconds: int) -> str:
         at = self._at(key)
@@ -214,13 +277,36 @@ class S3:
     def _run(
         self, doing: str, key: str, attempt: Callable[[Client], Answer], patience: float = PATIENCE
     ) -> Answer:
-        return patiently(self.settings.account, f"{doing} {self._shown(key)}", attempt, patience)
+        """Return what `attempt` gives, tried again for `patience` seconds while no answer settles it.
+
+        Credentials that may have expired are asked for anew, once, unless they are written down in the account.
+
+        Raises:
+            StoreError: the service refused, or there are no credentials.
+            NoAnswerError: no answer settled it in time.
+        """
+        deadline, pauses = time.monotonic() + patience, backoff(*_PAUSES)
+        renewable = self.account.access_key_id is None
+        while True:
+            client = None
+            try:
+                client = _client(self.account)
+                return attempt(client)
+            except (OSError, BotoCoreError, ClientError, HTTPError) as error:
+                if renewable and may_be_expired(error):
+                    renewable = False
+                    _forget(self.account, client)
+                    continue
+                explained, pause = explain(error, f"{doing} {self._shown(key)}"), next(pauses)
+                if not isinstance(explained, NoAnswerError) or time.monotonic() + pause > deadline:
+                    raise explained from error
+            time.sleep(pause)
 
     def _name(self, key: str) -> str:
         return checked_key(self._base + key)
 
     def _at(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self.settings.bucket, "Key": self._name(key)}
+        return {"Bucket": self.bucket, "Key": self._name(key)}
 
     def _description(self, key: str, facts: Facts) -> dict[str, Any]:
         """Return where an object is put, what is kept beside its bytes, and how they are encrypted.
@@ -236,15 +322,15 @@ class S3:
             "Tagging": urlencode(facts.tags, quote_via=quote),
             "ACL": facts.acl,
             "StorageClass": facts.storage_class,
-            "ServerSideEncryption": self.settings.encryption,
-            "SSEKMSKeyId": self.settings.kms_key_id,
+            "ServerSideEncryption": self.encryption,
+            "SSEKMSKeyId": self.kms_key_id,
         }
         return self._at(key) | {name: value for name, value in said.items() if value}
 
     def _shown(self, key: str) -> str:
         """Return the object and the service, for an error's message."""
-        service = f" at {self.settings.account.endpoint_url}" if self.settings.account.endpoint_url else ""
-        return f"{s3_uri(self.settings.bucket, self._base + key)}{service}"
+        service = f" at {self.account.endpoint_url}" if self.account.endpoint_url else ""
+        return f"{s3_uri(self.bucket, self._base + key)}{service}"
 
 
 def _if_there(call: Callable[..., dict[str, Any]], at: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -254,21 +340,6 @@ def _if_there(call: Callable[..., dict[str, Any]], at: Mapping[str, Any]) -> dic
         if is_missing(error):
             return None
         raise
-
-
-def _spooled(chunks: Iterator[bytes], _tag: str) -> Spool:
-    spool = Spool()
-    for chunk in chunks:
-        spool.write(chunk)
-    return spool
-
-
-def _digest(chunks: Iterator[bytes], _tag: str) -> tuple[int, str]:
-    size, digest = 0, hashlib.sha256()
-    for chunk in chunks:
-        size += len(chunk)
-        digest.update(chunk)
-    return size, digest.hexdigest()
 
 
 def _conditions(expected: Condition | str) -> dict[str, str]:
@@ -281,3 +352,85 @@ def _conditions(expected: Condition | str) -> dict[str, str]:
 def _tag_in(answer: Mapping[str, Any]) -> str:
     """Return the object's tag, unquoted: Ceph refuses a quoted one in If-Match."""
     return str(answer["ETag"]).strip('"')
+
+
+def _client(account: Account) -> Client:
+    if found := _clients.get(account):
+        return found
+    with _making:
+        if account not in _clients:
+            _clients[account] = _made(account)
+            for oldest in list(_clients)[:-_MOST_CLIENTS]:
+                del _clients[oldest]
+        return _clients[account]
+
+
+def _forget(account: Account, expired: Client) -> None:
+    """Have the next client ask for its credentials anew, unless another thread has made one already."""
+    with _making:
+        if _clients.get(account) is expired:
+            _clients.pop(account, None)
+
+
+def _start_anew() -> None:
+    """Forget clients and lock in a forked process: it shares no connections, and nobody would release the lock."""
+    global _making
+    _making = threading.Lock()
+    _clients.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
+
+
+def _made(account: Account) -> Client:
+    if isinstance(account.verify, str):
+        _check_authorities(account.verify)
+    if account.verify is False and account.endpoint_url:
+        # urllib3 says it of each connection, and it was asked for
+        host = re.escape(urlsplit(account.endpoint_url).hostname or "")
+        warnings.filterwarnings("ignore", f"Unverified HTTPS .* host '{host}'", InsecureRequestWarning)
+    # auto is botocore's own choice, which its configuration file may settle
+    style = (
+        {} if account.addressing_style == "auto" else {"s3": {"addressing_style": account.addressing_style}}
+    )
+    key, secret, token = account.keys()
+    client = Session().create_client(
+        "s3",
+        region_name=account.region,
+        endpoint_url=account.endpoint_url,
+        verify=None if account.verify is True else account.verify,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        aws_session_token=token,
+        config=Config(
+            # tries are counted here, in one place: botocore would multiply them
+            retries={"total_max_attempts": 1},
+            max_pool_connections=_CONNECTIONS,
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
+            signature_version="s3v4",
+            # trailing checksums are AWS's own; other stores refuse or ignore them
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # botocore's own is long, and made anew for each request
+            user_agent=f"prefect-ttapi/{VERSION}",
+            **style,
+        ),
+    )
+    client.meta.events.register_last("before-call.s3", _send_at_once)
+    return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    """Don't ask first whether a body is wanted that is in memory: it would cost more than it could spare."""
+    if isinstance(params.get("body"), io.BytesIO):
+        params["headers"].pop("Expect", None)
+
+
+def _check_authorities(file: str) -> None:
+    """Raise a StoreError if the file holds no certificates: botocore would tell of it as of a lost connection."""
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:  # also where it is no PEM
+        why = f"can't use the certificates in {file}: {error.strerror or error}"
+        raise StoreError(f"{why}: correct connection.ca_file") from error

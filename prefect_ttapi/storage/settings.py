@@ -23,8 +23,7 @@ from pydantic import (
 
 from prefect_ttapi.storage.aws_blocks import AwsBlock, checked_block, shown, with_block
 from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
-from prefect_ttapi.storage.s3 import S3Settings
-from prefect_ttapi.storage.s3_client import Account
+from prefect_ttapi.storage.s3 import S3, Account
 
 #: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
 UPLOAD_PATIENCE: Final = 120.0
@@ -253,19 +252,23 @@ class StoreSettings(BaseModel):
             raise ValueError("give aws_credentials or keys, not both")
         return self
 
-    def _settings(self) -> S3Settings:
+    def _bucket(self) -> S3:
         account = Account(
             endpoint_url=self.endpoint_url,
             region=self.region,
             access_key_id=self.access_key_id,
-            secret_access_key=self.secret_access_key and self.secret_access_key.get_secret_value(),
-            session_token=self.session_token and self.session_token.get_secret_value(),
+            secret_access_key=_told(self.secret_access_key),
+            session_token=_told(self.session_token),
             addressing_style=self.connection.addressing_style,
             verify=self.connection.verify,
         )
-        return S3Settings(
+        return S3(
             *bucket_and_prefix(self.url),
             with_block(account, self.aws_credentials).or_environment(),
             encryption=self.upload.encryption,
             kms_key_id=self.upload.kms_key_id,
         )
+
+
+def _told(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None

@@ -6,7 +6,6 @@ import io
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -30,7 +29,6 @@ from prefect_ttapi.storage.objects import (
     ascii_metadata,
     probe,
 )
-from prefect_ttapi.storage.s3 import S3, S3Settings
 from prefect_ttapi.storage.settings import NotMapped, StoreSettings
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
@@ -68,13 +66,13 @@ class ImageStore(NotMapped, StoreSettings, Block):
         """Return which store this is, without secrets: equal for blocks that see the same objects."""
         if not is_s3(self.url):
             return Path(self.url).as_uri()
-        endpoint = self._settings().account.endpoint_url
+        endpoint = self._bucket().account.endpoint_url
         return f"{self.url} at {endpoint}" if endpoint else self.url
 
     @property
     def objects(self) -> ObjectStore:
-        """Return the folder or bucket itself, shared by all blocks of this process with the same settings."""
-        return _place(self._settings() if is_s3(self.url) else Path(self.url))
+        """Return the folder or bucket itself."""
+        return self._bucket() if is_s3(self.url) else Folder(Path(self.url))
 
     def check(self) -> None:
         """Make sure that objects can be written and read, and that of two writers one loses.
@@ -332,8 +330,3 @@ class ImageStore(NotMapped, StoreSettings, Block):
             tags=self.upload.tags,
             acl=self.upload.acl,
         )
-
-
-@lru_cache(maxsize=64)
-def _place(where: S3Settings | Path) -> ObjectStore:
-    return S3(where) if isinstance(where, S3Settings) else Folder(where)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, Facts
-from prefect_ttapi.storage.s3_client import Account
+from prefect_ttapi.storage.s3 import Account
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import stored
 from tests.support.meddling import Order, meddling_proxy
@@ -172,7 +172,7 @@ def test_a_block_shows_nothing_of_its_credentials(s3_server: S3Server) -> None:
     """A store that holds a block shows nothing of it, and can't be mistaken for one that has keys."""
     store = ImageStore(url="s3://pictures", aws_credentials=Assumed())
     assert "aws_credentials" not in repr(store)
-    assert "AKIA" not in repr(store._settings())
+    assert "AKIA" not in repr(store._bucket())
     with pytest.raises(ValidationError, match="not both"):
         ImageStore(url="s3://pictures", aws_credentials=Assumed(), **s3_server.settings())
     assert pickle.loads(pickle.dumps(store)).aws_credentials == Assumed()
@@ -206,11 +206,11 @@ def test_a_saved_block_is_known_by_its_name(key_file: Path) -> None:
 
     async def looked_up() -> Account:
         return (
-            ImageStore(url="s3://pictures", aws_credentials="saved-keys/keys-of-the-shop")._settings().account
+            ImageStore(url="s3://pictures", aws_credentials="saved-keys/keys-of-the-shop")._bucket().account
         )
 
     account = asyncio.run(looked_up())
-    assert account == given._settings().account
+    assert account == given._bucket().account
     assert (account.region, account.endpoint_url, account.verify) == (
         "eu-central-1",
         "https://saved.example.com",

@@ -115,7 +115,7 @@ def test_the_check_is_cheap_and_can_be_had_once(s3_server: S3Server) -> None:
 def test_reads_and_plain_writes_are_tried_again(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each 503 on a read or an unconditional write costs one more request: nothing multiplies retries."""
     # the pauses leave a slow machine its time for the requests
-    monkeypatch.setattr("prefect_ttapi.storage.s3_client._PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("prefect_ttapi.storage.s3._PAUSES", (0.01, 0.01))
     bucket = s3_server.new_bucket()
     trouble: list[int] = []
     with meddling_proxy(s3_server.url, lambda *_: trouble.pop() if trouble else None) as proxy:

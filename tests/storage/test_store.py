@@ -86,7 +86,7 @@ def test_illegal_settings_are_explained(fields: dict[str, str], why: str) -> Non
 def test_secrets_stay_inside() -> None:
     """Neither repr, str, JSON, identity nor the S3 settings' repr shows a secret."""
     store = secretive()
-    shown = [repr(store), str(store), store.model_dump_json(), store.identity, repr(store._settings())]
+    shown = [repr(store), str(store), store.model_dump_json(), store.identity, repr(store._bucket())]
     assert not [text for text in shown for secret in SECRETS.values() if secret in text]
     with pytest.raises(ValidationError) as caught:
         ImageStore(url="s3://pictures", secret_access_key=SECRETS["secret_access_key"])
@@ -124,15 +124,15 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
     store = ImageStore(url="s3://pictures")
     for name in ("AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    assert (store._settings().account.region, store._settings().account.endpoint_url) == (None, None)
+    assert (store._bucket().account.region, store._bucket().account.endpoint_url) == (None, None)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://all.example.com")
-    assert store._settings().account.region == "eu-central-1"
+    assert store._bucket().account.region == "eu-central-1"
     assert store.identity == "s3://pictures at https://all.example.com"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.com")
     assert store.identity == "s3://pictures at https://s3.example.com"
     own = ImageStore(url="s3://pictures", endpoint_url="https://own.example.com/", region="here")
-    assert (own._settings().account.region, own._settings().account.endpoint_url) == (
+    assert (own._bucket().account.region, own._bucket().account.endpoint_url) == (
         "here",
         "https://own.example.com",
     )
