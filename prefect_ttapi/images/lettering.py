@@ -15,7 +15,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
-from PIL import ImageDraw, ImageFont, features
+from PIL import ImageFont, features
+from PIL.ImageDraw import ImageDraw as Pen
 
 Colour = tuple[int, int, int] | str
 
@@ -78,7 +79,7 @@ class Lettering:
                     used = width_of(part)
         return lines
 
-    def write(self, pen: ImageDraw.ImageDraw, left: float, base: float, line: str, fill: Colour) -> None:
+    def write(self, pen: Pen, left: float, base: float, line: str, fill: Colour) -> None:
         """Write one line whose letters stand on `base`, from `left` on."""
         for piece, font in self._pieces(line):
             if font is None:
@@ -87,9 +88,7 @@ class Lettering:
                 pen.text((left, base), piece, fill=fill, font=self._face(font), anchor="ls")
             left += self._width(piece, font)
 
-    def write_lines(
-        self, pen: ImageDraw.ImageDraw, left: float, top: float, lines: Sequence[str], fill: Colour
-    ) -> None:
+    def write_lines(self, pen: Pen, left: float, top: float, lines: Sequence[str], fill: Colour) -> None:
         """Write lines below each other, the first one below `top`."""
         for number, line in enumerate(lines):
             self.write(pen, left, top + self.size * (0.95 + LINE * number), line, fill)
@@ -111,26 +110,21 @@ class Lettering:
         yield piece, last
 
     def _width(self, piece: str, font: str | None) -> float:
-        return (
-            self._face(font).getlength(piece)
-            if font is not None
-            else sum(map(self._box_width, _inked(piece)))
-        )
+        if font is None:
+            return sum(map(self._box_width, _inked(piece)))
+        return self._face(font).getlength(piece)
 
     def _box_width(self, char: str) -> float:
         return self.size * (0.3 * len(_digits(char)[0]) + 0.25)
 
-    def _write_boxes(
-        self, pen: ImageDraw.ImageDraw, left: float, base: float, piece: str, fill: Colour
-    ) -> None:
+    def _write_boxes(self, pen: Pen, left: float, base: float, piece: str, fill: Colour) -> None:
         """Draw each character as a box with its code point in two rows."""
         face = _open(ENGLISH, self.size * 0.45)
         gap = self.size * 0.05
         for char in _inked(piece):
             right = left + self._box_width(char)
-            pen.rectangle(
-                (left + gap, base - self.size * 0.78, right - gap, base + self.size * 0.17), outline=fill
-            )
+            box = (left + gap, base - self.size * 0.78, right - gap, base + self.size * 0.17)
+            pen.rectangle(box, outline=fill)
             for row, digits in zip((0.36, -0.07), _digits(char), strict=True):
                 middle = ((left + right) / 2, base - self.size * row)
                 pen.text(middle, digits, fill=fill, font=face, anchor="ms")
@@ -153,12 +147,12 @@ def shortened(lines: Sequence[str], most: int) -> list[str]:
 
 def _plain(text: str) -> str:
     """Return `text` composed, with spaces for controls, and without what has no shape at all."""
-    chars = (
-        " " if unicodedata.category(char) == "Cc" else char for char in unicodedata.normalize("NFC", text)
-    )
-    return "".join(
-        char for char in chars if unicodedata.category(char) != "Cf" or (_SHAPES and char in _JOINERS)
-    )
+    plain = ""
+    for char in unicodedata.normalize("NFC", text):
+        category = unicodedata.category(char)
+        if category != "Cf" or (_SHAPES and char in _JOINERS):
+            plain += " " if category == "Cc" else char
+    return plain
 
 
 def _clusters(text: str) -> list[str]:

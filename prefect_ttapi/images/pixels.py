@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
-from typing import BinaryIO, Final, TypeVar
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import BinaryIO, Final, ParamSpec, TypeVar
 
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -16,6 +16,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from prefect_ttapi.errors import PictureError, StoreError
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 #: No image of more pixels is decoded. The largest that the vendor's models make has a tenth of it.
@@ -33,35 +34,33 @@ _new_workers: Final = partial(ThreadPoolExecutor, os.cpu_count() or 1, thread_na
 _workers = _new_workers()
 
 
-def at_work(call: Callable[[], R]) -> R:
-    """Return what `call` returns, run in one of as many threads as there are processors.
+def in_worker(call: Callable[P, R]) -> Callable[P, R]:
+    """Let a function run in one of as many threads as there are processors, and its caller wait for it.
 
     More would save no time, and any thread that once decoded an image keeps its memory. Must not be called from such
     a thread.
     """
-    return _workers.submit(call).result()
+
+    @wraps(call)
+    def submitted(*args: P.args, **kwargs: P.kwargs) -> R:
+        return _workers.submit(call, *args, **kwargs).result()
+
+    return submitted
 
 
-def from_pixels(
-    open_file: Callable[[], AbstractContextManager[BinaryIO]], make: Callable[[ImageFile], R]
-) -> R:
-    """Open an image, return what `make` makes of it; both in a thread for decoding.
+@contextmanager
+def decoding(file: BinaryIO) -> Iterator[ImageFile]:
+    """Give the image in `file`, of which nothing is decoded yet; what is made of it is made in the context.
 
     Args:
-        open_file: gives a PNG, JPEG or WebP, read from where it stands.
-        make: gets the image, of which nothing is decoded yet.
+        file: a PNG, JPEG or WebP, read from where it stands; it is left open.
 
     Raises:
         PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
         OSError: the file can't be read.
     """
-
-    def work() -> R:
-        with open_file() as file:
-            return make(_opened(file))
-
     try:
-        return at_work(work)
+        yield _opened(file)
     except (PictureError, StoreError):
         raise
     except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over

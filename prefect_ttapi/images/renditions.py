@@ -6,7 +6,6 @@ import base64
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, Literal, Self
 
@@ -16,16 +15,16 @@ from PIL.ImageFile import ImageFile
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.images.pixels import from_pixels
+from prefect_ttapi.images.pixels import decoding, in_worker
 from prefect_ttapi.images.spool import Spool
 
 log: Final = logging.getLogger(__name__)
 
-#: Format to media type, and the quality (1 to 100) that is used where none is given; PNG keeps every pixel.
-_FORMATS: Final[Mapping[str, tuple[str, int | None]]] = {
-    "webp": ("image/webp", 80),
-    "jpeg": ("image/jpeg", 85),
-    "png": ("image/png", None),
+#: How each format is written; `quality` (1 to 100) is used where none is given, and PNG keeps every pixel.
+_FORMATS: Final[Mapping[str, dict[str, Any]]] = {
+    "webp": {"quality": 80, "method": 4},
+    "jpeg": {"quality": 85, "optimize": True, "progressive": True},
+    "png": {},
 }
 
 #: What `{rendition}` is for the image itself.
@@ -40,12 +39,6 @@ GALLERY_BOX: Final = 256
 
 #: Bytes of a colour profile that is believed in. Those of displays have 500 to 4,000, of presses some 500,000.
 _LONGEST_PROFILE: Final = 1024 * 1024
-
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    "webp": {"method": 4},
-    "jpeg": {"optimize": True, "progressive": True},
-    "png": {},
-}
 
 
 class Rendition(BaseModel):
@@ -76,8 +69,8 @@ class Rendition(BaseModel):
     def _with_name(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("name"):
             return given
-        parts = (given.get("format", "webp"), given.get("max_size"), _quality_part(given.get("quality")))
-        return {**given, "name": "-".join(str(part) for part in parts if part)}
+        name = _recipe(given.get("format", "webp"), given.get("max_size"), given.get("quality"))
+        return {**given, "name": name}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -90,12 +83,12 @@ class Rendition(BaseModel):
     @property
     def media_type(self) -> str:
         """Return `image/webp`, `image/jpeg` or `image/png`."""
-        return _FORMATS[self.format][0]
+        return f"image/{self.format}"
 
     @property
     def used_quality(self) -> int | None:
         """Return `quality`, or the default of the format; None for PNG."""
-        return self.quality or _FORMATS[self.format][1]
+        return self.quality or _FORMATS[self.format].get("quality")
 
     @property
     def recipe(self) -> str:
@@ -104,8 +97,7 @@ class Rendition(BaseModel):
         >>> Rendition(format="jpeg", max_size=256, name="thumbnail").recipe
         'jpeg-256-q85'
         """
-        parts = (self.format, self.max_size, _quality_part(self.used_quality))
-        return "-".join(str(part) for part in parts if part)
+        return _recipe(self.format, self.max_size, self.used_quality)
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Return the size in pixels that an image of this size gets.
@@ -120,8 +112,9 @@ class Rendition(BaseModel):
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _quality_part(quality: int | None) -> str:
-    return f"q{quality}" if quality else ""
+def _recipe(form: str, max_size: int | None, quality: int | None) -> str:
+    parts = (form, max_size, quality and f"q{quality}")
+    return "-".join(str(part) for part in parts if part)
 
 
 #: What is delivered of an image: a rendition, or (None) a copy of itself.
@@ -160,6 +153,7 @@ class Rendered:
     height: int
 
 
+@in_worker
 def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> list[Rendered]:
     """Return each of the renditions of the image that `opener` opens, in order.
 
@@ -168,12 +162,9 @@ def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> l
     Raises:
         PictureError: the image can't be decoded, unfolds to too many pixels, or is too large for the format.
     """
-
-    def make(image: ImageFile) -> list[Rendered]:
+    with opener() as file, decoding(file) as image:
         upright = _upright(image)
         return [_rendered(upright, rendition) for rendition in renditions]
-
-    return from_pixels(opener, make)
 
 
 def _upright(image: Image) -> Image:
@@ -220,14 +211,14 @@ def _rendered(image: Image, rendition: Rendition) -> Rendered:
         page = new("RGB", size, "white")
         page.paste(small, mask=small)
         small = page
-    quality = {} if rendition.used_quality is None else {"quality": rendition.used_quality}
     encoded = io.BytesIO()
-    small.save(encoded, rendition.format, **_OPTIONS[rendition.format], **quality)
+    small.save(encoded, rendition.format, **_FORMATS[rendition.format] | {"quality": rendition.used_quality})
     spool = Spool()
     spool.write(encoded.getbuffer())
     return Rendered(spool, *size)
 
 
+@in_worker
 def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
     """Return a WebP of the image in `file` that fits into `box` x `box` pixels; transparency is kept.
 
@@ -239,7 +230,8 @@ def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
         PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
         OSError: the file can't be read.
     """
-    return from_pixels(lambda: nullcontext(file), lambda image: _webp(_small(image, box), box))
+    with decoding(file) as image:
+        return _webp(_small(image, box), box)
 
 
 def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
@@ -271,12 +263,8 @@ def _small(image: ImageFile, box: int) -> Image:
 
 
 def _webp(image: Image, box: int) -> bytes:
-    # the quickest method: two thirds of the time for a third more bytes
-    options = {
-        "method": 0,
-        "icc_profile": b"",
-        "exif": b"",
-    }  # a thumbnail of 3 KB must not carry 10 KB of profile
+    # the quickest method: two thirds of the time for a third more bytes; 3 KB must not carry 10 KB of profile
+    options = {"method": 0, "icc_profile": b"", "exif": b""}
     for quality in (70, 40, 10):
         out = io.BytesIO()
         image.save(out, "WEBP", quality=quality, alpha_quality=quality, **options)

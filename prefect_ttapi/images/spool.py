@@ -61,9 +61,7 @@ class Spool:
 
     def read_bytes(self) -> bytes:
         """Return all bytes."""
-        return (
-            bytes(self._memory) if self._file is None else os.pread(self._file.fileno(), self.size_bytes, 0)
-        )
+        return self.read_at(0, self.size_bytes)
 
     def read_at(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, or fewer at the end; another thread may still be writing."""
