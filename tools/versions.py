@@ -170,7 +170,7 @@ class Environment:
                 _uv("pip", "list", "-q", "--python", self._python),
             ],
             "demo": [demo],
-            "tests": [[*pytest, "-n", "2", "-m", "not integration", *(QUICK_TESTS if quick else TESTS)]],
+            "tests": [[*pytest, "-m", "not integration", *(QUICK_TESTS if quick else ("-n", "2", *TESTS))]],
             "schedule": [[*pytest, *schedule]] if schedule and not quick else [],
         }
 
