@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,12 +151,6 @@ NAMES = [
         r"\.should_exit\b",
         "a method of uvicorn.Server that stops it from another thread",
         lambda: uvicorn.Server(uvicorn.Config("app")).should_exit is False,
-    ),
-    Undocumented(
-        "zlib._Decompress, as type checkers know it",
-        r"\bzlib\._Decompress\b",
-        "a public name for the type of zlib.decompressobj()",
-        lambda: type(zlib.decompressobj()).__name__ == "Decompress",
     ),
 ]
 

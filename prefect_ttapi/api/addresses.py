@@ -11,8 +11,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -188,20 +186,14 @@ class CheckedBackend(httpcore.NetworkBackend):
         except (OSError, UnicodeError):
             raise httpcore.ConnectError("the name could not be resolved") from None
         allowed = [address for address in found if self._is_allowed(address)]
-        if not allowed:
-            raise AddressRefused
-        *others, last = allowed[:_MOST_TRIED]
-        connect = partial(
-            self._backend.connect_tcp,
-            port=port,
-            timeout=timeout,
-            local_address=local_address,
-            socket_options=socket_options,
-        )
-        for address in others:
-            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return BoundedStream(connect(address), self._deadline)
-        return BoundedStream(connect(last), self._deadline)
+        failure: Exception = AddressRefused()
+        for address in allowed[:_MOST_TRIED]:
+            try:
+                stream = self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+                return BoundedStream(stream, self._deadline)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
 
     def _is_allowed(self, address: str) -> bool:
         try:

@@ -231,14 +231,7 @@ class TTAPIClient:
             error.elapsed = attempts.elapsed
             error.request_id = request_id
             raise
-        return GeneratedImage(
-            spool=spool,
-            media_type=facts.media_type,
-            width=facts.width,
-            height=facts.height,
-            index=index,
-            revised_prompt=item.revised_prompt,
-        )
+        return GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
 
     @staticmethod
     def _warn_of_fewer(name: str, asked: int, came: int, *problems: str) -> None:

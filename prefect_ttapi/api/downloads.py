@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final
 
 import httpcore
@@ -132,7 +130,7 @@ class Downloader:
         started = self._clock.monotonic()
         self._deadline.at = started + self._total_timeout
         partial = _Partial()
-        tries = 0
+        tries, delays = 0, iter(DELAYS)
         while True:
             tries += 1
             result = self._try(url, partial)
@@ -140,8 +138,11 @@ class Downloader:
                 return partial.spool, result
             log.warning("%s: download %d failed: %s", name, tries, result)
             elapsed = self._clock.monotonic() - started
-            wait = self._wait(result, tries)
-            if wait is None or elapsed + wait >= self._total_timeout:
+            delay = next(delays, None)
+            if delay is None or result.final:
+                break
+            wait = max(delay / 2 + self._clock.jitter(delay / 2), result.wait)
+            if elapsed + wait >= self._total_timeout:
                 break
             self._clock.sleep(wait, Stop())  # an image in hand is money: nothing stops this
         raise DownloadError(
@@ -150,12 +151,6 @@ class Downloader:
             attempts=tries,
             elapsed=elapsed,
         )
-
-    def _wait(self, problem: _Problem, tries: int) -> float | None:
-        if problem.final or tries > len(DELAYS):
-            return None
-        half = DELAYS[tries - 1] / 2
-        return max(half + self._clock.jitter(half), problem.wait)
 
     def _try(self, url: SecretStr, partial: _Partial) -> ImageFacts | _Problem:
         try:
@@ -182,30 +177,21 @@ class Downloader:
                 raise _Problem(
                     f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True
                 )
-            with self._get(target, partial.headers) as response:
-                headers = _headers(response)
+            sent: dict[bytes | str, bytes | str] = {
+                "Host": target.netloc.decode("ascii"),
+                "Accept": "image/*",
+                "Accept-Encoding": "identity",
+                "User-Agent": "prefect-ttapi",
+                **partial.headers,
+            }
+            timeouts = {"timeout": self._timeouts}
+            with self._pool.stream("GET", str(target), headers=sent, extensions=timeouts) as response:
+                headers = httpx.Headers(response.headers)
                 if response.status not in _REDIRECTS or "location" not in headers:
                     self._keep(response, headers, partial)
                     return
                 target = target.join(headers["location"])
         raise _Problem(f"more than {MAX_REDIRECTS} redirects", final=True)
-
-    @contextmanager
-    def _get(self, target: httpx.URL, headers: Mapping[str, str]) -> Iterator[httpcore.Response]:
-        url = httpcore.URL(
-            scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
-        )
-        sent = {
-            "Host": target.netloc.decode("ascii"),
-            "Accept": "image/*",
-            "Accept-Encoding": "identity",
-            "User-Agent": "prefect-ttapi",
-            **headers,
-        }
-        with self._pool.stream(
-            "GET", url, headers=list(sent.items()), extensions={"timeout": self._timeouts}
-        ) as response:
-            yield response
 
     def _keep(self, response: httpcore.Response, headers: Mapping[str, str], partial: _Partial) -> None:
         self._expect(response.status, headers, partial)
@@ -238,8 +224,3 @@ class Downloader:
 
     def _too_large(self) -> _Problem:
         return _Problem(f"it is larger than {self._max_bytes:,} bytes", final=True)
-
-
-def _headers(response: httpcore.Response) -> Mapping[str, str]:
-    pairs = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in response.headers)
-    return MappingProxyType(dict(pairs))

@@ -26,19 +26,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Final
 
-from prefect_ttapi.errors import (
-    APIConnectionError,
-    AuthenticationError,
-    InsufficientBalanceError,
-    InvalidRequestError,
-    InvalidResponseError,
-    ModerationError,
-    QueueFullError,
-    RateLimitError,
-    ServerError,
-    TTAPIError,
-    UnknownOutcomeError,
-)
+from prefect_ttapi import errors
 
 
 class Break(StrEnum):
@@ -74,7 +62,7 @@ class ErrorBody:
 class Verdict:
     """What an attempt that failed means; its outcome is its error's."""
 
-    error: type[TTAPIError]
+    error: type[errors.TTAPIError]
     again: Again
 
 
@@ -102,28 +90,25 @@ class BrokenOff(Exception):  # noqa: N818 - becomes a Failure
         self.broke = broke
 
 
-NEVER_DELIVERED: Final = Verdict(APIConnectionError, Again.FREELY)
-UNKNOWN: Final = Verdict(UnknownOutcomeError, Again.OPTED_IN)
-UNUSABLE: Final = Verdict(InvalidResponseError, Again.NEVER)
-MODERATED: Final = Verdict(ModerationError, Again.NEVER)
-_REFUSED: Final = Verdict(InvalidRequestError, Again.NEVER)
-_OTHER_FAULT: Final = Verdict(UnknownOutcomeError, Again.NEVER)
+NEVER_DELIVERED: Final = Verdict(errors.APIConnectionError, Again.FREELY)
+UNKNOWN: Final = Verdict(errors.UnknownOutcomeError, Again.OPTED_IN)
+UNUSABLE: Final = Verdict(errors.InvalidResponseError, Again.NEVER)
+MODERATED: Final = Verdict(errors.ModerationError, Again.NEVER)
+_REFUSED: Final = Verdict(errors.InvalidRequestError, Again.NEVER)
+_OTHER_FAULT: Final = Verdict(errors.UnknownOutcomeError, Again.NEVER)
 
 BREAKS: Final[Mapping[Break, Verdict]] = {
-    Break.CONNECTING: NEVER_DELIVERED,
-    Break.SENDING: NEVER_DELIVERED,
-    Break.SILENT: UNKNOWN,
-    Break.LOST: UNKNOWN,
-    Break.CUT: UNKNOWN,
+    **dict.fromkeys((Break.CONNECTING, Break.SENDING), NEVER_DELIVERED),
+    **dict.fromkeys((Break.SILENT, Break.LOST, Break.CUT), UNKNOWN),
 }
 
 STATUSES: Final[Mapping[int, Verdict]] = {
-    401: Verdict(AuthenticationError, Again.NEVER),
-    402: Verdict(InsufficientBalanceError, Again.NEVER),
-    403: Verdict(AuthenticationError, Again.NEVER),
-    429: Verdict(RateLimitError, Again.FREELY),
-    499: Verdict(QueueFullError, Again.FREELY),
-    **dict.fromkeys((500, 502, 503), Verdict(ServerError, Again.TWICE)),
+    401: Verdict(errors.AuthenticationError, Again.NEVER),
+    402: Verdict(errors.InsufficientBalanceError, Again.NEVER),
+    403: Verdict(errors.AuthenticationError, Again.NEVER),
+    429: Verdict(errors.RateLimitError, Again.FREELY),
+    499: Verdict(errors.QueueFullError, Again.FREELY),
+    **dict.fromkeys((500, 502, 503), Verdict(errors.ServerError, Again.TWICE)),
     **dict.fromkeys((504, 520, 521, 522, 523, 524), UNKNOWN),
 }
 
@@ -199,15 +184,12 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     >>> read_retry_after({"retry-after": "Thu, 01 Jan 1970 00:01:00 GMT"}, now=15)
     45.0
     """
-    milliseconds = _seconds(headers.get("retry-after-ms", ""))
+    asked = headers.get("retry-after", "")
+    milliseconds, wait, date = _seconds(headers.get("retry-after-ms", "")), _seconds(asked), _timestamp(asked)
     if milliseconds is not None:
-        wait: float | None = milliseconds / 1000
-    else:
-        asked = headers.get("retry-after", "")
-        wait = _seconds(asked)
-        date = _timestamp(asked)
-        if wait is None and date is not None:
-            wait = date - (_timestamp(headers.get("date", "")) or now)
+        wait = milliseconds / 1000
+    elif wait is None and date is not None:
+        wait = date - (_timestamp(headers.get("date", "")) or now)
     return wait if wait is not None and 0 <= wait <= ABSURD_SECONDS else None
 
 

@@ -61,15 +61,7 @@ class Answer:
 
 
 class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
-    """A 200 without usable images; its message is the API's own where there is one.
-
-    Attributes:
-        error: what the API says about it, where it does.
-    """
-
-    def __init__(self, message: str, error: ErrorBody | None = None) -> None:
-        super().__init__(message)
-        self.error = error
+    """A 200 without usable images; its message is the API's own where there is one."""
 
 
 def read_body(chunks: Iterable[bytes], max_bytes: int) -> Answer:
@@ -102,7 +94,7 @@ def read_answer(document: object) -> Answer:
     inner = document.get("data")
     error = find_error(document) or find_error(inner)
     if error is not None:
-        raise UnusableAnswer(error.message, error)
+        raise UnusableAnswer(error.message)
     facts = {**document, **inner} if isinstance(inner, Mapping) else document
     items = facts.get("data")
     if not isinstance(items, list) or not items:

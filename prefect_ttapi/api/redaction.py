@@ -83,31 +83,21 @@ def quiet() -> Iterator[None]:
         _ours.reset(token)
 
 
-class _KeepEventNames(logging.Filter):
-    """Cuts 'receive_response_headers.complete return_value=...' down to the event's name."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if _ours.get():
-            record.msg, record.args = record.getMessage().partition(" ")[0], ()
-        return True
+def _keep_event_name(record: logging.LogRecord) -> bool:
+    """Cut 'receive_response_headers.complete return_value=...' down to the event's name."""
+    if _ours.get():
+        record.msg, record.args = record.getMessage().partition(" ")[0], ()
+    return True
 
 
-class _Drop(logging.Filter):
-    """Drops records: each attempt is logged by us, without what a server could have put into its answer."""
-
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter like the others
-        return not _ours.get()
+def _drop(_: logging.LogRecord) -> bool:
+    """Drop the record: each attempt is logged by us, without what a server could have put into its answer."""
+    return not _ours.get()
 
 
-_FILTERS: Final[dict[str, logging.Filter]] = {
-    "httpx": _Drop(),
-    **dict.fromkeys(
-        ("httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks"),
-        _KeepEventNames(),
-    ),
-}
-for _name, _filter in _FILTERS.items():
-    logging.getLogger(_name).addFilter(_filter)
+logging.getLogger("httpx").addFilter(_drop)
+for _name in ("connection", "http11", "http2", "proxy", "socks"):
+    logging.getLogger(f"httpcore.{_name}").addFilter(_keep_event_name)
 
 
 def checked_key(api_key: str | SecretStr) -> SecretStr:

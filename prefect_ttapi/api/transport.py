@@ -15,7 +15,16 @@ from pydantic import SecretStr
 
 from prefect_ttapi.api.json_stream import DecodingError, EarlyEnd
 from prefect_ttapi.api.limiter import Clock
-from prefect_ttapi.api.outcomes import BREAKS, UNUSABLE, Break, BrokenOff, Failure, judge, read_retry_after
+from prefect_ttapi.api.outcomes import (
+    BREAKS,
+    UNUSABLE,
+    Break,
+    BrokenOff,
+    ErrorBody,
+    Failure,
+    judge,
+    read_retry_after,
+)
 from prefect_ttapi.api.payload import UnusableAnswer, read_error
 from prefect_ttapi.api.redaction import Redactor, quiet
 from prefect_ttapi.api.retries import Guard
@@ -44,6 +53,7 @@ _BREAKS: Final[Mapping[Break, tuple[type[Exception], ...]]] = {
 WRITING: Final = "send_request_headers.started"
 UNWRITTEN: Final = frozenset({"send_request_headers.failed", "send_request_body.failed"})
 
+_REDIRECTED: Final = "the API answered with a redirect, which is never followed: the key is for base_url only"
 _REQUEST_IDS: Final = ("x-request-id", "request-id", "x-amzn-requestid", "cf-ray")
 
 #: What may be wrong with the body of an answer that came.
@@ -205,20 +215,14 @@ class Transport:
         return Failure(BREAKS[broke], self._redactor.clean(f"{broke}: {spoken or type(error).__name__}"))
 
     def _refused(self, response: httpx.Response) -> Failure:
+        status, request_id, wait = response.status_code, self._request_id(response), None
         if response.is_redirect:
             response.close()
-            what = "the API answered with a redirect, which is never followed: the key is for base_url only"
-            return Failure(
-                judge(response.status_code), what, response.status_code, self._request_id(response)
-            )
-        error = read_error(self._error_body(response), response.headers.get("content-type"))
-        return Failure(
-            judge(response.status_code, error),
-            self._redactor.clean(error.message),
-            response.status_code,
-            self._request_id(response),
-            read_retry_after(response.headers, self._clock.now()),
-        )
+            error = ErrorBody(_REDIRECTED)
+        else:
+            error = read_error(self._error_body(response), response.headers.get("content-type"))
+            wait = read_retry_after(response.headers, self._clock.now())
+        return Failure(judge(status, error), self._redactor.clean(error.message), status, request_id, wait)
 
     def _error_body(self, response: httpx.Response) -> bytes:
         # its words are worth a few seconds, no more; httpcore reads this when the body's first byte is asked
