@@ -177,15 +177,17 @@ class Downloader:
                 raise _Problem(
                     f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True
                 )
-            sent: dict[bytes | str, bytes | str] = {
+            sent = {
                 "Host": target.netloc.decode("ascii"),
                 "Accept": "image/*",
                 "Accept-Encoding": "identity",
                 "User-Agent": "prefect-ttapi",
                 **partial.headers,
             }
-            timeouts = {"timeout": self._timeouts}
-            with self._pool.stream("GET", str(target), headers=sent, extensions=timeouts) as response:
+            extensions = {"timeout": self._timeouts}
+            with self._pool.stream(
+                "GET", str(target), headers=list(sent.items()), extensions=extensions
+            ) as response:
                 headers = httpx.Headers(response.headers)
                 if response.status not in _REDIRECTS or "location" not in headers:
                     self._keep(response, headers, partial)
