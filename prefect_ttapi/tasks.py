@@ -23,7 +23,7 @@ from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.context import RunContext, named
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, Paid
-from prefect_ttapi.generation.interruption import GRACE, in_thread, to_the_end
+from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown, publish_preview, with_previews
@@ -106,42 +106,6 @@ def _what_was_paid(paid: Paid) -> str:
     return f"Paid for {what}{tokens}{calls}, {made.seconds:.1f} s -> {made.images[0].uri}"
 
 
-def _deliver(
-    generation: Generation,
-    to: ImageStore,
-    key: str = DEFAULT_KEY,
-    values: Mapping[str, Any] | None = None,
-    source: ImageStore | None = None,
-    record_prompts: bool = True,
-    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
-    keep_original: bool = True,
-    overwrite: bool = False,
-) -> list[DeliveredImage]:
-    _must_be(generation, Generation, "generation")
-    _must_be(to, ImageStore, "to")
-    run = RunContext.current()
-    shown = Shown(record_prompts)
-    delivery = Delivery(
-        to,
-        key,
-        batch=run.flow_name,
-        date=run.date,
-        source=source,
-        versions=versions_of(renditions, keep_original=keep_original),
-        overwrite=overwrite,
-        run_id=run.flow_run_id,
-    )
-    originals = delivery.originals(generation)
-    delivered = delivery.deliver(generation, values or {}, shown.prompt(generation.request), originals)
-    get_run_logger().info(
-        f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
-    )
-    materialise_images(generation, delivered, shown)
-    images_delivered(generation, delivered, shown)
-    _publish_artifact(generation, delivered, originals, to, shown)
-    return delivered
-
-
 def _publish_artifact(
     generation: Generation,
     delivered: Sequence[DeliveredImage],
@@ -179,7 +143,7 @@ def generate_images(
     preview: bool = False,
     record_prompts: bool = True,
 ) -> Generation:
-    """The images of `request`, in `store`: paid for now, or found there because they were paid for before.
+    """Return the images of `request`, in `store`: paid for now, or found there, paid for before.
 
     Prefect's `refresh_cache` and `cache_expiration` decide what of the past counts; retries of the task are off,
     since the client repeats what is surely not paid for.
@@ -200,29 +164,20 @@ def generate_images(
         TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
         StoreError: the store failed.
     """
+    stop = stop_of_caller()
+    if stop is not None:  # the async twin's: it is in a thread of its own already
+        return _generate(request, credentials, store, preview, record_prompts, stop)
     stop = Stop()
     call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
     return to_the_end(call, stop, of="the task")
 
 
-@task(
+agenerate_images = task(
     name="generate-images",
     task_run_name=named(_generate_name),
     cache_policy=REQUEST_HASH,
     result_serializer="json",
-)
-async def agenerate_images(
-    request: ImageRequest | Mapping[str, Any],
-    credentials: TTAPICredentials,
-    store: ImageStore,
-    *,
-    preview: bool = False,
-    record_prompts: bool = True,
-) -> Generation:
-    """`generate_images` for async flows: same arguments, result, errors and cache."""
-    stop = Stop()
-    call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
-    return await in_thread(call, stop, grace=GRACE)
+)(async_twin(generate_images.fn, of="the task", grace=GRACE))
 
 
 @task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
@@ -238,7 +193,7 @@ def deliver_images(
     keep_original: bool = True,
     overwrite: bool = False,
 ) -> list[DeliveredImage]:
-    """Copies of the images where their consumers look, under keys made by a template.
+    """Copy the images to where their consumers look, under keys made by a template.
 
     Each copy is a Prefect asset with its address for a key, which the run materialises, and an event
     `ttapi.image.delivered`.
@@ -261,34 +216,31 @@ def deliver_images(
         StoreError: a store failed, or another object already has the key (and `overwrite` is off).
         PictureError: an image can't be decoded, so that it has no renditions.
     """
-    return _deliver(generation, to, key, values, source, record_prompts, renditions, keep_original, overwrite)
-
-
-@task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
-async def adeliver_images(
-    generation: Generation,
-    to: ImageStore,
-    key: str = DEFAULT_KEY,
-    values: Mapping[str, Any] | None = None,
-    source: ImageStore | None = None,
-    *,
-    record_prompts: bool = True,
-    renditions: Sequence[Rendition | Mapping[str, Any]] = (),
-    keep_original: bool = True,
-    overwrite: bool = False,
-) -> list[DeliveredImage]:
-    """`deliver_images` for async flows: same arguments, result and errors."""
-    return await in_thread(
-        partial(
-            _deliver,
-            generation,
-            to,
-            key,
-            values,
-            source,
-            record_prompts,
-            renditions,
-            keep_original,
-            overwrite,
-        )
+    _must_be(generation, Generation, "generation")
+    _must_be(to, ImageStore, "to")
+    run = RunContext.current()
+    shown = Shown(record_prompts)
+    delivery = Delivery(
+        to,
+        key,
+        batch=run.flow_name,
+        date=run.date,
+        source=source,
+        versions=versions_of(renditions, keep_original=keep_original),
+        overwrite=overwrite,
+        run_id=run.flow_run_id,
     )
+    originals = delivery.originals(generation)
+    delivered = delivery.deliver(generation, values or {}, shown.prompt(generation.request), originals)
+    get_run_logger().info(
+        f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
+    )
+    materialise_images(generation, delivered, shown)
+    images_delivered(generation, delivered, shown)
+    _publish_artifact(generation, delivered, originals, to, shown)
+    return delivered
+
+
+adeliver_images = task(
+    name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False
+)(async_twin(deliver_images.fn, of="the delivery"))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
@@ -28,7 +26,7 @@ from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.generation.engine import ledger_for
-from prefect_ttapi.generation.interruption import GRACE, in_thread, to_the_end
+from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.assets import materialise_batch
@@ -38,14 +36,7 @@ from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 Requests = Iterable[ImageRequest | Mapping[str, Any]]
-
-
-#: How a cancellation reaches the batch that runs in a worker thread of an async flow.
-_STOP: ContextVar[Stop | None] = ContextVar("ttapi_stop", default=None)
 
 
 def generate_batch(
@@ -145,26 +136,7 @@ def generate_batch(
     return report
 
 
-def _async_twin(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
-    @wraps(function)
-    async def twin(*args: P.args, **kwargs: P.kwargs) -> R:
-        stop = Stop()
-        token = _STOP.set(stop)
-        try:
-            call = partial(function, *args, **kwargs)
-            return await in_thread(call, stop, of="not sent, because the batch")
-        finally:
-            _STOP.reset(token)
-
-    return twin
-
-
-agenerate_batch = _async_twin(generate_batch)
-agenerate_batch.__name__ = agenerate_batch.__qualname__ = "agenerate_batch"
-agenerate_batch.__doc__ = """Do as `generate_batch`, for async flows: same arguments, report and errors.
-
-A cancellation or a time-out stops the batch: what is under way is finished, the rest is skipped.
-"""
+agenerate_batch = async_twin(generate_batch, of="not sent, because the batch")
 
 
 def check_batch(
@@ -256,7 +228,7 @@ def _run(
     plan = Plan(
         uuid.uuid4().hex, run, options, run.not_before(options.refresh_cache, options.cache_expiration)
     )
-    stop = _STOP.get() or Stop()
+    stop = stop_of_caller() or Stop()
     limits = Limits(
         stop,
         in_flight=options.max_in_flight,

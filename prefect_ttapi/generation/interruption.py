@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar, copy_context
+from functools import partial, wraps
 from traceback import format_exception_only
-from typing import Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio.to_thread
 from anyio import CancelScope, CapacityLimiter
@@ -17,6 +18,7 @@ from anyio.lowlevel import RunVar
 from prefect_ttapi.generation.context import run_log
 from prefect_ttapi.stopping import Stop
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Seconds for what is under way at an interruption: Prefect's workers kill a cancelled run 30 s after they asked it
@@ -29,6 +31,14 @@ _POLL: Final = 0.1
 #: Threads per event loop: more than a pipeline has requests in flight; `asyncio.to_thread` has 6 on two cores.
 THREADS: Final = 256
 _LIMITER: RunVar[CapacityLimiter] = RunVar("ttapi_limiter")
+
+#: How a cancellation reaches what runs in a worker thread of an async flow.
+_STOP: ContextVar[Stop | None] = ContextVar("ttapi_stop", default=None)
+
+
+def stop_of_caller() -> Stop | None:
+    """Return the stop that a cancellation of the async caller sets; None where the caller is not async."""
+    return _STOP.get()
 
 
 def to_the_end(
@@ -107,3 +117,31 @@ async def in_thread(
         with CancelScope(shield=True):
             await asyncio.wait([work], timeout=grace)
         raise
+
+
+def async_twin(
+    function: Callable[P, R], *, of: str, grace: float | None = None
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Return `function` for async flows: it runs in a worker thread, and a cancellation sets `stop_of_caller`.
+
+    Args:
+        function: what the twin does, with the same arguments, result and errors.
+        of: what is cancelled, for the stop's reason.
+        grace: seconds for which a cancellation waits; None: as long as it takes.
+    """
+
+    @wraps(function)
+    async def twin(*args: P.args, **kwargs: P.kwargs) -> R:
+        stop = Stop()
+        token = _STOP.set(stop)
+        try:
+            return await in_thread(partial(function, *args, **kwargs), stop, of=of, grace=grace)
+        finally:
+            _STOP.reset(token)
+
+    twin.__name__ = twin.__qualname__ = f"a{function.__name__}"
+    twin.__doc__ = f"""Do as `{function.__name__}`, for async flows: same arguments, result and errors.
+
+    A cancellation or a time-out sends nothing more, and waits for what is under way.
+    """
+    return twin
