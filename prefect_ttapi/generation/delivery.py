@@ -153,17 +153,8 @@ class Delivery:
         for original in originals or self.originals(generation):
             image = original.image
             metadata = metadata_of(generation, image) | asked_for
-            mine = [place for place in places if place.image is image]
-            delivered += [
-                self.to.deliver(original, place.key, metadata=metadata, overwrite=self.overwrite)
-                for place in mine
-                if not place.version
-            ]
-            made = [(place.version, place.key) for place in mine if place.version]
-            if made:
-                delivered += self.to.deliver_renditions(
-                    original, made, metadata=metadata, overwrite=self.overwrite
-                )
+            mine = [(place.version, place.key) for place in places if place.image is image]
+            delivered += self.to.deliver(original, mine, metadata, overwrite=self.overwrite)
         return delivered
 
     def _template(self, values: Mapping[str, Any]) -> KeyTemplate:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import BinaryIO, Final
@@ -36,19 +37,19 @@ MakeFacts = Callable[[str, str, Mapping[str, str], str], Facts]
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
+@dataclass(eq=False)
 class Original:
     """A stored image, whose bytes are fetched and checked once, when they are first needed.
 
-    Args:
+    Attributes:
         image: what is recorded of it.
         place: the store that holds it.
         at_hand: opens the bytes, where this process has them already.
     """
 
-    def __init__(self, image: StoredImage, place: ObjectStore, at_hand: Body | None = None) -> None:
-        self.image = image
-        self.place = place
-        self._body = at_hand
+    image: StoredImage
+    place: ObjectStore
+    at_hand: Body | None = None
 
     @property
     def key(self) -> str:
@@ -62,12 +63,12 @@ class Original:
             StoreError: they have changed.
             ImageMissingError: the image is gone.
         """
-        if self._body is None:
+        if self.at_hand is None:
             body = self.place.fetch(self.key)
             if _sha256(body()) != self.image.sha256:
                 raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
-            self._body = body
-        return self._body
+            self.at_hand = body
+        return self.at_hand
 
 
 def copy_image(original: Original, target: ObjectStore, key: str, facts: Facts, *, overwrite: bool) -> str:
@@ -165,11 +166,8 @@ def _tag_of_copy(image: StoredImage, target: ObjectStore, key: str) -> str:
 
 
 def _sha256(reader: BinaryIO) -> str:
-    digest = hashlib.sha256()
     with reader:
-        while chunk := reader.read(1024 * 1024):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(reader, hashlib.sha256).hexdigest()  # type: ignore[arg-type]
 
 
 def put_renditions(

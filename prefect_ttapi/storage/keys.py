@@ -263,12 +263,9 @@ def _ascii(text: str, legal: str) -> tuple[str, bool]:
     apart = unicodedata.normalize("NFKD", text.translate(_LETTERS))
     parts = "".join(part for part in apart if not unicodedata.combining(part))
     # fractions are taken apart with a slash of their own
-    lossless = all(sign.isascii() or not _means_something(sign) for sign in parts.replace("\u2044", "/"))
+    lost = (sign for sign in parts.replace("\u2044", "/") if not sign.isascii())
+    lossless = not any(sign.isalnum() or unicodedata.category(sign).startswith("S") for sign in lost)
     return re.sub(f"[^{legal}]+", "-", parts).strip("-."), lossless
-
-
-def _means_something(sign: str) -> bool:
-    return sign.isalnum() or unicodedata.category(sign).startswith("S")
 
 
 def _joined(kept: str, text: str, whole: bool) -> str:
@@ -282,22 +279,21 @@ def _joined(kept: str, text: str, whole: bool) -> str:
 def _facts(
     request: ImageRequest, prompt: str | None, values: Mapping[str, Any], when: datetime, batch: str
 ) -> dict[str, Any]:
-    yours = {name: value for name, value in values.items() if name not in _EXAMPLES or name in _YOURS}
+    yours = {
+        name: value
+        for name, value in values.items()
+        if name not in _EXAMPLES or (name in _YOURS and not _is_blank(value))
+    }
     slugged = slug(request.prompt if prompt is None else prompt)
-    facts = {
+    return {
         "slug": slugged,
-        "name": yours.get("slug") or slugged,
+        "name": yours.get("slug", slugged),
         "hash": request.request_hash[:_HASH_DIGITS],
         "model": request.model,
         "batch": batch,
-        "date": _utc(when),
+        "date": when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC),
+        **yours,
     }
-    given = {name: value for name, value in yours.items() if name not in _YOURS or not _is_blank(value)}
-    return facts | given
-
-
-def _utc(when: datetime) -> datetime:
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
 def _is_blank(value: object) -> bool:

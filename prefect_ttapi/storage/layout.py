@@ -6,7 +6,6 @@
     batches/<run>[/<task run>][/<number>]/      a batch: manifest.jsonl, manifest.parquet, thumbnails.zip, index.html,
                                                 page-2.html and so on; parts/000001.jsonl and so on while it runs
     batches/latest/<digest>.json                folders of the last batches of a name
-    batches/stops/<batch>.txt                   why a batch's task runs in other processes are to stop
     .metadata/<key>.json                        in local folders: what S3 keeps in an object's headers
 
 This is the only module that knows `s3://` from a folder.
@@ -193,11 +192,6 @@ def latest_key(name: str, api_origin: str) -> str:
     """Return where the folders of the last batches of a name are told."""
     digest = hashlib.sha256(f"{api_origin}\n{name}".encode(errors="replace")).hexdigest()
     return f"{BATCHES}latest/{digest[:32]}.json"
-
-
-def stop_key(batch_id: str) -> str:
-    """Return where it is told why a batch stops."""
-    return f"{BATCHES}stops/{batch_id}.txt"
 
 
 def sidecar_key(key: str) -> str:

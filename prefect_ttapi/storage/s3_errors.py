@@ -90,14 +90,14 @@ def is_missing(error: Exception) -> bool:
 
 
 def may_be_expired(error: Exception) -> bool:
-    """Whether the service may mean that the credentials are no longer good."""
+    """Return whether the service may mean that the credentials are no longer good."""
     status, code = _status_and_code(error)
     # an answer to HEAD has no body that would say more
     return code in _OLD_CREDENTIALS or (status, code) == (400, "400")
 
 
 def is_refused_copy(error: Exception) -> bool:
-    """Whether the service won't copy by itself, which may yet let the bytes be read and written."""
+    """Return whether the service won't copy by itself, which may yet let the bytes be read and written."""
     return _status_and_code(error)[1] in _REFUSED_COPY
 
 
@@ -112,7 +112,7 @@ def explain(error: Exception, doing: str) -> StoreError:
     if status == 412 or (status, code) in _MISSING:
         return ConflictError(f"{doing}: it is not as expected (HTTP {status})")
     known = (_ADVICE.get(name) for name in (code, code.partition(".")[0], str(status)))
-    advice = next(filter(None, known), "{words}").format_map(_Details(error))
+    advice = next(filter(None, known), "{words}").format_map(_details(error))
     kind_of_error = NoAnswerError if status in _UNSETTLED or code in _DAMAGED else StoreError
     return kind_of_error(_printable(f"{doing}: {advice} ({code}, HTTP {status})"))
 
@@ -122,18 +122,16 @@ def _printable(line: str) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in line).split())
 
 
-class _Details(dict[str, str]):
-    """Region, clock and words of an answer, for an advice to quote."""
-
-    def __init__(self, error: Exception) -> None:
-        answer = _answer(error)
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region")
-        super().__init__(
-            region=f"the region {region}" if region else "another region",
-            clock=_clock(headers.get("date", "")),
-            words=str(error)[:200],
-        )
+def _details(error: Exception) -> dict[str, str]:
+    """Return region, clock and words of an answer, for an advice to quote."""
+    answer = _answer(error)
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region")
+    return {
+        "region": f"the region {region}" if region else "another region",
+        "clock": _clock(headers.get("date", "")),
+        "words": str(error)[:200],
+    }
 
 
 def _clock(theirs: str) -> str:

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
 from pydantic import HttpUrl
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.images.renditions import Rendition
+from prefect_ttapi.images.renditions import Version
 from prefect_ttapi.results import DeliveredImage, GeneratedImage, StoredImage
 from prefect_ttapi.storage.copying import Original, copy_image, pixels_of, put_renditions
 from prefect_ttapi.storage.folder import Folder
@@ -23,13 +23,15 @@ from prefect_ttapi.storage.objects import (
     Body,
     Condition,
     Facts,
-    Found,
     Listed,
     ObjectStore,
     ascii_metadata,
     probe,
 )
 from prefect_ttapi.storage.settings import NotMapped, StoreSettings
+
+#: What a copy has of the image that it is of.
+_COPIED: Final = {"sha256", "size_bytes", "media_type", "width", "height"}
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
@@ -208,87 +210,54 @@ class ImageStore(NotMapped, StoreSettings, Block):
 
     def deliver(
         self,
-        image: StoredImage | Original,
-        key: str,
-        source: ImageStore | None = None,
-        metadata: Mapping[str, str] | None = None,
+        original: Original,
+        places: Sequence[tuple[Version, str]],
+        metadata: Mapping[str, str],
         *,
         overwrite: bool = False,
-    ) -> DeliveredImage:
-        """Copy a stored image to `key` in this store, unless the same image is there already.
+    ) -> tuple[DeliveredImage, ...]:
+        """Put versions of a stored image at keys in this store: copies, then renditions.
+
+        What is there already is left as it is.
 
         Args:
-            source: the store the image came from, where this store's own settings can't read it.
+            places: each version with its key; None is a copy of the image itself.
             metadata: as in `put_image`; the SHA-256 is always added.
             overwrite: replace whatever is there.
 
         Raises:
             StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
             ImageMissingError: the image is gone.
-        """
-        original = image if isinstance(image, Original) else self.original(image, source)
-        image = original.image
-        facts = self._delivered_facts(image.media_type, image.sha256, metadata or {}, key)
-        etag = copy_image(original, self.objects, key, facts, overwrite=overwrite)
-        uri = self.objects.uri(key)
-        return DeliveredImage(
-            uri=uri,
-            url=self.public_url(uri),
-            sha256=image.sha256,
-            source_uri=image.uri,
-            size_bytes=image.size_bytes,
-            media_type=image.media_type,
-            width=image.width,
-            height=image.height,
-            etag=etag,
-        )
-
-    def deliver_renditions(
-        self,
-        image: StoredImage | Original,
-        places: Sequence[tuple[Rendition, str]],
-        source: ImageStore | None = None,
-        metadata: Mapping[str, str] | None = None,
-        *,
-        overwrite: bool = False,
-    ) -> tuple[DeliveredImage, ...]:
-        """Put renditions of a stored image at keys in this store; each that is there already is left as it is.
-
-        Args:
-            places: what to make, and its key.
-            source, metadata, overwrite: as in `deliver`.
-
-        Raises:
-            StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
-            ImageMissingError: the image is gone.
             PictureError: the image can't be decoded, or is too large for the format.
         """
-        original = image if isinstance(image, Original) else self.original(image, source)
-        make_facts = self._delivered_facts
-        found = put_renditions(
-            original, places, self.objects, metadata or {}, make_facts, overwrite=overwrite
-        )
-        return tuple(
-            self._rendition(original.image, rendition, key, there)
-            for (rendition, key), there in zip(places, found, strict=True)
-        )
+        image, objects, make_facts = original.image, self.objects, self._delivered_facts
+        delivered = []
+        for key in [key for version, key in places if version is None]:
+            facts = make_facts(image.media_type, image.sha256, metadata, key)
+            tag = copy_image(original, objects, key, facts, overwrite=overwrite)
+            delivered.append(self._delivered(image, key, tag, **image.model_dump(include=_COPIED)))
+        renditions = [(version, key) for version, key in places if version]
+        found = put_renditions(original, renditions, objects, metadata, make_facts, overwrite=overwrite)
+        for (rendition, key), there in zip(renditions, found, strict=True):
+            width, height = pixels_of(there)
+            described = self._delivered(
+                image,
+                key,
+                there.tag,
+                sha256=there.metadata["sha256"],
+                size_bytes=there.size,
+                media_type=rendition.media_type,
+                width=width,
+                height=height,
+                rendition=rendition.name,
+                recipe=rendition.recipe,
+            )
+            delivered.append(described)
+        return tuple(delivered)
 
-    def _rendition(self, image: StoredImage, rendition: Rendition, key: str, found: Found) -> DeliveredImage:
-        uri = self.objects.uri(key)
-        width, height = pixels_of(found)
-        return DeliveredImage(
-            uri=uri,
-            url=self.public_url(uri),
-            sha256=found.metadata["sha256"],
-            source_uri=image.uri,
-            size_bytes=found.size,
-            media_type=rendition.media_type,
-            width=width,
-            height=height,
-            rendition=rendition.name,
-            recipe=rendition.recipe,
-            etag=found.tag,
-        )
+    def _delivered(self, image: StoredImage, key: str, tag: str, **facts: Any) -> DeliveredImage:
+        uri = self.uri(key)
+        return DeliveredImage(uri=uri, url=self.public_url(uri), source_uri=image.uri, etag=tag, **facts)
 
     def uri(self, key: str) -> str:
         """Return the address of an object of this store: `file:///...` or `s3://bucket/prefix/...`."""

@@ -15,7 +15,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ceph import CephServer
 from tests.support.engines import engine_of
-from tests.support.generations import fresh_image, sha256, stored
+from tests.support.generations import deliver, fresh_image, sha256, stored
 from tests.support.meddling import Meddle, meddling_proxy
 
 pytestmark = pytest.mark.integration
@@ -156,6 +156,6 @@ def test_an_image_altered_on_its_way_back_is_not_delivered(ceph: CephServer, cep
     with meddling_proxy(ceph.url, meddle) as proxy:
         through = ImageStore(url=ceph_store.url, **ceph.settings(endpoint_url=proxy.url))
         with pytest.raises(StoreError, match="damaged"):
-            ceph_store.deliver(image, "shop/lighthouse.png", source=through)
+            deliver(ceph_store, image, "shop/lighthouse.png", source=through)
     assert altered
     assert ceph_store.size("shop/lighthouse.png") is None

@@ -10,7 +10,7 @@ import pytest
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import sha256, stored
+from tests.support.generations import deliver, sha256, stored
 from tests.support.meddling import meddling_proxy
 from tests.support.rows import picture
 from tests.support.s3 import S3Server
@@ -34,7 +34,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server) 
 def test_a_copy_is_a_copy(store: ImageStore, target: ImageStore) -> None:
     """From any kind of store to any other, the copy has the bytes, and tells its source and public address."""
     image = stored(store)
-    delivered = target.deliver(image, KEY, store, {"model": "dall-e-2"})
+    delivered = deliver(target, image, KEY, store, {"model": "dall-e-2"})
     assert target.read_bytes(delivered.uri) == b"pixels"
     assert delivered.uri == target.uri(KEY)
     assert delivered.url == f"https://cdn.example.com/x/{KEY}"
@@ -46,7 +46,7 @@ def test_a_copy_is_a_copy(store: ImageStore, target: ImageStore) -> None:
 def test_within_one_store(store: ImageStore) -> None:
     """The target may be the store itself; without a public address there is no link."""
     image = stored(store)
-    delivered = store.deliver(image, KEY)
+    delivered = deliver(store, image, KEY)
     assert store.read_bytes(delivered.uri) == b"pixels"
     assert delivered.url is None
 
@@ -64,16 +64,16 @@ def test_the_source_need_not_be_named_where_the_target_can_read_it(
         (ImageStore(url=str(tmp_path / "in images")), ImageStore(url=str(tmp_path / "out"))),
     ]
     for source, target in pairs:
-        assert target.read_bytes(target.deliver(stored(source), KEY).uri) == b"pixels"
+        assert target.read_bytes(deliver(target, stored(source), KEY).uri) == b"pixels"
     folder = pairs[1][1]
     with pytest.raises(StoreError, match="name the store it came from"):
-        folder.deliver(stored(pairs[0][0]), "other.png")
+        deliver(folder, stored(pairs[0][0]), "other.png")
 
 
 def test_a_second_delivery_is_a_success(store: ImageStore, target: ImageStore) -> None:
     """The same image under the same key again changes nothing and succeeds: each step can be repeated."""
     image = stored(store)
-    assert target.deliver(image, KEY, store) == target.deliver(image, KEY, store)
+    assert deliver(target, image, KEY, store) == deliver(target, image, KEY, store)
 
 
 def test_another_object_is_not_overwritten(store: ImageStore, target: ImageStore) -> None:
@@ -82,16 +82,16 @@ def test_another_object_is_not_overwritten(store: ImageStore, target: ImageStore
     for other in (b"other!", b"something of another length"):
         target.write(KEY, other, "image/png")
         with pytest.raises(StoreError, match=r"a-lighthouse\.png holds something else.*overwrite=True"):
-            target.deliver(image, KEY, store)
+            deliver(target, image, KEY, store)
         assert target.read(KEY) == other
-        target.deliver(image, KEY, store, overwrite=True)
+        deliver(target, image, KEY, store, overwrite=True)
         assert target.read(KEY) == b"pixels"
 
 
 def test_equal_bytes_from_elsewhere_are_a_success(store: ImageStore, target: ImageStore) -> None:
     """An object that somebody else put there, without our metadata, counts if its bytes are the same."""
     target.write(KEY, b"pixels", "image/png")
-    assert target.deliver(stored(store), KEY, store).sha256 == sha256(b"pixels")
+    assert deliver(target, stored(store), KEY, store).sha256 == sha256(b"pixels")
 
 
 def test_missing_and_damaged_images_are_not_delivered(store: ImageStore, tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_missing_and_damaged_images_are_not_delivered(store: ImageStore, tmp_pat
     image = stored(store)
     store.write(store.objects.key(image.uri), b"pixelz", "image/png")
     with pytest.raises(StoreError, match="damaged"):
-        target.deliver(image, KEY, store)
+        deliver(target, image, KEY, store)
     gone = image.model_copy(update={"uri": store.uri("images/" + "0" * 64 + ".png")})
     with pytest.raises(ImageMissingError):
-        target.deliver(gone, KEY, store)
+        deliver(target, gone, KEY, store)
     assert target.read(KEY) is None
 
 
@@ -112,7 +112,7 @@ def test_a_missing_image_is_noticed_by_the_service_that_copies(s3_server: S3Serv
     source = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings())
     gone = stored(source).model_copy(update={"uri": source.uri("images/" + "0" * 64 + ".png")})
     with pytest.raises(ImageMissingError):
-        source.deliver(gone, KEY, source)
+        deliver(source, gone, KEY, source)
 
 
 def test_one_service_copies_by_itself(s3_server: S3Server) -> None:
@@ -124,7 +124,7 @@ def test_one_service_copies_by_itself(s3_server: S3Server) -> None:
         target = ImageStore(url=f"s3://{bucket}", cache_control="max-age=60", **settings)
         image = stored(source, b"pixels", "image/webp")
         proxy.seen.clear()
-        target.deliver(image, "a.webp", source, {"model": "gpt-image-2"})
+        deliver(target, image, "a.webp", source, {"model": "gpt-image-2"})
         assert [method for method, _ in proxy.seen] == ["HEAD", "PUT", "HEAD"]
     client = s3_server.client()
     head = client.head_object(Bucket=bucket, Key="a.webp")
@@ -142,7 +142,7 @@ def test_another_service_is_not_asked_to_copy(s3_server: S3Server) -> None:
         target = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings())
         image = stored(source)
         proxy.seen.clear()
-        target.deliver(image, KEY, source)
+        deliver(target, image, KEY, source)
         assert [method for method, _ in proxy.seen] == ["GET"]
 
 
@@ -156,9 +156,9 @@ def test_what_is_needed_of_an_image_is_read_once(s3_server: S3Server, shop: Imag
         for number, at_hand in enumerate((None, lambda: io.BytesIO(data))):
             original = shop.original(image, source, at_hand)
             proxy.seen.clear()
-            copy = shop.deliver(original, f"{number}.png")
+            (copy,) = shop.deliver(original, [(None, f"{number}.png")], {})
             small = (Rendition(max_size=16), f"{number}-small.webp")
-            (rendition,) = shop.deliver_renditions(original, [small])
+            (rendition,) = shop.deliver(original, [small], {})
             with original.fetch()() as reader:
                 assert reader.read() == data
             assert [method for method, _ in proxy.seen] == ([] if at_hand else ["GET"])
@@ -171,7 +171,7 @@ def test_a_cut_image_is_noticed_by_the_service_that_copies(s3_server: S3Server) 
     image = stored(source)
     source.write(source.objects.key(image.uri), b"pix", "image/png")
     with pytest.raises(StoreError, match="damaged: it has 3 bytes, not 6"):
-        source.deliver(image, KEY, source)
+        deliver(source, image, KEY, source)
     assert source.size(KEY) is None
 
 
@@ -187,7 +187,7 @@ def test_a_lost_answer_is_settled_by_looking(
         target = ImageStore(
             url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url)
         )
-        delivered = target.deliver(stored(folder_store), KEY, folder_store)
+        delivered = deliver(target, stored(folder_store), KEY, folder_store)
         assert not orders
         assert target.read_bytes(delivered.uri) == b"pixels"
 
@@ -196,4 +196,4 @@ def test_a_lost_answer_is_settled_by_looking(
 def test_hostile_keys_are_refused(store: ImageStore, key: str) -> None:
     """Nothing is delivered outside the target."""
     with pytest.raises(StoreError, match="can't be used"):
-        store.deliver(stored(store), key)
+        deliver(store, stored(store), key)

@@ -13,7 +13,7 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import fresh_image
+from tests.support.generations import deliver, fresh_image
 from tests.support.processes import context, start
 
 FACTS = Facts("application/json")
@@ -140,7 +140,7 @@ def test_a_held_lock_is_waited_for_and_then_reported(tmp_path: Path) -> None:
 def test_an_image_in_a_folder_knows_what_it_would_on_s3(folder_store: ImageStore) -> None:
     """Kept and delivered images have the metadata that S3 would keep, in a hidden folder that no listing shows."""
     image = folder_store.put_image(fresh_image(b"pixels"), {"prompt": "Zoë"})
-    folder_store.deliver(image, "shop/a.png", metadata={"model": "dall-e-2"})
+    deliver(folder_store, image, "shop/a.png", metadata={"model": "dall-e-2"})
     folder_store.write("manifest.jsonl", b"{}", "application/jsonl")
     look = folder_store.objects.look
     assert look(f"images/{image.sha256}.png").metadata == {"prompt": "Zo%C3%AB", "sha256": image.sha256}

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import fresh_image, stored
+from tests.support.generations import deliver, fresh_image, stored
 from tests.support.meddling import Meddle, meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -51,7 +51,7 @@ def test_delivered_images_carry_all_that_is_asked_for(
     )
     source = target if way == "copied by the service" else folder_store
     image = stored(source, data)
-    delivered = target.deliver(image, "2031/Zoë.png", source, {"model": "dall-e-2"})
+    delivered = deliver(target, image, "2031/Zoë.png", source, {"model": "dall-e-2"})
     client = s3_server.client()
     key = {"Bucket": bucket, "Key": "2031/Zoë.png"}
     head = client.head_object(**key)
@@ -150,5 +150,5 @@ def test_a_refused_copy_is_an_upload(s3_server: S3Server) -> None:
         with through(s3_server, meddle) as (store, seen):
             image = stored(store)
             seen.clear()
-            assert store.read_bytes(store.deliver(image, "a.png").uri) == b"pixels"
+            assert store.read_bytes(deliver(store, image, "a.png").uri) == b"pixels"
             assert [method for method, _ in seen] == ["HEAD", "PUT", "GET", "PUT", "GET"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import GeneratedImage, Generation, StoredImage
+from prefect_ttapi.results import DeliveredImage, GeneratedImage, Generation, StoredImage
 from prefect_ttapi.storage.store import ImageStore
 
 API = "https://api.ttapi.io"
@@ -23,6 +24,21 @@ def fresh_image(data: bytes, media_type: str = "image/png", index: int = 0) -> G
 def stored(store: ImageStore, data: bytes = b"pixels", media_type: str = "image/png") -> StoredImage:
     """An image in the store."""
     return store.put_image(fresh_image(data, media_type), {})
+
+
+def deliver(
+    target: ImageStore,
+    image: StoredImage,
+    key: str,
+    source: ImageStore | None = None,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> DeliveredImage:
+    """Copy one stored image to a key of another store."""
+    original = target.original(image, source)
+    (delivered,) = target.deliver(original, [(None, key)], metadata or {}, overwrite=overwrite)
+    return delivered
 
 
 def request_of(prompt: str = "a lighthouse") -> ImageRequest:
