@@ -6,10 +6,10 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import BinaryIO, Final
+from typing import Final
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.renditions import Rendered, Rendition, render
@@ -32,6 +32,9 @@ _PAUSES: Final = (0.2, 3.0, 5.0)
 
 #: Media type, SHA-256, metadata and key to what is kept beside an object.
 MakeFacts = Callable[[str, str, Mapping[str, str], str], Facts]
+
+#: Puts something at its key if what is there now is as expected.
+Write = Callable[[Condition], Found]
 
 #: Width and height, as `_says` writes them.
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
@@ -65,7 +68,7 @@ class Original:
         """
         if self.at_hand is None:
             body = self.place.fetch(self.key)
-            if _sha256(body()) != self.image.sha256:
+            if _sha256(body) != self.image.sha256:
                 raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
             self.at_hand = body
         return self.at_hand
@@ -78,65 +81,26 @@ def copy_image(original: Original, target: ObjectStore, key: str, facts: Facts, 
         StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
         ImageMissingError: the image is gone.
     """
-    for pause in islice(backoff(*_PAUSES), _ATTEMPTS):
-        if not overwrite and (tag := _tag_if_there(target, key, original.image)):
-            return tag
-        try:
-            return _copy(original, target, key, facts, Condition.ANYTHING if overwrite else Condition.NOTHING)
-        except ConflictError:
-            continue  # somebody else was faster: look at what is there now
-        except NoAnswerError:
-            time.sleep(pause)
-    raise NoAnswerError(f"can't write {target.uri(key)}: the store gives no answer; try again")
-
-
-def _tag_if_there(target: ObjectStore, key: str, image: StoredImage) -> str | None:
-    """Return the object's tag if the image is at `key` already, None where nothing is.
-
-    Raises:
-        StoreError: something else is there.
-    """
-    found = target.look(key)
+    image = original.image
+    found = None if overwrite else target.look(key)
     if found is None:
-        return None
-    if found.size == image.size_bytes:
-        sha256 = found.metadata.get("sha256") or _sha256(target.fetch(key)())
-        if sha256 == image.sha256:
-            return found.tag
-    raise StoreError(_something_else(target, key))
+        found = _written(target, key, partial(_copy, original, target, key, facts), overwrite=overwrite)
+    if found.size != image.size_bytes or _sha256_at(target, key, found) != image.sha256:
+        raise StoreError(_something_else(target, key))
+    return found.tag
 
 
-def write_once(
-    spool: Spool,
-    target: ObjectStore,
-    key: str,
-    facts: Facts,
-    is_it: Callable[[Found], bool],
-    *,
-    overwrite: bool = False,
-) -> Found:
-    """Put new bytes at `key` of `target`; return what is there now, which may be what `is_it` takes for the same.
-
-    Raises:
-        StoreError: another object is there (and `overwrite` is off).
-    """
-    if overwrite:
-        return Found(spool.size_bytes, facts.metadata, target.write(key, spool.open, facts))
+def _written(target: ObjectStore, key: str, write: Write, *, overwrite: bool) -> Found:
+    """Return what `write` put at `key`, or what somebody else had put there before (unless `overwrite` is on)."""
     for pause in islice(backoff(*_PAUSES), _ATTEMPTS):
         try:
-            tag = target.write(key, spool.open, facts, Condition.NOTHING)
-            return Found(spool.size_bytes, facts.metadata, tag)
+            return write(Condition.ANYTHING if overwrite else Condition.NOTHING)
+        except ConflictError:
+            pass  # somebody else was faster
         except NoAnswerError:
             time.sleep(pause)
-        except ConflictError:
-            found = target.look(key)
-            if found is None:
-                continue  # and gone again
-            if is_it(found):
-                return found
-            if (found.metadata.get("sha256") or _sha256(target.fetch(key)())) == spool.sha256:
-                return Found(found.size, facts.metadata, found.tag)
-            raise StoreError(_something_else(target, key)) from None
+        if not overwrite and (found := target.look(key)):
+            return found
     raise NoAnswerError(f"can't write {target.uri(key)}: the store gives no answer; try again")
 
 
@@ -144,14 +108,15 @@ def _something_else(target: ObjectStore, key: str) -> str:
     return f"{target.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
 
 
-def _copy(original: Original, target: ObjectStore, key: str, facts: Facts, expected: Condition) -> str:
+def _copy(original: Original, target: ObjectStore, key: str, facts: Facts, expected: Condition) -> Found:
     if target.copy(original.place, original.key, key, facts, expected):
-        return _tag_of_copy(original.image, target, key)
-    return target.write(key, original.fetch(), facts, expected)
+        return _checked_copy(original.image, target, key)
+    tag = target.write(key, original.fetch(), facts, expected)
+    return Found(original.image.size_bytes, facts.metadata, tag)
 
 
-def _tag_of_copy(image: StoredImage, target: ObjectStore, key: str) -> str:
-    """Return the tag of a copy, once checked: not all services heed conditions there, and none knows the SHA-256.
+def _checked_copy(image: StoredImage, target: ObjectStore, key: str) -> Found:
+    """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
 
     Raises:
         StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
@@ -162,11 +127,15 @@ def _tag_of_copy(image: StoredImage, target: ObjectStore, key: str) -> str:
     if found.size != image.size_bytes:
         target.delete(key)
         raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
-    return found.tag
+    return found
 
 
-def _sha256(reader: BinaryIO) -> str:
-    with reader:
+def _sha256_at(target: ObjectStore, key: str, found: Found) -> str:
+    return found.metadata.get("sha256") or _sha256(target.fetch(key))
+
+
+def _sha256(body: Body) -> str:
+    with body() as reader:
         return hashlib.file_digest(reader, hashlib.sha256).hexdigest()  # type: ignore[arg-type]
 
 
@@ -197,9 +166,18 @@ def put_renditions(
         for (rendition, key), rendered in zip(missing, made, strict=True):
             said = {**metadata, **_says(image, rendition, rendered)}
             facts = make_facts(rendition.media_type, rendered.spool.sha256, said, key)
-            is_it = partial(_is_made, image, rendition)
-            standing[key] = write_once(rendered.spool, target, key, facts, is_it, overwrite=overwrite)
-    return [found for _, key in places if (found := standing[key])]
+            write = partial(_write, rendered.spool, target, key, facts)
+            found = _written(target, key, write, overwrite=overwrite)
+            if not _is_made(image, rendition, found):
+                if _sha256_at(target, key, found) != rendered.spool.sha256:
+                    raise StoreError(_something_else(target, key))
+                found = replace(found, metadata=facts.metadata)
+            standing[key] = found
+    return [there for _, key in places if (there := standing[key])]
+
+
+def _write(spool: Spool, target: ObjectStore, key: str, facts: Facts, expected: Condition) -> Found:
+    return Found(spool.size_bytes, facts.metadata, target.write(key, spool.open, facts, expected))
 
 
 def pixels_of(found: Found) -> tuple[int, int]:
