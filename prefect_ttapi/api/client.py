@@ -11,8 +11,7 @@ from typing import Final, NoReturn, Self
 import httpx
 from pydantic import SecretStr
 
-from prefect_ttapi.api.addresses import reach_from
-from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, Downloader
+from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, Downloader, reach_from
 from prefect_ttapi.api.json_stream import MAX_BYTES
 from prefect_ttapi.api.limiter import Clock, Pace
 from prefect_ttapi.api.outcomes import Failure

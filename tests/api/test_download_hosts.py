@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_ttapi.api.addresses import Address, Reach
-from prefect_ttapi.api.downloads import DELAYS, Downloader
+from prefect_ttapi.api.downloads import DELAYS, Address, Downloader, Reach
 from tests.support.clocks import StoppedClock
 from tests.support.downloading import IMAGE, fetch, redirect, refused
 from tests.support.hostile import (

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.api.addresses import ANYWHERE
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.api.downloads import DELAYS, Downloader
+from prefect_ttapi.api.downloads import ANYWHERE, DELAYS, Downloader
 from prefect_ttapi.errors import DownloadError, Outcome
 from prefect_ttapi.requests import ImageRequest
 from tests.support.clocks import StoppedClock

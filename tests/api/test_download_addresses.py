@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import httpcore
 import pytest
 
-from prefect_ttapi.api.addresses import (
+from prefect_ttapi.api.downloads import (
     ANYWHERE,
     PUBLIC,
     Address,
