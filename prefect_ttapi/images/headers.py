@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import BinaryIO, Final
 
 from prefect_ttapi.images.spool import Spool
@@ -19,9 +18,7 @@ LONGEST_SIDE: Final = 65_535  # pixels: what JPEG can say, and more than WebP ca
 MOST_PADDING: Final = 4096  # bytes
 
 #: Media type to file extension, without a dot.
-EXTENSIONS: Final[Mapping[str, str]] = MappingProxyType(
-    {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-)
+EXTENSIONS: Final[Mapping[str, str]] = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 _PADDING: Final = b"\0\t\n\r "
 _MOST_PARTS: Final = 10_000  # looked at before the picture begins; real images have dozens

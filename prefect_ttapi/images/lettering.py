@@ -58,7 +58,7 @@ class Lettering:
         self.text = _plain(text)
         self.size = size
         self._fonts = _ranked(self.text, installed() if fonts is None else fonts)
-        self._faces: dict[str, ImageFont.FreeTypeFont] = {}
+        self._face = cache(lambda font: _open(font, size))
 
     def width(self, line: str) -> float:
         """Return the width of a line in pixels."""
@@ -129,11 +129,6 @@ class Lettering:
                 middle = ((left + right) / 2, base - self.size * row)
                 pen.text(middle, digits, fill=fill, font=face, anchor="ms")
             left = right
-
-    def _face(self, font: str) -> ImageFont.FreeTypeFont:
-        if font not in self._faces:
-            self._faces[font] = _open(font, self.size)
-        return self._faces[font]
 
 
 def shortened(lines: Sequence[str], most: int) -> list[str]:

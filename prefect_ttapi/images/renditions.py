@@ -173,10 +173,8 @@ def _upright(image: Image) -> Image:
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16 bits of grey
         image = image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
-    elif image.mode not in ("L", "CMYK", "RGB"):
+    elif image.has_transparency_data or image.mode not in ("L", "CMYK", "RGB"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
     image = _in_srgb(image, profile)
     image = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
     image.info.clear()

@@ -116,16 +116,11 @@ class Answer:
         request, (width, height) = self.request, _size_of(self.request)
         shrink = min(1.0, _TINY / max(width, height)) if self.behaviour.tiny else 1.0
         return Picture(
-            prompt=request.prompt,
-            model=request.model,
+            request,
             width=max(1, round(width * shrink)),
             height=max(1, round(height * shrink)),
             key=hashlib.sha256(f"{self.behaviour.seed}/{request.request_hash}".encode()).hexdigest(),
             index=index,
-            count=request.n,
-            output_format=request.output_format,
-            compression=request.output_compression,
-            transparent=request.background == "transparent",
             blocks=blocks,
         )
 

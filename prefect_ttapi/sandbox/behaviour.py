@@ -20,10 +20,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 
@@ -210,15 +212,24 @@ class Fate:
     wrapped: bool = False
 
 
-def fate_of(told: Mapping[str, Any], request_hash: str, call: int, behaviour: Behaviour) -> Fate:
+class Told(BaseModel):
+    """What a prompt tells the sandbox to do; see above."""
+
+    status: Annotated[str, AfterValidator(checked_name)] | None = None
+    times: int = Field(sys.maxsize, ge=0)
+    latency: float | None = Field(None, ge=0, le=600)
+    images: int | None = Field(None, ge=0)
+    wrapped: bool = False
+
+
+def fate_of(told: Told, request_hash: str, call: int, behaviour: Behaviour) -> Fate:
     """Return what becomes of a request that arrives for the `call`th time: what its prompt tells, or else chance."""
     chance = chance_of(request_hash, call, behaviour)
-    steered = told.get("status") if call <= told.get("times", call) else None
     return Fate(
-        latency=told.get("latency", chance.latency),
-        failure=steered or chance.failure,
-        images=told.get("images"),
-        wrapped=told.get("wrapped", False),
+        latency=chance.latency if told.latency is None else told.latency,
+        failure=(told.status if call <= told.times else None) or chance.failure,
+        images=told.images,
+        wrapped=told.wrapped,
     )
 
 
@@ -240,50 +251,29 @@ def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
 
 
 _DIRECTIVE: Final = re.compile(r"\[\[sandbox:([^\]=]*)=?([^\]]*)\]\]")
-_LONGEST: Final = 600.0  # seconds
-
-
-def _seconds(value: str) -> float:
-    if not 0 <= float(value) <= _LONGEST:
-        raise ValueError(f"seconds go from 0 to {_LONGEST:.0f}")
-    return float(value)
-
-
-def _whole(value: str) -> int:
-    if not value.isdecimal() or len(value) > 9:
-        raise ValueError("it takes a whole number")
-    return int(value)
-
-
-_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "status": checked_name,
-    "times": _whole,
-    "latency": _seconds,
-    "images": _whole,
-    "wrapped": lambda value: value == "",
-}
 _WORDS: Final = [name for name in (*FAILURES, *LOST) if name.isalpha()]
 
 
-def told_by(prompt: str) -> dict[str, Any]:
+def told_by(prompt: str) -> Told:
     """Return what `prompt` tells the sandbox to do.
 
-    >>> told_by("a cat [[sandbox:status=503]] [[sandbox:times=1]]")
+    >>> told_by("a cat [[sandbox:status=503]] [[sandbox:times=1]]").model_dump(exclude_unset=True)
     {'status': '503', 'times': 1}
 
     Raises:
         ValueError: it asks for what the sandbox does not know.
     """
-    found: dict[str, Any] = {}
+    found = {}
     for name, value in _DIRECTIVE.findall(prompt):
         if name in _WORDS and not value:
             found["status"] = name
-        elif name in _READERS:
-            try:
-                found[name] = _READERS[name](value)
-            except ValueError as error:
-                raise ValueError(f"[[sandbox:{name}={value[:40]}]]: {error}") from None
+        elif name in Told.model_fields:
+            found[name] = value or "true"
         else:
-            known = ", ".join([*_READERS, *_WORDS])
+            known = ", ".join([*Told.model_fields, *_WORDS])
             raise ValueError(f"the sandbox knows no [[sandbox:{name[:40]}]]; it knows {known}")
-    return found
+    try:
+        return Told.model_validate(found)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ValueError(f"[[sandbox:{wrong['loc'][0]}={wrong['input'][:40]}]]: {wrong['msg']}") from None

@@ -24,6 +24,7 @@ from prefect_ttapi.sandbox.pictures import Studio
 _LONGEST_BODY: Final = 1024 * 1024
 _PIECE: Final = 256 * 1024  # bytes
 _REQUESTS_KEPT: Final = 1000
+_COUNTED = ("calls", "paid", "images", "in_flight", "most_in_flight", "calls_by_request", "paid_by_request")
 
 
 class Counters:
@@ -47,14 +48,14 @@ class Counters:
         with self._lock:
             self.calls = self.paid = self.images = 0
             self.most_in_flight = self.in_flight
-            self._requests: deque[dict[str, Any]] = deque(maxlen=_REQUESTS_KEPT)
+            self.bodies: deque[dict[str, Any]] = deque(maxlen=_REQUESTS_KEPT)
             self._calls_by_request: Counter[str] = Counter()
             self._paid_by_request: Counter[str] = Counter()
 
     @property
     def requests(self) -> list[dict[str, Any]]:
         """Return the latest bodies that were JSON objects, at most 1000, oldest first."""
-        return list(self._requests)
+        return list(self.bodies)
 
     @property
     def calls_by_request(self) -> dict[str, int]:
@@ -68,17 +69,8 @@ class Counters:
 
     def as_json(self) -> dict[str, Any]:
         """Return all numbers, of one moment; bodies are left out."""
-        names = (
-            "calls",
-            "paid",
-            "images",
-            "in_flight",
-            "most_in_flight",
-            "calls_by_request",
-            "paid_by_request",
-        )
         with self._lock:
-            return {name: getattr(self, name) for name in names}
+            return {name: getattr(self, name) for name in _COUNTED}
 
     @contextmanager
     def arrived(self) -> Iterator[int]:
@@ -106,10 +98,6 @@ class Counters:
             self.paid += 1
             self.images += images
             self._paid_by_request[request_hash] += 1
-
-    def keep_body(self, body: dict[str, Any]) -> None:
-        """Remember the body of a request."""
-        self._requests.append(body)
 
 
 class Endpoint:
@@ -190,7 +178,7 @@ class Endpoint:
         except (ValueError, RecursionError):
             raise Refused.for_request("The body is no JSON.", code="invalid_json") from None
         if isinstance(parsed, dict):
-            self._counters.keep_body(parsed)
+            self._counters.bodies.append(parsed)
         return parsed
 
 

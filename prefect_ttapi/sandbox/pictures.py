@@ -21,6 +21,7 @@ import pybase64
 from PIL import Image, ImageDraw, ImageFont
 
 from prefect_ttapi.images.lettering import LINE, Lettering, shortened
+from prefect_ttapi.requests import ImageRequest
 
 Colour = tuple[int, int, int]
 
@@ -38,34 +39,26 @@ class Picture:
     """What one picture shows, and how it is written.
 
     Attributes:
-        prompt: shown wrapped, cut after `SHOWN` characters.
-        model: shown.
+        request: its prompt, cut after `SHOWN` characters, model and `n` are shown; a transparent background leaves out
+            the sky; format and compression are followed.
         width, height: pixels.
         key: picks colours and shapes: another key is another picture.
-        index, count: which of how many images of the answer, from 0.
-        output_format: `png`, `jpeg` or `webp`.
-        compression: 0 to 100, the quality of JPEG and WebP.
-        transparent: leave out the sky; not for JPEG.
+        index: which of the images of the answer, from 0.
         blocks: pixels per side of the blocks of an unfinished picture; 1 is a finished one.
     """
 
-    prompt: str
-    model: str
+    request: ImageRequest
     width: int
     height: int
     key: str
     index: int = 0
-    count: int = 1
-    output_format: str = "png"
-    compression: int = 100
-    transparent: bool = False
     blocks: int = 1
 
 
 def draw(picture: Picture) -> bytes:
     r"""Return the encoded picture.
 
-    >>> draw(Picture("a lighthouse", "dall-e-2", 256, 256, key="1"))[:4]
+    >>> draw(Picture(ImageRequest(prompt="a lighthouse"), 256, 256, key="1"))[:4]
     b'\x89PNG'
     """
     image = _landscape(picture)
@@ -76,7 +69,11 @@ def draw(picture: Picture) -> bytes:
     _write_sandbox(pen, picture)
     if picture.blocks == 1 and min(picture.width, picture.height) >= _SMALLEST_WITH_PROMPT:
         _write_caption(pen, picture)
-    return _encoded(image, picture)
+    file = io.BytesIO()
+    # each format takes the options that it knows: PNG the first, WebP the others, JPEG the quality
+    quality = max(1, picture.request.output_compression)
+    image.save(file, picture.request.output_format, compress_level=1, quality=quality, method=0)
+    return file.getvalue()
 
 
 def _landscape(picture: Picture) -> Image.Image:
@@ -86,7 +83,7 @@ def _landscape(picture: Picture) -> Image.Image:
     # steps of the golden ratio: no two images of an answer have the same hue
     hue = random.Random(picture.key).random() + picture.index * 0.618034  # noqa: S311
     warm = (hue + chance.uniform(0.35, 0.65)) % 1
-    if picture.transparent:
+    if picture.request.background == "transparent":
         image = Image.new("RGBA", (width, height), (0, 0, 0, 0))
     else:
         sky = Image.new("RGB", (1, 3))
@@ -134,27 +131,20 @@ def _write_caption(pen: ImageDraw.ImageDraw, picture: Picture) -> None:
     margin = round(unit * 0.06)
     width = picture.width - 2 * margin
     top, bottom = picture.height * 0.7, picture.height - margin
-    facts = Lettering(
-        f"{picture.model}   {picture.width}x{picture.height}   image {picture.index + 1} of {picture.count}",
-        max(8, round(unit * 0.026)),
-    )
+    number = f"image {picture.index + 1} of {picture.request.n}"
+    line = f"{picture.request.model}   {picture.width}x{picture.height}   {number}"
+    facts = Lettering(line, max(8, round(unit * 0.026)))
     facts.write(pen, margin, bottom, facts.text, (190, 200, 210))
     room = bottom - facts.size * 1.8 - top
-    shown = picture.prompt if len(picture.prompt) <= SHOWN else picture.prompt[:SHOWN] + " ..."
+    prompt = picture.request.prompt
+    shown = prompt if len(prompt) <= SHOWN else prompt[:SHOWN] + " ..."
     for share in (0.062, 0.05, 0.04, 0.032):
-        prompt = Lettering(shown, max(9, round(unit * share)))
-        lines = prompt.wrapped(width)
-        fitting = int(room // (prompt.size * LINE))
+        lettering = Lettering(shown, max(9, round(unit * share)))
+        lines = lettering.wrapped(width)
+        fitting = int(room // (lettering.size * LINE))
         if len(lines) <= fitting:
             break
-    prompt.write_lines(pen, margin, top, shortened(lines, fitting), (255, 255, 255))
-
-
-def _encoded(image: Image.Image, picture: Picture) -> bytes:
-    file = io.BytesIO()
-    # each format takes the options that it knows: PNG the first, WebP the others, JPEG the quality
-    image.save(file, picture.output_format, compress_level=1, quality=max(1, picture.compression), method=0)
-    return file.getvalue()
+    lettering.write_lines(pen, margin, top, shortened(lines, fitting), (255, 255, 255))
 
 
 def _colour(hue: float, saturation: float, value: float) -> Colour:
@@ -165,7 +155,7 @@ def _colour(hue: float, saturation: float, value: float) -> Colour:
 def padded(png: bytes, noise: bytes) -> bytes:
     """Return `png` made as long as `noise` by a chunk of it before the end, which viewers skip.
 
-    >>> png = draw(Picture("", "dall-e-2", 16, 16, key="1"))
+    >>> png = draw(Picture(ImageRequest(prompt="a lighthouse"), 16, 16, key="1"))
     >>> len(padded(png, bytes(5000))), padded(png, b"") == png
     (5000, True)
     """
@@ -194,7 +184,7 @@ class Studio:
     def made(self, picture: Picture) -> bytes:
         """Return the encoded picture."""
         encoded = draw(picture)
-        fills_up = picture.output_format == "png" and picture.blocks == 1
+        fills_up = picture.request.output_format == "png" and picture.blocks == 1
         return padded(encoded, self._noise) if fills_up else encoded
 
     def base64(self, picture: Picture) -> bytes:
@@ -203,7 +193,7 @@ class Studio:
 
     def file_for(self, picture: Picture) -> str:
         """Return the name of a file that will be drawn when it is asked for."""
-        name = f"{secrets.token_urlsafe(16)}.{picture.output_format}"
+        name = f"{secrets.token_urlsafe(16)}.{picture.request.output_format}"
         self.files[name] = picture
         if len(self.files) > _FILES_KEPT:
             self.files.popitem(last=False)

@@ -120,7 +120,7 @@ def _app(endpoint: Endpoint, counters: Counters, studio: Studio) -> Starlette:
         if picture is None:
             raise HTTPException(404)
         content = await asyncio.to_thread(studio.made, picture)
-        return Response(content, media_type=f"image/{picture.output_format}")
+        return Response(content, media_type=f"image/{picture.request.output_format}")
 
     async def stats(_request: Request) -> Response:
         return JSONResponse(counters.as_json())

@@ -33,6 +33,8 @@ assert all(hasattr(prefect_ttapi, name) for name in prefect_ttapi.__all__)
 print(distribution("prefect-ttapi").version)
 """
 
+FONT_LICENCE = "prefect_ttapi/images/letters.LICENSE"
+
 BATCH = """
 import sys
 from prefect_ttapi import ImageStore, TTAPICredentials, generate_batch
@@ -97,13 +99,16 @@ def test_the_wheel_holds_the_package_and_the_source_distribution_all(built: Path
     """A wheel brings no tests and tools into people's environments; the source distribution can run them."""
     (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
-        tops = {name.partition("/")[0] for name in archive.namelist()}
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert f"prefect_ttapi-{VERSION}.dist-info/licenses/{FONT_LICENCE}" in names
     assert tops == {"prefect_ttapi", f"prefect_ttapi-{VERSION}.dist-info"}
     with tarfile.open(source) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert held >= {
         "README.md",
         "LICENSE",
+        FONT_LICENCE,
         "Makefile",
         "constraints.txt",
         "docs/versions.md",
