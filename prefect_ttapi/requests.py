@@ -108,23 +108,18 @@ class ImageRequest(BaseModel):
         if model is None:
             return handler(given)  # the model itself, or an illegal one, which is reported by itself
         rule = _VARIANT if name == "variant" else RULES[model].get(name)
+        legal = f"legal: {rule.legal}" if rule else _only_for(name)
         try:
             value = handler(given)
         except ValidationError:
-            raise _illegal(given, model, f"legal: {rule.legal}" if rule else _only_for(name)) from None
-        if value is None:
+            raise _illegal(given, model, legal) from None
+        if value is None or (rule is None and value == cls.model_fields[name].default):
             return value
         if isinstance(value, str) and _SURROGATE.search(value):
             raise _illegal(value, model, "it holds a lone surrogate, which is no character and can't be sent")
-        if rule is None:
-            if value == cls.model_fields[name].default:
-                return value
-            raise _illegal(value, model, _only_for(name))
-        if not rule.allows(value):
-            raise _illegal(value, model, f"legal: {rule.legal}")
-        needs = NEEDS.get(name)
-        needed = needs and needs.violated_by(value, info.data)
-        if needed:
+        if rule is None or not rule.allows(value):
+            raise _illegal(value, model, legal)
+        if name in NEEDS and (needed := NEEDS[name].violated_by(value, info.data)):
             raise _illegal(value, model, needed)
         return value
 

@@ -16,7 +16,7 @@ from prefect_ttapi.api.json_stream import MAX_BYTES
 from prefect_ttapi.api.limiter import Clock, Pace
 from prefect_ttapi.api.outcomes import Failure
 from prefect_ttapi.api.payload import Answer, Item, read_body
-from prefect_ttapi.api.redaction import Redactor, checked_key
+from prefect_ttapi.api.redaction import checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
 from prefect_ttapi.api.sse import read_stream
 from prefect_ttapi.api.transport import UNREADABLE, Transport
@@ -87,7 +87,6 @@ class TTAPIClient:
         self._clock = clock or Clock()
         self._pace = Pace(self._clock)
         key = checked_key(api_key)
-        redactor = Redactor(key)
         ssl_context = httpx.create_ssl_context()
         self._transport = Transport(
             self.base_url,
@@ -96,7 +95,6 @@ class TTAPIClient:
                 connect=connect_timeout, write=connect_timeout, read=read_timeout, pool=None
             ),
             ssl_context=ssl_context,
-            redactor=redactor,
             clock=self._clock,
         )
         self._downloader = Downloader(

@@ -241,12 +241,12 @@ class _Problem(Exception):  # noqa: N818 - raised and caught in this module only
     """Why a try failed; `final` where another would fail as well."""
 
     def __init__(
-        self, what: str, *, final: bool = False, status: int | None = None, wait: float | None = None
+        self, what: str, *, final: bool = False, status: int | None = None, wait: float = 0.0
     ) -> None:
         super().__init__(what)
         self.final = final
         self.status = status
-        self.wait = wait or 0.0
+        self.wait = wait
 
 
 @dataclass
@@ -408,8 +408,7 @@ class Downloader:
             return
         if status in (206, 416):  # the rest that was asked for does not fit
             partial.restart()
-        asked = read_retry_after(headers, self._clock.now())
-        wait = min(asked, _LONGEST_WAIT) if asked is not None else None
+        wait = min(read_retry_after(headers, self._clock.now()) or 0.0, _LONGEST_WAIT)
         raise _Problem(f"the image's host answered HTTP {status}", status=status, wait=wait)
 
     def _too_large(self) -> _Problem:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import pybase64
@@ -50,10 +50,9 @@ class EarlyEnd(DecodingError):  # noqa: N818 - named for what happened
 
 
 class StreamingJSON:
-    """Decodes a JSON body that is fed in pieces of any size.
+    """Decodes a JSON body that is fed in pieces of any size; string values at `IMAGE_PATHS` become a `Spool`.
 
     Args:
-        divert: where string values are base64 and become a `Spool`; elsewhere they stay text.
         max_bytes: the longest body accepted.
 
     >>> decoder = StreamingJSON()
@@ -64,8 +63,7 @@ class StreamingJSON:
     (1, b'image')
     """
 
-    def __init__(self, divert: Collection[Path] = IMAGE_PATHS, max_bytes: int = MAX_BYTES) -> None:
-        self._divert = divert
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._received = 0
         self._rest = b""  # of the last chunk: the start of an escape whose end is still to come
@@ -138,7 +136,7 @@ class StreamingJSON:
         return len(chunk)
 
     def _enter_string(self, chunk: bytes, start: int, opened: int) -> int:
-        if not self._key_comes and tuple(self._path) in self._divert:
+        if not self._key_comes and tuple(self._path) in IMAGE_PATHS:
             self._keep(chunk[start : opened - 1] + b"NaN")
             if len(self._spools) == MAX_IMAGES:
                 raise DecodingError(f"the body has more than {MAX_IMAGES} images")

@@ -124,17 +124,8 @@ _MODERATION_CODES: Final = frozenset(
 )
 #: Words of the same, for relays that pass on the message only. A request has a field named "moderation".
 _MODERATION_WORDS: Final = re.compile(
-    "|".join(
-        [
-            *_MODERATION_CODES,
-            "safety system",
-            "safety_violations",
-            "content policy",
-            "content management policy",
-            "(?:by|our|content) moderation",
-            "sensitive words",
-        ]
-    ),
+    "|".join(_MODERATION_CODES) + "|safety system|safety_violations|content policy|content management policy"
+    "|(?:by|our|content) moderation|sensitive words",
     re.IGNORECASE,
 )
 

@@ -123,8 +123,8 @@ class Redactor:
     def __init__(self, key: SecretStr) -> None:
         self._key = key
 
-    def clean(self, text: str, longest: int = LONGEST_MESSAGE) -> str:
-        """Return `text` in one line of at most `longest` characters, without secrets."""
+    def clean(self, text: str) -> str:
+        """Return `text` in one line of at most `LONGEST_MESSAGE` characters, without secrets."""
         key = self._key.get_secret_value()
         if len(text) > _LOOKED_AT:  # cut between words: half a key would not be recognised
             text = text[:_LOOKED_AT].rpartition(" ")[0]
@@ -132,4 +132,4 @@ class Redactor:
         for written in {key, quote(key, safe=""), json.dumps(key)[1:-1]}:
             text = re.sub(re.escape(written), "[key]", text, flags=re.IGNORECASE)
         line = _CONTROL.sub(" ", _URL_QUERY.sub(r"\1?...", text)).strip()
-        return line if len(line) <= longest else line[: longest - 3] + "..."
+        return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + "..."

@@ -154,12 +154,11 @@ class Transport:
         *,
         timeout: httpx.Timeout,
         ssl_context: ssl.SSLContext,
-        redactor: Redactor,
         clock: Clock,
     ) -> None:
         self._url = base_url + PATH
         self._api_key = api_key
-        self._redactor = redactor
+        self._redactor = Redactor(api_key)
         self._clock = clock
         make_client = partial(
             httpx.Client,

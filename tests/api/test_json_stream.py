@@ -306,15 +306,6 @@ def test_nesting_within_the_bound() -> None:
     assert decode([body]) == json.loads(body)
 
 
-def test_other_paths_can_be_diverted() -> None:
-    """What is an image is the caller's to say."""
-    document = decode([b'{"b64_json": "QUJD", "a": [["QUJD", "QQ=="]]}'], divert={("a", None, None)})
-    assert in_memory(document) == {"b64_json": "QUJD", "a": [[b"ABC", b"A"]]}
-    assert in_memory(decode([b'"QUJD"'], divert={()})) == b"ABC"
-    with pytest.raises(DecodingError, match="inside a string"):
-        decode([b'"QUJD'], divert={()})
-
-
 def test_memory_does_not_grow_with_images() -> None:
     """Decoding 32 MB of images takes less than 2 MB of memory, also when all of it comes at once."""
     body = (
