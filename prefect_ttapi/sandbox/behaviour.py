@@ -202,35 +202,27 @@ class Fate:
     Attributes:
         latency: seconds that its images take.
         failure: name of the failure that it ends with; None: it gets images.
-        images: how many it gets at most; None: as many as were asked for.
-        wrapped: whether it is answered in the vendor's older form.
     """
 
-    latency: float = 0.0
-    failure: str | None = None
-    images: int | None = None
-    wrapped: bool = False
+    latency: float
+    failure: str | None
 
 
 class Told(BaseModel):
-    """What a prompt tells the sandbox to do; see above."""
+    """What a prompt tells the sandbox to do: its directives, as this module's docstring explains them."""
 
     status: Annotated[str, AfterValidator(checked_name)] | None = None
     times: int = Field(sys.maxsize, ge=0)
     latency: float | None = Field(None, ge=0, le=600)
-    images: int | None = Field(None, ge=0)
+    images: int = Field(sys.maxsize, ge=0)
     wrapped: bool = False
 
 
 def fate_of(told: Told, request_hash: str, call: int, behaviour: Behaviour) -> Fate:
     """Return what becomes of a request that arrives for the `call`th time: what its prompt tells, or else chance."""
     chance = chance_of(request_hash, call, behaviour)
-    return Fate(
-        latency=chance.latency if told.latency is None else told.latency,
-        failure=(told.status if call <= told.times else None) or chance.failure,
-        images=told.images,
-        wrapped=told.wrapped,
-    )
+    latency = chance.latency if told.latency is None else told.latency
+    return Fate(latency, (told.status if call <= told.times else None) or chance.failure)
 
 
 def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
@@ -247,7 +239,7 @@ def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
         passed += rate
         if point < passed:
             return Fate(latency, str(name))
-    return Fate(latency)
+    return Fate(latency, None)
 
 
 _DIRECTIVE: Final = re.compile(r"\[\[sandbox:([^\]=]*)=?([^\]]*)\]\]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from dataclasses import fields
 
 from prefect_ttapi.origins import is_loopback
 from prefect_ttapi.sandbox.behaviour import FAILURES, ITEMS, LOST
@@ -33,12 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    options = vars(arguments)
-    names = ("host", "port", "latency", "seed", "api_key", "items", "tiny", "image_bytes", "room")
+    options = {each.name: getattr(arguments, each.name) for each in fields(Sandbox)}
     ends = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the server's threads inherit it
     try:
-        with Sandbox(fail=dict(arguments.fail), **{name: options[name] for name in names}) as sandbox:
+        with Sandbox(**options | {"fail": dict(arguments.fail)}) as sandbox:
             key = "sandbox" if arguments.api_key is None else "the key that --api-key says"
             print(f"The sandbox draws placeholder pictures at {sandbox.base_url}; stop it with Ctrl-C.")
             if not is_loopback(arguments.host):

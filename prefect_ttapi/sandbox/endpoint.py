@@ -137,9 +137,9 @@ class Endpoint:
             while (await http.receive())["type"] != "http.disconnect":
                 pass
             return
-        images = request.n if fate.images is None else min(request.n, fate.images)
         files_url = f"{http.url.scheme}://{http.url.netloc}{http.scope.get('root_path', '')}/files/"
-        answer = Answer(request, images, fate.latency, fate.wrapped, files_url, self._behaviour, self._studio)
+        images = min(request.n, told.images)
+        answer = Answer(request, images, fate.latency, told.wrapped, files_url, self._behaviour, self._studio)
         if self._room.locked():
             raise Refused(FAILURES["429"])
         async with self._room:
