@@ -28,7 +28,6 @@ from prefect_ttapi.errors import StoreError, TTAPIError
 from prefect_ttapi.generation.context import Log, RunContext
 from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, perhaps_paid
 from prefect_ttapi.generation.persisting import Keeper
-from prefect_ttapi.generation.rescue import Rescue
 from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import Record
@@ -155,10 +154,8 @@ class Engine:
         Args:
             known_absent: there was no record a moment ago: don't look before claiming.
         """
-        keeper = Keeper(
-            self.store, Rescue(self.store, self.ledger.api_origin, self.ledger.log), self.ledger.log
-        )
-        has_answer = keeper.rescue.holds(request.request_hash)
+        keeper = Keeper(self.store, self.ledger.api_origin, self.ledger.log)
+        has_answer = keeper.holds(request.request_hash)
         with self.limits.place(request) as place:
             while True:
                 found = self.ledger.try_acquire(

@@ -18,7 +18,7 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.rescue import Rescue
+from prefect_ttapi.generation.persisting import Keeper
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -72,7 +72,7 @@ def test_the_next_run_takes_it_from_the_rescue_folder(
 ):
     """The error says where the images are; who asks next, the same run too, stores them and sends nothing."""
     caplog.set_level(logging.INFO, "prefect_ttapi")
-    folder = Rescue(store, "sandbox", logging.getLogger()).folder(HASH)
+    folder = Keeper(store, "sandbox", logging.getLogger()).folder(HASH)
     assert f"in {folder}: the next run with this rescue folder takes it from there" in lost(store, client)
     assert len(kept(tmp_path)) == 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.parents[:2])} == {0o700}
@@ -245,7 +245,7 @@ def test_damaged_answers_are_passed_over(
 ):
     """What is not surely the paid answer is ignored, with a warning: the run that paid does not pay again by itself."""
     lost(store, client)
-    damage(folder := Rescue(store, "sandbox", logging.getLogger()).folder(HASH))
+    damage(folder := Keeper(store, "sandbox", logging.getLogger()).folder(HASH))
     with pytest.raises(UnknownOutcomeError):
         pay(store, client, "one")
     assert f"{folder} is passed over: " in caplog.text
@@ -258,7 +258,7 @@ def test_other_stores_and_apis_find_nothing(store, client, sandbox: Sandbox, tmp
     lost(store, client)
     other = ImageStore(url=str(tmp_path / "other"), rescue_folder=store.rescue_folder)
     assert pay(other, client, "two").sent
-    real = Rescue(store, "https://api.ttapi.io", logging.getLogger())
+    real = Keeper(store, "https://api.ttapi.io", logging.getLogger())
     assert not real.holds(HASH)
     assert real.take(HASH) is None
     assert not pay(store, client, "two").sent
@@ -310,7 +310,7 @@ def test_its_payer_may_come_back(store, client, sandbox: Sandbox):
 def test_what_is_stored_already_is_forgotten(store, client, tmp_path):
     """An answer whose record was written, but that stayed in the folder, goes at the next hit."""
     paid = pay(store, client, "one")
-    rescue = Rescue(store, "sandbox", logging.getLogger())
+    rescue = Keeper(store, "sandbox", logging.getLogger())
     claim = Ledger(store, "sandbox", "one").try_acquire("0" * 64)
     assert isinstance(claim, Claim)
     rescue.put(HASH, claim.answer(paid.generation), paid.fresh)
