@@ -1,8 +1,8 @@
 """Draw text of any script, each letter in a font that has it.
 
-Pillow's own font has the letters of English, `letters.ttf` beside this file those of most European languages; others
-are looked for in the fonts of the system. A character that no font has is drawn as a box with its code point in hex:
-nothing is dropped, and different texts look different.
+`letters.ttf` beside this file has the letters of most European languages; other scripts are looked for in the fonts of
+the system. A character that no font has is drawn as a box with its code point in hex: nothing is dropped, and different
+texts look different.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ Colour = tuple[int, int, int] | str
 #: From one line to the next, in sizes of the letters.
 LINE: Final = 1.25
 
-#: Stands for Pillow's own font, which has no file.
-ENGLISH: Final = ""
 EUROPEAN: Final = str(Path(__file__).with_name("letters.ttf"))
 
 #: Files of fonts with many scripts, or with one that others lack; of those that a system has, the first are preferred.
@@ -58,7 +56,8 @@ class Lettering:
         self.text = _plain(text)
         self.size = size
         self._fonts = _ranked(self.text, installed() if fonts is None else fonts)
-        self._face = cache(lambda font: _open(font, size))
+        # faces of its own: threads may not share one, and opening takes 0.1 ms
+        self._face = cache(lambda font: ImageFont.truetype(font, size))
 
     def width(self, line: str) -> float:
         """Return the width of a line in pixels."""
@@ -119,7 +118,7 @@ class Lettering:
 
     def _write_boxes(self, pen: Pen, left: float, base: float, piece: str, fill: Colour) -> None:
         """Draw each character as a box with its code point in two rows."""
-        face = _open(ENGLISH, self.size * 0.45)
+        face = ImageFont.truetype(EUROPEAN, self.size * 0.45)
         gap = self.size * 0.05
         for char in _inked(piece):
             right = left + self._box_width(char)
@@ -188,21 +187,12 @@ def _lacking(font: str, text: str) -> int:
 
 @lru_cache(100_000)
 def _has(font: str, char: str) -> bool:
-    if font == ENGLISH and " " <= char <= "~":
-        return True
     if unicodedata.category(char) == "Cs" or (not _SHAPES and unicodedata.bidirectional(char) in ("R", "AL")):
         return False
     # for what a font lacks it draws one and the same sign
-    face = _open(font, 16)
+    face = ImageFont.truetype(font, 16)
     drawn, missing = (face.getmask(each) for each in (char, "\U0010ffff"))
     return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
-
-
-def _open(font: str, size: float) -> ImageFont.FreeTypeFont:
-    # a face of its own for each use: threads may not share one, and opening takes 0.1 ms
-    face = ImageFont.load_default(size) if font == ENGLISH else ImageFont.truetype(font, size)
-    assert isinstance(face, ImageFont.FreeTypeFont)  # noqa: S101 - with a size it is
-    return face
 
 
 @cache
@@ -217,4 +207,4 @@ def installed() -> tuple[str, ...]:
         for folder, _, names in os.walk(top.expanduser())
         for name in names
     }
-    return (ENGLISH, EUROPEAN, *(found[name] for name in _SYSTEM if name in found))
+    return (EUROPEAN, *(found[name] for name in _SYSTEM if name in found))
