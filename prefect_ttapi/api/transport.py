@@ -200,10 +200,9 @@ class Transport:
                 response = http.send(request, stream=True)
             except httpx.TransportError as error:
                 return self._broken(error, sending)
-        if response.is_success:
-            return Opened(response, self._request_id(response), self._redactor)
-        with quiet():
-            return self._refused(response)
+            if not response.is_success:
+                return self._refused(response)
+        return Opened(response, self._request_id(response), self._redactor)
 
     def _broken(self, error: httpx.TransportError, sending: Sending) -> Failure:
         broke = next((found for found, kinds in _BREAKS.items() if isinstance(error, kinds)), Break.LOST)
