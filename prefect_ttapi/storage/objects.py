@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import BinaryIO, Final, Protocol
@@ -280,7 +281,8 @@ def probe(objects: ObjectStore) -> None:
     """
     stale = _replace(objects)
     for expected, what in ((Condition.NOTHING, "creates an object twice"), (stale, "ignores If-Match")):
-        if not _refuses(objects, expected):
+        with suppress(ConflictError):
+            _write(objects, expected)
             raise StoreError(
                 f"{objects.uri(PROBE)}: this store {what}, so that two machines could pay for one request; "
                 "use one that honours conditional writes (AWS S3, Cloudflare R2, MinIO, Ceph, a local disk)"
@@ -302,14 +304,6 @@ def _replace(objects: ObjectStore) -> str:
     raise StoreError(
         f"{objects.uri(PROBE)}: this store refuses conditional writes that are as expected; use another store"
     )
-
-
-def _refuses(objects: ObjectStore, expected: Condition | str) -> bool:
-    try:
-        _write(objects, expected)
-    except ConflictError:
-        return True
-    return False
 
 
 def _write(objects: ObjectStore, expected: Condition | str) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import KeysView
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, Self, runtime_checkable
 from unicodedata import category
 from urllib.parse import quote, urlsplit
 
+from botocore.exceptions import BotoCoreError, ClientError
+from prefect.blocks.core import Block, BlockNotSavedError
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,12 +28,16 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_ttapi.storage.aws_blocks import AwsBlock, checked_block, shown, with_block
+from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
-from prefect_ttapi.storage.s3 import S3, Account
+from prefect_ttapi.storage.s3 import S3, Account, Keys
+from prefect_ttapi.storage.s3_errors import explain
 
 #: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
 UPLOAD_PATIENCE: Final = 120.0
+
+#: The name of a saved block.
+_NAMED: Final = re.compile(r"[a-z0-9-]+/[^/\s]+")
 
 _Acl = Literal[
     "private", "public-read", "authenticated-read", "bucket-owner-read", "bucket-owner-full-control"
@@ -79,6 +90,49 @@ def _readable_at_once(storage_class: str | None) -> str | None:
 def _absolute(path: str | None) -> str | None:
     # a later change of directory changes nothing
     return str(Path(path).expanduser().absolute()) if path else None
+
+
+@runtime_checkable
+class _AwsBlock(Protocol):
+    """What `AwsCredentials` and `MinIOCredentials` of prefect-aws have, which is never imported here."""
+
+    region_name: str | None
+    aws_client_parameters: Any
+
+    def __hash__(self) -> int: ...
+
+    def get_boto3_session(self) -> Any: ...
+
+
+def _checked_block(given: object) -> str | _AwsBlock | None:
+    """Return the name of a saved block, or the block itself where it is not saved.
+
+    Raises:
+        ValueError: `given` is neither a block of prefect-aws nor the name of one.
+    """
+    if given is None or given == "":
+        return None
+    if isinstance(given, _AwsBlock):
+        return _name_of(given) or given
+    if isinstance(given, str) and _NAMED.fullmatch(given):
+        return given
+    raise ValueError(
+        "is neither a block of prefect-aws nor the name of one: give aws-credentials/NAME, "
+        "minio-credentials/NAME, or the block itself"
+    )
+
+
+def _shown(block: str | _AwsBlock | None, *, saving: bool) -> str | None:
+    """Return how a block is named where its store is saved or shown.
+
+    Raises:
+        ValueError: the store is saved, and the block is not.
+    """
+    if block is None or isinstance(block, str):
+        return block
+    if saving:
+        raise ValueError(f"save the {type(block).__name__} block first: a store keeps its name")
+    return f"{type(block).__name__} (not saved)"
 
 
 _HeaderText = Annotated[str | None, AfterValidator(_header_text)]
@@ -204,7 +258,7 @@ class StoreSettings(BaseModel):
     """Belongs to the access key ID."""
     session_token: SecretStr | None = Field(None, title="Session token")
     """Only with temporary credentials."""
-    aws_credentials: Annotated[Any, AfterValidator(checked_block), WithJsonSchema({"type": "string"})] = (
+    aws_credentials: Annotated[Any, AfterValidator(_checked_block), WithJsonSchema({"type": "string"})] = (
         Field(
             None,
             title="AWS credentials block",
@@ -241,8 +295,8 @@ class StoreSettings(BaseModel):
     )
 
     @field_serializer("aws_credentials")
-    def _by_name(self, block: str | AwsBlock | None, info: SerializationInfo) -> str | None:
-        return shown(block, saving=bool((info.context or {}).get("include_secrets")))
+    def _by_name(self, block: str | _AwsBlock | None, info: SerializationInfo) -> str | None:
+        return _shown(block, saving=bool((info.context or {}).get("include_secrets")))
 
     @model_validator(mode="after")
     def _has_both_keys_or_none(self) -> Self:
@@ -264,7 +318,7 @@ class StoreSettings(BaseModel):
         )
         return S3(
             *bucket_and_prefix(self.url),
-            with_block(account, self.aws_credentials).or_environment(),
+            _with_block(account, self.aws_credentials).or_environment(),
             encryption=self.upload.encryption,
             kms_key_id=self.upload.kms_key_id,
         )
@@ -272,3 +326,74 @@ class StoreSettings(BaseModel):
 
 def _told(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
+
+
+def _with_block(account: Account, block: str | _AwsBlock | None) -> Account:
+    """Return the account, with what it lacks from its block of prefect-aws.
+
+    Raises:
+        StoreError: there is no such block.
+    """
+    if block is None:
+        return account
+    loaded = _loaded(block)
+    parameters = loaded.aws_client_parameters
+    verify = parameters.verify_cert_path or parameters.verify
+    # a file is a path to prefect-aws, and its name to botocore
+    verify = verify if verify is None or isinstance(verify, bool) else str(verify)
+    return replace(
+        account,
+        endpoint_url=account.endpoint_url or parameters.endpoint_url,
+        region=account.region or loaded.region_name,
+        verify=verify if account.verify is True and verify is not None else account.verify,
+        find_keys=_KeysOf(block),
+    )
+
+
+@dataclass(frozen=True)
+class _KeysOf:
+    """Credentials as the block gives them now, which for an assumed role are new ones each time."""
+
+    block: str | _AwsBlock
+
+    def __call__(self) -> Keys:
+        try:
+            found = _fetched(self.block).get_boto3_session().get_credentials()
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise explain(error, "can't get credentials from aws_credentials") from error
+        if found is None:
+            raise StoreError("can't get credentials from aws_credentials: the block has none")
+        frozen = found.get_frozen_credentials()
+        return frozen.access_key, frozen.secret_key, frozen.token
+
+
+@lru_cache(maxsize=32)
+def _loaded(block: str | _AwsBlock) -> _AwsBlock:
+    """Return the block, fetched from the Prefect server where only its name is known; once in a process."""
+    return _fetched(block)
+
+
+def _fetched(block: str | _AwsBlock) -> _AwsBlock:
+    if not isinstance(block, str):
+        return block
+    try:
+        # in a thread of its own, since an event loop may be running in this one
+        with ThreadPoolExecutor(1) as thread:
+            found: object = thread.submit(copy_context().run, asyncio.run, Block.aload(block)).result()
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise StoreError(f"can't load the block {block}: {why}; is prefect-aws installed?") from error
+    if not isinstance(found, _AwsBlock):
+        raise StoreError(f"the block {block} has no AWS credentials: name an aws-credentials block")
+    return found
+
+
+def _name_of(block: _AwsBlock) -> str | None:
+    """Return the name that the block is saved under, None where it is not."""
+    if not isinstance(block, Block):
+        return None
+    try:
+        saved = block.get_block_placeholder()
+    except BlockNotSavedError:
+        return None
+    return saved.removeprefix("prefect.blocks.").replace(".", "/", 1)
