@@ -122,19 +122,6 @@ def _checked_block(given: object) -> str | _AwsBlock | None:
     )
 
 
-def _shown(block: str | _AwsBlock | None, *, saving: bool) -> str | None:
-    """Return how a block is named where its store is saved or shown.
-
-    Raises:
-        ValueError: the store is saved, and the block is not.
-    """
-    if block is None or isinstance(block, str):
-        return block
-    if saving:
-        raise ValueError(f"save the {type(block).__name__} block first: a store keeps its name")
-    return f"{type(block).__name__} (not saved)"
-
-
 _HeaderText = Annotated[str | None, AfterValidator(_header_text)]
 _WebAddress = Annotated[str | None, AfterValidator(_web_address)]
 
@@ -296,7 +283,11 @@ class StoreSettings(BaseModel):
 
     @field_serializer("aws_credentials")
     def _by_name(self, block: str | _AwsBlock | None, info: SerializationInfo) -> str | None:
-        return _shown(block, saving=bool((info.context or {}).get("include_secrets")))
+        if block is None or isinstance(block, str):
+            return block
+        if info.context and info.context.get("include_secrets"):  # the store is saved, not only shown
+            raise ValueError(f"save the {type(block).__name__} block first: a store keeps its name")
+        return f"{type(block).__name__} (not saved)"
 
     @model_validator(mode="after")
     def _has_both_keys_or_none(self) -> Self:
@@ -367,13 +358,8 @@ class _KeysOf:
         return frozen.access_key, frozen.secret_key, frozen.token
 
 
-@lru_cache(maxsize=32)
-def _loaded(block: str | _AwsBlock) -> _AwsBlock:
-    """Return the block, fetched from the Prefect server where only its name is known; once in a process."""
-    return _fetched(block)
-
-
 def _fetched(block: str | _AwsBlock) -> _AwsBlock:
+    """Return the block, fetched from the Prefect server where only its name is known."""
     if not isinstance(block, str):
         return block
     try:
@@ -386,6 +372,10 @@ def _fetched(block: str | _AwsBlock) -> _AwsBlock:
     if not isinstance(found, _AwsBlock):
         raise StoreError(f"the block {block} has no AWS credentials: name an aws-credentials block")
     return found
+
+
+#: The block as it was when this process first fetched it.
+_loaded = lru_cache(maxsize=32)(_fetched)
 
 
 def _name_of(block: _AwsBlock) -> str | None:
