@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTemplateError, StoreError
@@ -65,6 +66,7 @@ class _Field:
     spec: str
 
 
+@dataclass(frozen=True)
 class KeyTemplate:
     """A template over `name slug hash index ext model size date batch rendition` and the names of `values`.
 
@@ -86,14 +88,12 @@ class KeyTemplate:
         KeyTemplateError: unknown name, bad spec, attribute or index access, a key outside the store.
     """
 
-    def __init__(self, template: str, names: Iterable[str] = ()) -> None:
-        self.template = template
-        try:
-            parsed = list(string.Formatter().parse(template))
-        except ValueError as error:
-            raise KeyTemplateError(f"the key template {template!r} is malformed: {error}") from None
-        self._pieces = tuple(_piece(*part) for part in parsed)
-        legal = [*NAMES, *(name for name in names if name not in _EXAMPLES)]
+    template: str
+    names: Iterable[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        legal = [*NAMES, *(name for name in self.names if name not in _EXAMPLES)]
         for piece in self._pieces:
             if piece.name is not None and piece.name not in legal:
                 raise KeyTemplateError(_unknown(piece.name, legal))
@@ -164,6 +164,14 @@ class KeyTemplate:
             "rendition": version.name if version else ORIGINAL,
         }
         return self._rendered({**facts, **known})
+
+    @cached_property
+    def _pieces(self) -> tuple[_Field, ...]:
+        try:
+            parsed = list(string.Formatter().parse(self.template))
+        except ValueError as error:
+            raise KeyTemplateError(f"the key template {self.template!r} is malformed: {error}") from None
+        return tuple(_piece(*part) for part in parsed)
 
     def _rendered(self, facts: Mapping[str, Any]) -> str:
         return self._checked("".join(_filled(piece, facts) for piece in self._pieces))

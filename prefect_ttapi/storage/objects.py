@@ -259,7 +259,10 @@ def read_metadata(value: str) -> str:
 def _encoded(value: str) -> str:
     encoded = quote(value, safe=_PLAIN, errors="replace")
     # S3 trims spaces at either end
-    return re.sub("^ +| +$", lambda spaces: "%20" * len(spaces[0]), encoded)
+    if not (body := encoded.strip(" ")):
+        return "%20" * len(encoded)
+    before, _, after = encoded.partition(body)
+    return "%20" * len(before) + body + "%20" * len(after)
 
 
 def _cut(value: str, length: int) -> str:
