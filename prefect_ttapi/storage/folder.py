@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -59,6 +59,7 @@ _LOCK_TIMEOUT: Final = 10.0
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
+@dataclass(frozen=True)
 class Folder(ObjectStore):
     """The files below `root`, which is made when first written to.
 
@@ -67,8 +68,7 @@ class Folder(ObjectStore):
     forward, so that a tag never comes back. What is known of an image is in a hidden folder (`sidecars`).
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    root: Path
 
     def uri(self, key: str) -> str:
         return self._path(key).as_uri()
@@ -76,9 +76,9 @@ class Folder(ObjectStore):
     def key(self, uri: str) -> str:
         parts = urlsplit(uri)
         path = Path(unquote(parts.path))
-        if parts.scheme != "file" or parts.query or parts.fragment or not path.is_relative_to(self._root):
-            raise StoreError(f"{uri} is not in the folder {self._root}")
-        return checked_key(path.relative_to(self._root).as_posix())
+        if parts.scheme != "file" or parts.query or parts.fragment or not path.is_relative_to(self.root):
+            raise StoreError(f"{uri} is not in the folder {self.root}")
+        return checked_key(path.relative_to(self.root).as_posix())
 
     def read(self, key: str) -> tuple[bytes, str] | None:
         with (
@@ -131,7 +131,7 @@ class Folder(ObjectStore):
             return tag
 
     def try_writing(self, facts: Facts) -> None:  # noqa: ARG002 - whoever may write may write anything
-        path = _temporary_beside(self._root / "any")
+        path = _temporary_beside(self.root / "any")
         try:
             with self._explaining("can't write", path.name):
                 _put(path, io.BytesIO, Condition.NOTHING)
@@ -140,26 +140,26 @@ class Folder(ObjectStore):
 
     def room(self) -> int | None:
         with suppress(OSError):
-            return room_at(self._root)
+            return room_at(self.root)
         return None
 
     def delete(self, key: str) -> None:
         with self._explaining("can't delete", key):
             self._path(key).unlink(missing_ok=True)
-            (self._root / sidecar_key(key)).unlink(missing_ok=True)
+            (self.root / sidecar_key(key)).unlink(missing_ok=True)
 
     def list(self, prefix: str) -> Iterator[Listed]:
         inside = prefix.rpartition("/")[0]
-        for found in self._walk(self._path(inside) if inside else self._root, _is_object):
+        for found in self._walk(self._path(inside) if inside else self.root, _is_object):
             if found.key.startswith(prefix):
                 yield found
 
     def half_written(self) -> Iterator[Listed]:
-        return self._walk(self._root, _is_temporary)
+        return self._walk(self.root, _is_temporary)
 
     def delete_half_written(self, key: str) -> None:
-        path = self._root / key
-        if not _is_temporary(path.name) or not path.resolve().is_relative_to(self._root.resolve()):
+        path = self.root / key
+        if not _is_temporary(path.name) or not path.resolve().is_relative_to(self.root.resolve()):
             raise StoreError(f"{path} is no half-written object of this folder")
         _forget(path)
 
@@ -171,7 +171,7 @@ class Folder(ObjectStore):
                 with self._explaining("can't list", folder):
                     facts = _stat(path)
                 if facts:
-                    key = path.relative_to(self._root).as_posix()
+                    key = path.relative_to(self.root).as_posix()
                     yield Listed(key, facts.st_size, _tag_of(facts), facts.st_mtime)
 
     def _not_listed(self, error: OSError) -> None:
@@ -184,7 +184,7 @@ class Folder(ObjectStore):
         )
 
     def _path(self, key: str) -> Path:
-        return self._root / checked_key(key)
+        return self.root / checked_key(key)
 
     @contextmanager
     def _explaining(self, doing: str, key: str) -> Iterator[None]:
@@ -195,15 +195,15 @@ class Folder(ObjectStore):
 
     def _explained(self, doing: str, key: str, error: OSError) -> StoreError:
         advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
-        return StoreError(f"{doing} {self._root / key}: {advice}")
+        return StoreError(f"{doing} {self.root / key}: {advice}")
 
     def _describe(self, key: str, tag: str, facts: Facts) -> None:
         """Keep what is said of the object that has this tag."""
-        path = self._root / sidecar_key(key)
+        path = self.root / sidecar_key(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         said = {name: value for name, value in asdict(facts).items() if value}
         # beside the object, where what a killed process leaves behind is looked for
-        temporary = _temporary_beside(self._root / key)
+        temporary = _temporary_beside(self.root / key)
         try:
             temporary.write_text(json.dumps({"tag": tag, **said}, ensure_ascii=False, indent=1), "utf-8")
             temporary.replace(path)
@@ -213,7 +213,7 @@ class Folder(ObjectStore):
     def _metadata(self, key: str, tag: str) -> Mapping[str, str]:
         """Return the metadata of the object that has this tag; empty where none is kept."""
         try:
-            found = json.loads((self._root / sidecar_key(key)).read_bytes())
+            found = json.loads((self.root / sidecar_key(key)).read_bytes())
             metadata = dict(found["metadata"]) if found["tag"] == tag else {}
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return {}

@@ -16,6 +16,7 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.storage import s3
 from prefect_ttapi.storage.objects import MOST_METADATA, ascii_metadata, read_metadata
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import fresh_image, sha256, stored
@@ -213,9 +214,12 @@ def test_documents(store: ImageStore) -> None:
 def test_all_threads_share_one_client(store: ImageStore) -> None:
     """Blocks with the same settings share a place, and 16 threads use it at once."""
     again = ImageStore.model_validate(store.model_dump())
-    assert again.objects is store.objects
+    assert again.objects == store.objects
     with ThreadPoolExecutor(16) as threads:
         images = list(threads.map(lambda number: stored(again, b"%d" % number), range(48)))
+        if isinstance(store.objects, s3.S3):
+            accounts = [store.objects.account, again.objects.account] * 8
+            assert len(set(map(id, threads.map(s3._client, accounts)))) == 1
     assert store.missing(images) == []
 
 
