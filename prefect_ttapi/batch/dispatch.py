@@ -101,12 +101,12 @@ class Dispatch:
     def looked_up(self, item: Item, *, recorded: bool) -> None:
         """Go on with a request over the budget: one that is recorded already costs nothing."""
         if recorded:
-            self._followers[item.request.request_hash] = []
             self._filling.append(replace(item, may_pay=False))
             self._filled_at = 0.0
         else:
             denial = self._spending.denial(item.request.n) or "the budget is used up"
-            self.rows.append(skipped(item, self._api_origin, denial, "BudgetExceeded"))
+            for denied in (item, *self._followers.pop(item.request.request_hash, ())):
+                self.rows.append(skipped(denied, self._api_origin, denial, "BudgetExceeded"))
 
     def next_lane(self, now: float) -> Lane | None:
         """Return the lane to be submitted now, or None where there is no room or nothing to do for now."""
@@ -227,6 +227,7 @@ class Dispatch:
             elif item.known_absent:
                 self.looked_up(item, recorded=False)
             else:
+                self._followers[request.request_hash] = []
                 self.to_look_up.append(item)
                 return None
         return None
@@ -237,6 +238,7 @@ class Dispatch:
         for item in self._filling:
             if item.may_pay:
                 self._spending.settle(item.request, 0, None)
+        for item in (*self._filling, *self.to_look_up):
             waiting.extend(self._followers.pop(item.request.request_hash))
         self._filling = []
         self._ready.clear()

@@ -119,6 +119,41 @@ def test_over_the_budget_only_what_is_recorded_goes_on():
     ]
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_duplicates_over_the_budget_are_looked_up_once(recorded: bool):
+    """They go on, or are skipped, with the first of them; none is in two lanes."""
+    dispatch, shared = dispatch_of(4, 4, 3, budget=Budget(images=0), delivers=True)
+    for row, prompt in enumerate(["oak", "elm", "elm", "elm"]):
+        dispatch.came(item(row, prompt))
+    dispatch.source_ended()
+    looked_up = []
+    while not dispatch.finished:
+        while (lane := dispatch.next_lane(0.0)) is not None:
+            finish(dispatch, shared, lane, [Done(generated(of).row) for of in lane.items])
+        while dispatch.to_look_up:
+            looked_up.append(dispatch.to_look_up.popleft())
+            dispatch.looked_up(looked_up[-1], recorded=recorded or looked_up[-1].row == 0)
+    assert sorted((done.row.row, done.row.status) for done in dispatch.rows) == [
+        (0, "generated"),
+        *((row, "generated" if recorded else "skipped") for row in (1, 2, 3)),
+    ]
+
+
+def test_a_stop_skips_what_is_to_be_looked_up_with_its_duplicates():
+    """Each has one row."""
+    dispatch, shared = dispatch_of(3, 4, 3, budget=Budget(images=0))
+    for row in range(3):
+        dispatch.came(item(row, "elm"))
+    dispatch.source_ended()
+    assert dispatch.next_lane(0.0) is None
+    assert dispatch.next_lane(0.0) is None
+    assert len(dispatch.to_look_up) == 1
+    shared.stop.set("not sent, because the account is empty")
+    assert dispatch.next_lane(0.0) is None
+    assert sorted(done.row.row for done in dispatch.rows) == [0, 1, 2]
+    assert dispatch.finished
+
+
 def test_what_is_under_way_may_turn_out_to_be_free():
     """A request over the budget waits while another one's images are only reserved."""
     dispatch, shared = dispatch_of(2, budget=Budget(images=1))
