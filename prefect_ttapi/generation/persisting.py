@@ -127,7 +127,10 @@ class Keeper:
     def take_back(
         self, claim: Claim, result_key: str | None
     ) -> tuple[Record, tuple[GeneratedImage, ...]] | None:
-        """Store an answer from the rescue folder, and return its record and images; None where none counts."""
+        """Store an answer from the rescue folder, and return its record and images; None where none counts.
+
+        The record that stands may be of somebody else's answer: there are no images with it then.
+        """
         rescued = self.take(claim.request_hash)
         if rescued is None or not claim.counts(rescued.record):
             return None
@@ -140,7 +143,7 @@ class Keeper:
             claim.request_hash[:12],
             f"{made.created_at:%Y-%m-%d %H:%M}",
         )
-        return record, rescued.images
+        return record, rescued.images if record.generation.images == made.images else ()
 
     def forget(self, record: Record) -> None:
         """Remove what is in the rescue folder of a standing record: whoever stored it had no time to."""

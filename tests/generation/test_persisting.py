@@ -19,6 +19,7 @@ from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -316,3 +317,26 @@ def test_what_is_stored_already_is_forgotten(store, client, tmp_path):
     rescue.put(HASH, claim.answer(paid.generation), paid.fresh)
     assert not pay(store, client, "two").sent
     assert kept(tmp_path) == []
+
+
+def test_images_of_a_record_that_was_first_are_not_those_of_the_folder(store, client, sandbox: Sandbox):
+    """Where an answer is recorded while one from the folder is being stored, its own images count."""
+    late, kept_here = (
+        engine_of(store, client, "one").generate(ImageRequest(prompt=prompt, model="gpt-image-1", n=2))
+        for prompt in ("a buoy", "a raft")
+    )
+    first = Ledger(store, "sandbox", "one").try_acquire(HASH)
+    assert isinstance(first, Claim)
+    leases.disown(first)  # whoever made it counts as gone
+    second = Ledger(store, "sandbox", "two").try_acquire(HASH, has_answer=True)
+    assert isinstance(second, Claim)
+    ours = {"request": REQUEST, "request_hash": HASH}
+    keeper = Keeper(store, "sandbox", logging.getLogger())
+    keeper.put(HASH, second.answer(kept_here.generation.model_copy(update=ours)), kept_here.fresh)
+    first.record(late.generation.model_copy(update=ours))
+
+    taken = keeper.take_back(second, None)
+    assert taken is not None
+    record, fresh = taken
+    assert record.generation.images == late.generation.images != kept_here.generation.images
+    assert fresh == ()
