@@ -100,7 +100,14 @@ class Work:
     delivery: Delivery | None
 
     def outcome(self, item: Item, waiting: Waiting | None) -> Done | Waiting:
-        """Return the item's row, or the claim of another run that it waits for."""
+        """Return the item's row, or the claim of another run that it waits for; raise nothing, whatever happens."""
+        try:
+            return self._outcome(item, waiting)
+        except BaseException as error:  # also CancelledError, as of an event loop that was closed
+            logger.exception("Request %s failed in a way that is not foreseen", item.request.request_hash)
+            return lost(item, self.engine.ledger.api_origin, f"{type(error).__name__}: {error}")
+
+    def _outcome(self, item: Item, waiting: Waiting | None) -> Done | Waiting:
         engine, stop = self.engine, self.engine.limits.stop
         origin = engine.ledger.api_origin
         if stop.reason:
@@ -132,9 +139,12 @@ class Work:
         )
 
     def _paid(self, item: Item, waiting: Waiting | None) -> Paid | Waiting:
-        denial = self.engine.limits.spending.denial(0) if item.may_pay else "the budget is used up"
+        spending = self.engine.limits.spending
+        denial = spending.denial(0) if item.may_pay else "the budget is used up"
         if denial is None:
             return self.engine.try_generate(item.request, waiting, known_absent=item.known_absent)
+        if item.may_pay:  # it won't be sent: what is reserved for it is free again
+            spending.settle(item.request, 0, None)
         found = self.engine.look_up(item.request)
         if found is None:
             raise BudgetExceeded(denial)

@@ -155,8 +155,8 @@ class Engine:
             known_absent: there was no record a moment ago: don't look before claiming.
         """
         keeper = Keeper(self.store, self.ledger.api_origin, self.ledger.log)
-        has_answer = keeper.holds(request.request_hash)
         with self.limits.place(request) as place:
+            has_answer = keeper.holds(request.request_hash)
             while True:
                 found = self.ledger.try_acquire(
                     request.request_hash,
