@@ -271,5 +271,12 @@ def _run(
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:
     """Run `work` as a flow without parameters: the server would store them, prompts and all."""
     named = name.replace("{", "{{").replace("}", "}}")  # Prefect takes it for a template
-    own = flow(name="generate-batch", flow_run_name=named, persist_result=False, validate_parameters=False)
+    # no retries, whatever Prefect's setting for all flows says: the requests may be read only once
+    own = flow(
+        name="generate-batch",
+        flow_run_name=named,
+        retries=0,
+        persist_result=False,
+        validate_parameters=False,
+    )
     return own(work)()
