@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import threading
 import time
@@ -177,7 +178,7 @@ class Shared:
     def put_back(self, item: Item) -> None:
         """Note that an item was not sent, and waits for a claim of another run."""
         with self._lock:
-            del self._known[item.row]
+            self._known.pop(item.row, None)
 
     def ended(self, item: Item, done: Done) -> None:
         """Note what became of an item, and whether its failure stops the batch."""
@@ -225,11 +226,13 @@ def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
         shared.left.set()
 
 
-def _shared_for(lane: Lane, plan: Plan) -> Shared:
-    """Return what the batch's lanes share in this process, or the share of a lane that is elsewhere."""
-    shared = _OPEN.get((os.getpid(), plan.batch_id))
-    if shared is not None and not lane.elsewhere:
-        return shared
+def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
+    """Return what the batch's lanes share in this process, or the share of a lane that is elsewhere.
+
+    None: the batch was left before the lane got a worker.
+    """
+    if not lane.elsewhere:
+        return _OPEN.get((os.getpid(), plan.batch_id))
     limits = Limits(
         in_flight=lane.width,
         # whoever had this share before may just have sent
@@ -246,11 +249,14 @@ class _Queue:
         self._items = deque(enumerate(items))
         self._held: list[tuple[float, int, Item, Waiting]] = []
         self._under_way = 0
+        self._closed = False
         self._lock = threading.Lock()
 
     def take(self, now: float) -> tuple[int, Item, Waiting | None] | float | None:
         """Return the next item, its place and what it waited for; or seconds to wait for one; or None at the end."""
         with self._lock:
+            if self._closed:
+                return None
             if self._items:
                 self._under_way += 1
                 return *self._items.popleft(), None
@@ -274,11 +280,11 @@ class _Queue:
         with self._lock:
             self._under_way -= 1
 
-    @property
-    def only_waits(self) -> bool:
-        """Whether nothing is left but items that wait for claims of other runs."""
+    def close_if_idle(self) -> bool:
+        """Give out nothing more if all that is left waits for claims of other runs; return whether that is so."""
         with self._lock:
-            return not self._items and not self._under_way
+            self._closed = not self._items and not self._under_way
+            return self._closed
 
 
 class LaneRun:
@@ -292,6 +298,7 @@ class LaneRun:
         self._results: list[Done | None] = [None] * len(lane.items)
         self._missing = len(lane.items)
         self._ended = threading.Event()  # nobody waits for this lane's items any longer
+        self._broken: BaseException | None = None
         self._changed = threading.Condition()
 
     def results(self) -> list[Done | None]:
@@ -299,14 +306,16 @@ class LaneRun:
         side_by_side = min(
             len(self._lane.items), self._lane.width if self._lane.width == 1 else self._workers
         )
-        for _ in range(side_by_side):
-            # each in a copy of the task run's context, so that what it does is known as the task run's
-            run = partial(copy_context().run, self._run)
-            threading.Thread(target=run, name="ttapi-lane", daemon=True).start()
         try:
+            for _ in range(side_by_side):
+                # each in a copy of the task run's context, so that what it does is known as the task run's
+                run = partial(copy_context().run, self._run)
+                threading.Thread(target=run, name="ttapi-lane", daemon=True).start()
             with self._changed:
                 while self._missing and not self._ended.is_set() and not self._shared.left.is_set():
                     self._changed.wait(_POLL)
+                if self._broken is not None:
+                    raise RuntimeError(f"a worker broke down: {self._broken!r}") from self._broken
                 return list(self._results)
         finally:
             self._ended.set()
@@ -317,18 +326,27 @@ class LaneRun:
         return workers(self._lane.width) if self._lane.elsewhere else self._lane.width
 
     def _run(self) -> None:
+        try:
+            self._work_through()
+        except BaseException as error:  # nobody hears of it in a thread: the lane would never end
+            self._broken = error
+            self._ended.set()
+
+    def _work_through(self) -> None:
         patience: float | None = None
-        while (taken := self._queue.take(time.monotonic())) is not None:
+        stop = self._shared.stop
+        # once the batch stops, nobody waits for claims any longer
+        while (taken := self._queue.take(math.inf if stop.reason else time.monotonic())) is not None:
             if self._shared.left.is_set() or self._ended.is_set():
                 return
             if isinstance(taken, float):
                 now = time.monotonic()
                 patience = patience or now + _PATIENCE
-                if self._lane.elsewhere and now >= patience and self._queue.only_waits:
+                if self._lane.elsewhere and now >= patience and self._queue.close_if_idle():
                     self._ended.set()
                     return
                 self._shared.rest(1)
-                self._shared.stop.wait(min(taken, _POLL))
+                self._ended.wait(min(taken, _POLL))
                 self._shared.rest(-1)
                 continue
             patience = None
@@ -363,7 +381,14 @@ def _lane_name(parameters: dict[str, Any]) -> str:
     return f"generate-{len(items)}-requests-from-{first.row}"
 
 
-@task(name="generate-lane", task_run_name=named(_lane_name), cache_policy=NO_CACHE, persist_result=False)
+# retries belong to the client: without `retries` Prefect's setting for all tasks would count
+@task(
+    name="generate-lane",
+    task_run_name=named(_lane_name),
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=0,
+)
 def generate_lane(
     lane: Lane, credentials: TTAPICredentials, store: ImageStore, plan: Plan
 ) -> list[Done | None] | State[Results]:
@@ -374,6 +399,8 @@ def generate_lane(
     """
     task_ctx = TaskRunContext.get()
     shared = _shared_for(lane, plan)
+    if shared is None:
+        return [None] * len(lane.items)  # nothing more is sent, and their rows are written
     run = replace(plan.run, task_run_id=str(task_ctx.task_run.id) if task_ctx else None)
     engine = Engine.of(
         credentials, store, run, limits=shared.limits, not_before=plan.not_before, log=get_run_logger()

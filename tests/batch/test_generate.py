@@ -23,6 +23,10 @@ from prefect_ttapi import (
     agenerate_batch,
     generate_batch,
 )
+from prefect_ttapi.batch.items import Item
+from prefect_ttapi.batch.lanes import Lane, Plan, generate_lane
+from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.s3 import S3Server
 
@@ -215,6 +219,40 @@ def test_tokens_and_usd_stop_the_batch(store, credentials, sandbox: Sandbox):
     assert report.totals.generated == 2
     with pytest.raises(IllegalBatchError, match="price for dall-e-2"):
         generate_batch([{"prompt": "x"}], credentials, store, budget=Budget(usd=1.0, prices=price))
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 4])
+def test_what_a_lane_does_not_send_any_more_is_no_longer_reserved(
+    store, credentials, sandbox: Sandbox, max_in_flight: int
+):
+    """A budget of tokens that is used up in the middle of lanes ends the batch: the rest is skipped."""
+    report = generate_batch(
+        prompts(24),
+        credentials,
+        store,
+        budget=Budget(tokens=1, images=24),
+        shard_size=6,
+        max_in_flight=max_in_flight,
+        raise_on_failure=False,
+    )
+    assert 1 <= report.totals.generated <= max_in_flight
+    assert report.totals.skipped == 24 - report.totals.generated
+    assert {row.error_type for row in report.rows if row.status == "skipped"} == {"BudgetExceeded"}
+
+
+def test_a_lane_that_gets_its_worker_after_the_batch_was_left_sends_nothing(
+    store, credentials, sandbox: Sandbox
+):
+    """Its requests' rows are written, as skipped."""
+    item = Item(0, ImageRequest(prompt="too late", model="gpt-image-1"))
+
+    @flow
+    def late() -> object:
+        plan = Plan("left", RunContext.current(), BatchOptions())
+        return generate_lane.submit(Lane((item,), 1), credentials, store, plan).result()
+
+    assert late() == [None]
+    assert sandbox.calls == 0
 
 
 def test_what_waited_for_its_turn_looks_at_the_budget_again(store, credentials, sandbox: Sandbox):

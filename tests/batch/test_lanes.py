@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 
 from prefect_ttapi.batch import lanes
-from prefect_ttapi.batch.items import Done, Item, row_of
-from prefect_ttapi.batch.lanes import Breaker, Lane, LaneRun, Shared
-from prefect_ttapi.generation.budget import Budget
+from prefect_ttapi.batch.items import Done, Item, Work, row_of
+from prefect_ttapi.batch.lanes import Breaker, Lane, LaneRun, Shared, _Queue
+from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.engines import engine_of
 
 
 def items(count: int) -> tuple[Item, ...]:
@@ -120,3 +128,75 @@ def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
     assert batch.known() == {0: None}
     answer.set()
     assert begun == [0]
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), asyncio.CancelledError("the loop was closed")])
+def test_what_nobody_foresees_costs_one_row(store: ImageStore, client, error: BaseException):
+    """Whatever is raised while an item is worked on, it has a row, which says that it may be paid for."""
+
+    class Broken(Ledger):
+        def try_acquire(self, *_: object, **__: object) -> NoReturn:
+            raise error
+
+    spending = Spending(Budget(images=5))
+    spending.reserve(2)
+    ledger = Broken(store, client.api_origin, "one")
+    engine = engine_of(store, client, ledger, limits=Limits(spending=spending))
+    results = LaneRun(Lane(items(2), width=2), Work(engine, BatchOptions(), None), shared()).results()
+    assert [done.row.status for done in results] == ["failed", "failed"]
+    assert all(done.row.maybe_paid for done in results)
+    assert (spending.images, spending.reserved) == (2, 0)
+
+
+def test_a_lane_whose_worker_breaks_down_ends():
+    """Its task run fails, instead of waiting for a row that will never come."""
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        raise SystemExit("no more")
+
+    with pytest.raises(RuntimeError, match="a worker broke down: SystemExit"):
+        LaneRun(Lane(items(2), width=2), Doing(do), shared()).results()
+
+
+def test_who_has_nothing_left_to_do_does_not_turn_in_circles():
+    """After a stop, too, workers sleep while the last request of their lane is under way."""
+    turns: list[int] = []
+
+    class Counting(Shared):
+        def rest(self, more: int) -> None:
+            turns.append(more)
+            super().rest(more)
+
+    batch = Counting(Limits(), Breaker(3))
+    batch.stop.set("the account is empty")
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        time.sleep(0.3 if item.row == 0 else 0.0)
+        return finished(item)
+
+    LaneRun(Lane(items(4), width=4), Doing(do), batch).results()
+    assert len(turns) < 20
+
+
+def test_a_lane_gives_nothing_back_that_it_has_begun(store: ImageStore):
+    """The decision to give items back and the beginning of one exclude each other."""
+    claim = Ledger(store, "sandbox", "theirs").acquire(items(1)[0].request.request_hash)
+    waiting = Ledger(store, "sandbox", "ours").try_acquire(items(1)[0].request.request_hash)
+    assert isinstance(waiting, Waiting)
+    queue = _Queue(items(1))
+    place, item, _ = queue.take(0.0)
+    assert not queue.close_if_idle()
+    queue.hold(place, item, waiting, 0.0)
+    assert queue.close_if_idle()
+    assert queue.take(1_000.0) is None
+    claim.release()
+
+
+def test_prefects_setting_for_all_tasks_does_not_repeat_a_lane():
+    """Retries belong to the client, and what a lane has settled must not be settled again."""
+    code = "from prefect_ttapi.batch.lanes import generate_lane; print(generate_lane.retries)"
+    environment = os.environ | {"PREFECT_TASKS_DEFAULT_RETRIES": "3"}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == "0"
