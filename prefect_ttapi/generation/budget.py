@@ -129,14 +129,11 @@ class Spending:
         )
 
     def overshoot(self) -> tuple[str, ...]:
-        """A line for each limit that was passed: what was under way when it was reached."""
+        """Return a line for each limit that was passed: what was under way when it was reached."""
         budget = self.budget
-        passed = (
-            (budget.tokens is not None and self.tokens > budget.tokens)
-            and f"{self.tokens - (budget.tokens or 0):,} tokens over the limit of {budget.tokens:,}, by what was "
-            "under way when it was reached",
-            (budget.usd is not None and self.usd > budget.usd)
-            and f"{self.usd - (budget.usd or 0):.4f} USD over the limit of {budget.usd:.2f}, by what was under way "
-            "when it was reached",
-        )
-        return tuple(line for line in passed if line)
+        passed = []
+        if budget.tokens is not None and self.tokens > budget.tokens:
+            passed.append(f"{self.tokens - budget.tokens:,} tokens over the limit of {budget.tokens:,}")
+        if budget.usd is not None and self.usd > budget.usd:
+            passed.append(f"{self.usd - budget.usd:.4f} USD over the limit of {budget.usd:.2f}")
+        return tuple(f"{over}, by what was under way when it was reached" for over in passed)

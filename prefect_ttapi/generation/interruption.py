@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 from functools import partial, wraps
 from traceback import format_exception_only
@@ -60,16 +61,14 @@ def to_the_end(
         grace: seconds for which an interruption waits.
         to_do: what these are for, for the log.
     """
-    ended = threading.Event()
-    results: list[R] = []
-    errors: list[BaseException] = []
+    ended, result = threading.Event(), Future[R]()
     context = copy_context()
 
     def run() -> None:
         try:
-            results.append(context.run(work))
+            result.set_result(context.run(work))
         except BaseException as error:
-            errors.append(error)
+            result.set_exception(error)
         finally:
             ended.set()
 
@@ -85,9 +84,7 @@ def to_the_end(
         while not ended.wait(_POLL) and time.monotonic() < until:
             pass
         raise
-    if errors:
-        raise errors[0]
-    return results[0]
+    return result.result()
 
 
 async def in_thread(

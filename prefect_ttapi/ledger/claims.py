@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
-from prefect_ttapi.ledger import leases
+from prefect_ttapi.ledger import leases, transitions
 from prefect_ttapi.ledger.documents import (
     Answer,
     Document,
@@ -24,17 +24,7 @@ from prefect_ttapi.ledger.documents import (
     Seen,
     State,
     Swap,
-    packed,
     payment,
-)
-from prefect_ttapi.ledger.transitions import (
-    answered,
-    counts,
-    facts_of,
-    is_claim,
-    released,
-    resting,
-    unknown,
 )
 from prefect_ttapi.results import Generation
 
@@ -107,7 +97,7 @@ class Claim:
 
     def leave_unknown(self, seen: Seen, note: Payment) -> Swap:
         """Write that a dead holder's request has an unknown outcome, and claim nothing; for the ledger."""
-        return self._swap(seen, **resting(seen.document, State.UNKNOWN, note))
+        return self._swap(seen, **transitions.resting(seen.document, State.UNKNOWN, note))
 
     def __enter__(self) -> Self:
         _renewer(os.getpid()).add(self, self._due)
@@ -174,9 +164,11 @@ class Claim:
         Args:
             result_key: an opaque text to keep with the record.
         """
-        return Answer(
-            token=self.token, run_id=self.run_id, generation=packed(generation), result_key=result_key
+        # without what follows from the store that it is recorded in
+        facts = generation.model_dump(
+            mode="json", exclude={"images": {"__all__": {"uri"}}}, exclude_none=True
         )
+        return Answer(token=self.token, run_id=self.run_id, generation=facts, result_key=result_key)
 
     def record_answer(self, answer: Answer) -> Record:
         """Record an answer, whose images are stored, and return the record that stands.
@@ -201,7 +193,7 @@ class Claim:
 
     def counts(self, record: Record) -> bool:
         """Return whether a record is young enough for the holder of this claim."""
-        return counts(record, self.not_before, self.run_id)
+        return transitions.counts(record, self.not_before, self.run_id)
 
     def release(self) -> None:
         """Give the claim back: the request was surely not paid for.
@@ -236,8 +228,8 @@ class Claim:
         before = leases.clock()
         seen: Seen | None = self._seen
         # what stands may be an earlier renewal, whose answer was lost
-        while seen is not None and is_claim(seen.document, self.token):
-            swap = self._swap(seen, **facts_of(seen.document))
+        while seen is not None and transitions.is_claim(seen.document, self.token):
+            swap = self._swap(seen, **transitions.facts_of(seen.document))
             self._seen = seen = swap.seen
             if swap.won:
                 self._lease_from = before
@@ -270,10 +262,11 @@ class Claim:
         standing = self._seen.document if self._seen else None
         match end:
             case Answer():
-                return answered(standing, end, {end.token, self.token}, stands=self._is_answered_beside(end))
+                tokens, stands = {end.token, self.token}, self._is_answered_beside(end)
+                return transitions.answered(standing, end, tokens, stands=stands)
             case Payment():
-                return unknown(standing, end)
-        return released(standing, self.token)
+                return transitions.unknown(standing, end)
+        return transitions.released(standing, self.token)
 
     def _is_answered_beside(self, answer: Answer) -> bool:
         """Return whether another answer stands that is as good as this one, images and all."""

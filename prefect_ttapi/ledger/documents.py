@@ -148,12 +148,12 @@ class Record(_Part):
 
 
 def encode(document: Document) -> bytes:
-    """The document as it is stored: JSON."""
+    """Return the document as it is stored: JSON."""
     return document.model_dump_json(exclude_none=True).encode()
 
 
 def decode(data: bytes, request_hash: str, api_origin: str) -> Document:
-    """A stored document.
+    """Return a stored document.
 
     Raises:
         ValueError: it is no document of this request, or of a format this version does not know.
@@ -175,16 +175,8 @@ def decode(data: bytes, request_hash: str, api_origin: str) -> Document:
     return document
 
 
-def packed(generation: Generation) -> dict[str, Any]:
-    """A generation without what follows from the store it is recorded in."""
-    facts = generation.model_dump(mode="json", exclude_none=True)
-    for image in facts["images"]:
-        del image["uri"]
-    return facts
-
-
-def unpacked(facts: dict[str, Any], request_hash: str, store: ImageStore) -> Generation:
-    """The generation that `packed` gave, with its images where `store` keeps them.
+def _generation_of(facts: dict[str, Any], request_hash: str, store: ImageStore) -> Generation:
+    """Return the generation of an answer, with its images where `store` keeps them.
 
     Raises:
         ValueError: it is no generation of this request.
@@ -208,11 +200,11 @@ def _placed(image: dict[str, Any], store: ImageStore) -> dict[str, Any]:
 
 
 def record_of(document: Document, store: ImageStore) -> Record | None:
-    """What `document` says of stored images; None where it has none. ValueError: they make no sense."""
+    """Return what `document` says of stored images; None where it has none. ValueError: they make no sense."""
     if document.answer is None:
         return None
     return Record(
-        generation=unpacked(document.answer.generation, document.request_hash, store),
+        generation=_generation_of(document.answer.generation, document.request_hash, store),
         state=document.state,
         run_id=document.answer.run_id,
         result_key=document.answer.result_key,
@@ -253,13 +245,13 @@ class Documents:
         self.prefix = ledger_folder(api_origin)
 
     def key(self, request_hash: str) -> str:
-        """Where the request's document is. StoreError: that is no request hash."""
+        """Return where the request's document is. StoreError: that is no request hash."""
         if not is_sha256(request_hash):
             raise StoreError(f"{request_hash[:80]!a} is no request hash: it must be 64 hexadecimal digits")
         return ledger_key(slug_of(self.api_origin), request_hash)
 
     def read(self, request_hash: str) -> Seen | None:
-        """The document as it stands. StoreError: the store fails, or holds something that makes no sense."""
+        """Return the document as it stands. StoreError: the store fails, or holds something that makes no sense."""
         key = self.key(request_hash)
         found = self.store.read_document(key)
         if found is None:
@@ -318,6 +310,6 @@ def _write_of(document: Document) -> tuple[str, int]:
 
 
 def documents_at(store: ImageStore, key: str) -> tuple[Documents, str]:
-    """Where a ledger document's key is read and written, and its request hash. ValueError: it is no such key."""
+    """Return where a ledger document's key is read and written, and its request hash. ValueError: it is no such key."""
     folder, request_hash = document_in(key) or ("", "")
     return Documents(store, origin_of_slug(folder)), request_hash
