@@ -143,7 +143,7 @@ class Pace:
         self.clock = clock
         self.window = Window()
         self.lock = threading.Lock()
-        self._queue: list[tuple[int, threading.Condition]] = []
+        self.queue: list[Turn] = []  # of those that wait for a place, the oldest first
         self._numbers = count()
         self._lowest = math.inf
 
@@ -160,32 +160,10 @@ class Pace:
         finally:
             turn.give_back()
 
-    def take(self, number: int, stop: Stop) -> int:
-        """Wait for a place; numbers are served in their order."""
-        me = (number, threading.Condition(self.lock))
-        with self.lock:
-            insort(self._queue, me, key=lambda waiting: waiting[0])
-        try:
-            while True:
-                with self.lock:
-                    first = self._queue[0] is me
-                    wait = self.window.wait(self.clock.monotonic(), len(self._queue)) if first else None
-                    if wait == 0:
-                        return self.window.start()
-                    if wait is None:
-                        me[1].wait(POLL)
-                if wait:
-                    self.clock.sleep(wait, stop)
-                stop.check()
-        finally:
-            with self.lock:
-                self._queue.remove(me)
-                self.wake()
-
     def wake(self) -> None:
         """Let the first one in the queue look again, with the lock held."""
-        if self._queue:
-            self._queue[0][1].notify()
+        if self.queue:
+            self.queue[0].woken.notify()
 
     def tell(self) -> None:
         """Log where the limit is lower than ever, or gone, with the lock held."""
@@ -199,19 +177,43 @@ class Pace:
 
 
 class Turn:
-    """One request's way through the pace; it has at most one place."""
+    """One request's way through the pace; it has at most one place.
+
+    Attributes:
+        number: the lower, the earlier the request was made.
+        woken: notified where it may be the request's turn.
+    """
 
     def __init__(self, pace: Pace, number: int, stop: Stop) -> None:
+        self.number = number
+        self.woken = threading.Condition(pace.lock)
         self._pace = pace
-        self._number = number
         self._stop = stop
         self._has_place = False
         self._slowed = 0  # what the window said when the place was taken
 
     def take(self) -> None:
         """Wait until the request may be sent. One that was sent before goes ahead of those that never were."""
-        self._slowed = self._pace.take(self._number, self._stop)
-        self._has_place = True
+        pace = self._pace
+        with pace.lock:
+            insort(pace.queue, self, key=lambda turn: turn.number)
+        try:
+            while True:
+                with pace.lock:
+                    first = pace.queue[0] is self
+                    wait = pace.window.wait(pace.clock.monotonic(), len(pace.queue)) if first else None
+                    if wait == 0:
+                        self._slowed, self._has_place = pace.window.start(), True
+                        return
+                    if wait is None:
+                        self.woken.wait(POLL)
+                if wait:
+                    pace.clock.sleep(wait, self._stop)
+                self._stop.check()
+        finally:
+            with pace.lock:
+                pace.queue.remove(self)
+                pace.wake()
 
     def sleep(self, seconds: float) -> None:
         """Wait without a place, for reasons of this request alone."""
