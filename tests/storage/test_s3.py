@@ -15,19 +15,13 @@ from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAns
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import fresh_image, stored
 from tests.support.meddling import meddling_proxy
-from tests.support.s3 import S3Server
+from tests.support.s3 import S3Server, connected
 
 FACTS = Facts("application/json")
 
 
 def written(store: ImageStore, key: str, data: bytes, expected: Condition | str = Condition.ANYTHING) -> str:
     return store.objects.write(key, lambda: io.BytesIO(data), FACTS, expected)
-
-
-def connected(store: ImageStore) -> ImageStore:
-    """The store with a client made: on a busy machine that takes most of the patience that a request has."""
-    assert store.read("nothing") is None
-    return store
 
 
 def one_line(call: Callable[[], object], *words: str) -> None:

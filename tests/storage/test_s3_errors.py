@@ -16,7 +16,7 @@ from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.s3_errors import explain
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.meddling import meddling_proxy
-from tests.support.s3 import S3Server, said
+from tests.support.s3 import S3Server, connected, said
 from tests.support.tls import Identity, identity
 
 
@@ -90,13 +90,16 @@ def test_who_may_read_but_not_write_is_told_so(s3_server: S3Server) -> None:
 
 def test_what_arrived_damaged_is_sent_again(s3_server: S3Server) -> None:
     """A body that the service finds altered is sent once more, and named where it stays so."""
-    orders = [said("BadDigest", 400)]
+    orders: list[object] = []
     with meddling_proxy(
         s3_server.url, lambda method, *_: orders.pop() if method == "PUT" and orders else None
     ) as proxy:
-        store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
+        url = f"s3://{s3_server.new_bucket()}"
+        store = connected(ImageStore(url=url, **s3_server.settings(endpoint_url=proxy.url)))
+        orders.append(said("BadDigest", 400))
         store.write("page.html", b"page", "text/html")
         assert store.read("page.html") == b"page"
+        assert not orders
         orders.append(said("XAmzContentSHA256Mismatch", 400))
         with pytest.raises(NoAnswerError, match="altered or cut short on the way"):
             store.compare_and_swap("ledger/a.json", b"{}", None)

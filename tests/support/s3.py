@@ -58,6 +58,12 @@ class S3Server:
         }
 
 
+def connected(store: ImageStore) -> ImageStore:
+    """The store with a client made: on a busy machine that takes most of the patience that a request has."""
+    assert store.read("nothing") is None
+    return store
+
+
 def said(code: str, status: int = 403, inside: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
     """An answer as S3 services give it."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>their words</Message>{inside}</Error>"
