@@ -1,24 +1,47 @@
-"""Smaller or lighter versions of an image: renditions, delivered beside it, and thumbnails for artifacts."""
+"""Smaller or lighter versions of an image: renditions, delivered beside it, and thumbnails for artifacts.
+
+Images are decoded without trusting them: the bytes are hostile, and few are decoded at a time.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Final, Literal, Self
+from functools import partial, wraps
+from typing import Any, BinaryIO, Final, Literal, ParamSpec, Self, TypeVar
 
 from PIL import ImageCms, ImageOps
 from PIL.Image import Image, Resampling, new
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.images.pixels import decoding, in_worker
 from prefect_ttapi.images.spool import Spool
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 log: Final = logging.getLogger(__name__)
+
+#: No image of more pixels is decoded. The largest that the vendor's models make has a tenth of it.
+MAX_PIXELS: Final = 80_000_000
+
+#: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
+#: warnings are neither thread-safe to catch nor harmless where they are errors.
+_READERS: Final[dict[bytes, type[ImageFile]]] = {
+    b"\x89PNG": PngImageFile,
+    b"\xff\xd8\xff": JpegImageFile,
+    b"RIFF": WebPImageFile,
+}
 
 #: How each format is written; `quality` (1 to 100) is used where none is given, and PNG keeps every pixel.
 _FORMATS: Final[Mapping[str, dict[str, Any]]] = {
@@ -39,6 +62,68 @@ GALLERY_BOX: Final = 256
 
 #: Bytes of a colour profile that is believed in. Those of displays have 500 to 4,000, of presses some 500,000.
 _LONGEST_PROFILE: Final = 1024 * 1024
+
+_new_workers: Final = partial(ThreadPoolExecutor, os.cpu_count() or 1, thread_name_prefix="ttapi-pixels")
+_workers = _new_workers()
+
+
+def in_worker(call: Callable[P, R]) -> Callable[P, R]:
+    """Let a function run in one of as many threads as there are processors, and its caller wait for it.
+
+    More would save no time, and any thread that once decoded an image keeps its memory. Must not be called from such
+    a thread.
+    """
+
+    @wraps(call)
+    def submitted(*args: P.args, **kwargs: P.kwargs) -> R:
+        return _workers.submit(call, *args, **kwargs).result()
+
+    return submitted
+
+
+@contextmanager
+def decoding(file: BinaryIO) -> Iterator[ImageFile]:
+    """Give the image in `file`, of which nothing is decoded yet; what is made of it is made in the context.
+
+    Args:
+        file: a PNG, JPEG or WebP, read from where it stands; it is left open.
+
+    Raises:
+        PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
+        OSError: the file can't be read.
+    """
+    try:
+        yield _opened(file)
+    except (PictureError, StoreError):
+        raise
+    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+        if isinstance(error, OSError) and error.errno is not None:  # Pillow's have no number
+            raise
+        raise PictureError(f"the image can't be read: {type(error).__name__}: {error}") from error
+
+
+def _opened(file: BinaryIO) -> ImageFile:
+    start = file.tell()
+    head = file.read(4)
+    file.seek(start)
+    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+    if reader is None:
+        raise PictureError("the file is no PNG, JPEG or WebP")
+    image = reader(file)
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(
+            f"the image is {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit"
+        )
+    return image
+
+
+def _after_fork() -> None:
+    """A child process has none of its parent's threads."""
+    global _workers
+    _workers = _new_workers()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Rendition(BaseModel):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.images.pixels import in_worker
+from prefect_ttapi.images.renditions import in_worker
 
 
 def test_few_threads_decode_for_many():
@@ -31,7 +31,7 @@ def test_a_forked_process_decodes_as_well():
     """A child process, which has none of its parent's threads, does not wait for them."""
     script = """
         import os, signal
-        from prefect_ttapi.images.pixels import in_worker
+        from prefect_ttapi.images.renditions import in_worker
         process = in_worker(os.getpid)
         parent = process()
         child = os.fork()

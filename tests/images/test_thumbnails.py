@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.images.pixels import MAX_PIXELS
-from prefect_ttapi.images.renditions import as_data_uri, thumbnail
+from prefect_ttapi.images.renditions import MAX_PIXELS, as_data_uri, thumbnail
 from tests.support.pictures import png_that_claims, webp_that_claims
 from tests.support.rows import picture
 
