@@ -54,7 +54,7 @@ def account_wide(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: 0 when every row has its images, 1 when some failed, 2 when the input is wrong."""
+    """Run the command line; return 0 when every row has its images, 1 when some failed, 2 when the input is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.account_wide",
         description=__doc__,

@@ -24,7 +24,7 @@ KEY = "{sku}.{ext}"
 
 @task
 def extract(products: str) -> list[dict[str, str]]:
-    """The products as they come from elsewhere."""
+    """Read the products as they come from elsewhere."""
     with Path(products).open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, restkey="more", restval=""))
     if not rows or not rows[0].keys() >= COLUMNS:
@@ -36,14 +36,14 @@ def extract(products: str) -> list[dict[str, str]]:
 
 @task
 def describe(product: dict[str, str]) -> ImageRequest:
-    """What a product's picture shows."""
+    """Say what a product's picture shows."""
     prompt = f"Studio photograph of {product['title']}, {product['material']}, plain background, soft light"
     return ImageRequest(prompt=prompt, model="gpt-image-2", size="1024x1024", quality="medium")
 
 
 @task
 def publish(product: dict[str, str], images: list[DeliveredImage]) -> dict[str, str]:
-    """The product as the shop wants it, with its picture."""
+    """Make the product as the shop wants it, with its picture."""
     return product | {"image": images[0].url or images[0].uri}
 
 
@@ -67,7 +67,7 @@ def catalogue(products: str, store: str, shop: str, credentials: str | None = No
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m flows.catalogue", description=catalogue.__doc__)
     parser.add_argument("products", help="CSV with the columns sku, title, material")
     parser.add_argument("--shop", required=True, help="where the shop reads its pictures")

@@ -59,7 +59,7 @@ def compare_models(
 
 
 def columns_of(models: list[str], sizes: list[str]) -> list[tuple[str, str]]:
-    """The models with each of the sizes that they have."""
+    """List the models with each of the sizes that they have."""
     columns = [(model, size) for model, size in product(models, sizes) if RULES[model]["size"].allows(size)]
     if not columns:
         raise ValueError(f"none of {', '.join(models)} has a size of {', '.join(sizes)}")
@@ -74,7 +74,7 @@ def _cell(images: tuple[StoredImage, ...], error: str | None, place: ImageStore)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.compare_models", description=compare_models.__doc__
     )

@@ -43,6 +43,7 @@ class RequestHash(CachePolicy):
         flow_parameters: dict[str, Any],  # noqa: ARG002 - the base class's signature
         **kwargs: Any,  # noqa: ARG002
     ) -> str | None:
+        """Return the key of a task run; None where there can be none, and the task itself says why."""
         credentials, store = inputs.get("credentials"), inputs.get("store")
         if not isinstance(credentials, TTAPICredentials) or not isinstance(store, ImageStore):
             return None  # the task itself says what is wrong with its arguments
@@ -72,6 +73,6 @@ def as_request(request: ImageRequest | Mapping[str, Any]) -> ImageRequest:
 
 
 def nonce_of(task_ctx: TaskRunContext | None) -> str:
-    """The nonce in this task run's cache key; a new one where no key was computed."""
+    """Return the nonce in this task run's cache key; a new one where no key was computed."""
     last = _LAST_NONCE.get()
     return last[1] if last and task_ctx and last[0] == str(task_ctx.task_run.id) else uuid.uuid4().hex

@@ -43,7 +43,7 @@ def take_in(
     keys: KeyCheck | None,
     budget: Budget | None,
 ) -> Intake:
-    """The batch's items. A sequence is checked whole; an iterator as it is read, each problem being a failed row.
+    """Return the batch's items: a sequence checked whole, an iterator as it is read, each problem a failed row.
 
     Raises:
         IllegalBatchError: a sequence holds illegal requests, or leads to key collisions.
@@ -138,7 +138,7 @@ def _refused(row: int, given: Any, error: str, error_type: str) -> Row:
 
 
 def _told_once(failed: Iterable[Row]) -> list[str]:
-    """A line per problem, with the requests that have it: `requests 1, 2 and 7 more: ...`."""
+    """Return a line per problem, with the requests that have it: `requests 1, 2 and 7 more: ...`."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row in failed:
         rows[row.error or ""].append(row.row)
@@ -152,7 +152,7 @@ def _requests(positions: Sequence[int]) -> str:
 
 
 def problems_of(error: ValidationError) -> list[str]:
-    """A line per problem: `size is '1x1' for dall-e-3; legal: ...`."""
+    """Return a line per problem: `size is '1x1' for dall-e-3; legal: ...`."""
     return [
         f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors(include_url=False, include_input=False)

@@ -165,7 +165,7 @@ class _Told:
     earlier: Earlier
 
     def place(self, item: Item) -> Item | Done | Callable[[], Item | Done]:
-        """What is known of the item; something to call in another thread where that takes a look into the store."""
+        """Return what is known of the item; or what to call in another thread, where that takes a look into the store."""
         request_hash = item.request.request_hash
         listed = self.records.objects.get(self.ledger.key(request_hash))
         if listed is None:
@@ -199,7 +199,7 @@ class _Told:
         return listed is not None and listed.size == image.size_bytes and image.uri == self.store.uri(key)
 
     def _standing_copies(self, item: Item, row: Row) -> tuple[DeliveredImage, ...] | None:
-        """The row's copies under the keys that the item asks for; None where one is still to be made."""
+        """Return the row's copies under the keys that the item asks for; None where one is still to be made."""
         delivery = self.delivery
         if delivery is None:
             return ()

@@ -124,7 +124,7 @@ class Breaker:
         self._in_a_row = 0
 
     def note(self, error_type: str | None) -> str | None:
-        """A request has ended, in order of completion; why the batch should be given up, once it should.
+        """Count a request that has ended, in order of completion; return why to give the batch up, once that is due.
 
         Args:
             error_type: the name of the error's class; None: the request succeeded.
