@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_ttapi.batch.dispatch import Dispatch
+from prefect_ttapi.batch.dispatch import Dispatch, Sizing
 from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import Known, remember
@@ -20,7 +20,6 @@ from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.batch.sizing import Sizing
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending

@@ -165,7 +165,7 @@ class _Told:
     earlier: Earlier
 
     def place(self, item: Item) -> Item | Done | Callable[[], Item | Done]:
-        """Return what is known of the item; or what to call in another thread, where that takes a look into the store."""
+        """Return what is known of the item; or what to call in another thread, where that takes a look at the store."""
         request_hash = item.request.request_hash
         listed = self.records.objects.get(self.ledger.key(request_hash))
         if listed is None:

@@ -31,7 +31,6 @@ from prefect.states import Failed
 
 from prefect_ttapi.batch.items import Done, Item, Work
 from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.batch.sizing import workers
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import (
     ACCOUNT_ERRORS,
@@ -56,6 +55,17 @@ _POLL: Final = 0.5
 
 #: Errors that every later request of the same account would meet, too.
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
+
+
+def workers(in_flight: int) -> int:
+    """Return how many requests to work on, so that `in_flight` are with the API while others' images are stored.
+
+    One at a time stays in order.
+
+    >>> workers(1), workers(8), workers(32)
+    (1, 12, 48)
+    """
+    return in_flight + in_flight // 2
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefect_ttapi.batch.dispatch import Dispatch
+from prefect_ttapi.batch.dispatch import Dispatch, Sizing
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
 from prefect_ttapi.batch.lanes import Breaker, Lane, Shared
-from prefect_ttapi.batch.sizing import Sizing
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.batch.sizing import Sizing, workers
+from prefect_ttapi.batch.dispatch import Sizing
+from prefect_ttapi.batch.lanes import workers
 
 
 def task_runs(total: int, sizing: Sizing, seconds: float) -> list[int]:
