@@ -14,9 +14,6 @@ from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
-
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Live, Standing
 from prefect_ttapi.batch.options import BatchOptions
@@ -25,6 +22,7 @@ from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
+from prefect_ttapi.generation.context import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
@@ -199,7 +197,7 @@ class Recorder:
         self._thumbnails = ThumbnailFile()
         self._progress = Progress(batch_key(options.name, "progress"), f"{options.name}: images")
         self._parts = Parts(store, folder, self._rows)
-        self._log = _run_log()
+        self._log = run_log()
         shown = one_line(options.name, 60)
         self._live = Live(self._standing, lambda line: self._log.info("%s: %s", shown, line))
         self._running = ExitStack()
@@ -361,11 +359,3 @@ def _spooled(pieces: Iterable[bytes]) -> Spool:
     for piece in pieces:
         spool.write(piece)
     return spool
-
-
-def _run_log() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-    """Return the run's logger, which may be used from any thread."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return logger

@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.tasks import TaskRunNameCallbackWithParameters
 
-Log = logging.Logger | logging.LoggerAdapter[Any]
+from prefect_ttapi.ledger.documents import Log
 
 _logger = logging.getLogger(__name__)
 
