@@ -105,7 +105,7 @@ class Needs:
     values: tuple[Any, ...]
 
     def violated_by(self, value: Any, others: Mapping[str, Any]) -> str | None:
-        """What is wrong with `value`, or None; `others` are the fields known to be legal by themselves."""
+        """Return what is wrong with `value`, or None; `others` are the fields known to be legal by themselves."""
         if value in self.unless or self.other not in others or others[self.other] in self.values:
             return None
         return f"it needs {self.other} {' or '.join(map(str, self.values))}, not {others[self.other]}"

@@ -88,7 +88,7 @@ class TTAPICredentials(NotMapped, CredentialsBlock):
         return cls(api_key=SecretStr(key), base_url=os.environ.get("TTAPI_BASE_URL") or DEFAULT_BASE_URL)
 
     def get_client(self) -> TTAPIClient:
-        """A client of its own, to be closed by the caller: `with credentials.get_client() as client: ...`"""
+        """Return a new client, which the caller closes: `with credentials.get_client() as client: ...`."""
         return TTAPIClient(
             self.api_key,
             self.base_url,

@@ -70,7 +70,7 @@ def _is_possible(url: str) -> bool:
 
 
 def origin_of(base_url: str) -> str:
-    """The name under which answers from `base_url` are filed.
+    """Return the name under which answers from `base_url` are filed.
 
     >>> origin_of("https://API.ttapi.org:443/"), origin_of("http://127.0.0.1:4711/sandbox")
     ('https://api.ttapi.io', 'sandbox')

@@ -124,7 +124,7 @@ class ImageRequest(BaseModel):
         return value
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
-        """A copy with other values, validated like any request."""
+        """Return a copy with other values, validated like any request."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self).model_validate(given | dict(update or {}))
 
@@ -142,7 +142,7 @@ class ImageRequest(BaseModel):
         return hashlib.sha256(rfc8785.dumps(present)).hexdigest()
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
-        """The JSON to send: model, prompt, and what differs from the vendor's defaults.
+        """Return the JSON to send: model, prompt, and what differs from the vendor's defaults.
 
         Args:
             stream: ask for a stream of events, whatever the request says. `partial_images` is sent only then.

@@ -117,7 +117,8 @@ class Generation(BaseModel):
 class Presigns(Protocol):
     """A store that can sign an object's address."""
 
-    def presign(self, uri: str, seconds: int) -> str: ...
+    def presign(self, uri: str, seconds: int) -> str:
+        """Return an address of the object at `uri` that works for `seconds`."""
 
 
 class DeliveredImage(BaseModel):
@@ -151,7 +152,7 @@ class DeliveredImage(BaseModel):
     etag: str | None = None
 
     def presign(self, store: Presigns, seconds: int = 3600) -> str:
-        """A signed address that works for `seconds`; never kept in results, manifest or ledger.
+        """Return a signed address that works for `seconds`; never kept in results, manifest or ledger.
 
         Raises:
             StoreError: the store can't sign (a local folder), or the object is not in it.
@@ -165,11 +166,11 @@ class _HasBytes:
     media_type: str
 
     def open(self) -> BinaryIO:
-        """A new reader over the image's bytes."""
+        """Return a new reader over the image's bytes."""
         return self.spool.open()
 
     def read_bytes(self) -> bytes:
-        """The image's bytes, all in memory."""
+        """Return the image's bytes, all in memory."""
         return self.spool.read_bytes()
 
 

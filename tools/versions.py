@@ -77,6 +77,7 @@ class Row:
 
     @property
     def is_lowest(self) -> bool:
+        """Whether the lowest versions of what we need are installed."""
         return any(word.startswith("lowest") for word in self.installed)
 
 

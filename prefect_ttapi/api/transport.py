@@ -75,6 +75,7 @@ class Sending:
         self._guard = guard
 
     def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take an event of httpcore's trace."""
         phase = event.partition(".")[2]
         if phase == WRITING:  # a proxy is asked for the way first
             self.unwritten = getattr(info.get("request"), "method", b"") == b"CONNECT"

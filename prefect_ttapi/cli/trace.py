@@ -119,9 +119,9 @@ class Node(NamedTuple):
 
 
 def lines(node: Node | str) -> Iterator[str]:
-    """Return the tree's lines.
+    r"""Return the tree's lines.
 
-    >>> print("\\n".join(lines(Node("image", [Node("request", ["prompt"]), "row"]))))
+    >>> print("\n".join(lines(Node("image", [Node("request", ["prompt"]), "row"]))))
     image
     ├─ request
     │  └─ prompt

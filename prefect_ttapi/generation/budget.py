@@ -104,7 +104,7 @@ class Spending:
             self.reserved += images
 
     def settle(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
-        """The request came back: its reservation becomes the `images` that were paid for, perhaps none."""
+        """Turn the reservation of a request that came back into the `images` that were paid for, perhaps none."""
         with self._lock:
             self.reserved -= request.n
             self.images += images
@@ -114,7 +114,7 @@ class Spending:
                 self.usd += price.of(images, usage) if price else 0.0
 
     def share(self, parts: int, promised: Iterable[Budget]) -> Budget:
-        """What one of `parts` that can't see each other's spending may spend; images are reserved beforehand.
+        """Return what one of `parts` that can't see each other's spending may spend; images are reserved beforehand.
 
         Args:
             promised: the shares of others who have not told yet what they spent.

@@ -118,7 +118,7 @@ def _opened(file: BinaryIO) -> ImageFile:
 
 
 def _after_fork() -> None:
-    """A child process has none of its parent's threads."""
+    """Make new threads: a child process has none of its parent's."""
     global _workers
     _workers = _new_workers()
 
