@@ -72,8 +72,9 @@ def to_the_end(
         finally:
             ended.set()
 
-    threading.Thread(target=run, name="ttapi-work", daemon=True).start()
+    thread = threading.Thread(target=run, name="ttapi-work", daemon=True)
     try:
+        thread.start()  # not before: it waits for the thread, and may be interrupted as well
         while not ended.wait(_POLL):
             pass
     except BaseException as interruption:

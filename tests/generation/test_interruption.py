@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 
 import pytest
 
-from prefect_ttapi.generation.interruption import in_thread
+from prefect_ttapi.generation.interruption import in_thread, to_the_end
 from prefect_ttapi.stopping import Stop
 
 
@@ -39,3 +41,18 @@ def test_a_cancellation_waits_as_long_as_it_may(again: bool, caplog: pytest.LogC
 
     asyncio.run(cancelled())
     assert caplog.text == ""
+
+
+def test_an_interruption_at_the_very_beginning_stops_the_work() -> None:
+    """Also one that comes while the thread is being started is raised only once the work has come to its end."""
+    stop, ended = Stop(), threading.Event()
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.wait(5)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        to_the_end(work, stop, of="the batch")
+    assert stop.cancelled
+    assert ended.is_set()
