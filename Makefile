@@ -50,6 +50,8 @@ $(VENV)/bin/python:
 	@echo "==> virtual environment in $(VENV)"
 	@if command -v uv >/dev/null; then uv venv -q --python $(PYTHON) $(VENV); else $(PYTHON) -m venv $(VENV); fi
 
+comma := ,
+
 # -c holds exact versions; the stamp is renewed when they or the package's needs change
 INSTALL = if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -c constraints.txt -e $(1); \
 	else $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e $(1); fi
@@ -61,7 +63,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-engines: pyproject.toml constraints.txt | $(VENV)/.installed-dev
 	@echo "==> installing Dask and Ray, for the integration tests"
-	@$(call INSTALL,".[dev,engines]")
+	@$(call INSTALL,".[dev$(comma)engines]")
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -260,7 +260,7 @@ def _run(
                 stop,
                 of="not sent, because the batch",
                 grace=0 if stop.cancelled else options.grace,
-                to_do="write the manifest",
+                told="%.0f s to write the manifest",
             )
             remember(store, options.name, ledger.api_origin, folder)
     batch_completed(report.facts)

@@ -25,6 +25,7 @@ from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.generation.context import run_log
 from prefect_ttapi.generation.interruption import to_the_end
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.stopping import Stop
@@ -173,6 +174,7 @@ class Running:
                 self._stop,
                 of="not sent, because the batch",
                 grace=self._plan.options.grace,
+                told=None,  # the loop does, and knows how much is under way
             )
         finally:  # where a second interruption waited no longer, each item has its row all the same
             self._events.put(_Leave())
@@ -202,7 +204,11 @@ class Running:
                 return broken
             now = time.monotonic()
             if self._stop.cancelled and not self._left:
-                leave_at = leave_at or now + self._plan.options.grace
+                if leave_at is None:
+                    leave_at = now + self._plan.options.grace
+                    what = "%d requests under way have %.0f s to be finished and recorded"
+                    grace = self._plan.options.grace
+                    run_log().warning(f"Interrupted: nothing more is sent; {what}", dispatch.in_flight, grace)
                 if now >= leave_at:
                     self._leave()
                     continue

@@ -48,7 +48,7 @@ def to_the_end(
     *,
     of: str,
     grace: float = GRACE,
-    to_do: str = "finish and record what is under way, and paid",
+    told: str | None = "what is under way, and paid, has %.0f s to be finished and recorded",
 ) -> R:
     """Run `work` in a thread of its own, with this context, and return what it returns.
 
@@ -59,7 +59,7 @@ def to_the_end(
     Args:
         of: what is interrupted, for the stop's reason: `the batch`.
         grace: seconds for which an interruption waits.
-        to_do: what these are for, for the log.
+        told: what the log says of them; None: nothing.
     """
     ended, result = threading.Event(), Future[R]()
     context = copy_context()
@@ -80,7 +80,8 @@ def to_the_end(
     except BaseException as interruption:
         what = format_exception_only(interruption)[-1].strip()
         stop.cancel(f"{of} was interrupted: {what}", type(interruption).__name__)
-        run_log().warning("Interrupted: nothing more is sent; %.0f s to %s", grace, to_do)
+        if told is not None:
+            run_log().warning(f"Interrupted: {told}", grace)
         until = time.monotonic() + grace
         while not ended.wait(_POLL) and time.monotonic() < until:
             pass
