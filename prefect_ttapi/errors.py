@@ -27,6 +27,10 @@ LaneLostError                 a task run of a batch broke down; in rows only
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_ttapi.results import RawAnswer
 
 
 class Outcome(StrEnum):
@@ -55,6 +59,8 @@ class TTAPIError(Exception):
         elapsed: seconds from the first attempt to this error.
         retry_after: seconds the API asked to wait, where it did.
         not_resent: why it was not sent again, where it might have been.
+        answer: what came, where it may be paid and gave no images: `TTAPIClient.read_again` reads it. It stays in its
+            process: a pickled error has none.
     """
 
     outcome: Outcome = Outcome.UNKNOWN
@@ -70,6 +76,7 @@ class TTAPIError(Exception):
         elapsed: float = 0.0,
         retry_after: float | None = None,
         not_resent: str | None = None,
+        answer: RawAnswer | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -80,6 +87,10 @@ class TTAPIError(Exception):
         self.elapsed = elapsed
         self.retry_after = retry_after
         self.not_resent = not_resent
+        self.answer = answer
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.message,), {**vars(self), "answer": None}
 
     def __str__(self) -> str:
         status = f"HTTP {self.status_code}" if self.status_code else ""

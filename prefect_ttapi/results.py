@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, BinaryIO, Final, Protocol
@@ -26,6 +27,8 @@ from prefect_ttapi.requests import ImageRequest
 
 #: The version of the package: what `pyproject.toml` builds, and what records and objects say made them.
 VERSION: Final = "0.1.0"
+
+_CHUNK: Final = 64 * 1024
 
 
 class Usage(BaseModel):
@@ -215,6 +218,27 @@ class GeneratedImages:
     seconds: float = 0.0
     request_id: str | None = None
     earlier_outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawAnswer:
+    """What is in hand of an answer that was paid for and gave no images: an error has it, and keeps it from being lost.
+
+    Attributes:
+        body: the answer's body as it came, or as much of it as came, with its content encoding undone.
+        media_type: what the answer says that it is; perhaps empty.
+        request_id: the API's id of the call, where it sent one.
+    """
+
+    body: Spool = field(repr=False)
+    media_type: str
+    request_id: str | None = None
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body piece by piece."""
+        with self.body.open() as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
 
 
 @dataclass(frozen=True)

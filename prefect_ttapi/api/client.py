@@ -11,19 +11,20 @@ from typing import Final, NoReturn, Self
 import httpx
 from pydantic import SecretStr
 
-from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, Downloader, reach_from
+from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, PATIENCE, Downloader, reach_from
 from prefect_ttapi.api.json_stream import MAX_BYTES
 from prefect_ttapi.api.limiter import Clock, Pace
 from prefect_ttapi.api.outcomes import Failure
 from prefect_ttapi.api.payload import Answer, Item, read_body
-from prefect_ttapi.api.redaction import checked_key
+from prefect_ttapi.api.redaction import Redactor, checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
 from prefect_ttapi.api.sse import read_stream
-from prefect_ttapi.api.transport import UNREADABLE, Transport
-from prefect_ttapi.errors import DownloadError
+from prefect_ttapi.api.transport import UNREADABLE, Opened, Transport
+from prefect_ttapi.errors import DownloadError, InvalidResponseError
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import CompletedImage, GeneratedImage, GeneratedImages, PartialImage
+from prefect_ttapi.results import CompletedImage, GeneratedImage, GeneratedImages, PartialImage, RawAnswer
+from prefect_ttapi.stopping import Stop
 
 log: Final = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class TTAPIClient:
         self._clock = clock or Clock()
         self._pace = Pace(self._clock)
         key = checked_key(api_key)
+        self._redactor = Redactor(key)
         ssl_context = httpx.create_ssl_context()
         self._transport = Transport(
             self.base_url,
@@ -122,7 +124,9 @@ class TTAPIClient:
         self._transport.close()
         self._downloader.close()
 
-    def generate(self, request: ImageRequest, guard: Guard | None = None) -> GeneratedImages:
+    def generate(
+        self, request: ImageRequest, guard: Guard | None = None, *, patience: float | None = None
+    ) -> GeneratedImages:
         """Return the images that `request` asks for.
 
         Perhaps fewer than `n`, with a warning in the log: where some of those that came are of no use, or can't be
@@ -131,37 +135,66 @@ class TTAPIClient:
         Args:
             request: what to ask for; never sent with `stream`.
             guard: asked right before each send; ends the request while it waits to be sent.
+            patience: seconds for which images that came as URLs are fetched, whoever stops, as they are paid; each is
+                tried at least once. None: 300.
 
         Raises:
             StopSending: the guard ended the request before anything was sent.
-            TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid.
+            TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid, and its
+                `answer` is what came, for `read_again`.
         """
         name, guard = request.request_hash[:12], guard or Guard()
         with self._pace.turn(guard.stop) as turn:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
-            answer, request_id = attempts.run(partial(self._ask, request, guard))
-        images: list[GeneratedImage] = []
-        lost: list[DownloadError] = []
-        for item in answer.items:
-            try:
-                images.append(self._image(item, len(images), name, attempts, request_id))
-            except DownloadError as error:
-                lost.append(error)  # the others are paid, too
-        if not images:
-            raise lost[0]
-        self._warn_of_fewer(name, request.n, len(images), *answer.problems)
+            answer, opened = attempts.run(partial(self._ask, request, guard))
+        try:
+            images = self._images(request, answer, patience)
+        except DownloadError as error:
+            raise self._paid(error, attempts, opened) from None
         return GeneratedImages(
-            images=tuple(images),
+            images=images,
             usage=answer.usage,
             created=answer.created,
             attempts=attempts.count,
             seconds=attempts.elapsed,
-            request_id=request_id,
+            request_id=opened.request_id,
             earlier_outcomes=attempts.earlier,
         )
 
+    def read_again(
+        self,
+        request: ImageRequest,
+        answer: RawAnswer,
+        *,
+        patience: float | None = None,
+        stop: Stop | None = None,
+    ) -> GeneratedImages:
+        """Return the images of an answer that an earlier call could not read, or fetch; nothing is sent to the API.
+
+        Args:
+            request: what the answer is to.
+            answer: the `answer` of the earlier error.
+            patience: as in `generate`.
+            stop: ends the wait for another try to fetch: the answer is kept.
+
+        Raises:
+            TTAPIError: as `generate`, with `answer` again.
+        """
+        try:
+            read = read_body(answer.chunks(), self._max_body_bytes)
+            images = self._images(request, read, patience, stop)
+        except DownloadError as error:
+            error.request_id, error.answer = answer.request_id, answer
+            raise
+        except UNREADABLE as error:
+            message = self._redactor.clean(str(error))
+            raise InvalidResponseError(message, request_id=answer.request_id, answer=answer) from None
+        return GeneratedImages(
+            images=images, usage=read.usage, created=read.created, request_id=answer.request_id
+        )
+
     def stream(
-        self, request: ImageRequest, guard: Guard | None = None
+        self, request: ImageRequest, guard: Guard | None = None, *, patience: float | None = None
     ) -> Generator[PartialImage | CompletedImage, None, None]:
         """Yield previews and finished images of `request` as they come; nothing is sent before the first is asked for.
 
@@ -172,11 +205,11 @@ class TTAPIClient:
 
         Args:
             request: what to ask for, always sent with `stream`.
-            guard: as in `generate`.
+            guard, patience: as in `generate`.
 
         Raises:
             StopSending: as in `generate`.
-            TTAPIError: no image was finished, or the stream reports an error.
+            TTAPIError: no image was finished, or the stream reports an error; `answer` is what came.
         """
         name, guard = request.request_hash[:12], guard or Guard()
         finished, failure = 0, None
@@ -192,7 +225,9 @@ class TTAPIClient:
                             yield part
                             continue
                         for index, item in enumerate(part.items):
-                            image = self._image(item, finished, name, attempts, opened.request_id)
+                            image = self._image(
+                                item, finished, name, PATIENCE if patience is None else patience
+                            )
                             finished += 1
                             yield CompletedImage(
                                 **vars(image),
@@ -201,34 +236,61 @@ class TTAPIClient:
                                 request_id=opened.request_id,
                                 earlier_outcomes=attempts.earlier,
                             )
+                except DownloadError as error:
+                    raise self._paid(error, attempts, opened) from None
                 except UNREADABLE as error:
                     failure = opened.failure(error)
                 if failure is not None:  # raised here, not above, so as not to show what httpx says
                     raise attempts.error(failure)
         self._warn_of_fewer(name, request.n, finished)
 
-    def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, str | None] | Failure:
-        """Return the answer, and the API's id of the call, or why there is none."""
+    def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, Opened] | Failure:
+        """Return the answer and what it was read from, or why there is none."""
         opened = self._transport.open(request.body(), guard, number)
         if isinstance(opened, Failure):
             return opened
         with closing(opened):
             try:
-                return read_body(opened.chunks(), self._max_body_bytes), opened.request_id
+                return read_body(opened.chunks(), self._max_body_bytes), opened
             except UNREADABLE as error:
                 return opened.failure(error)
 
+    def _images(
+        self, request: ImageRequest, answer: Answer, patience: float | None, stop: Stop | None = None
+    ) -> tuple[GeneratedImage, ...]:
+        """Return the images of an answer, perhaps fewer than came, but at least one.
+
+        Raises:
+            DownloadError: none of them could be fetched.
+        """
+        name = request.request_hash[:12]
+        images: list[GeneratedImage] = []
+        lost: list[DownloadError] = []
+        over = self._clock.monotonic() + (PATIENCE if patience is None else patience)
+        for item in answer.items:
+            try:
+                left = over - self._clock.monotonic()  # where none is left, each is tried once
+                images.append(self._image(item, len(images), name, left, stop))
+            except DownloadError as error:
+                lost.append(error)  # the others are paid, too
+        if not images:
+            raise lost[0]
+        self._warn_of_fewer(name, request.n, len(images), *answer.problems)
+        return tuple(images)
+
     def _image(
-        self, item: Item, index: int, name: str, attempts: Attempts, request_id: str | None
+        self, item: Item, index: int, name: str, patience: float, stop: Stop | None = None
     ) -> GeneratedImage:
-        try:
-            spool, facts = item.image or self._downloader.fetch(item.url, f"{name} image {index}")
-        except DownloadError as error:
-            error.attempts = attempts.count
-            error.elapsed = attempts.elapsed
-            error.request_id = request_id
-            raise
+        fetch = partial(self._downloader.fetch, patience=patience, stop=stop)
+        spool, facts = item.image or fetch(item.url, f"{name} image {index}")
         return GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
+
+    @staticmethod
+    def _paid(error: DownloadError, attempts: Attempts, opened: Opened) -> DownloadError:
+        """Return the error with what is known of the request that was paid."""
+        error.attempts, error.elapsed = attempts.count, attempts.elapsed
+        error.request_id, error.answer = opened.request_id, opened.answer()
+        return error
 
     @staticmethod
     def _warn_of_fewer(name: str, asked: int, came: int, *problems: str) -> None:

@@ -32,16 +32,19 @@ from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.origins import is_loopback
-from prefect_ttapi.stopping import Stop
+from prefect_ttapi.stopping import Stop, StopSending, backoff
 
 log: Final = logging.getLogger(__name__)
 
 MAX_REDIRECTS: Final = 5
 MAX_IMAGE_BYTES: Final = 128 * 1024**2
 
-#: Seconds before the second, third, ... try: each wait is between half of it and all of it.
-DELAYS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
-_LONGEST_WAIT: Final = 30.0  # seconds, that an image host may ask for
+#: Seconds for which an image is fetched where the caller does not say.
+PATIENCE: Final = 300.0
+
+#: Seconds before the second try, and at most before a later one; each wait is between half of it and all of it.
+PAUSES: Final = (0.5, 30.0)
+_LONGEST_WAIT: Final = PAUSES[1]  # that an image host may ask for
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/(?:[0-9]{1,15}|\*)", re.ASCII)
@@ -275,7 +278,7 @@ class Downloader:
     Args:
         reach: the schemes and addresses that may be fetched from.
         connect_timeout, read_timeout: seconds; the second bounds the silence between two bytes.
-        total_timeout: seconds for one image, all tries and redirects together.
+        try_timeout: seconds that a try may take, redirects and all, however little patience is left.
         max_bytes: the largest image.
     """
 
@@ -285,14 +288,14 @@ class Downloader:
         reach: Reach = PUBLIC,
         connect_timeout: float = 10.0,
         read_timeout: float = 60.0,
-        total_timeout: float = 300.0,
+        try_timeout: float = 60.0,
         max_bytes: int = MAX_IMAGE_BYTES,
         ssl_context: ssl.SSLContext | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._reach = reach
         self._timeouts = {"connect": connect_timeout, "read": read_timeout, "write": connect_timeout}
-        self._total_timeout = total_timeout
+        self._try_timeout = try_timeout
         self._max_bytes = max_bytes
         self._clock = clock or Clock()
         self._deadline = Deadline(self._clock)
@@ -308,36 +311,47 @@ class Downloader:
         with quiet():
             self._pool.close()
 
-    def fetch(self, url: SecretStr, name: str = "image") -> tuple[Spool, ImageFacts]:
+    def fetch(
+        self,
+        url: SecretStr,
+        name: str = "image",
+        *,
+        patience: float = PATIENCE,
+        stop: Stop | None = None,
+    ) -> tuple[Spool, ImageFacts]:
         """Return the image behind `url`, which the log calls `name`.
+
+        Args:
+            patience: seconds within which another try may begin; what no try could change ends it at once.
+            stop: ends the wait for another try, where the URL is kept elsewhere; an image in hand is money.
 
         Raises:
             DownloadError: it could not be fetched. Its `status_code` is the image host's, its `attempts` are
                 the tries to fetch.
         """
-        started = self._clock.monotonic()
-        self._deadline.at = started + self._total_timeout
-        partial = _Partial()
-        tries, delays = 0, iter(DELAYS)
+        started, partial = self._clock.monotonic(), _Partial()
+        over = started + patience
+        tries, pauses, stop = 0, backoff(*PAUSES), stop or Stop()
         while True:
             tries += 1
+            self._deadline.at = max(over, self._clock.monotonic() + self._try_timeout)
             result = self._try(url, partial)
             if isinstance(result, ImageFacts):
                 return partial.spool, result
             log.warning("%s: download %d failed: %s", name, tries, result)
-            elapsed = self._clock.monotonic() - started
-            delay = next(delays, None)
-            if delay is None or result.final:
+            pause = next(pauses)
+            wait = max(pause / 2 + self._clock.jitter(pause / 2), result.wait)
+            if result.final or self._clock.monotonic() + wait >= over:
                 break
-            wait = max(delay / 2 + self._clock.jitter(delay / 2), result.wait)
-            if elapsed + wait >= self._total_timeout:
+            try:
+                self._clock.sleep(wait, stop)
+            except StopSending:
                 break
-            self._clock.sleep(wait, Stop())  # an image in hand is money: nothing stops this
         raise DownloadError(
             f"the image could not be fetched (tries: {tries}): {result}; its request is paid and not repeated",
             status_code=result.status,
             attempts=tries,
-            elapsed=elapsed,
+            elapsed=self._clock.monotonic() - started,
         )
 
     def _try(self, url: SecretStr, partial: _Partial) -> ImageFacts | _Problem:

@@ -27,6 +27,7 @@ from enum import StrEnum
 from typing import Final
 
 from prefect_ttapi import errors
+from prefect_ttapi.results import RawAnswer
 
 
 class Break(StrEnum):
@@ -73,6 +74,7 @@ class Failure:
     Attributes:
         message: fit to be shown.
         retry_after: seconds that the API asked to wait.
+        answer: what came of an answer that may be paid.
     """
 
     verdict: Verdict
@@ -80,6 +82,7 @@ class Failure:
     status_code: int | None = None
     request_id: str | None = None
     retry_after: float | None = None
+    answer: RawAnswer | None = None
 
 
 class BrokenOff(Exception):  # noqa: N818 - becomes a Failure

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from prefect_ttapi.api.limiter import Clock, Rejection, Turn
 from prefect_ttapi.api.outcomes import Again, Failure, Verdict
 from prefect_ttapi.errors import Outcome, TTAPIError
+from prefect_ttapi.results import RawAnswer
 from prefect_ttapi.stopping import Stop, StopSending
 
 log: Final = logging.getLogger(__name__)
@@ -181,6 +182,7 @@ class Attempts:
         self._guard = guard
         self._counted: list[Verdict] = []
         self._started: float | None = None
+        self._in_hand: RawAnswer | None = None
 
     @property
     def count(self) -> int:
@@ -231,6 +233,7 @@ class Attempts:
     def _pause_after(self, failure: Failure) -> float:
         """Return the seconds that this request alone has to wait; raise the error where it is not sent again."""
         verdict, elapsed = failure.verdict, self.elapsed
+        self._in_hand = failure.answer or self._in_hand
         rejection = self._turn.rejected() if verdict.error.outcome is Outcome.REJECTED else None
         counts = rejection is not Rejection.IN_COMPANY
         self._counted += [verdict] if counts else []
@@ -267,4 +270,5 @@ class Attempts:
             elapsed=self.elapsed,
             retry_after=failure.retry_after,
             not_resent=not_resent,
+            answer=failure.answer or self._in_hand,
         )

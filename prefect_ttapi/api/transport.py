@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,7 +29,12 @@ from prefect_ttapi.api.outcomes import (
 from prefect_ttapi.api.payload import UnusableAnswer, read_error
 from prefect_ttapi.api.redaction import Redactor, quiet
 from prefect_ttapi.api.retries import Guard
+from prefect_ttapi.errors import Outcome
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.origins import is_loopback
+from prefect_ttapi.results import RawAnswer
+
+log: Final = logging.getLogger(__name__)
 
 PATH: Final = "/v1/images/generations"
 
@@ -55,6 +61,12 @@ UNWRITTEN: Final = frozenset({"send_request_headers.failed", "send_request_body.
 
 _REDIRECTED: Final = "the API answered with a redirect, which is never followed: the key is for base_url only"
 _REQUEST_IDS: Final = ("x-request-id", "request-id", "x-amzn-requestid", "cf-ray")
+
+#: Bytes of an answer's body that are kept: ten images of 16 MB have fewer.
+MOST_KEPT: Final = 256 * 1024**2
+
+#: An answer that was refused instead has no images, and nothing that is worth to be kept.
+_PERHAPS_PAID: Final = frozenset({Outcome.UNKNOWN, Outcome.UNUSABLE, Outcome.SERVER_FAULT})
 
 #: What may be wrong with the body of an answer that came.
 UNREADABLE: Final = (BrokenOff, DecodingError, UnusableAnswer, OSError)
@@ -90,12 +102,34 @@ def _forget_location(response: httpx.Response) -> None:
     response.headers.pop("location", None)
 
 
+class Tee:
+    """Keeps a body while it is read, up to `MOST_KEPT` bytes, for whoever could not make images of it."""
+
+    def __init__(self) -> None:
+        self._spool: Spool | None = Spool(hashing=False)
+
+    def write(self, chunk: bytes) -> None:
+        """Append what came."""
+        if self._spool is None or self._spool.size_bytes >= MOST_KEPT:
+            return
+        try:
+            self._spool.write(chunk[: MOST_KEPT - self._spool.size_bytes])
+        except OSError as error:  # the images may be had all the same
+            log.warning("an answer is read without being kept: %s", error.strerror)
+            self._spool = None
+
+    def body(self) -> Spool | None:
+        """Return what came, or None where that is nothing."""
+        return self._spool if self._spool and self._spool.size_bytes else None
+
+
 class Opened:
     """A 2xx of which the headers have arrived. Close it."""
 
     def __init__(self, response: httpx.Response, request_id: str | None, redactor: Redactor) -> None:
         self._response = response
         self._redactor = redactor
+        self._tee = Tee()
         self.request_id = request_id
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
@@ -106,7 +140,14 @@ class Opened:
             BrokenOff: the body did not arrive in full.
             DecodingError: it can't be decompressed.
         """
-        return decoded(self._raw(), self._response.headers.get("content-encoding", ""))
+        for chunk in decoded(self._raw(), self._response.headers.get("content-encoding", "")):
+            self._tee.write(chunk)
+            yield chunk
+
+    def answer(self) -> RawAnswer | None:
+        """Return what was read so far."""
+        body = self._tee.body()
+        return RawAnswer(body, self.media_type, self.request_id) if body else None
 
     def _raw(self) -> Iterator[bytes]:
         raw = self._response.iter_raw()
@@ -131,7 +172,14 @@ class Opened:
             verdict = BREAKS[Break.CUT]
         elif isinstance(error, OSError):
             message = f"the answer could not be kept in a temporary file: {error.strerror}"
-        return Failure(verdict, self._redactor.clean(message), self._response.status_code, self.request_id)
+        answer = self.answer() if verdict.error.outcome in _PERHAPS_PAID else None
+        return Failure(
+            verdict,
+            self._redactor.clean(message),
+            self._response.status_code,
+            self.request_id,
+            answer=answer,
+        )
 
     @property
     def _ends_with_connection(self) -> bool:

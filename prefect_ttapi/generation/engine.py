@@ -226,8 +226,9 @@ class Engine:
         guard = _SendGuard(claim, request, self.store, self.limits)
         try:
             if request.stream or on_preview is not None:
-                return _read_stream(request, self.client.stream(request, guard), on_preview)
-            return self.client.generate(request, guard)
+                events = self.client.stream(request, guard, patience=self.store.patience)
+                return _read_stream(request, events, on_preview)
+            return self.client.generate(request, guard, patience=self.store.patience)
         except TTAPIError as error:
             if perhaps_paid(error):
                 claim.mark_unknown(str(error), error.outcome)

@@ -20,21 +20,25 @@ IN_MEMORY = 64 * 1024
 class Spool:
     """Write once, in one thread; then read as often as wanted, in any thread.
 
+    Args:
+        hashing: hash the bytes as they are written, else where the hash is asked for: it may never be.
+
     >>> spool = Spool()
     >>> spool.write(b"image")
     >>> spool.size_bytes, spool.read_bytes(), spool.open().read(2)
     (5, b'image', b'im')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, hashing: bool = True) -> None:
         self._memory = bytearray()
         self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256() if hashing else None
         self.size_bytes = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append `data`, hashing it on the way."""
-        self._digest.update(data)
+        """Append `data`."""
+        if self._digest is not None:
+            self._digest.update(data)
         self.size_bytes += len(data)
         if self._file is None and self.size_bytes <= IN_MEMORY:
             self._memory += data
@@ -51,7 +55,13 @@ class Spool:
     @property
     def sha256(self) -> str:
         """Return the hex SHA-256 of the bytes written so far."""
-        return self._digest.hexdigest()
+        if self._digest is not None:
+            return self._digest.hexdigest()
+        digest = hashlib.sha256()
+        with self.open() as file:
+            while chunk := file.read(IN_MEMORY):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     def open(self) -> BinaryIO:
         """Return a new reader with a position of its own; it outlives the spool."""

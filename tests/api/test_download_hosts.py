@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefect_ttapi.api.downloads import DELAYS, Address, Downloader, Reach
+from prefect_ttapi.api.downloads import Address, Downloader, Reach
 from tests.support.clocks import StoppedClock
-from tests.support.downloading import IMAGE, fetch, redirect, refused
+from tests.support.downloading import IMAGE, WAITS, fetch, redirect, refused
 from tests.support.hostile import (
     HostileServer,
     answer,
 )
 from tests.support.tls import Identity, identity
 
-FIRST = 1 + len(DELAYS)
+FIRST = 1 + len(WAITS)
 
 NAME = "images.example"
 

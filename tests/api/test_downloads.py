@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import socket
 import ssl
 import tempfile
@@ -14,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.api.downloads import ANYWHERE, DELAYS, Downloader
+from prefect_ttapi.api.downloads import ANYWHERE, Downloader
 from prefect_ttapi.errors import DownloadError, Outcome
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.stopping import Stop
 from tests.support.clocks import StoppedClock
-from tests.support.downloading import IMAGE, fetch, redirect, refused
+from tests.support.downloading import IMAGE, WAITS, fetch, redirect, refused
 from tests.support.hostile import (
     KEY,
     Behaviour,
@@ -37,7 +39,7 @@ from tests.support.hostile import (
 
 CAT = ImageRequest(prompt="a cat", model="dall-e-3")
 SECRET = "X-Signature=s3cr3t"
-FIRST = 1 + len(DELAYS)
+FIRST = 1 + len(WAITS)
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_what_fails_for_a_while_is_tried_again(
     assert spool.read_bytes() == IMAGE
     assert facts.media_type == "image/png"
     assert len(server.requests) == len(failures) + 1
-    assert stopped.sleeps == list(DELAYS[: len(failures)])
+    assert stopped.sleeps == WAITS[: len(failures)]
 
 
 def rest(start: int, *, total: str = str(len(IMAGE)), etag: str = '"v1"') -> Behaviour:
@@ -167,23 +169,37 @@ def test_what_never_comes_is_given_up(
     """After the last try the error tells of tries, time and status, not of the URL."""
     server.play(answer(404, b"<Error>no such key</Error>"))
     error = refused(downloader, f"{server.url}/x?{SECRET}", "HTTP 404")
-    assert (error.attempts, error.status_code, error.elapsed) == (FIRST, 404, sum(DELAYS))
+    assert (error.attempts, error.status_code, error.elapsed) == (FIRST, 404, sum(WAITS))
     assert len(server.requests) == FIRST
 
 
-def test_the_total_timeout_ends_the_tries(server: HostileServer, stopped: StoppedClock) -> None:
-    """Neither another try nor a dripping image outlasts the time for one image."""
-    downloader = Downloader(reach=ANYWHERE, clock=stopped, total_timeout=5)
+@pytest.mark.parametrize(("patience", "tries"), [(0, 1), (0.5, 1), (5, 4), (900, 35)])
+def test_patience_is_for_how_long_it_is_tried(
+    server: HostileServer, downloader: Downloader, patience: float, tries: int
+) -> None:
+    """An image is fetched once at least, and tried again for all of the patience."""
     server.play(answer(404))
-    assert refused(downloader, f"{server.url}/x", "HTTP 404").attempts == 4
-    downloader.close()
-    real_time = Downloader(reach=ANYWHERE, total_timeout=0.2)
+    error = refused(downloader, f"{server.url}/x", "HTTP 404", patience=patience)
+    assert error.attempts == len(server.requests) == tries
+    assert patience - 30 <= error.elapsed <= patience
+
+
+def test_a_stop_ends_the_wait_of_who_says_so(server: HostileServer, downloader: Downloader) -> None:
+    """Where the URL is kept elsewhere, a stop is heeded, and without one nothing ends the tries early."""
+    stop = Stop()
+    stop.set("enough")
+    server.play(answer(404))
+    assert refused(downloader, f"{server.url}/x", "HTTP 404", stop=stop).attempts == 1
+
+
+def test_a_dripping_image_does_not_outlast_the_patience(server: HostileServer) -> None:
+    """A host that never comes to an end is left when the patience, and the time for one try, are over."""
     server.play(drip(IMAGE, size=1000, pause=0.05))
-    assert refused(real_time, f"{server.url}/x", "too long").attempts == 1
-    real_time.close()
+    with contextlib.closing(Downloader(reach=ANYWHERE, try_timeout=0.2)) as impatient:
+        assert refused(impatient, f"{server.url}/x", "too long", patience=0.1).attempts == 1
 
 
-def test_a_drip_of_headers_does_not_outlast_the_total_timeout(server: HostileServer) -> None:
+def test_a_drip_of_headers_does_not_outlast_the_patience(server: HostileServer) -> None:
     """A host that never stops beginning its answer is left when the time for one image is over."""
     outlasted = []
 
@@ -196,8 +212,8 @@ def test_a_drip_of_headers_does_not_outlast_the_total_timeout(server: HostileSer
         return False
 
     server.play(drip_headers)
-    with contextlib.closing(Downloader(reach=ANYWHERE, total_timeout=0.3)) as impatient:
-        refused(impatient, f"{server.url}/x", "too long")
+    with contextlib.closing(Downloader(reach=ANYWHERE, try_timeout=0.3)) as impatient:
+        refused(impatient, f"{server.url}/x", "too long", patience=0)
     assert not outlasted
 
 
@@ -301,3 +317,26 @@ def test_a_failed_download_never_asks_for_another_image(server: HostileServer, c
     assert [request.method for request in server.requests] == ["POST", "POST"] + ["GET"] * FIRST
     error = caught.value
     assert (error.attempts, error.request_id, error.outcome) == (2, "r-3", Outcome.UNUSABLE)
+    assert error.answer is not None
+    assert json.loads(error.answer.body.read_bytes()) == document
+
+
+def test_an_answer_that_could_not_be_fetched_is_read_again(
+    server: HostileServer, client: TTAPIClient
+) -> None:
+    """What came is kept with the error: later its image is fetched, and the API is not asked."""
+    document = {"data": [{"url": f"{server.url}/x.png"}], "usage": {"total_tokens": 7}, "created": 3}
+    server.play(answer(200, document, {"X-Request-Id": "r-4"}), answer(404))
+    with pytest.raises(DownloadError) as caught:
+        client.generate(CAT, patience=0)
+    kept = caught.value.answer
+    assert kept is not None
+    with pytest.raises(DownloadError) as caught:
+        client.read_again(CAT, kept, patience=0)
+    assert (caught.value.answer, caught.value.request_id) == (kept, "r-4")
+    assert [request.method for request in server.requests] == ["POST", "GET", "GET"]
+    server.play(answer(200, IMAGE))
+    again = client.read_again(CAT, kept)
+    assert again.images[0].read_bytes() == IMAGE
+    assert (again.usage and again.usage.total_tokens, again.created, again.request_id) == (7, 3, "r-4")
+    assert [request.method for request in server.requests] == ["GET"]
