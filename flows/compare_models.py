@@ -11,6 +11,7 @@ from itertools import product
 
 from prefect import flow
 
+from flows.contact_sheet import CELL, contact_sheet
 from prefect_ttapi import ImageRequest, ImageStore, generate_batch
 from prefect_ttapi.batch import check_batch
 from prefect_ttapi.capabilities import MODELS, RULES
@@ -18,7 +19,6 @@ from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.images.renditions import thumbnail
-from prefect_ttapi.lineage.contact_sheet import CELL, contact_sheet
 from prefect_ttapi.results import StoredImage
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,6 +18,7 @@ from prefect.logging import get_run_logger
 
 from prefect_ttapi.api.redaction import withholding
 from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
+from prefect_ttapi.capabilities import RULES
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.context import RunContext, named
@@ -26,19 +27,25 @@ from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
-from prefect_ttapi.lineage.artifacts import delivery_key, publish_markdown, publish_preview, with_previews
-from prefect_ttapi.lineage.assets import materialise_images
-from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
-from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures
-from prefect_ttapi.lineage.withheld import Shown
+from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures, preview_markdown
+from prefect_ttapi.lineage.publishing import (
+    balance_exhausted,
+    delivery_key,
+    images_delivered,
+    materialise_images,
+    publish_markdown,
+)
+from prefect_ttapi.lineage.shown import Shown, StoreLinks
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import DeliveredImage, Generation
+from prefect_ttapi.results import DeliveredImage, Generation, PartialImage
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.copying import Original
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
+
+#: Previews asked for where the request doesn't say; the vendor makes no more.
+PARTIAL_IMAGES: Final = 3
 
 
 def _generate_name(parameters: dict[str, Any]) -> str:
@@ -71,7 +78,7 @@ def _generate(
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
     run = RunContext.current(task_ctx)
-    asked = with_previews(as_request(request)) if preview else as_request(request)
+    asked = _with_previews(as_request(request)) if preview else as_request(request)
     engine = Engine.of(
         credentials,
         store,
@@ -81,7 +88,7 @@ def _generate(
         log=get_run_logger(),
     )
     shown = Shown(record_prompts)
-    show = partial(publish_preview, asked.request_hash, shown.prompt(asked))
+    show = partial(_publish_preview, asked.request_hash, shown.prompt(asked))
     try:
         with withholding(shown.withheld(asked)):
             paid = engine.generate(
@@ -94,6 +101,27 @@ def _generate(
         raise
     get_run_logger().info(_what_was_paid(paid))
     return paid.generation
+
+
+def _with_previews(request: ImageRequest) -> ImageRequest:
+    """Return the request as a stream with previews; unchanged for models that can't stream.
+
+    >>> _with_previews(ImageRequest(prompt="a tree", model="gpt-image-1")).partial_images
+    3
+    """
+    if "stream" not in RULES[request.model]:
+        return request
+    wanted = {"stream": True, "partial_images": request.partial_images or PARTIAL_IMAGES}
+    return request.model_copy(update=wanted)
+
+
+def _publish_preview(request_hash: str, caption: str, preview: PartialImage) -> None:
+    """Show `preview` in the run's artifact for this request; each is a new version of it."""
+    publish_markdown(
+        f"ttapi-preview-{request_hash}",
+        preview_markdown(caption, preview),
+        description=f"Request {request_hash[:12]} as it grows",
+    )
 
 
 def _what_was_paid(paid: Paid) -> str:

@@ -1,8 +1,8 @@
 """Many requests in one call: what goes in, what keeps it going, and the report of what came out."""
 
 from prefect_ttapi.batch.generate import agenerate_batch, check_batch, estimate_batch, generate_batch
-from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.generation.budget import Budget, Price
+from prefect_ttapi.lineage.report import BatchReport
 
 __all__ = [
     "BatchReport",

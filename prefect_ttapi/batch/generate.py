@@ -19,7 +19,6 @@ from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
 from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
-from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending
@@ -28,8 +27,8 @@ from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.images.renditions import Rendition
-from prefect_ttapi.lineage.assets import materialise_batch
-from prefect_ttapi.lineage.events import batch_completed
+from prefect_ttapi.lineage.publishing import batch_completed, materialise_batch
+from prefect_ttapi.lineage.report import BatchReport
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
@@ -263,8 +262,8 @@ def _run(
                 told="%.0f s to write the manifest",
             )
             remember(store, options.name, ledger.api_origin, folder)
-    batch_completed(report.facts)
-    return materialise_batch(report, report.facts)
+    batch_completed(report)
+    return materialise_batch(report)
 
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:

@@ -16,7 +16,7 @@ from prefect_ttapi.errors import IllegalBatchError, KeyTemplateError, StoreError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.withheld import Shown
+from prefect_ttapi.lineage.shown import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import TakenKeys
 

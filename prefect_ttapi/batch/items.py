@@ -24,8 +24,8 @@ from prefect_ttapi.generation.engine import Engine, Paid, other_payments
 from prefect_ttapi.generation.limits import may_cost, perhaps_paid
 from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledger.ledger import Waiting
-from prefect_ttapi.lineage.events import balance_exhausted, images_delivered
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.publishing import balance_exhausted, images_delivered
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import StopSending

@@ -19,7 +19,7 @@ from rich.live import Live as RichLive
 from rich.segment import ControlType
 from rich.text import Text
 
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.report import Totals
 
 #: Seconds between two drawings of the line, and between lines in the log, of which the first comes sooner.
 REDRAW: Final = 0.2

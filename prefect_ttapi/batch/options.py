@@ -14,7 +14,7 @@ from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.interruption import GRACE
 from prefect_ttapi.images.renditions import Rendition, Version, versions_of
-from prefect_ttapi.lineage.withheld import Shown
+from prefect_ttapi.lineage.shown import Shown
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 

@@ -17,7 +17,6 @@ from typing import Final, Self
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Live, Standing
 from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
@@ -26,26 +25,18 @@ from prefect_ttapi.generation.context import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
-from prefect_ttapi.lineage.artifacts import (
+from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
+from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, pictures
+from prefect_ttapi.lineage.publishing import (
     Progress,
     batch_key,
     publish_link,
     publish_markdown,
     publish_table,
 )
-from prefect_ttapi.lineage.gallery import pages
-from prefect_ttapi.lineage.links import StoreLinks
-from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
-from prefect_ttapi.lineage.markdown import (
-    CELL,
-    PICTURES,
-    REASON,
-    batch_markdown,
-    image_table,
-    one_line,
-    pictures,
-)
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.report import BatchReport, Totals
+from prefect_ttapi.lineage.shown import CELL, REASON, StoreLinks, one_line
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import (
     MANIFEST,

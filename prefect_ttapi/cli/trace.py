@@ -23,7 +23,7 @@ from prefect_ttapi.cli.reporting import Progress, size
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.ledger.documents import Payment
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import one_line
+from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.results import Generation, StoredImage
 from prefect_ttapi.storage.layout import BATCHES, is_sha256, object_uri, run_in, split_at
 from prefect_ttapi.storage.store import ImageStore

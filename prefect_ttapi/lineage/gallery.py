@@ -21,8 +21,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import Picture, address, in_bytes, one_line
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.markdown import Picture
+from prefect_ttapi.lineage.report import Totals
+from prefect_ttapi.lineage.shown import address, in_bytes, one_line
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import is_s3, page_name, url_path
 

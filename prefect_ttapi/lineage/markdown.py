@@ -6,85 +6,30 @@ read the escapes of `inert`. Markdown around them holds numbers and words of our
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
-from urllib.parse import quote
 
-from prefect_ttapi.images.renditions import ARTIFACT_BOX, as_data_uri
-from prefect_ttapi.lineage.links import PLAIN, StoreLinks
+from prefect_ttapi.images.renditions import ARTIFACT_BOX, GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.lineage.withheld import EVERYTHING, Shown
-from prefect_ttapi.results import DeliveredImage, Generation, StoredImage
-
-#: Characters of a prompt in a caption and in a table's cell, of an error's message, of an address.
-CAPTION: Final = 120
-CELL: Final = 80
-REASON: Final = 300
-ADDRESS: Final = 1_024
-
-#: Characters that reorder or hide what stands around them. Joiners stay: emoji and Persian need them.
-_DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-#: What Markdown or HTML could take for markup: every ASCII character but these. Escapes are numbers, which
-#: both understand.
-_MARKUP: Final = re.compile(r"[\x00-\x7f](?<![A-Za-z0-9 ,.;])")
-
-#: A table's cell is Markdown in one of Prefect's two UIs and plain text in the other: text without any of
-#: this means the same in both. An underscore between letters is none of it, names of files are full of them.
-_ACTIVE: Final = re.compile(
-    r"[\\`*~<>\[\]{}|&!@]|(?<![^\W_])_|_(?![^\W_])|^[-+#=]|^\d+[.)]|https?://|www\.", re.IGNORECASE
+from prefect_ttapi.lineage.report import Totals
+from prefect_ttapi.lineage.shown import (
+    ADDRESS,
+    CAPTION,
+    CELL,
+    EVERYTHING,
+    PLAIN,
+    REASON,
+    Shown,
+    StoreLinks,
+    address,
+    cell,
+    in_bytes,
+    inert,
+    one_line,
 )
-
-_LINKED: Final = re.compile(r"(https?|s3|file)://", re.IGNORECASE)
-
-
-def one_line(text: str, limit: int) -> str:
-    r"""Return `text` on one line of at most `limit` characters, without characters that control or reorder.
-
-    >>> one_line("a  lighthouse,\n at dusk", 14)
-    'a lighthouse,…'
-    """
-    # no more than could be needed: a prompt may have 32,000 characters
-    start = _DIRECTION.sub("", text[: 8 * limit])
-    visible = "".join(
-        " " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in start
-    )
-    line = " ".join(visible.split())
-    if len(line) <= limit and len(text) <= 8 * limit:
-        return line
-    return line[: limit - 1].rstrip(" \u200d") + "…"
-
-
-def inert(text: str) -> str:
-    """Return `text` as itself in HTML, in its attributes and in Markdown: nothing in it is markup.
-
-    >>> inert("<b> & *x*")
-    '&#60;b&#62; &#38; &#42;x&#42;'
-    """
-    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
-
-
-def cell(text: str) -> str:
-    """Return `text`, on one line already, for the cell of a table artifact, which may or may not read Markdown.
-
-    >>> cell("a red fox"), cell("a <b>red</b> fox")
-    ('a red fox', '`a <b>red</b> fox`')
-    """
-    return "`" + text.replace("`", "'") + "`" if _ACTIVE.search(text) else text
-
-
-def address(uri: str) -> str:
-    """Return `uri` as an address to link to, percent-encoded where need be, or nothing if it is none.
-
-    >>> address("s3://bucket/a b.png"), address("javascript:alert(1)")
-    ('s3://bucket/a%20b.png', '')
-    """
-    return quote(uri, safe="/:?#@!$&()*+,;=%-._~[]", errors="replace") if _LINKED.match(uri) else ""
+from prefect_ttapi.results import DeliveredImage, Generation, PartialImage, StoredImage
 
 
 @dataclass(frozen=True)
@@ -368,15 +313,9 @@ def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
-def in_bytes(size: int) -> str:
-    """Return a size in B, kB, MB, GB or TB.
-
-    >>> in_bytes(999), in_bytes(1_234_567)
-    ('999 B', '1.2 MB')
-    """
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 999.5:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1_000
-    return f"{amount:,.1f} TB"
+def preview_markdown(caption: str, preview: PartialImage) -> str:
+    """Return the artifact of a picture that is not finished yet."""
+    webp = thumbnail_or_none(preview.spool.open, GALLERY_BOX)
+    picture = f'<img width="{GALLERY_BOX}" src="{as_data_uri(webp)}">' if webp else "no picture"
+    block = _block("p", f'{picture}<br>\n<span dir="auto">{_shown(caption)}</span>')
+    return f"## Preview {preview.index + 1}\n\n{block}\n"

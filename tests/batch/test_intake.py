@@ -12,7 +12,7 @@ from prefect_ttapi.batch.generate import check_batch
 from prefect_ttapi.batch.intake import KeyCheck, take_in
 from prefect_ttapi.batch.items import Item
 from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.lineage.withheld import Shown
+from prefect_ttapi.lineage.shown import Shown
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 

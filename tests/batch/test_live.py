@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.batch.live import Live, Standing
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.report import Totals
 
 BUSY = Standing(
     Totals(rows=120, cached=30, failed=2, images=118, images_cached=30, total_tokens=1_234_567, usd=3.2),

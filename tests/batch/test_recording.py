@@ -23,11 +23,11 @@ from prefect_ttapi import Budget, ImageStore, Price
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder
-from prefect_ttapi.batch.report import BatchReport
 from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import BatchError
 from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.report import BatchReport
 from tests.support.meddling import meddling_proxy
 from tests.support.rows import failed, generated, picture
 from tests.support.s3 import S3Server
@@ -181,7 +181,6 @@ def test_rows_on_s3_are_read_once(s3_server: S3Server) -> None:
 PEAK = """
 import resource, sys
 from prefect_ttapi import ImageStore
-from tests.batch.test_recording import done, record
 record(ImageStore(url=sys.argv[1]), (done(number, 8_000) for number in range(int(sys.argv[2]))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

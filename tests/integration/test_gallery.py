@@ -16,7 +16,7 @@ import pytest
 from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail
 from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.results import DeliveredImage, StoredImage
 from tests.support.browser import Tab, browser
 from tests.support.rows import failed, generated, picture, stored

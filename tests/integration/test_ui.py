@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.lineage.artifacts import batch_key
-from prefect_ttapi.lineage.markdown import CAPTION, CELL, cell, one_line
+from prefect_ttapi.lineage.publishing import batch_key
+from prefect_ttapi.lineage.shown import CAPTION, CELL, cell, one_line
 from tests.support.browser import Tab, browser
 from tests.support.hostile_batch import NAME, PROMPTS, REFUSED
 from tests.support.prefect_server import Server

@@ -16,7 +16,7 @@ from prefect import flow, get_client, task
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
 
-from prefect_ttapi.lineage.artifacts import (
+from prefect_ttapi.lineage.publishing import (
     Progress,
     batch_key,
     delivery_key,

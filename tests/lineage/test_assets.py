@@ -22,12 +22,8 @@ from prefect_ttapi import (
     generate_batch,
     generate_images,
 )
-from prefect_ttapi.batch.report import BatchReport
-from prefect_ttapi.lineage.assets import TRACKED, asset_at, materialise_batch
-from prefect_ttapi.lineage.events import batch_completed
-from prefect_ttapi.lineage.totals import Totals
-from prefect_ttapi.lineage.withheld import Shown
-from tests.support.rows import failed, generated
+from prefect_ttapi.lineage.publishing import TRACKED, asset_at, batch_completed, materialise_batch
+from prefect_ttapi.lineage.report import BatchReport, Totals
 
 Told = Callable[[str], list[Event]]
 
@@ -132,7 +128,7 @@ def test_in_async_flows(store: ImageStore, shop: ImageStore, credentials, told: 
     async def site() -> str:
         generation = await agenerate_images({"prompt": "a heron"}, credentials, store)
         (delivered,) = await adeliver_images(generation, shop)
-        await page(await asyncio.to_thread(materialise_batch, REPORT, REPORT.facts))
+        await page(await asyncio.to_thread(materialise_batch, REPORT))
         return delivered.uri
 
     uri = asyncio.run(site())
@@ -150,8 +146,8 @@ def test_a_batch_is_one_asset_and_one_event(told: Told) -> None:
 
     @flow
     def nightly() -> bool:
-        report = materialise_batch(REPORT, REPORT.facts)
-        batch_completed(report.facts)
+        report = materialise_batch(REPORT)
+        batch_completed(report)
         publish(report)
         return report is REPORT
 
@@ -205,8 +201,8 @@ def test_an_empty_account_is_told_once(store: ImageStore, credentials, told: Tol
 
 def test_outside_a_run_nothing_is_told(told: Told) -> None:
     """Without a run there is nobody to tell: no task run, no event, no server started for it."""
-    assert materialise_batch(REPORT, REPORT.facts) is REPORT
-    batch_completed(REPORT.facts)
+    assert materialise_batch(REPORT) is REPORT
+    batch_completed(REPORT)
     assert told(MATERIALISED) + told("ttapi.batch.completed") == []
 
 
@@ -244,18 +240,3 @@ def test_a_batch_tells_of_itself(store: ImageStore, shop: ImageStore, credential
     (completed,) = told("ttapi.batch.completed")
     assert str(report.flow_run_id) in str(completed.related)
     assert [event.resource.id for event in told(MATERIALISED)] == [report.manifest_uri]
-
-
-def test_what_is_shown_shown_of() -> None:
-    """Prompt, revised prompt, an illegal item's fields and quotes in errors give way to the request's hash."""
-    row = generated(0, "a red cart")
-    image = row.images[0].model_copy(update={"revised_prompt": "a red cart, as the model sees it"})
-    row = row.model_copy(update={"images": (image,), "maybe_paid": ("run 1: a red cart was cut",)})
-    shown_of = Shown(prompts=False).row
-    shown = shown_of(row)
-    assert "a red cart" not in shown.model_dump_json()
-    assert shown.prompt == f"request {row.request_hash[:12]}"
-    assert shown.request_hash == row.request_hash
-    assert shown_of(shown) == shown
-    refused = shown_of(failed(1, "red", error="red is refused, as are reddish ones"))
-    assert refused.error == "prompt not recorded is refused, as are reddish ones"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.lineage.gallery import pages
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.results import DeliveredImage, StoredImage
 from tests.support.rows import failed, generated, stored
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_ttapi.images.renditions import thumbnail
-from prefect_ttapi.lineage.links import StoreLinks
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, batch_markdown, delivery_markdown, image_table, pictures
-from prefect_ttapi.lineage.totals import Totals
+from prefect_ttapi.lineage.report import Totals
+from prefect_ttapi.lineage.shown import StoreLinks
 from prefect_ttapi.results import Generation, StoredImage
 from tests.support.rows import failed, generated, picture, stored
 

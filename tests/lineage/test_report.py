@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.totals import Totals, bucket
+from prefect_ttapi.lineage.report import Totals, bucket
 from tests.support.rows import failed, generated
 
 ROWS = st.lists(

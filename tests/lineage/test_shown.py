@@ -1,15 +1,21 @@
-"""Text from outside is bounded, on one line and inert."""
+"""What is shown: text that is bounded, on one line and inert; links that open; prompts only where they may be."""
 
 from __future__ import annotations
 
 import html
 import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.lineage.markdown import address, cell, inert, one_line
+from prefect_ttapi import ImageStore
+from prefect_ttapi.lineage.shown import Shown, StoreLinks, address, cell, inert, one_line
+from tests.support.rows import failed, generated
+from tests.support.s3 import S3Server
 
 
 @given(st.text(st.characters()), st.integers(2, 50))
@@ -86,3 +92,41 @@ def test_file_names_are_plain_in_a_cell() -> None:
 def test_address(uri: str, expected: str) -> None:
     """Only addresses of files and web pages are linked to, and they can't leave their attribute."""
     assert address(uri) == expected
+
+
+def test_where_a_browser_finds_an_object(s3_server: S3Server, tmp_path: Path) -> None:
+    """Of several stores the one that holds an object says where it is found; nobody's objects stay as they are."""
+    private, signing, public = (
+        ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(), **more)
+        for more in ({}, {"signed_links": 600}, {"public_base_url": "https://cdn.example.com"})
+    )
+    folder = ImageStore(url=str(tmp_path), signed_links=600)
+    links = StoreLinks(None, private, public, signing, folder)
+    for uri in (private.uri("a.png"), folder.uri("a.png"), "s3://elsewhere/a.png"):
+        assert links.to(uri) == uri
+    assert links.to(public.uri("b c.png")) == "https://cdn.example.com/b%20c.png"
+    assert links.end is None
+
+    before = datetime.now(UTC)
+    signed = links.to(signing.write("page.html", b"<p>", "text/html"))
+    assert httpx.get(signed, trust_env=False).content == b"<p>"
+    assert links.end is not None
+    assert before <= links.end - timedelta(seconds=600) <= datetime.now(UTC)
+    first = links.end
+    links.to(signing.uri("later.html"))
+    assert links.end == first
+
+
+def test_what_may_not_be_shown() -> None:
+    """Prompt, revised prompt, an illegal item's fields and quotes in errors give way to the request's hash."""
+    row = generated(0, "a red cart")
+    image = row.images[0].model_copy(update={"revised_prompt": "a red cart, as the model sees it"})
+    row = row.model_copy(update={"images": (image,), "maybe_paid": ("run 1: a red cart was cut",)})
+    shown_of = Shown(prompts=False).row
+    shown = shown_of(row)
+    assert "a red cart" not in shown.model_dump_json()
+    assert shown.prompt == f"request {row.request_hash[:12]}"
+    assert shown.request_hash == row.request_hash
+    assert shown_of(shown) == shown
+    refused = shown_of(failed(1, "red", error="red is refused, as are reddish ones"))
+    assert refused.error == "prompt not recorded is refused, as are reddish ones"

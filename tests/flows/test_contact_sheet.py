@@ -7,8 +7,8 @@ import io
 import pytest
 from PIL import Image
 
+from flows.contact_sheet import CELL, GAP, HEADER, LABEL, contact_sheet
 from prefect_ttapi.images.renditions import thumbnail
-from prefect_ttapi.lineage.contact_sheet import CELL, GAP, HEADER, LABEL, contact_sheet
 
 
 def picture(colour: str, size: tuple[int, int] = (CELL, CELL)) -> bytes:
