@@ -22,7 +22,7 @@ from prefect_ttapi.capabilities import RULES
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.context import RunContext, named
-from prefect_ttapi.generation.delivery import Delivery
+from prefect_ttapi.generation.delivery import Delivery, Original
 from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits
@@ -40,7 +40,6 @@ from prefect_ttapi.lineage.shown import Shown, StoreLinks
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation, PartialImage
 from prefect_ttapi.stopping import Stop
-from prefect_ttapi.storage.copying import Original
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 

@@ -1,26 +1,78 @@
-"""Copies and renditions of a generation's images where their consumers look."""
+"""Copies and renditions of a generation's images where their consumers look, each put there once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
-from prefect_ttapi.errors import KeyTemplateError
-from prefect_ttapi.images.renditions import Version
+from prefect_ttapi.errors import KeyTemplateError, StoreError
+from prefect_ttapi.images.renditions import Rendered, Rendition, Version, render
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
-from prefect_ttapi.storage.copying import Original
+from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.keys import KeyTemplate
+from prefect_ttapi.storage.objects import Body, Condition, ConflictError, Found, NoAnswerError, ObjectStore
 from prefect_ttapi.storage.store import ImageStore
+
+#: Attempts at a write that gets no answer; after each, seconds as `backoff` takes them: first, longest, factor.
+_ATTEMPTS: Final = 3
+_PAUSES: Final = (0.2, 3.0, 5.0)
+
+#: Puts something at its key if what is there now is as expected.
+Write = Callable[[Condition], Found]
+
+#: What a copy has of the image that it is of.
+_COPIED: Final = {"sha256", "size_bytes", "media_type", "width", "height"}
+
+#: Width and height, as `_says` writes them.
+_PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
 @lru_cache(maxsize=256)
 def key_template(template: str, names: tuple[str, ...]) -> KeyTemplate:
     """Return the template, parsed once for all requests that come with the same names of values."""
     return KeyTemplate(template, names)
+
+
+@dataclass(eq=False)
+class Original:
+    """A stored image, whose bytes are fetched and checked once, when they are first needed.
+
+    Attributes:
+        image: what is recorded of it.
+        place: the store that holds it.
+        at_hand: opens the bytes, where this process has them already.
+    """
+
+    image: StoredImage
+    place: ObjectStore
+    at_hand: Body | None = None
+
+    @property
+    def key(self) -> str:
+        """Return its key in the store that holds it."""
+        return self.place.key(self.image.uri)
+
+    def fetch(self) -> Body:
+        """Return what opens the bytes, on this machine.
+
+        Raises:
+            StoreError: they have changed.
+            ImageMissingError: the image is gone.
+        """
+        if self.at_hand is None:
+            body = self.place.fetch(self.key)
+            if _sha256(body) != self.image.sha256:
+                raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
+            self.at_hand = body
+        return self.at_hand
 
 
 @dataclass(frozen=True)
@@ -123,7 +175,7 @@ class Delivery:
         """
         at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
         return [
-            self.to.original(image, self.source, opener)
+            Original(image, (self.source or self.to.beside(image.uri)).objects, opener)
             for image, opener in zip(generation.images, at_hand, strict=True)
         ]
 
@@ -153,12 +205,150 @@ class Delivery:
         for original in originals or self.originals(generation):
             image = original.image
             metadata = metadata_of(generation, image) | asked_for
-            mine = [(place.version, place.key) for place in places if place.image is image]
-            delivered += self.to.deliver(original, mine, metadata, overwrite=self.overwrite)
+            delivered += self.put(original, [place for place in places if place.image is image], metadata)
         return delivered
+
+    def put(
+        self, original: Original, places: Sequence[Place], metadata: Mapping[str, str]
+    ) -> list[DeliveredImage]:
+        """Put versions of one image at their keys: copies, then renditions; what is there already is left as it is.
+
+        Args:
+            metadata: kept beside each, with its SHA-256; what is not ASCII is percent-encoded, what is too long is cut.
+        """
+        copies = [self._copied(original, place.key, metadata) for place in places if place.version is None]
+        renditions = [(place.version, place.key) for place in places if place.version]
+        return copies + self._rendered(original, renditions, metadata)
+
+    def _copied(self, original: Original, key: str, metadata: Mapping[str, str]) -> DeliveredImage:
+        image, target = original.image, self.to.objects
+        facts = self.to.delivered_facts(image.media_type, image.sha256, metadata, key)
+
+        def write(expected: Condition) -> Found:
+            if target.copy(original.place, original.key, key, facts, expected):
+                return self._checked_copy(image, key)
+            tag = target.write(key, original.fetch(), facts, expected)
+            return Found(image.size_bytes, facts.metadata, tag)
+
+        found = self._standing(key) or self._written(key, write)
+        if found.size != image.size_bytes or self._sha256_at(key, found) != image.sha256:
+            raise StoreError(self._something_else(key))
+        return self._delivered(image, key, found, **image.model_dump(include=_COPIED))
+
+    def _checked_copy(self, image: StoredImage, key: str) -> Found:
+        """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
+
+        Raises:
+            StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
+        """
+        found = self.to.objects.look(key)
+        if found is None or found.metadata.get("sha256") != image.sha256:
+            raise StoreError(self._something_else(key))
+        if found.size != image.size_bytes:
+            self.to.objects.delete(key)
+            raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
+        return found
+
+    def _rendered(
+        self, original: Original, places: Sequence[tuple[Rendition, str]], metadata: Mapping[str, str]
+    ) -> list[DeliveredImage]:
+        """Make sure that each rendition of an image is at its key.
+
+        An object counts as the rendition if its bytes are the same, or if its metadata says that it was made in the
+        same way of the same image: another version of Pillow makes other bytes.
+        """
+        image = original.image
+        standing = {key: self._standing(key) for _, key in places}
+        missing = [place for place in places if not _is_made(image, place[0], standing[place[1]])]
+        made = render(original.fetch(), [rendition for rendition, _ in missing]) if missing else []
+        for (rendition, key), rendered in zip(missing, made, strict=True):
+            standing[key] = self._rendition(image, rendition, rendered, key, metadata)
+        delivered = []
+        for rendition, key in places:
+            if found := standing[key]:
+                width, _, height = found.metadata["pixels"].partition("x")
+                described = {
+                    "sha256": found.metadata["sha256"],
+                    "size_bytes": found.size,
+                    "media_type": rendition.media_type,
+                    "width": int(width),
+                    "height": int(height),
+                    "rendition": rendition.name,
+                    "recipe": rendition.recipe,
+                }
+                delivered.append(self._delivered(image, key, found, **described))
+        return delivered
+
+    def _rendition(
+        self,
+        image: StoredImage,
+        rendition: Rendition,
+        rendered: Rendered,
+        key: str,
+        metadata: Mapping[str, str],
+    ) -> Found:
+        said = {
+            **metadata,
+            "source-sha256": image.sha256,
+            "rendition": rendition.name,
+            "recipe": rendition.recipe,
+            "pixels": f"{rendered.width}x{rendered.height}",
+        }
+        spool, target = rendered.spool, self.to.objects
+        facts = self.to.delivered_facts(rendition.media_type, spool.sha256, said, key)
+
+        def write(expected: Condition) -> Found:
+            return Found(spool.size_bytes, facts.metadata, target.write(key, spool.open, facts, expected))
+
+        found = self._written(key, write)
+        if _is_made(image, rendition, found):
+            return found
+        if self._sha256_at(key, found) != spool.sha256:
+            raise StoreError(self._something_else(key))
+        return replace(found, metadata=facts.metadata)
+
+    def _standing(self, key: str) -> Found | None:
+        return None if self.overwrite else self.to.objects.look(key)
+
+    def _written(self, key: str, write: Write) -> Found:
+        """Return what `write` put at `key`, or what somebody else had put there before (unless `overwrite` is on)."""
+        for pause in islice(backoff(*_PAUSES), _ATTEMPTS):
+            try:
+                return write(Condition.ANYTHING if self.overwrite else Condition.NOTHING)
+            except ConflictError:
+                pass  # somebody else was faster
+            except NoAnswerError:
+                time.sleep(pause)
+            if found := self._standing(key):
+                return found
+        raise NoAnswerError(f"can't write {self.to.uri(key)}: the store gives no answer; try again")
+
+    def _something_else(self, key: str) -> str:
+        return f"{self.to.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
+
+    def _sha256_at(self, key: str, found: Found) -> str:
+        return found.metadata.get("sha256") or _sha256(self.to.objects.fetch(key))
+
+    def _delivered(self, image: StoredImage, key: str, found: Found, **facts: Any) -> DeliveredImage:
+        uri = self.to.uri(key)
+        return DeliveredImage(
+            uri=uri, url=self.to.public_url(uri), source_uri=image.uri, etag=found.tag, **facts
+        )
 
     def _template(self, values: Mapping[str, Any]) -> KeyTemplate:
         return key_template(self.key, tuple(sorted(values)))
+
+
+def _sha256(body: Body) -> str:
+    with body() as reader:
+        return hashlib.file_digest(reader, hashlib.sha256).hexdigest()  # type: ignore[arg-type]
+
+
+def _is_made(image: StoredImage, rendition: Rendition, found: Found | None) -> bool:
+    said = found.metadata if found else {}
+    same = (said.get("source-sha256"), said.get("recipe")) == (image.sha256, rendition.recipe)
+    # metadata is anybody's to write
+    return same and "sha256" in said and _PIXELS.fullmatch(said.get("pixels", "")) is not None
 
 
 def metadata_of(generation: Generation, image: StoredImage) -> dict[str, str]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
 from pydantic import HttpUrl
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.images.renditions import Version
-from prefect_ttapi.results import DeliveredImage, GeneratedImage, StoredImage
-from prefect_ttapi.storage.copying import Original, copy_image, pixels_of, put_renditions
+from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at
 from prefect_ttapi.storage.objects import (
-    Body,
     Condition,
     Facts,
     Listed,
@@ -29,9 +26,6 @@ from prefect_ttapi.storage.objects import (
     probe,
 )
 from prefect_ttapi.storage.settings import NotMapped, StoreSettings
-
-#: What a copy has of the image that it is of.
-_COPIED: Final = {"sha256", "size_bytes", "media_type", "width", "height"}
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
@@ -101,7 +95,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
         Raises:
             StoreError: what is wrong, and what to do, in one line.
         """
-        self.objects.try_writing(self._delivered_facts("image/png", "0" * 64, {}, "write-test.png"))
+        self.objects.try_writing(self.delivered_facts("image/png", "0" * 64, {}, "write-test.png"))
 
     def put_image(self, image: GeneratedImage, metadata: Mapping[str, str]) -> StoredImage:
         """Keep an image under its own SHA-256; one that is there already is written again, damaged or not.
@@ -196,69 +190,6 @@ class ImageStore(NotMapped, StoreSettings, Block):
         expected = Condition.NOTHING if tag is None else tag
         return self.objects.write(key, lambda: io.BytesIO(data), Facts("application/json"), expected)
 
-    def original(
-        self, image: StoredImage, source: ImageStore | None = None, at_hand: Body | None = None
-    ) -> Original:
-        """Return a stored image, to be delivered to this store; its bytes are fetched at most once.
-
-        Args:
-            image: where it is.
-            source: the store the image came from, where this store's own settings can't read it.
-            at_hand: opens the bytes, where this process has them already.
-        """
-        return Original(image, (source or self._beside(image.uri)).objects, at_hand)
-
-    def deliver(
-        self,
-        original: Original,
-        places: Sequence[tuple[Version, str]],
-        metadata: Mapping[str, str],
-        *,
-        overwrite: bool = False,
-    ) -> tuple[DeliveredImage, ...]:
-        """Put versions of a stored image at keys in this store: copies, then renditions.
-
-        What is there already is left as it is.
-
-        Args:
-            places: each version with its key; None is a copy of the image itself.
-            metadata: as in `put_image`; the SHA-256 is always added.
-            overwrite: replace whatever is there.
-
-        Raises:
-            StoreError: another object is there (and `overwrite` is off), or the image's bytes have changed.
-            ImageMissingError: the image is gone.
-            PictureError: the image can't be decoded, or is too large for the format.
-        """
-        image, objects, make_facts = original.image, self.objects, self._delivered_facts
-        delivered = []
-        for key in [key for version, key in places if version is None]:
-            facts = make_facts(image.media_type, image.sha256, metadata, key)
-            tag = copy_image(original, objects, key, facts, overwrite=overwrite)
-            delivered.append(self._delivered(image, key, tag, **image.model_dump(include=_COPIED)))
-        renditions = [(version, key) for version, key in places if version]
-        found = put_renditions(original, renditions, objects, metadata, make_facts, overwrite=overwrite)
-        for (rendition, key), there in zip(renditions, found, strict=True):
-            width, height = pixels_of(there)
-            described = self._delivered(
-                image,
-                key,
-                there.tag,
-                sha256=there.metadata["sha256"],
-                size_bytes=there.size,
-                media_type=rendition.media_type,
-                width=width,
-                height=height,
-                rendition=rendition.name,
-                recipe=rendition.recipe,
-            )
-            delivered.append(described)
-        return tuple(delivered)
-
-    def _delivered(self, image: StoredImage, key: str, tag: str, **facts: Any) -> DeliveredImage:
-        uri = self.uri(key)
-        return DeliveredImage(uri=uri, url=self.public_url(uri), source_uri=image.uri, etag=tag, **facts)
-
     def uri(self, key: str) -> str:
         """Return the address of an object of this store: `file:///...` or `s3://bucket/prefix/...`."""
         return self.objects.uri(key)
@@ -277,7 +208,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
             raise StoreError(f"a signed address lives from 1 to 604,800 seconds, not {seconds}")
         return self.objects.presign(self.objects.key(uri), seconds)
 
-    def _beside(self, uri: str) -> ImageStore:
+    def beside(self, uri: str) -> ImageStore:
         """Return a store with these settings that holds `uri`, which may be below another folder or bucket."""
         place = split_at(uri, IMAGES)
         if place is None or is_s3(uri) != is_s3(self.url):
@@ -292,7 +223,8 @@ class ImageStore(NotMapped, StoreSettings, Block):
             storage_class=self.upload.storage_class,
         )
 
-    def _delivered_facts(self, media_type: str, sha256: str, metadata: Mapping[str, str], key: str) -> Facts:
+    def delivered_facts(self, media_type: str, sha256: str, metadata: Mapping[str, str], key: str) -> Facts:
+        """Return what is kept beside a delivered object."""
         return replace(
             self._facts(media_type, sha256, metadata),
             disposition=self.upload.disposition(key),

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from prefect_ttapi.generation.delivery import Delivery, Place
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, GeneratedImage, Generation, StoredImage
@@ -36,8 +37,9 @@ def deliver(
     overwrite: bool = False,
 ) -> DeliveredImage:
     """Copy one stored image to a key of another store."""
-    original = target.original(image, source)
-    (delivered,) = target.deliver(original, [(None, key)], metadata or {}, overwrite=overwrite)
+    delivery = Delivery(target, key, "batch", datetime.now(UTC), source=source, overwrite=overwrite)
+    (original,) = delivery.originals(generation_of(request_of(), image))
+    (delivered,) = delivery.put(original, [Place(image, None, key)], metadata or {})
     return delivered
 
 

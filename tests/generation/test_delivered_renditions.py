@@ -27,6 +27,12 @@ REQUEST = ImageRequest(prompt="a lighthouse", model="gpt-image-2", n=2)
 RENDITIONS = [Rendition(max_size=32), Rendition(format="jpeg", max_size=16, name="thumb")]
 
 
+@pytest.fixture
+def store(each_store: ImageStore) -> ImageStore:
+    """The test runs on each kind of store."""
+    return each_store
+
+
 def made_in(store: ImageStore) -> Generation:
     """Two pictures of 64 x 48."""
     images = []
@@ -74,7 +80,7 @@ def test_an_older_rendition_counts_by_its_recipe(store: ImageStore) -> None:
     objects, key = store.objects, store.objects.key(first.uri)
     found = objects.look(key)
     assert found is not None
-    facts = store._delivered_facts(first.media_type, "0" * 64, found.metadata, key)
+    facts = store.delivered_facts(first.media_type, "0" * 64, found.metadata, key)
     objects.write(key, lambda: io.BytesIO(b"as an older Pillow makes it"), facts)
     again = delivered(generation, store, "{index}-{rendition}")[1]
     assert (store.read_bytes(again.uri), again.sha256) == (b"as an older Pillow makes it", "0" * 64)

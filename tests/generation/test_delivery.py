@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import io
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.generation.delivery import Delivery, Place
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import deliver, sha256, stored
+from tests.support.generations import deliver, fresh_image, generation_of, request_of, sha256, stored
 from tests.support.meddling import meddling_proxy
 from tests.support.rows import picture
 from tests.support.s3 import S3Server
 
 KEY = "2031/05/a-lighthouse.png"
+
+
+@pytest.fixture
+def store(each_store: ImageStore) -> ImageStore:
+    """The test runs on each kind of store."""
+    return each_store
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -153,15 +160,16 @@ def test_what_is_needed_of_an_image_is_read_once(s3_server: S3Server, shop: Imag
         settings = s3_server.settings(endpoint_url=proxy.url)
         source = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
         image = stored(source, data)
-        for number, at_hand in enumerate((None, lambda: io.BytesIO(data))):
-            original = shop.original(image, source, at_hand)
+        delivery = Delivery(shop, "{index}", "batch", datetime.now(UTC), source=source)
+        for number, fresh in enumerate(([], [fresh_image(data)])):
+            (original,) = delivery.originals(generation_of(request_of(), image), fresh)
             proxy.seen.clear()
-            (copy,) = shop.deliver(original, [(None, f"{number}.png")], {})
-            small = (Rendition(max_size=16), f"{number}-small.webp")
-            (rendition,) = shop.deliver(original, [small], {})
+            (copy,) = delivery.put(original, [Place(image, None, f"{number}.png")], {})
+            small = Place(image, Rendition(max_size=16), f"{number}-small.webp")
+            (rendition,) = delivery.put(original, [small], {})
             with original.fetch()() as reader:
                 assert reader.read() == data
-            assert [method for method, _ in proxy.seen] == ([] if at_hand else ["GET"])
+            assert [method for method, _ in proxy.seen] == ([] if fresh else ["GET"])
             assert (copy.sha256, rendition.source_uri) == (image.sha256, image.uri)
 
 
