@@ -15,8 +15,8 @@ import pytest
 from prefect import flow
 
 from prefect_ttapi import ImageStore, Rendition, generate_batch
-from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import read_manifest
 from prefect_ttapi.sandbox import Sandbox
 

@@ -23,11 +23,11 @@ from typing import Final, Self
 
 from prefect_ttapi.batch.items import Done, Item, row_of_paid, thumbnails_of
 from prefect_ttapi.batch.lanes import Plan
-from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.ledger.ledger import Ledger
+from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row, RowFile
 from prefect_ttapi.results import DeliveredImage, StoredImage
 from prefect_ttapi.stopping import Stop

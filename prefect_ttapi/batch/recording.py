@@ -17,7 +17,6 @@ from typing import Final, Self
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Live, Standing
 from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.batch.thumbnail_zip import ThumbnailFile
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
@@ -25,7 +24,7 @@ from prefect_ttapi.generation.context import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
-from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.gallery import ThumbnailFile, pages
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, pictures
 from prefect_ttapi.lineage.publishing import (

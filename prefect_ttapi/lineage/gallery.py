@@ -2,6 +2,10 @@
 
 A page asks nobody for anything: style, script and thumbnails are in it, its content security policy allows those
 by hash and nothing else but images from beside it. Prompts are data for the script, which shows them as text.
+
+The thumbnails are also all in one zip beside the manifest, from which a later batch takes them again. Pictures are
+stored in it as they are, each named after the SHA-256 of the image it shows. A zip in a store is read only where all of
+its entries have that one shape: anything else is not ours, and no thumbnail.
 """
 
 from __future__ import annotations
@@ -10,28 +14,46 @@ import base64
 import hashlib
 import html
 import json
+import logging
+import os
 import posixpath
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib.resources import files
 from itertools import groupby, islice
 from operator import itemgetter
 from string import Template
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, Self
 from urllib.parse import quote
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import Picture
+from prefect_ttapi.lineage.markdown import Picture, figures
 from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.lineage.shown import address, in_bytes, one_line
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import is_s3, page_name, url_path
+from prefect_ttapi.storage.store import ImageStore
+
+logger: Final = logging.getLogger(__name__)
 
 #: Cards on one page: an image each, or a row without images.
 CARDS: Final = 500
 
+#: What a page tells at its head besides the number of images, where it is not 0.
+_FIGURES: Final = ("size", "delivered", "API calls", "tokens", "tokens saved", "USD", "USD saved", "failed")
+
 #: Characters that one text may bring onto a page. Legal prompts are shorter.
 LONGEST: Final = 40_000
+
+#: Bytes of one thumbnail, and of a zip of them.
+LARGEST: Final = 0xFFFF
+LARGEST_ZIP: Final = 0x7FFF_FFFF
+
+_NAME: Final = re.compile(r"[0-9a-f]{64}\.webp")
 
 
 def pages(
@@ -204,21 +226,12 @@ def _lead(totals: Totals) -> str:
 
 
 def _figures(totals: Totals) -> str:
-    figures = {
-        "Images": f"{totals.images:,}",
-        "Size": in_bytes(totals.size_bytes),
-        "Delivered": f"{totals.delivered:,}" if totals.delivered else "",
-        "API calls": f"{totals.api_calls:,}",
-        "Tokens": f"{totals.total_tokens:,}" if totals.total_tokens else "",
-        "Tokens saved": f"{totals.tokens_saved:,}" if totals.tokens_saved else "",
-        "USD": f"{totals.usd:,.2f}" if totals.usd is not None else "",
-        "USD saved": f"{totals.usd_saved:,.2f}" if totals.usd_saved is not None else "",
-        "Failed": f"{totals.failed:,}" if totals.failed else "",
-    }
+    told = figures(totals)
+    shown = [("images", f"{totals.images:,}"), *((name, told[name]) for name in _FIGURES if name in told)]
     return "".join(
-        f"<div{' class=bad' if name == 'Failed' else ''}><dt>{name}</dt><dd>{figure}</dd></div>"
-        for name, figure in figures.items()
-        if figure
+        f"<div{' class=bad' if name == 'failed' else ''}><dt>{name[0].upper()}{name[1:]}</dt><dd>{figure}</dd></div>"
+        for name, figure in shown
+        if figure != "0"
     )
 
 
@@ -235,3 +248,95 @@ def _numbers(names: list[str], current: int) -> str:
 def _foot(manifest: str | None) -> str:
     link = f'<a href="./{html.escape(quote(manifest))}">{html.escape(manifest)}</a>' if manifest else ""
     return f"Every request, with all that is known of it, is a line of {link}." if link else ""
+
+
+class ThumbnailPack:
+    """The thumbnails that an earlier batch left in a store; safe from all threads. They take 600 bytes of memory each.
+
+    Args:
+        file: of the zip; it is closed with the pack.
+
+    Raises:
+        ValueError: it is no zip as `ThumbnailFile` writes it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._zip = _opened(file)
+
+    @classmethod
+    def of(cls, store: ImageStore, uri: str) -> Self | None:
+        """Return the pack at `uri` in `store`, or None where there is none, or none that can be used."""
+        try:
+            return None if (store.size(uri) or 0) > LARGEST_ZIP else cls(store.open(uri))
+        except ImageMissingError:
+            return None
+        except (StoreError, ValueError) as error:
+            logger.warning("The thumbnails in %s can't be used: %s", uri, error)
+            return None
+
+    def get(self, sha256: str) -> bytes | None:
+        """Return the thumbnail of an image, or None where there is none, or a damaged one."""
+        try:
+            webp = self._zip.read(f"{sha256}.webp")
+        except Exception:  # zipfile raises whatever a damaged file makes it stumble over
+            return None
+        return webp if webp[:4] == b"RIFF" and webp[8:12] == b"WEBP" else None
+
+    def close(self) -> None:
+        """Forget them."""
+        self._zip.close()
+        self._file.close()
+
+
+class ThumbnailFile(ThumbnailPack):
+    """Thumbnails as they come, in a temporary file; used by one thread. They take 450 bytes of memory each.
+
+    >>> thumbnails = ThumbnailFile()
+    >>> thumbnails.add("ab" * 32, b"RIFF....WEBP")
+    >>> thumbnails.get("ab" * 32), thumbnails.get("cd" * 32)
+    (b'RIFF....WEBP', None)
+    >>> thumbnails.close()
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="ttapi-")  # noqa: SIM115 - closed by `close`
+        self._zip = ZipFile(self._file, "w")
+
+    def __len__(self) -> int:
+        return len(self._zip.infolist())
+
+    def add(self, sha256: str, webp: bytes) -> None:
+        """Keep the thumbnail of an image, the first that comes; one that is too large is left out."""
+        name = f"{sha256}.webp"
+        if len(webp) <= LARGEST and _NAME.fullmatch(name) and name not in self._zip.NameToInfo:
+            # of the zip's first day: equal thumbnails are equal bytes
+            self._zip.writestr(ZipInfo(name), webp)
+
+    def open(self) -> BinaryIO:
+        """Return a reader of the whole as a zip, one at a time; nothing can be added any more."""
+        if self._zip.mode == "w":
+            self._zip.close()
+            self._zip = ZipFile(self._file)
+        reader = os.fdopen(os.dup(self._file.fileno()), "rb")
+        reader.seek(0)
+        return reader
+
+
+def _opened(file: BinaryIO) -> ZipFile:
+    try:
+        opened = ZipFile(file)
+        entries = opened.infolist()
+    except Exception as error:  # zipfile raises whatever a damaged file makes it stumble over
+        file.close()
+        raise ValueError(f"it is no zip: {error}") from None
+    if not all(map(_is_ours, entries)) or (entries and entries[0].header_offset):
+        file.close()
+        raise ValueError("it is no zip of thumbnails")
+    return opened
+
+
+def _is_ours(entry: ZipInfo) -> bool:
+    stored = entry.compress_type == ZIP_STORED and entry.compress_size == entry.file_size <= LARGEST
+    plain = not (entry.flag_bits or entry.extra or entry.comment) and entry.date_time == (1980, 1, 1, 0, 0, 0)
+    return stored and plain and bool(_NAME.fullmatch(entry.filename))

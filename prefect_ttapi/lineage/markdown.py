@@ -181,7 +181,8 @@ def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
             }
 
 
-def _totals(totals: Totals) -> str:
+def figures(totals: Totals) -> dict[str, str]:
+    """Return what a batch came to, in the words of its artifact and its pages; money only where there is a price."""
     counts = {
         "generated": totals.generated,
         "cached": totals.cached,
@@ -193,13 +194,16 @@ def _totals(totals: Totals) -> str:
         "delivered": totals.delivered,
     }
     money = {"USD": totals.usd, "USD saved": totals.usd_saved}
-    figures = {
+    return {
         **{name: f"{count:,}" for name, count in counts.items()},
         **{name: f"{usd:,.2f}" for name, usd in money.items() if usd is not None},
         "size": in_bytes(totals.size_bytes),
     }
-    table = ([*figures], ["---:"] * len(figures), [*figures.values()])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
+
+
+def _totals(totals: Totals) -> str:
+    told = figures(totals)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (told, ["---:"] * len(told), told.values()))
 
 
 def _warning(totals: Totals) -> list[str]:

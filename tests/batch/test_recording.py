@@ -23,9 +23,9 @@ from prefect_ttapi import Budget, ImageStore, Price
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder
-from prefect_ttapi.batch.thumbnail_zip import ThumbnailPack
 from prefect_ttapi.errors import BatchError
 from prefect_ttapi.images.renditions import thumbnail
+from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.report import BatchReport
 from tests.support.meddling import meddling_proxy
