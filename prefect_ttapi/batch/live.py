@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Self, TextIO
 
 from rich.console import Console
@@ -64,7 +63,7 @@ class Standing:
         >>> Standing(Totals(rows=120, cached=30, failed=2, usd=3.2), 1_000, in_flight=8).line()
         '120 of 1,000 done, 30 cached, 2 failed, 8 in flight, 3.20 USD'
         """
-        told = [(rank, text) for rank, text in self._told() if text]
+        told = [part for part in self._told() if part[1]]
         while width is not None and len(told) > 1 and len(_joined(told)) > width:
             told.remove(max(told))
         return _joined(told)[:width]
@@ -101,8 +100,31 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class Live:
-    """Tell how a batch stands until it is closed, from a thread of its own.
+class Background:
+    """What goes on in a thread of its own, from the beginning of the context to its end."""
+
+    def __init__(self, name: str) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it; a step that is under way is finished."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Live(Background):
+    """Tell how a batch stands until it is ended.
 
     In a terminal that is one line, below what is logged meanwhile; else, and for TERM=dumb, lines in the log.
 
@@ -120,22 +142,11 @@ class Live:
         stream: TextIO | None = None,
         every: tuple[float, float] = (FIRST_LOGGED, LOGGED),
     ) -> None:
+        super().__init__("ttapi-live")
         self._standing = standing
         self._log = log
         self._stream = stream or sys.stderr
         self._every = every
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ttapi-live", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def _run(self) -> None:
         with _terminal(self._stream) as line:

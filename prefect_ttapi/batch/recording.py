@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
-from types import TracebackType
 from typing import Final, Self
 
 from prefect_ttapi.batch.items import Done
-from prefect_ttapi.batch.live import Live, Standing
+from prefect_ttapi.batch.live import Background, Live, Standing
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
@@ -67,7 +66,7 @@ PART_SECONDS: Final = 30.0
 LOOK: Final = 0.5
 
 
-class Parts:
+class Parts(Background):
     """Write rows as they come to `<folder>/parts/000001.jsonl` and so on, in a thread that holds up nobody.
 
     Args:
@@ -84,26 +83,11 @@ class Parts:
         rows: RowFile,
         every: tuple[int, float] = (PART_ROWS, PART_SECONDS),
     ) -> None:
+        super().__init__("ttapi-parts")
         self._store = store
         self._folder = folder
         self._rows = rows
         self._every_rows, self._every_seconds = every
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ttapi-parts", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Write no more; one that is under way is finished."""
-        self._ended.set()
-        self._thread.join()
 
     def remove(self) -> None:
         """Remove all parts, also those of an earlier attempt: the manifest has their rows."""
@@ -197,9 +181,7 @@ class Recorder:
         self._running.enter_context(self._live)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._running.close()
 
     def add(self, done: Done) -> None:
