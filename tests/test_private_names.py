@@ -152,6 +152,12 @@ NAMES = [
         "a method of uvicorn.Server that stops it from another thread",
         lambda: uvicorn.Server(uvicorn.Config("app")).should_exit is False,
     ),
+    Undocumented(
+        "uvicorn.Server.server_state.connections",
+        r"\.server_state\.connections\b",
+        "an option of uvicorn.Server that loses its connections as it ends",
+        lambda: uvicorn.Server(uvicorn.Config("app")).server_state.connections == set(),
+    ),
 ]
 
 #: Names with an underscore that their package documents.

@@ -6,10 +6,8 @@ import asyncio
 import logging
 import socket
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
-from weakref import WeakSet
+from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -54,10 +52,10 @@ class Sandbox(Behaviour, Counters):
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         bound = socket.create_server((self.host, self.port), family=family, backlog=1024)
         # told from its descriptor, the socket knows that it is TCP: asyncio turns Nagle's 40 ms off only then
-        self._listener = _Listener(fileno=bound.detach())
-        self._port = self._listener.getsockname()[1]
+        listener = socket.socket(fileno=bound.detach())
+        self._port = listener.getsockname()[1]
         studio = Studio(self.image_bytes)
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 _app(Endpoint(self, self, studio), self, studio),
                 http="h11", ws="none", lifespan="off", loop="asyncio",
@@ -67,12 +65,11 @@ class Sandbox(Behaviour, Counters):
             )
         )  # fmt: skip
         # the socket listens already: who connects before the server runs waits in its queue
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="sandbox")
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="sandbox")
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.cut()
         self._server.should_exit = True
         self._thread.join()
 
@@ -83,33 +80,13 @@ class Sandbox(Behaviour, Counters):
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}{SANDBOX_PATH}"
 
 
-class _Listener(socket.socket):
-    """Knows its connections, so that whoever still waits for an answer can lose them."""
+class _Server(uvicorn.Server):
+    """Cuts its connections as it ends: whoever still waits for an answer loses it."""
 
-    def __init__(self, fileno: int) -> None:
-        super().__init__(fileno=fileno)
-        self._connections: WeakSet[socket.socket] = WeakSet()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = False
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        connection, address = super().accept()
-        self._loop = asyncio.get_running_loop()
-        self._connections.add(connection)
-        if self._ended:
-            self._cut_all()
-        return connection, address
-
-    def cut(self) -> None:
-        """Cut all connections, those to come as well; called from another thread."""
-        self._ended = True
-        if self._loop:
-            self._loop.call_soon_threadsafe(self._cut_all)
-
-    def _cut_all(self) -> None:
-        for connection in list(self._connections):
-            with suppress(OSError):  # the other side was quicker
-                connection.shutdown(socket.SHUT_RDWR)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await super().shutdown(sockets)
 
 
 def _app(endpoint: Endpoint, counters: Counters, studio: Studio) -> Starlette:

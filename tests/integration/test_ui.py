@@ -86,15 +86,18 @@ def complaints(tab: Tab) -> list[str]:
 def test_the_gallery_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, screenshots: Path) -> None:
     """As many loaded pictures as were delivered, hostile prompts as text, and a link to the image itself."""
     open_artifact(tab, prefect_ui, batch.artifacts[batch_key(NAME)], ui)
-    tab.until(f"{PICTURES}.filter(img => img.naturalWidth > 0).length === {len(PROMPTS)}")
-    captions = tab.run(f"{PICTURES}.map(img => img.closest('td').innerText)")
-    for prompt, caption in zip(PROMPTS, captions, strict=True):
+    shown = tab.until(
+        f"(loaded => loaded.length === {len(PROMPTS)} && loaded.map(img => ["
+        "img.closest('td').innerText, img.closest('a').href"
+        f"]))({PICTURES}.filter(img => img.naturalWidth > 0))"
+    )
+    for prompt, (caption, _) in zip(PROMPTS, shown, strict=True):
         assert one_line(prompt, CAPTION) in " ".join(caption.split())
     for told in (one_line(REFUSED, CAPTION), "Your request was rejected by the safety system"):
         tab.until(f"document.body.innerText.includes({json.dumps(told)})")
     assert tab.run("document.querySelectorAll('img[src=x], [onerror], a[href^=javascript]').length") == 0
     tab.screenshot(screenshots / f"artifact{ui.replace('/', '-')}.png")
-    links = tab.run(f"{PICTURES}.map(img => img.closest('a').href)")
+    links = [link for _, link in shown]
     assert len(set(links)) == len(PROMPTS)
     assert all(link.startswith(f"{batch.images_url}/shop/") for link in links)
     assert complaints(tab) == []
@@ -106,8 +109,9 @@ def test_the_gallery_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: st
 def test_the_table_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, screenshots: Path) -> None:
     """A line for each image, in which hostile prompts are text."""
     open_artifact(tab, prefect_ui, batch.artifacts[batch_key(NAME, "images")], ui)
-    tab.until(f"document.querySelectorAll('tbody tr').length === {len(PROMPTS)}")
-    page = tab.run("document.body.innerText").replace("`", "")
+    page = tab.until(
+        f"document.querySelectorAll('tbody tr').length === {len(PROMPTS)} && document.body.innerText"
+    ).replace("`", "")
     assert all(cell(one_line(prompt, CELL)).replace("`", "") in page for prompt in PROMPTS)
     assert tab.run("document.querySelectorAll('img[src=x], [onerror], a[href^=javascript]').length") == 0
     assert complaints(tab) == []
@@ -119,8 +123,7 @@ def test_the_link_artifact(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, 
     """The link artifact leads to the gallery page, which shows every picture."""
     open_artifact(tab, prefect_ui, batch.artifacts[batch_key(NAME, "gallery")], ui)
     found = f"[...document.querySelectorAll('a')].map(a => a.href).find(url => url.startsWith('{batch.images_url}'))"
-    tab.until(f"Boolean({found})")
-    tab.open(tab.run(found))
+    tab.open(tab.until(found))
     tab.until(
         f"[...document.querySelectorAll('#grid img')].filter(img => img.naturalWidth > 0).length === {len(PROMPTS)}"
     )

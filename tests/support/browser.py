@@ -74,11 +74,13 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, script: str) -> None:
-        """Wait until an expression on the page is true."""
+    def until(self, script: str) -> Any:
+        """Wait until an expression on the page is true; its value is of that moment, whatever is drawn anew later."""
         end = time.monotonic() + PATIENCE
-        while not self.run(script):
+        while not (value := self.run(script)):
             assert time.monotonic() < end, f"never true: {script}"
+            time.sleep(0.02)
+        return value
 
     def press(self, *keys: str) -> None:
         """Press keys, one after the other."""
