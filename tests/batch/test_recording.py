@@ -181,6 +181,7 @@ def test_rows_on_s3_are_read_once(s3_server: S3Server) -> None:
 PEAK = """
 import resource, sys
 from prefect_ttapi import ImageStore
+from tests.batch.test_recording import done, record
 record(ImageStore(url=sys.argv[1]), (done(number, 8_000) for number in range(int(sys.argv[2]))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
