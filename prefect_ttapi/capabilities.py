@@ -1,4 +1,4 @@
-"""What each model accepts: one table of rules.
+"""What each model accepts: one table of rules; and forms that refuse what is not in them.
 
 The rules are the vendor's (POST /v1/images/generations); that `stream` and `partial_images` are for GPT Image
 models only is OpenAI's.
@@ -6,10 +6,14 @@ models only is OpenAI's.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, LiteralString, get_args
+
+from pydantic import BaseModel, SecretStr, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 Model = Literal["gpt-image-2", "gpt-image-1.5", "gpt-image-1", "dall-e-3", "dall-e-2"]
 MODELS: Final[tuple[str, ...]] = get_args(Model)
@@ -117,3 +121,65 @@ NEEDS: Final[Mapping[str, Needs]] = {
     "output_compression": Needs((100,), "output_format", ("jpeg", "webp")),
     "partial_images": Needs((0,), "stream", (True,)),
 }
+
+
+class Strict(BaseModel):
+    """A form that tells a name which it does not have, with the nearest one that it has, beside all other errors."""
+
+    #: How that is told.
+    _unknown: ClassVar[str] = "is no setting of {form}:"
+    #: Names that others add to what they keep of such a form.
+    _added: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def knows(cls, name: object) -> bool:
+        """Whether there is a field of this name, or others may add one."""
+        return name in cls.model_fields or name in cls._added
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_unknown_fields(cls, data: Any, handler: Any) -> Any:
+        unknown = [name for name in data if not cls.knows(name)] if isinstance(data, Mapping) else []
+        if not unknown:
+            return handler(data)
+        # its value is not repeated: it may be a secret under a misspelt name
+        found = [InitErrorDetails(type=cls._nearest(name), loc=(str(name),), input=None) for name in unknown]
+        try:
+            handler({name: value for name, value in data.items() if cls.knows(name)})
+        except ValidationError as error:
+            found += [_again(details) for details in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(cls.__name__, found)
+
+    @classmethod
+    def _nearest(cls, name: object) -> PydanticCustomError:
+        near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+        legal = f"did you mean {near[0]}?" if near else "legal: " + ", ".join(cls.model_fields)
+        return problem("unknown_field", f"{cls._unknown.format(form=cls.__name__)} {legal}")
+
+
+def _again(details: Any) -> InitErrorDetails:
+    """Return an error of an inner validation, to be raised again with others."""
+    again = problem(details["type"], details["msg"])
+    return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
+
+
+def problem(kind: LiteralString, message: str) -> PydanticCustomError:
+    """Return an error for a validator to raise."""
+    # pydantic's message is a template: ours goes in as one fact, so that braces in it stay text
+    return PydanticCustomError(kind, "{message}", {"message": message})
+
+
+def unmasked(secret: SecretStr | None) -> SecretStr | None:
+    """Return the secret.
+
+    Raises:
+        ValueError: it is nothing but asterisks, which stand where a secret was.
+    """
+    word = secret.get_secret_value().strip() if secret else ""
+    if word and not word.strip("*"):
+        raise ValueError(
+            "a key of nothing but asterisks is what Prefect's JSON makes of a secret, as in the parameters of "
+            "Task.delay or of a deployment: save the block and pass its name or a reference to it, or set the "
+            "key in the environment of whatever runs this"
+        )
+    return secret

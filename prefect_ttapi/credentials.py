@@ -11,10 +11,10 @@ from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, SecretStr
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
-from prefect_ttapi.storage.settings import NotMapped
+from prefect_ttapi.storage.settings import NotMapped, SavedForm
 
 
-class TTAPICredentials(NotMapped, CredentialsBlock):
+class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
     """The key to TTAPI, where to find it, and how patient to be.
 
     Example:
@@ -43,31 +43,36 @@ class TTAPICredentials(NotMapped, CredentialsBlock):
         title="API key", description="From the TTAPI dashboard; sent as TT-API-KEY."
     )
     base_url: Annotated[str, AfterValidator(checked_base_url)] = Field(
-        DEFAULT_BASE_URL,
+        default=DEFAULT_BASE_URL,
         title="Base URL",
         description="https://api.ttapi.org is the same service for calls that take long. "
         "http only for this machine, as the sandbox.",
     )
-    connect_timeout: float = Field(10, gt=0, title="Connect timeout", description="Seconds to reach the API.")
+    connect_timeout: float = Field(
+        default=10, gt=0, title="Connect timeout", description="Seconds to reach the API."
+    )
     read_timeout: float = Field(
-        180,
+        default=180,
         gt=0,
         title="Read timeout",
         description="Seconds of silence after which a call's outcome is unknown.",
     )
     retry_unknown_outcome: bool = Field(
-        False,
+        default=False,
         title="Retry unknown outcomes",
         description="Send again after a time-out or a lost connection: the image may then be paid for twice.",
     )
     on_dead_claim: Literal["retry", "unknown"] = Field(
-        "retry",
+        default="retry",
         title="On a dead claim",
         description="Where a run died while it was sending: retry sends again, and may pay twice; unknown makes it a "
         "failed row, for the next run to decide.",
     )
     max_attempts: int = Field(
-        4, ge=1, title="Attempts", description="How often a call that surely was not paid for is tried."
+        default=4,
+        ge=1,
+        title="Attempts",
+        description="How often a call that surely was not paid for is tried.",
     )
 
     @property

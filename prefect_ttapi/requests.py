@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final, LiteralString, Self
+from typing import Any, ClassVar, Final, Self
 
 import rfc8785
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
+from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError, ValidationError
 
-from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, Model, Rule
+from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, Model, Rule, Strict, problem
 
 #: What shapes the image, hence the fields of `request_hash`; `variant` is ours and applies to every model.
 SHAPING: Final[tuple[str, ...]] = (
@@ -34,7 +25,7 @@ _VARIANT: Final = Rule("any text of at least one character", bool)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
-class ImageRequest(BaseModel):
+class ImageRequest(Strict):
     """One request for one or more images, legal for its model, with the vendor's field names.
 
     Every error of a request is in one `pydantic.ValidationError`, each naming field, model and legal values.
@@ -50,53 +41,40 @@ class ImageRequest(BaseModel):
     # our messages show what was wrong; pydantic's echo of the input would repeat whole prompts
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    model: Model = Field("dall-e-2", description="The model that makes the image")
-    prompt: str = Field(description="What the image shows")
-    n: int = Field(1, description="How many images")
-    size: str = Field("auto", description="WIDTHxHEIGHT in pixels, or auto")
-    quality: str = Field("auto", description="auto lets the model choose")
-    output_format: str = Field("png", description="GPT Image models: png, jpeg or webp")
-    background: str = Field("auto", description="GPT Image models: transparent needs png or webp")
-    moderation: str = Field("auto", description="GPT Image models: low is less restrictive")
-    output_compression: int = Field(100, description="GPT Image models: 0 to 100, with jpeg or webp")
-    response_format: str | None = Field(None, description="DALL-E models: url or b64_json")
-    stream: bool = Field(False, description="GPT Image models: read the answer as a stream")
-    partial_images: int = Field(0, description="GPT Image models: 0 to 3 previews, with stream")
-    style: str | None = Field(None, description="dall-e-3: vivid or natural")
-    user: str | None = Field(None, description="Your end user, for the vendor's abuse detection; not hashed")
-    variant: str | None = Field(
-        None, min_length=1, description="Another sample of the same request; not sent"
-    )
+    _unknown: ClassVar[str] = "is no field of an image request;"
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _name_unknown_fields(cls, data: Any, handler: Any) -> Any:
-        """Report unknown fields with the nearest legal name, together with all other errors."""
-        unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, Mapping) else []
-        if not unknown:
-            return handler(data)
-        found = [
-            InitErrorDetails(type=_unknown_field(name), loc=(str(name),), input=data[name])
-            for name in unknown
-        ]
-        try:
-            handler({name: value for name, value in data.items() if name in cls.model_fields})
-        except ValidationError as error:
-            found += [_again(details) for details in error.errors(include_url=False)]
-        raise ValidationError.from_exception_data(cls.__name__, found)
+    model: Model = Field(default="dall-e-2", description="The model that makes the image")
+    prompt: str = Field(description="What the image shows")
+    n: int = Field(default=1, description="How many images")
+    size: str = Field(default="auto", description="WIDTHxHEIGHT in pixels, or auto")
+    quality: str = Field(default="auto", description="auto lets the model choose")
+    output_format: str = Field(default="png", description="GPT Image models: png, jpeg or webp")
+    background: str = Field(default="auto", description="GPT Image models: transparent needs png or webp")
+    moderation: str = Field(default="auto", description="GPT Image models: low is less restrictive")
+    output_compression: int = Field(default=100, description="GPT Image models: 0 to 100, with jpeg or webp")
+    response_format: str | None = Field(default=None, description="DALL-E models: url or b64_json")
+    stream: bool = Field(default=False, description="GPT Image models: read the answer as a stream")
+    partial_images: int = Field(default=0, description="GPT Image models: 0 to 3 previews, with stream")
+    style: str | None = Field(default=None, description="dall-e-3: vivid or natural")
+    user: str | None = Field(
+        default=None, description="Your end user, for the vendor's abuse detection; not hashed"
+    )
+    variant: str | None = Field(
+        default=None, min_length=1, description="Another sample of the same request; not sent"
+    )
 
     @field_validator("model", mode="before")
     @classmethod
     def _know_the_model(cls, value: Any) -> Any:
         if value not in MODELS:
-            raise _problem("unknown_model", f"is {_shown(value)}; legal: {', '.join(MODELS)}")
+            raise problem("unknown_model", f"is {_shown(value)}; legal: {', '.join(MODELS)}")
         return value
 
     @field_validator("n", "output_compression", "partial_images", mode="before")
     @classmethod
     def _refuse_what_only_python_counts_as_numbers(cls, value: Any) -> Any:
         if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
-            raise _problem("not_a_number", "is no whole number")
+            raise problem("not_a_number", "is no whole number")
         return value
 
     @field_validator("*", mode="wrap")
@@ -164,26 +142,9 @@ def _shown(value: object) -> str:
 
 
 def _illegal(value: Any, model: str, why: str) -> PydanticCustomError:
-    return _problem("illegal_for_model", f"is {_shown(value)} for {model}; {why}")
+    return problem("illegal_for_model", f"is {_shown(value)} for {model}; {why}")
 
 
 def _only_for(name: str) -> str:
     able = [model for model in MODELS if name in RULES[model]]
     return "it does not apply to this model, only to " + ", ".join(able)
-
-
-def _unknown_field(name: object) -> PydanticCustomError:
-    near = difflib.get_close_matches(str(name), ImageRequest.model_fields, n=1, cutoff=0.5)
-    legal = f"did you mean {near[0]}?" if near else "legal: " + ", ".join(ImageRequest.model_fields)
-    return _problem("unknown_field", f"is no field of an image request; {legal}")
-
-
-def _again(details: Any) -> InitErrorDetails:
-    """Return an error of an inner validation, to be raised again with others."""
-    again = _problem(details["type"], details["msg"])
-    return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
-
-
-def _problem(kind: LiteralString, message: str) -> PydanticCustomError:
-    # pydantic's message is a template: ours goes in as one fact, so that braces in it stay text
-    return PydanticCustomError(kind, "{message}", {"message": message})

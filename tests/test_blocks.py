@@ -3,17 +3,28 @@ from __future__ import annotations
 import json
 import pickle
 import traceback
+from collections.abc import Callable
+from uuid import uuid4
 
 import cloudpickle
 import pytest
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import prefect_ttapi
-from prefect_ttapi import ImageStore, TTAPICredentials
+from prefect_ttapi import (
+    Budget,
+    ImageRequest,
+    ImageStore,
+    Price,
+    Rendition,
+    TTAPIClient,
+    TTAPICredentials,
+)
 
 SECRET = "marked-secret-7f3a"
 BLOCKS = [TTAPICredentials, ImageStore]
@@ -95,6 +106,102 @@ def test_unsafe_addresses_are_refused(base_url: str):
     with pytest.raises(ValidationError) as caught:
         TTAPICredentials(api_key=SECRET, base_url=base_url)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_block_that_another_version_saved_is_loaded(caplog: pytest.LogCaptureFixture):
+    """A key of its document that this version does not know, at any depth, is one warning, and no error."""
+    ImageStore(url="s3://pictures", upload={"tags": {"a": "b"}}).save("of-yore", overwrite=True)
+    with get_client(sync_client=True) as client:
+        saved = client.read_block_document_by_name("of-yore", "ttapi-image-store")
+        data = {
+            "url": "s3://pictures",
+            "endpoint": "https://x.example",
+            "upload": {"multipart_above_mib": 64},
+        }
+        client.update_block_document(saved.id, BlockDocumentUpdate(data=data, merge_existing_data=True))
+    loaded = ImageStore.load("of-yore")
+    assert (loaded.url, loaded.endpoint_url) == ("s3://pictures", None)
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("prefect_ttapi")]
+    assert told == [
+        "ImageStore: endpoint was saved by another version, and is passed over",
+        "UploadOptions: multipart_above_mib was saved by another version, and is passed over",
+    ]
+
+
+@pytest.mark.parametrize("block", secretive(), ids=lambda block: type(block).__name__)
+def test_what_prefect_adds_to_a_block_is_no_setting(block: Block, caplog: pytest.LogCaptureFixture):
+    """The JSON of a block names its type and its document; made again from that, it warns of nothing."""
+    secrets = {"include_secrets": True}
+    saved = block.model_dump(context=secrets)
+    assert saved["block_type_slug"] == type(block)._block_type_slug
+    added = {"_block_document_id": str(uuid4()), "_block_document_name": "n", "_is_anonymous": False}
+    for made in (type(block).model_validate(saved | added), type(block)(**saved, **added)):
+        assert made.model_dump(context=secrets, include={*saved}) == saved
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("form", "given", "says"),
+    [
+        (
+            ImageStore,
+            {"url": "s3://b", "endpoint": "x"},
+            "is no setting of ImageStore: did you mean endpoint_url?",
+        ),
+        (
+            ImageStore,
+            {"url": "s3://b", "upload": {"tag": {}}},
+            "is no setting of UploadOptions: did you mean tags?",
+        ),
+        (ImageStore, {"url": "s3://b", "connection": {"verify": 0}}, "did you mean verify_tls?"),
+        (TTAPICredentials, {"apikey": SECRET}, "is no setting of TTAPICredentials: did you mean api_key?"),
+        (TTAPICredentials, {"api_key": SECRET, "zzz": 1}, "legal: api_key, base_url, "),
+        (Budget, {"image": 3}, "is no setting of Budget: did you mean images?"),
+        (Price, {"per_imag": 3}, "is no setting of Price: did you mean per_image?"),
+        (Rendition, {"maxsize": 3}, "is no setting of Rendition: did you mean max_size?"),
+        (
+            ImageRequest,
+            {"prompt": "x", "sise": "auto"},
+            "is no field of an image request; did you mean size?",
+        ),
+    ],
+)
+def test_a_misspelt_setting_is_told_the_nearest_name(
+    form: type[BaseModel], given: dict[str, object], says: str
+):
+    """It would else be passed over in silence; its value is not repeated, which may be a key."""
+    with pytest.raises(ValidationError) as caught:
+        form(**given)
+    assert says in str(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + repr(caught.value.errors())
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    """A misspelt name hides no other error."""
+    with pytest.raises(ValidationError) as caught:
+        ImageStore(url="ftp://x", regoin="eu", patience=-1)
+    assert {problem["loc"] for problem in caught.value.errors()} == {("url",), ("regoin",), ("patience",)}
+
+
+@pytest.mark.parametrize("asterisks", ["*", "**********", " *** "])
+def test_asterisks_are_no_key(asterisks: str, monkeypatch: pytest.MonkeyPatch):
+    """Where Prefect's JSON hid a secret, the error says what happened and what to do, before anything is sent."""
+    monkeypatch.setenv("TTAPI_API_KEY", asterisks)
+    keys = {"url": "s3://b", "access_key_id": "AKID", "secret_access_key": SECRET}
+    makers: list[Callable[[], object]] = [
+        lambda: TTAPICredentials(api_key=asterisks),
+        TTAPICredentials.from_env,
+        lambda: TTAPICredentials.model_validate_json(TTAPICredentials(api_key=SECRET).model_dump_json()),
+        lambda: TTAPIClient(asterisks),
+        lambda: ImageStore(**keys | {"secret_access_key": asterisks}),
+        lambda: ImageStore(**keys, session_token=asterisks),
+    ]
+    for make in makers:
+        with pytest.raises(
+            ValueError, match=r"asterisks is what Prefect's JSON makes of a secret.* save the block"
+        ):
+            make()
 
 
 @pytest.mark.parametrize("key", ["", "   ", "clé", "two\nlines"])

@@ -18,6 +18,8 @@ from urllib.parse import quote
 
 from pydantic import SecretStr
 
+from prefect_ttapi.capabilities import unmasked
+
 LONGEST_MESSAGE: Final = 500
 _LOOKED_AT: Final = 10_000  # characters
 
@@ -104,9 +106,11 @@ def checked_key(api_key: str | SecretStr) -> SecretStr:
     """Return the key, fit for a header.
 
     Raises:
-        ValueError: it is empty, or can't be in a header; the message does not show it.
+        ValueError: it is empty, nothing but asterisks, or can't be in a header; the message does not show it.
     """
-    key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+    secret = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
+    unmasked(secret)
+    key = secret.get_secret_value()
     # what is illegal in a header would be shown by the error that httpx raises for it
     if not re.fullmatch(r"[\x21-\x7e]+", key.strip()):
         raise ValueError("api_key must be one word of ASCII characters; it is empty, or has others")

@@ -19,6 +19,7 @@ from typing import Final, Self
 
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.lanes import Lane, Shared, workers
+from prefect_ttapi.results import Usage
 
 #: Up to so many requests, each has a task run of its own: a Prefect server takes about 20 a second.
 SMALL: Final = 300
@@ -203,6 +204,7 @@ class Dispatch:
         """Take a request from the source, or the row of one that needs no lane."""
         self._seen += 1
         if isinstance(found, Done):
+            self._learn(found)
             self.rows.append(found)
         else:
             self._came.append(found)
@@ -217,9 +219,10 @@ class Dispatch:
             self._filling.append(replace(item, may_pay=False))
             self._filled_at = 0.0
         else:
-            denial = self._spending.denial(item.request.n) or "the budget is used up"
+            denial = self._spending.denial(item.request)
+            why = denial.why if denial else "the budget is used up"
             for denied in (item, *self._followers.pop(item.request.request_hash, ())):
-                self.rows.append(skipped(denied, self._api_origin, denial, "BudgetExceeded"))
+                self.rows.append(skipped(denied, self._api_origin, why, "BudgetExceeded"))
 
     def next_lane(self, now: float) -> Lane | None:
         """Return the lane to be submitted now, or None where there is no room or nothing to do for now."""
@@ -268,10 +271,11 @@ class Dispatch:
         for item, done in zip(lane.items, results, strict=True):
             if lane.elsewhere:
                 self._settle(item, done)
-            if done is None or self._is_left_over(lane, item, done):
+            if done is None or self._is_left_over(item, done):
                 self._try_again(item)
             else:
                 self._end(item, done)
+        self._ready = deque(sorted(self._ready, key=lambda item: item.row))
 
     def lost(self, lane: Lane, why: str) -> None:
         """Give up a lane whose task run broke down: nobody knows what became of its items."""
@@ -308,8 +312,7 @@ class Dispatch:
     def _lane(self, items: tuple[Item, ...]) -> Lane:
         if self.sizing.local:
             return Lane(items, self.sizing.width)
-        promised = [lane.share for lane in self._lanes if lane.share]
-        share = self._spending.share(self.sizing.most - len(self._lanes), promised)
+        share = self._spending.share(item.request for item in items if item.may_pay)
         return Lane(items, self.sizing.width, share, self._rate and self._rate / self.sizing.most)
 
     def _has_room(self) -> bool:
@@ -330,11 +333,10 @@ class Dispatch:
             request = item.request
             if (followers := self._followers.get(request.request_hash)) is not None:
                 followers.append(item)
-            elif self._spending.denial(request.n) is None:
-                self._spending.reserve(request.n)
+            elif (denial := self._spending.reserve(request)) is None:
                 self._followers[request.request_hash] = []
                 return item
-            elif self._spending.reserved:  # what is under way may turn out to be free
+            elif not denial.final:  # what is under way may turn out to be free, or cheap
                 self._ready.appendleft(item)
                 return None
             elif item.known_absent:
@@ -364,19 +366,21 @@ class Dispatch:
         """Count what an item of a lane elsewhere cost, and judge its failure; lanes here have done so themselves."""
         if done is not None:
             self._shared.judge(done.row)
-        if item.may_pay:
-            images = done.images_paid if done is not None else 0
-            self._spending.settle(item.request, images, done.row.usage if done is not None else None)
+        if item.may_pay and done is None:
+            self._spending.settle(item.request, 0, None)
+        elif item.may_pay and done is not None:
+            answered = Usage() if done.row.images else None
+            self._spending.settle(item.request, done.images_paid, done.row.usage or answered)
 
-    def _is_left_over(self, lane: Lane, item: Item, done: Done) -> bool:
-        """Return whether only the share of its lane was used up, and the batch has something left for the item."""
-        return (
-            lane.elsewhere
-            and done.row.error_type == "BudgetExceeded"
-            and item.may_pay
-            and self._stop.reason is None
-            and self._spending.denial(0) is None
-        )
+    def _is_left_over(self, item: Item, done: Done) -> bool:
+        """Return whether an item was only not sent as others were dearer than expected: it has another turn."""
+        return done.row.error_type == "BudgetExceeded" and item.may_pay and self._stop.reason is None
+
+    def _learn(self, done: Done) -> None:
+        """Take what is paid for already as a measure of what such images cost."""
+        row = done.row
+        if row.status == "cached" and row.request is not None:
+            self._spending.learn(row.request, len(row.images), row.usage)
 
     def _try_again(self, item: Item) -> None:
         del self._open[item.row]
@@ -384,6 +388,7 @@ class Dispatch:
 
     def _end(self, item: Item, done: Done) -> None:
         del self._open[item.row]
+        self._learn(done)
         self.rows.append(done)
         for follower in self._followers.pop(item.request.request_hash):
             self._follow(follower, done)

@@ -255,7 +255,7 @@ def _run(
         finally:
             # not even a first Ctrl-C is to cost the manifest; a second one does not wait for it
             report = to_the_end(
-                lambda: recorder.finish(limits.spending.overshoot()),
+                lambda: recorder.finish(limits.spending.notes()),
                 stop,
                 of="not sent, because the batch",
                 grace=0 if stop.cancelled else options.grace,

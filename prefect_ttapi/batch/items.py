@@ -140,15 +140,14 @@ class Work:
 
     def _paid(self, item: Item, waiting: Waiting | None) -> Paid | Waiting:
         spending = self.engine.limits.spending
-        denial = spending.denial(0) if item.may_pay else "the budget is used up"
-        if denial is None:
-            return self.engine.try_generate(item.request, waiting, known_absent=item.known_absent)
-        if item.may_pay:  # it won't be sent: what is reserved for it is free again
+        if not item.may_pay:
+            if found := self.engine.look_up(item.request):
+                return found
+            raise BudgetExceeded("the budget is used up")
+        if passed := spending.passed():  # what is reserved for it is free again
             spending.settle(item.request, 0, None)
-        found = self.engine.look_up(item.request)
-        if found is None:
-            raise BudgetExceeded(denial)
-        return found
+            raise BudgetExceeded(passed)
+        return self.engine.try_generate(item.request, waiting, known_absent=item.known_absent)
 
     def _delivered(self, row: Row, paid: Paid, item: Item) -> Row:
         """Return the row with its copies, or failed with its images where they could not be delivered."""

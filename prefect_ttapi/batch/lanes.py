@@ -35,7 +35,7 @@ from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import (
     ACCOUNT_ERRORS,
 )
-from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.generation.context import RunContext, named
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, RateLimit
@@ -98,7 +98,7 @@ class Lane:
 
     items: tuple[Item, ...]
     width: int
-    share: Budget | None = None
+    share: Spending | None = None
     rate: float | None = None
 
     @property
@@ -247,7 +247,7 @@ def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
         in_flight=lane.width,
         # whoever had this share before may just have sent
         rate=RateLimit(lane.rate, at_once=False) if lane.rate else None,
-        spending=Spending(lane.share),
+        spending=lane.share,
     )
     return Shared(limits, Breaker(plan.options.breaker))
 

@@ -214,6 +214,8 @@ class Recorder:
             manifest = self._write_manifest()
             if (untold := self._totals.failed - TOLD) > 0:
                 self._log.warning("%d more requests failed, see %s", untold, manifest)
+            for note in notes:
+                self._log.warning("%s: %s", one_line(self._name, 60), note)
             self._parts.end()
             self._parts.remove()
             report = BatchReport(

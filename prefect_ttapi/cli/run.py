@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from prefect_ttapi.batch import BatchReport, Budget, check_batch, estimate_batch, generate_batch
+from prefect_ttapi.capabilities import MODELS
 from prefect_ttapi.cli.prompts import read_prompts
 from prefect_ttapi.cli.running import (
     add_store_options,
@@ -44,6 +45,8 @@ def campaign(
     limit: int | None = None,
     max_in_flight: int = 8,
     max_images: int | None = None,
+    max_usd: float | None = None,
+    prices: dict[str, Any] | None = None,
     rate_limit: float | None = None,
 ) -> State[BatchReport]:
     """Generate every prompt of a file into `store`, and deliver copies under keys that people know.
@@ -60,6 +63,9 @@ def campaign(
         limit: only the first rows of the file.
         max_in_flight: requests under way at once.
         max_images: images to pay for at most; what is left over is skipped, and the next run goes on from there.
+        max_usd: the same in money, by `prices`.
+        prices: what a model costs, in USD: `{"gpt-image-2": {"per_image": 0.04}}`, or `per_million_input_tokens` and
+            `per_million_output_tokens`.
         rate_limit: requests per minute at most.
     """
     given = read_prompts(prompts, prompt_column=prompt_column, defaults=defaults or {}, limit=limit)
@@ -71,7 +77,7 @@ def campaign(
         key=key,
         values=given.values,
         max_in_flight=max_in_flight,
-        budget=Budget(images=max_images),
+        budget=Budget(images=max_images, usd=max_usd, prices=prices),
         rate_limit=rate_limit,
         name=name,
         raise_on_failure=False,
@@ -93,9 +99,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", help="for rows without one")
     add("--limit", type=int, metavar="N", help="only the first N rows")
     add("--max-images", type=int, metavar="N", help="pay for at most N images")
+    add("--max-usd", type=float, metavar="USD", help="pay USD at most, by --price")
+    add(
+        "--price",
+        type=_price,
+        action="append",
+        metavar="MODEL=USD",
+        help="of an image: gpt-image-2=0.04; of a million tokens in and out: gpt-image-2=5/40",
+    )
     add("--rate-limit", type=float, metavar="N", help="at most N requests per minute")
     add("--name", default="campaign", help="of the batch (campaign)")
     add("--dry-run", action="store_true", help="check everything, count what is paid for, call nothing")
+
+
+def _price(given: str) -> tuple[str, dict[str, str]]:
+    """Return a model and its price, as `Budget` takes it.
+
+    >>> _price("gpt-image-2=0.04"), _price("gpt-image-1=5/40")[1]["per_million_output_tokens"]
+    (('gpt-image-2', {'per_image': '0.04'}), '40')
+    """
+    model, _, usd = given.partition("=")
+    names = ("per_million_input_tokens", "per_million_output_tokens") if "/" in usd else ("per_image",)
+    try:
+        price = dict(zip(names, usd.split("/"), strict=True))
+        Budget.model_validate({"prices": {model: price}})
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is none: write gpt-image-2=0.04, or gpt-image-2=5/40; models: {', '.join(MODELS)}"
+        ) from None
+    return model, price
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -106,6 +138,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     with sandbox_if(options.sandbox):
         defaults = {name: value for name in ("model", "size") if (value := getattr(options, name))}
+        prices: dict[str, Any] | None = dict(options.price or ()) or None
+        if options.max_usd is not None and not prices:
+            raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
         given = read_prompts(
             options.prompts, prompt_column=options.prompt_column, defaults=defaults, limit=options.limit
         )
@@ -118,7 +153,7 @@ def _run(options: argparse.Namespace) -> int:
             key=options.key,
             values=given.values,
             max_in_flight=options.max_in_flight,
-            budget=Budget(images=options.max_images),
+            budget=Budget(images=options.max_images, usd=options.max_usd, prices=prices),
             rate_limit=options.rate_limit,
             name=options.name,
         )
@@ -131,9 +166,11 @@ def _run(options: argparse.Namespace) -> int:
             return 0
         start_server()
         passed_on = ("name", "deliver", "key", "credentials", "prompt_column", "limit", "max_in_flight",
-                     "max_images", "rate_limit")  # fmt: skip
+                     "max_images", "max_usd", "rate_limit")  # fmt: skip
         settings: dict[str, Any] = {name: getattr(options, name) for name in passed_on}
-        state = campaign(options.prompts, options.store, defaults=defaults, **settings, return_state=True)
+        state = campaign(
+            options.prompts, options.store, defaults=defaults, prices=prices, **settings, return_state=True
+        )
         return _tell(state.result(raise_on_failure=False))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Final, Self
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from prefect_ttapi.capabilities import Model
+from prefect_ttapi.capabilities import Model, Strict, problem
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import Usage
 
@@ -16,42 +19,58 @@ from prefect_ttapi.results import Usage
 _WITHOUT_USAGE: Final = frozenset({"dall-e-2", "dall-e-3"})
 
 
-class Price(BaseModel):
+class _Numbers(Strict):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, given: Any) -> Any:
+        if isinstance(given, bool):
+            raise problem("not_a_number", "is no number")
+        return given
+
+
+class Price(_Numbers):
     """What one model costs, in USD, as you know it from the vendor's price list; this package invents none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    per_image: float = Field(0.0, ge=0)
-    per_million_input_tokens: float = Field(0.0, ge=0)
-    per_million_output_tokens: float = Field(0.0, ge=0)
+    per_image: float = Field(default=0.0, ge=0)
+    per_million_input_tokens: float = Field(default=0.0, ge=0)
+    per_million_output_tokens: float = Field(default=0.0, ge=0)
 
     def of(self, images: int, usage: Usage | None) -> float:
         """USD for one answer.
 
-        >>> Price(per_image=0.02).of(3, None)
-        0.06
+        >>> Price(per_image=0.1).of(3, None)
+        0.3
         """
-        tokens = (usage.input_tokens, usage.output_tokens) if usage else (0, 0)
-        million = self.per_million_input_tokens * tokens[0] + self.per_million_output_tokens * tokens[1]
-        return self.per_image * images + million / 1e6
+        return float(self.exactly(images, usage or Usage()))
+
+    def exactly(self, images: int, usage: Usage) -> Decimal:
+        """USD for one answer, or for many, to the last digit: sums of floats drift."""
+        per_image, per_input, per_output = (Decimal(str(value)) for _, value in self)
+        million = per_input * usage.input_tokens + per_output * usage.output_tokens
+        return per_image * images + million / 1_000_000
 
 
-class Budget(BaseModel):
+class Budget(_Numbers):
     """Limits of one batch; None is no limit.
 
-    `images` is a hard limit: images are reserved before a request is sent. Tokens and USD are known only afterwards:
-    they stop the batch when the settled sum reaches them, so that what is in flight then can go over. Images that
-    are already in the store cost nothing. Each retry of the flow run begins with the whole budget.
+    Each is reserved before a request is sent: images, and USD where a price is per image, exactly; tokens, and USD
+    by tokens, by the dearest image of the same model, size and quality so far. The first of these is sent when
+    something is left, and nothing after it until it is back. So a limit can be passed by what the requests then under
+    way cost more than the dearest before them, and by no more: see the page "Budgets".
+
+    The order of requests is kept: one that does not fit waits for what is under way, which may turn out cheaper, and
+    is skipped once nothing is; the next ones then have their turn. Images that are already in the store cost nothing.
+    What may have been paid for counts as paid. Each retry of the flow run begins with the whole budget.
 
     Raises:
-        pydantic.ValidationError: a limit is negative, or `usd` comes without `prices`.
+        pydantic.ValidationError: a limit is no number or negative, or `usd` comes without `prices`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    images: int | None = Field(None, ge=0)
-    tokens: int | None = Field(None, ge=0)
-    usd: float | None = Field(None, ge=0)
+    images: int | None = Field(default=None, ge=0)
+    tokens: int | None = Field(default=None, ge=0)
+    usd: float | None = Field(default=None, ge=0)
     prices: Mapping[Model, Price] | None = None
 
     @model_validator(mode="after")
@@ -60,6 +79,10 @@ class Budget(BaseModel):
             raise ValueError("usd needs prices, e.g. prices={'gpt-image-2': Price(per_image=0.05)}")
         return self
 
+    def price(self, model: Model) -> Price:
+        """Return what a model costs: nothing, where no price is given."""
+        return (self.prices or {}).get(model) or Price()
+
     def problem(self, request: ImageRequest) -> str | None:
         """Why a limit can't be held for this request, or None."""
         tells_no_tokens = request.model in _WITHOUT_USAGE
@@ -67,73 +90,230 @@ class Budget(BaseModel):
             return f"a budget in tokens can't be held: {request.model} tells none; limit images or usd"
         if self.usd is None:
             return None
-        price = (self.prices or {}).get(request.model)
-        if price is None:
+        if request.model not in (self.prices or {}):
             return f"a budget in USD needs a price for {request.model}"
-        if tells_no_tokens and not price.per_image:
+        if tells_no_tokens and not self.price(request.model).per_image:
             return f"a budget in USD needs a price per_image for {request.model}, which tells no tokens"
         return None
 
+    def counts_tokens(self, model: Model) -> bool:
+        """Whether only an answer tells what an image of this model takes of a limit."""
+        price = self.price(model)
+        by_tokens = bool(price.per_million_input_tokens or price.per_million_output_tokens)
+        return self.tokens is not None or (self.usd is not None and by_tokens)
+
+
+class Kind(NamedTuple):
+    """Images that cost about the same."""
+
+    model: Model
+    size: str
+    quality: str
+
+    @classmethod
+    def of(cls, request: ImageRequest) -> Self:
+        """Return the kind of a request's images."""
+        return cls(request.model, request.size, request.quality)
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.size} {self.quality}"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Images, tokens and USD."""
+
+    images: int = 0
+    tokens: int = 0
+    usd: Decimal = Decimal()
+
+    def __add__(self, more: Spent) -> Spent:
+        return Spent(self.images + more.images, self.tokens + more.tokens, self.usd + more.usd)
+
+
+#: How an amount is written, by the name of its limit.
+_WRITTEN: Final = {"images": "{:,} images", "tokens": "{:,} tokens", "usd": "{:,.4f} USD"}
+
+
+class Denial(NamedTuple):
+    """Why a request can't be sent; `final` where nothing is under way that may leave room for it."""
+
+    why: str
+    final: bool
+
 
 class Spending:
-    """What a batch has spent and reserved, against its budget; for all threads of a process."""
+    """What a batch has spent and reserved, against its budget; for all threads of a process.
+
+    What is reserved is counted in images, by kind, and its cost made of that when somebody asks: an image that is
+    dearer than those before it raises what is reserved for all of its kind.
+    """
 
     def __init__(self, budget: Budget | None) -> None:
         self.budget = budget or Budget()
-        self.images = 0
-        self.reserved = 0
-        self.tokens = 0
-        self.usd = 0.0
+        given = {name: getattr(self.budget, name) for name in _WRITTEN}
+        self._limits = {name: Decimal(str(limit)) for name, limit in given.items() if limit is not None}
+        self._told = Spent()
+        self._untold: Counter[Kind] = Counter()  # images that are perhaps paid for, of unknown cost
+        self._uncounted = 0  # images that came without the tokens that a limit needs
+        self._reserved: Counter[Kind] = Counter()
+        self._dearest: dict[Kind, Usage] = {}  # what an image took at most
+        self._surprise = "what was under way when it was reached"
         self._lock = threading.Lock()
 
-    def denial(self, images: int) -> str | None:
-        """Why `images` more may not be asked for, or None."""
-        budget = self.budget
-        with self._lock:  # else a reservation may be gone, and what became of it not counted yet
-            if budget.images is not None and self.images + self.reserved + images > budget.images:
-                return f"{images} more would pass the limit of {budget.images} images"
-            if budget.tokens is not None and self.tokens >= budget.tokens:
-                return f"{self.tokens:,} tokens were used, the limit is {budget.tokens:,}"
-            if budget.usd is not None and self.usd >= budget.usd:
-                return f"{self.usd:.2f} USD were spent, the limit is {budget.usd:.2f}"
+    def __getstate__(self) -> dict[str, Any]:
+        # a share goes along with its lane
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    @property
+    def spent(self) -> Spent:
+        """What was paid for, with an estimate of what perhaps was."""
+        with self._lock:
+            return self._spent()
+
+    @property
+    def reserved(self) -> int:
+        """Images that may be asked for, and are not settled yet."""
+        return self._reserved.total()
+
+    def reserve(self, request: ImageRequest) -> Denial | None:
+        """Set aside what a request will cost before it is sent; return why it may not be."""
+        with self._lock:
+            if (denial := self._denial(request)) is None:
+                self._reserved[Kind.of(request)] += request.n
+            return denial
+
+    def denial(self, request: ImageRequest) -> Denial | None:
+        """Return why a request could not be reserved now, or None."""
+        with self._lock:
+            return self._denial(request)
+
+    def passed(self) -> str | None:
+        """Return which limit is reached, or would be passed by what is reserved: answers were dearer than expected."""
+        with self._lock:
+            spent = self._spent()
+            then = spent + self._cost(+self._reserved)
+        for name, limit in self._limits.items():
+            if getattr(spent, name) >= limit or getattr(then, name) > limit:
+                return (
+                    f"{_written(name, getattr(spent, name))} are spent, the limit is {_written(name, limit)}"
+                )
         return None
 
-    def reserve(self, images: int) -> None:
-        """Set `images` aside before they are asked for."""
-        with self._lock:
-            self.reserved += images
-
     def settle(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
-        """Turn the reservation of a request that came back into the `images` that were paid for, perhaps none."""
-        with self._lock:
-            self.reserved -= request.n
-            self.images += images
-            if images:
-                self.tokens += usage.total_tokens if usage else 0
-                price = (self.budget.prices or {}).get(request.model)
-                self.usd += price.of(images, usage) if price else 0.0
-
-    def share(self, parts: int, promised: Iterable[Budget]) -> Budget:
-        """Return what one of `parts` that can't see each other's spending may spend; images are reserved beforehand.
+        """Turn the reservation of a request that came back into the `images` that were paid for, perhaps none.
 
         Args:
-            promised: the shares of others who have not told yet what they spent.
+            usage: of the answer; None where there is none, and the images may have been paid for.
         """
-        budget, others = self.budget, list(promised)
-        tokens = (budget.tokens or 0) - self.tokens - sum(other.tokens or 0 for other in others)
-        usd = (budget.usd or 0.0) - self.usd - sum(other.usd or 0.0 for other in others)
-        return Budget(
-            tokens=None if budget.tokens is None else max(1, tokens // parts),
-            usd=None if budget.usd is None else max(0.000_001, usd / parts),
-            prices=budget.prices,
+        kind = Kind.of(request)
+        with self._lock:
+            self._reserved[kind] -= request.n
+            if not images:
+                return
+            if usage is not None:
+                self._learn(kind, images, usage)
+            if usage is None or (self.budget.counts_tokens(kind.model) and not _tokens(usage)):
+                self._untold[kind] += images
+                self._uncounted += images if usage is not None else 0
+            else:
+                usd = self.budget.price(kind.model).exactly(images, usage)
+                self._told += Spent(images, _tokens(usage), usd)
+
+    def learn(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
+        """Take what images cost that were paid for before."""
+        if images and usage is not None and _tokens(usage):
+            with self._lock:
+                self._learn(Kind.of(request), images, usage)
+
+    def share(self, requests: Iterable[ImageRequest]) -> Spending:
+        """Return what may be spent by a lane that can't see what others spend: what is reserved for its requests.
+
+        Where one of these is the first of its kind, that is all that is left.
+        """
+        part = Spending(Budget(prices=self.budget.prices))
+        for request in requests:
+            part._reserved[Kind.of(request)] += request.n
+        with self._lock:
+            part._dearest = dict(self._dearest)
+            cost = self._cost(part._reserved)
+            rest = self._spent() + self._cost(self._reserved - part._reserved)
+            is_known = all(map(self._is_known, part._reserved))
+        for name in self._limits.keys() - {"images"}:  # these are reserved, and each is asked for once
+            left = max(Decimal(), self._limits[name] - getattr(rest, name))
+            limit = Decimal(getattr(cost, name)) if is_known else left
+            if limit or not is_known:
+                part._limits[name] = limit
+        return part
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a line for each limit that was passed, and why."""
+        spent = self.spent
+        lines = [
+            f"{_written(name, getattr(spent, name) - limit)} over the limit of {_written(name, limit)}: "
+            f"{self._surprise}"
+            for name, limit in self._limits.items()
+            if getattr(spent, name) > limit
+        ]
+        if self._uncounted:
+            lines.append(
+                f"{self._uncounted:,} images came without a count of tokens: their cost is an estimate"
+            )
+        return tuple(lines)
+
+    def _spent(self) -> Spent:
+        return self._told + self._cost(self._untold)
+
+    def _cost(self, images: Mapping[Kind, int]) -> Spent:
+        """Return what so many images of each kind cost, if none is dearer than the dearest so far."""
+        total = Spent()
+        for kind, count in images.items():
+            one = self._dearest.get(kind) or Usage()
+            usd = self.budget.price(kind.model).exactly(1, one)
+            total += Spent(count, count * one.total_tokens, count * usd)
+        return total
+
+    def _is_known(self, kind: Kind) -> bool:
+        return kind in self._dearest or not self.budget.counts_tokens(kind.model)
+
+    def _denial(self, request: ImageRequest) -> Denial | None:
+        reserved = +self._reserved
+        before = self._spent() + self._cost(reserved)
+        more = self._cost({Kind.of(request): request.n})
+        for name, limit in self._limits.items():
+            so_far, wanted = getattr(before, name), getattr(more, name)
+            if so_far >= limit or so_far + wanted > limit:
+                why = f"{_written(name, wanted)} more would pass the limit of {_written(name, limit)}"
+                return Denial(f"{why}: {_written(name, so_far)} are spent or under way", final=not reserved)
+        first = next((kind for kind in reserved if not self._is_known(kind)), None)
+        return (
+            Denial(f"the first of {first} is under way: nobody knows its cost yet", final=False)
+            if first
+            else None
         )
 
-    def overshoot(self) -> tuple[str, ...]:
-        """Return a line for each limit that was passed: what was under way when it was reached."""
-        budget = self.budget
-        passed = []
-        if budget.tokens is not None and self.tokens > budget.tokens:
-            passed.append(f"{self.tokens - budget.tokens:,} tokens over the limit of {budget.tokens:,}")
-        if budget.usd is not None and self.usd > budget.usd:
-            passed.append(f"{self.usd - budget.usd:.4f} USD over the limit of {budget.usd:.2f}")
-        return tuple(f"{over}, by what was under way when it was reached" for over in passed)
+    def _learn(self, kind: Kind, images: int, usage: Usage) -> None:
+        before = self._dearest.get(kind) or Usage()
+        tokens = {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": _tokens(usage),
+        }
+        each = {name: max(getattr(before, name), -(-count // images)) for name, count in tokens.items()}
+        self._dearest[kind] = now = Usage(**each)
+        if now.total_tokens > before.total_tokens:
+            known = (
+                f", the dearest before it {before.total_tokens:,}" if before.total_tokens else ", the first"
+            )
+            self._surprise = f"one of {kind} took {now.total_tokens:,} tokens{known}"
+
+
+def _tokens(usage: Usage) -> int:
+    return max(usage.total_tokens, usage.input_tokens + usage.output_tokens)
+
+
+def _written(name: str, amount: Any) -> str:
+    return _WRITTEN[name].format(amount)

@@ -11,7 +11,7 @@ from typing import Final, Self
 from prefect_ttapi.errors import BudgetExceeded, NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import GeneratedImages
+from prefect_ttapi.results import GeneratedImages, Usage
 from prefect_ttapi.stopping import Stop, StopSending
 
 #: After these nothing was paid, so that the claim can be given back and anyone may send again.
@@ -77,7 +77,7 @@ class Limits:
         stop: why nothing more is sent, once there is a reason.
         in_flight: requests with the API at once; None: any number.
         rate: spaces the sends.
-        spending: the budget of all of them, in which whoever hands a request over has reserved its images.
+        spending: the budget of all of them, in which whoever hands a request over has reserved its cost.
     """
 
     def __init__(
@@ -109,17 +109,17 @@ class Limits:
 
         Raises:
             StopSending: nothing more is sent.
-            BudgetExceeded: nothing of this request was sent, and others have spent the rest meanwhile.
+            BudgetExceeded: nothing of this request was sent, and others were dearer than expected.
         """
         if self.rate is not None:
             start = self.rate.next_start(time.monotonic())
-            while (left := start - time.monotonic()) > 0 and self.spending.denial(0) is None:
+            while (left := start - time.monotonic()) > 0 and self.spending.passed() is None:
                 if self.stop.wait(min(left, _POLL)):
                     break
         self.stop.check()
-        denial = self.spending.denial(0)
-        if denial:
-            raise BudgetExceeded(denial) if attempt == 1 else StopSending(denial)
+        passed = self.spending.passed()
+        if passed:
+            raise BudgetExceeded(passed) if attempt == 1 else StopSending(passed)
 
     def take(self) -> None:
         """Take a place, waiting while there is none.
@@ -141,7 +141,7 @@ class Limits:
 
 
 class Place:
-    """One request's place in flight, given back once it is answered, and what becomes of its reserved images.
+    """One request's place in flight, given back once it is answered, and what becomes of its reservation.
 
     What is left to do with an answer, such as storing it, takes no place.
     """
@@ -166,16 +166,16 @@ class Place:
 
     def answered(self, answer: GeneratedImages) -> None:
         """Count what the answer cost, and give the place back."""
-        self._settle(len(answer.images), answer)
+        self._settle(len(answer.images), answer.usage or Usage())
         self._give_back()
 
     def wait(self) -> None:
-        """Keep the images reserved: the request waits for somebody else's record, and comes back."""
+        """Keep the reservation: the request waits for somebody else's record, and comes back."""
         self._reserved = False
 
-    def _settle(self, images: int, answer: GeneratedImages | None = None) -> None:
+    def _settle(self, images: int, usage: Usage | None = None) -> None:
         self._reserved = False
-        self._limits.spending.settle(self._request, images, answer.usage if answer else None)
+        self._limits.spending.settle(self._request, images, usage)
 
     def _give_back(self) -> None:
         if self._taken:

@@ -22,8 +22,9 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.errors import PictureError, StoreError
 from prefect_ttapi.images.spool import Spool
 
@@ -126,7 +127,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class Rendition(BaseModel):
+class Rendition(Strict):
     """One version of each delivered image.
 
     Never enlarged; upright, whatever a camera's orientation tag says; in sRGB; without camera data and profiles.
@@ -145,9 +146,9 @@ class Rendition(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["webp", "jpeg", "png"] = "webp"
-    max_size: int | None = Field(None, ge=1, le=LARGEST_SIDE)
-    quality: int | None = Field(None, ge=1, le=100)
-    name: str = Field("", max_length=60, pattern=r"^([a-z0-9]([a-z0-9_.-]*[a-z0-9])?)?$")
+    max_size: int | None = Field(default=None, ge=1, le=LARGEST_SIDE)
+    quality: int | None = Field(default=None, ge=1, le=100)
+    name: str = Field(default="", max_length=60, pattern=r"^([a-z0-9]([a-z0-9_.-]*[a-z0-9])?)?$")
 
     @model_validator(mode="before")
     @classmethod

@@ -118,7 +118,7 @@ class Document(_Part):
     token: Line
     sequence: int
     holder: Holder | None = None
-    ttl: float = Field(LONGEST_TTL, gt=0, le=LONGEST_TTL)
+    ttl: float = Field(default=LONGEST_TTL, gt=0, le=LONGEST_TTL)
     answer: Answer | None = None
     maybe_paid: tuple[Payment, ...] = ()
     also_paid: tuple[Payment, ...] = ()

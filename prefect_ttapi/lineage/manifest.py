@@ -123,7 +123,7 @@ class Row(BaseModel):
     also_paid: tuple[_Text, ...] = ()
     values: Annotated[dict[str, str], BeforeValidator(_as_text), _OF_ITS_BATCH] = {}
     ledger_tag: str | None = None
-    ledger_size: int | None = Field(None, ge=0)
+    ledger_size: int | None = Field(default=None, ge=0)
 
     @classmethod
     def of(cls, row: int, generation: Generation, status: Status = "generated", **others: Any) -> Self:

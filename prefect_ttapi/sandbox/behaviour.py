@@ -212,9 +212,9 @@ class Told(BaseModel):
     """What a prompt tells the sandbox to do: its directives, as this module's docstring explains them."""
 
     status: Annotated[str, AfterValidator(checked_name)] | None = None
-    times: int = Field(sys.maxsize, ge=0)
-    latency: float | None = Field(None, ge=0, le=600)
-    images: int = Field(sys.maxsize, ge=0)
+    times: int = Field(default=sys.maxsize, ge=0)
+    latency: float | None = Field(default=None, ge=0, le=600)
+    images: int = Field(default=sys.maxsize, ge=0)
     wrapped: bool = False
 
 

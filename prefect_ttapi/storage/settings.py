@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import KeysView
+from collections.abc import KeysView, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.core import Block, BlockNotSavedError
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -28,10 +28,13 @@ from pydantic import (
     model_validator,
 )
 
+from prefect_ttapi.capabilities import Strict, unmasked
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
 from prefect_ttapi.storage.s3 import S3, Account, Keys
 from prefect_ttapi.storage.s3_errors import explain
+
+logger = logging.getLogger(__name__)
 
 #: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
 UPLOAD_PATIENCE: Final = 120.0
@@ -124,10 +127,11 @@ def _checked_block(given: object) -> str | _AwsBlock | None:
 
 _HeaderText = Annotated[str | None, AfterValidator(_header_text)]
 _WebAddress = Annotated[str | None, AfterValidator(_web_address)]
+_Secret = Annotated[SecretStr | None, AfterValidator(unmasked)]
 
 
-class _Options(BaseModel):
-    # a misspelt option is an error; the echo of the input stays out of errors as in the block
+class _Options(Strict):
+    # the echo of the input stays out of errors as in the block
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
     )
@@ -140,29 +144,24 @@ class UploadOptions(_Options):
     attachment; filename="Zo_.png"; filename*=UTF-8''Zo%C3%AB.png
     """
 
-    content_disposition: Literal["attachment", "inline"] | None = Field(None, title="Content-Disposition")
+    content_disposition: Literal["attachment", "inline"] | None = Field(
+        default=None, title="Content-Disposition"
+    )
     """Of delivered images: whether browsers save them under their name, or show them."""
     tags: Annotated[dict[str, str], AfterValidator(_legal_tags)] = Field(default_factory=dict, title="Tags")
     """Of delivered images; at most 10."""
-    acl: _Acl | None = Field(None, title="ACL")
+    acl: _Acl | None = Field(default=None, title="ACL")
     """Of delivered images, where a bucket still uses access control lists."""
-    prompt_in_metadata: bool = Field(False, title="Prompt in metadata")
+    prompt_in_metadata: bool = Field(default=False, title="Prompt in metadata")
     """Of delivered images, percent-encoded: whoever may read an image can then read its prompt."""
     storage_class: Annotated[str | None, AfterValidator(_readable_at_once)] = Field(
-        None, title="Storage class"
+        default=None, title="Storage class"
     )
     """Of all images, as STANDARD_IA; not one that has to be restored before it can be read."""
-    encryption: Literal["AES256", "aws:kms"] | None = Field(None, title="Server-side encryption")
+    encryption: Literal["AES256", "aws:kms"] | None = Field(default=None, title="Server-side encryption")
     """Of everything written, the ledger too: AES256 with the service's own keys, or aws:kms."""
-    kms_key_id: _HeaderText = Field(None, title="KMS key")
+    kms_key_id: _HeaderText = Field(default=None, title="KMS key")
     """ID or ARN of the key for aws:kms; else the service's default key."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _forgets_parts(cls, given: Any) -> Any:
-        # blocks that version 0.1.0 saved say from which size on images went in parts
-        kept = given.items() if isinstance(given, dict) else ()
-        return {name: value for name, value in kept if name != "multipart_above_mib"} if kept else given
 
     @model_validator(mode="after")
     def _has_a_key_for_kms_only(self) -> Self:
@@ -184,14 +183,14 @@ class ConnectionOptions(_Options):
     """How an S3 service is reached."""
 
     addressing_style: Literal["auto", "path", "virtual"] = Field(
-        "auto",
+        default="auto",
         title="Addressing style",
         description="Where the bucket's name goes: path (host/bucket/key), virtual (bucket.host/key), or auto: "
         "virtual on AWS, path elsewhere.",
     )
-    verify_tls: bool = Field(True, title="Verify TLS")
+    verify_tls: bool = Field(default=True, title="Verify TLS")
     """Whether the service must prove who it is. Off, anybody on the way can read and alter."""
-    ca_file: Annotated[str | None, AfterValidator(_absolute)] = Field(None, title="CA file")
+    ca_file: Annotated[str | None, AfterValidator(_absolute)] = Field(default=None, title="CA file")
     """Certificates to trust, in PEM, where the service's own is from a private authority."""
 
     @model_validator(mode="after")
@@ -223,7 +222,36 @@ class NotMapped:
         return vars(self)[name]
 
 
-class StoreSettings(BaseModel):
+class SavedForm(Strict):
+    """A block's fields; what another version saved is read without the names that this one does not know."""
+
+    _added: ClassVar[frozenset[str]] = frozenset(
+        {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
+    )
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Return the block of a saved document; a name in it that is not known is a warning, and passed over."""
+        return super().model_validate(_known(cls, obj), **options)
+
+
+def _known(form: type[Strict], saved: Any) -> Any:
+    """Return what is saved of a form, or of one in it, without what this version does not know."""
+    if not isinstance(saved, Mapping):
+        return saved
+    for name in (name for name in saved if not form.knows(name)):
+        logger.warning("%s: %s was saved by another version, and is passed over", form.__name__, name)
+    kinds = {name: field.annotation for name, field in form.model_fields.items()}
+    return {
+        name: _known(kind, given)
+        if isinstance(kind := kinds.get(name), type) and issubclass(kind, Strict)
+        else given
+        for name, given in saved.items()
+        if form.knows(name)
+    }
+
+
+class StoreSettings(SavedForm):
     """The fields of an `ImageStore`."""
 
     # pydantic's echo of the input would show secrets
@@ -232,50 +260,50 @@ class StoreSettings(BaseModel):
     url: Annotated[str, AfterValidator(normalised)] = Field(title="Folder or S3 address")
     """A local folder, or s3://bucket/prefix. Images, ledger and manifests are kept below it."""
     endpoint_url: _WebAddress = Field(
-        None,
+        default=None,
         title="Endpoint URL",
         description="Of an S3 service other than AWS: Cloudflare R2, MinIO, Ceph. "
         "Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS.",
     )
-    region: str | None = Field(None, title="Region")
+    region: str | None = Field(default=None, title="Region")
     """Else AWS_REGION, else as AWS's tools find it."""
-    access_key_id: str | None = Field(None, title="Access key ID")
+    access_key_id: str | None = Field(default=None, title="Access key ID")
     """Else as AWS's tools find it: environment, profile, role."""
-    secret_access_key: SecretStr | None = Field(None, title="Secret access key")
+    secret_access_key: _Secret = Field(default=None, title="Secret access key")
     """Belongs to the access key ID."""
-    session_token: SecretStr | None = Field(None, title="Session token")
+    session_token: _Secret = Field(default=None, title="Session token")
     """Only with temporary credentials."""
     aws_credentials: Annotated[Any, AfterValidator(_checked_block), WithJsonSchema({"type": "string"})] = (
         Field(
-            None,
+            default=None,
             title="AWS credentials block",
             description="Instead of keys, a block of prefect-aws: aws-credentials/NAME or minio-credentials/NAME. "
             "In code also the block itself.",
             repr=False,  # a block's own session token is no secret to it
         )
     )
-    public_base_url: _WebAddress = Field(None, title="Public base URL")
+    public_base_url: _WebAddress = Field(default=None, title="Public base URL")
     """Public address of the folder or prefix above, as a CDN's: delivered images get a link."""
     signed_links: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=604_800,
         title="Signed links",
         description="Seconds for which links of Prefect's artifacts to a private bucket are signed: whoever sees the "
         "run may then open them. Else they are not signed.",
     )
-    cache_control: _HeaderText = Field(None, title="Cache-Control")
+    cache_control: _HeaderText = Field(default=None, title="Cache-Control")
     """Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable."""
     upload: UploadOptions = Field(default_factory=UploadOptions, title="Upload")
     """What is said of objects on S3: disposition, tags, ACL, storage class, encryption."""
     connection: ConnectionOptions = Field(default_factory=ConnectionOptions, title="Connection")
     """How the S3 service is reached: addressing style, TLS."""
-    patience: float = Field(UPLOAD_PATIENCE, ge=0, allow_inf_nan=False, title="Patience")
+    patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False, title="Patience")
     """Seconds to go on trying to store images that are paid for while the store fails."""
-    claim_ttl: float = Field(60, gt=0, le=3600, title="Claim's life")
+    claim_ttl: float = Field(default=60, gt=0, le=3600, title="Claim's life")
     """Seconds for which others wait for a run that has fallen silent while it was sending a request."""
     rescue_folder: str | None = Field(
-        None,
+        default=None,
         title="Rescue folder",
         description="Where images that are paid for wait on this machine when the store fails for longer than that; "
         "the next run takes them from there. Else $XDG_STATE_HOME/prefect-ttapi/rescue, or below ~/.local/state.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -12,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from prefect_ttapi.batch.dispatch import Dispatch, Sizing
 from prefect_ttapi.batch.items import Done, Item, row_of, skipped
 from prefect_ttapi.batch.lanes import Breaker, Lane, Shared
-from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage, Usage
@@ -22,8 +24,8 @@ IMAGE = StoredImage(
 )
 
 
-def item(row: int, prompt: str | None = None, *, known_absent: bool = False) -> Item:
-    request = ImageRequest(prompt=prompt or f"tree {row}", model="gpt-image-1")
+def item(row: int, prompt: str | None = None, *, known_absent: bool = False, size: str = "auto") -> Item:
+    request = ImageRequest(prompt=prompt or f"tree {row}", model="gpt-image-1", size=size)
     return Item(row, request, known_absent=known_absent)
 
 
@@ -167,24 +169,99 @@ def test_what_is_under_way_may_turn_out_to_be_free():
     assert [of.row for of in second.items] == [1]
 
 
-def test_a_share_that_is_used_up_sends_its_item_again_while_the_batch_has_more():
-    """A lane elsewhere only knows its share of tokens: what it skipped for that goes into another lane."""
-    budget = Budget(tokens=100)
-    dispatch, shared = dispatch_of(4, 2, 2, local=False, budget=budget)
-    for row in range(4):
+@pytest.mark.parametrize("local", [True, False])
+def test_the_first_of_a_kind_goes_alone_and_tells_what_the_next_cost(local: bool):
+    """Before it is back nothing is sent beside it; then as many as fit, each of which waits for what is under way."""
+    dispatch, shared = dispatch_of(8, 8, 1, local=local, budget=Budget(tokens=100))
+    for row in range(8):
         dispatch.came(item(row))
     dispatch.source_ended()
-    lane = dispatch.next_lane(0.0)
-    assert lane is not None
-    assert lane.share is not None
-    assert lane.share.tokens == 50
-    first, second = lane.items
-    used = generated(first, usage=Usage(total_tokens=60))
-    finish(dispatch, shared, lane, [used, skipped(second, "sandbox", "used up", "BudgetExceeded")])
-    again = dispatch.next_lane(0.0)
-    assert again is not None
-    assert second in again.items
-    assert (shared.limits.spending.tokens, shared.limits.spending.images) == (60, 1)
+    first = dispatch.next_lane(0.0)
+    assert first is not None
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, first, [generated(first.items[0], usage=Usage(total_tokens=30))])
+    lanes = [dispatch.next_lane(0.0) for _ in range(3)]
+    assert [lane and lane.items[0].row for lane in lanes] == [1, 2, None]
+    assert lanes[0] is not None
+    finish(dispatch, shared, lanes[0], [generated(lanes[0].items[0], usage=Usage(total_tokens=10))])
+    assert dispatch.next_lane(0.0) is not None
+    assert shared.limits.spending.spent.tokens == 40
+
+
+def test_what_is_paid_for_tells_what_its_kind_costs():
+    """Rows of earlier batches are a measure: nothing has to go alone."""
+    dispatch, _ = dispatch_of(3, budget=Budget(tokens=100))
+    update = {"status": "cached", "images": (IMAGE,), "usage": Usage(total_tokens=40)}
+    dispatch.came(Done(row_of(item(0), "sandbox").model_copy(update=update)))
+    for row in (1, 2):
+        dispatch.came(item(row))
+    assert [dispatch.next_lane(0.0) is not None for _ in range(2)] == [True, True]
+
+
+def test_a_dear_request_that_does_not_fit_stops_no_cheap_one():
+    """It waits for its turn while others are under way; then it is skipped, and the next ones have theirs."""
+    prices = {"gpt-image-1": Price(per_image=0.1), "dall-e-2": Price(per_image=0.02)}
+    dispatch, shared = dispatch_of(3, budget=Budget(usd=0.14, prices=prices))
+    cheap = [Item(row, ImageRequest(prompt="elm", variant=str(row)), known_absent=True) for row in (0, 2)]
+    for of in (cheap[0], replace(item(1), request=item(1).request.model_copy(update={"n": 2})), cheap[1]):
+        dispatch.came(replace(of, known_absent=True))
+    first = dispatch.next_lane(0.0)
+    assert first is not None
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, first, [generated(first.items[0])])
+    second = dispatch.next_lane(0.0)
+    assert second is not None
+    assert [of.row for of in second.items] == [2]
+    assert [(done.row.row, done.row.error_type) for done in dispatch.rows][1:] == [(1, "BudgetExceeded")]
+
+
+def test_what_others_made_too_dear_has_another_turn():
+    """A lane that may not send any more says so; its request waits for what is under way, and goes on or is skipped."""
+    dispatch, shared = dispatch_of(3, budget=Budget(tokens=100))
+    shared.limits.spending.learn(item(0).request, 1, Usage(total_tokens=30))
+    for row in range(3):
+        dispatch.came(item(row, known_absent=True))
+    dispatch.source_ended()
+    lanes = [lane for _ in range(3) if (lane := dispatch.next_lane(0.0)) is not None]
+    finish(dispatch, shared, lanes[0], [generated(lanes[0].items[0], usage=Usage(total_tokens=60))])
+    assert shared.limits.spending.passed()
+    finish(dispatch, shared, lanes[1], [skipped(lanes[1].items[0], "sandbox", "too dear", "BudgetExceeded")])
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, lanes[2], [failed(lanes[2].items[0], "ModerationError")])
+    assert dispatch.next_lane(0.0) is None
+    assert dispatch.finished
+    assert dispatch.rows[-1].row.row == 1
+    assert dispatch.rows[-1].row.error.startswith("60 tokens more would pass the limit of 100 tokens")
+
+
+def test_a_share_is_what_is_reserved_for_its_lane():
+    """A lane elsewhere stops by itself where its requests are dearer; what it did not send has another turn."""
+    dispatch, shared = dispatch_of(6, 2, 2, local=False, budget=Budget(tokens=100))
+    for row in range(6):
+        dispatch.came(item(row, known_absent=True))
+    dispatch.source_ended()
+    first = dispatch.next_lane(0.0)
+    assert first is not None
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, first, [generated(first.items[0], usage=Usage(total_tokens=20))])
+    one, other = dispatch.next_lane(0.0), dispatch.next_lane(0.0)
+    assert one is not None
+    assert other is not None
+    assert [len(lane.items) for lane in (first, one, other)] == [1, 2, 2]
+    share = pickle.loads(pickle.dumps(one.share))
+    assert share.passed() is None
+    share.settle(one.items[0].request, 1, Usage(total_tokens=25))
+    assert share.passed() == "25 tokens are spent, the limit is 40 tokens"
+    dear = generated(one.items[0], usage=Usage(total_tokens=25))
+    finish(dispatch, shared, one, [dear, skipped(one.items[1], "sandbox", "too dear", "BudgetExceeded")])
+    assert dispatch.next_lane(0.0) is None
+    finish(dispatch, shared, other, [generated(of, usage=Usage(total_tokens=20)) for of in other.items])
+    assert dispatch.next_lane(0.0) is None
+    assert [(done.row.row, done.row.status) for done in dispatch.rows][-2:] == [
+        (2, "skipped"),
+        (5, "skipped"),
+    ]
+    assert shared.limits.spending.notes() == ()
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -290,6 +367,7 @@ class Batch(RuleBasedStateMachine):
         shard_size=st.none() | st.integers(1, 6),
         local=st.booleans(),
         images=st.none() | st.integers(0, 12),
+        tokens=st.none() | st.integers(0, 60),
         delivers=st.booleans(),
         bounded=st.booleans(),
     )
@@ -300,6 +378,7 @@ class Batch(RuleBasedStateMachine):
         shard_size: int | None,
         local: bool,
         images: int | None,
+        tokens: int | None,
         delivers: bool,
         bounded: bool,
     ) -> None:
@@ -308,10 +387,15 @@ class Batch(RuleBasedStateMachine):
             in_flight,
             shard_size,
             local=local,
-            budget=Budget(images=images),
+            budget=Budget(images=images, tokens=tokens),
             delivers=delivers,
         )
         self.budget = images
+        self.limit = tokens
+        self.tokens = 0
+        self.dearest: Counter[str] = Counter()  # tokens, by size
+        self.expected = self.dearest.copy()  # the same when something was last reserved
+        self.surprise = 0  # by how much what came back since then was dearer
         self.in_flight = in_flight
         self.to_come = total
         self.came = 0
@@ -325,7 +409,8 @@ class Batch(RuleBasedStateMachine):
     @rule(some=st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=8))
     def come(self, some: list[tuple[int, bool]]) -> None:
         for same, absent in some[: self.to_come]:
-            self.dispatch.came(item(self.came, f"tree {same}", known_absent=absent))
+            size = ("1024x1024", "1536x1024")[same % 2]
+            self.dispatch.came(item(self.came, f"tree {same}", known_absent=absent, size=size))
             self.came += 1
             self.to_come -= 1
         if not self.to_come:
@@ -334,8 +419,11 @@ class Batch(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 1))
     def submit(self, seconds: float) -> None:
         self.now += seconds
+        reserved = self.shared.limits.spending.reserved
         while (lane := self.dispatch.next_lane(self.now)) is not None:
             self.lanes.append(lane)
+        if self.shared.limits.spending.reserved > reserved:
+            self.expected, self.surprise = self.dearest.copy(), 0
         while self.dispatch.to_look_up:
             of = self.dispatch.to_look_up.popleft()
             self.dispatch.looked_up(of, recorded=self.paid[of.request.request_hash] > 0)
@@ -350,14 +438,18 @@ class Batch(RuleBasedStateMachine):
             kind = data.draw(kinds) if of.may_pay else "cached"
             if self.paid[of.request.request_hash]:
                 kind = "cached"
-            done.append(self.outcome(of, kind, lane))
+            done.append(self.outcome(of, kind, lane, data.draw(st.integers(1, 9))))
         finish(self.dispatch, self.shared, lane, done)
 
-    def outcome(self, of: Item, kind: str, lane: Lane) -> Done | None:
+    def outcome(self, of: Item, kind: str, lane: Lane, tokens: int = 5) -> Done | None:
         match kind:
             case "paid":
+                size = of.request.size
                 self.paid[of.request.request_hash] += 1
-                return generated(of)
+                self.tokens += tokens
+                self.surprise += max(0, tokens - self.expected[size])
+                self.dearest[size] = max(self.dearest[size], tokens)
+                return generated(of, usage=Usage(total_tokens=tokens))
             case "cached":
                 found = generated(of).row.model_copy(update={"status": "cached", "api_calls": 0})
                 return Done(found)
@@ -401,7 +493,13 @@ class Batch(RuleBasedStateMachine):
         if not hasattr(self, "dispatch"):
             return
         spending = self.shared.limits.spending
-        assert self.budget is None or spending.images + max(0, spending.reserved) <= self.budget
+        assert self.budget is None or spending.spent.images + max(0, spending.reserved) <= self.budget
+
+    @invariant()
+    def no_limit_is_passed_by_more_than_a_surprise(self) -> None:
+        """What came back since something was last reserved was dearer than the dearest of its kind before."""
+        if hasattr(self, "dispatch") and self.limit is not None:
+            assert self.tokens <= self.limit + self.surprise
 
     @invariant()
     def no_more_is_open_than_may_be_in_flight(self) -> None:
@@ -424,6 +522,7 @@ class Batch(RuleBasedStateMachine):
                 break
         self.rows += self.dispatch.rows
         assert self.dispatch.finished
+        self.no_limit_is_passed_by_more_than_a_surprise()
         assert sorted(done.row.row for done in self.rows) == list(range(self.came))
         by_row = {done.row.row: done for done in self.rows}
         assert not any(done.images_paid for done in by_row.values() if done.row.status == "skipped")

@@ -201,24 +201,41 @@ def test_a_used_up_budget_still_finds_what_is_paid_for(store, credentials, sandb
     assert sandbox.calls == 3
 
 
-def test_tokens_and_usd_stop_the_batch(store, credentials, sandbox: Sandbox):
-    """Once the settled sum reaches the limit nothing more is sent."""
-    report = generate_batch(
-        prompts(6), credentials, store, budget=Budget(tokens=1), max_in_flight=1, raise_on_failure=False
-    )
-    assert report.totals.generated == 1
-    price = {"gpt-image-1": Price(per_image=0.5)}
-    report = generate_batch(
-        prompts(6),
-        credentials,
-        store,
-        budget=Budget(usd=1.0, prices=price),
-        max_in_flight=1,
-        raise_on_failure=False,
-    )
-    assert report.totals.generated == 2
+@pytest.mark.parametrize("by", ["image", "tokens"])
+def test_a_budget_in_usd_holds_with_eight_in_flight(
+    store, credentials, sandbox: Sandbox, by: str, caplog: pytest.LogCaptureFixture
+):
+    """By the image it is never passed; by tokens by no more than one request was dearer than those before it."""
+    price = Price(per_image=0.07) if by == "image" else Price(per_million_output_tokens=17)
+    budget = Budget(usd=0.30, prices={"gpt-image-1": price})
+    report = generate_batch(prompts(24), credentials, store, budget=budget, raise_on_failure=False)
+    assert report.totals.generated == 4
+    assert report.totals.usd == pytest.approx(sandbox.images * price.of(1, report.rows[0].usage))
+    assert report.totals.usd <= 0.30
+    assert report.notes == ()
+    assert {row.error_type for row in report.rows if row.status == "skipped"} == {"BudgetExceeded"}
+    again = generate_batch(prompts(24), credentials, store, budget=budget, raise_on_failure=False)
+    assert (again.totals.cached, again.totals.generated) == (4, 4)
+
+
+def test_a_first_request_that_is_dearer_than_all_that_is_left_is_named(
+    store, credentials, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+):
+    """Nothing goes beside it, and the report and one warning say by how much the limit was passed, and why."""
+    report = generate_batch(prompts(9), credentials, store, budget=Budget(tokens=1), raise_on_failure=False)
+    assert sandbox.calls == report.totals.generated == 1
+    (note,) = report.notes
+    assert note.endswith("tokens, the first")
+    assert f"{report.totals.total_tokens - 1:,} tokens over the limit of 1 tokens: one of gpt-image-1" in note
+    assert [record.levelname for record in caplog.records if note in record.getMessage()] == ["WARNING"]
+
+
+def test_what_has_no_price_is_refused_before_anything_is_sent(store, credentials, sandbox: Sandbox):
+    """A model without a price could spend without end."""
+    budget = Budget(usd=1.0, prices={"gpt-image-1": Price(per_image=0.5)})
     with pytest.raises(IllegalBatchError, match="price for dall-e-2"):
-        generate_batch([{"prompt": "x"}], credentials, store, budget=Budget(usd=1.0, prices=price))
+        generate_batch([{"prompt": "x"}], credentials, store, budget=budget)
+    assert sandbox.calls == 0
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 4])

@@ -107,7 +107,7 @@ def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store, monkeypatch: 
         found = ours.try_acquire(item.request.request_hash, waiting=waiting) if item.row == 0 else None
         return found if isinstance(found, Waiting) else finished(item)
 
-    results = LaneRun(Lane(items(3), width=2, share=Budget()), Doing(do), shared()).results()
+    results = LaneRun(Lane(items(3), width=2, share=Spending(None)), Doing(do), shared()).results()
     assert [done and done.row.row for done in results] == [None, 1, 2]
     claim.release()
 
@@ -139,13 +139,13 @@ def test_what_nobody_foresees_costs_one_row(store: ImageStore, client, error: Ba
             raise error
 
     spending = Spending(Budget(images=5))
-    spending.reserve(2)
+    assert [spending.reserve(item.request) for item in items(2)] == [None, None]
     ledger = Broken(store, client.api_origin, "one")
     engine = engine_of(store, client, ledger, limits=Limits(spending=spending))
     results = LaneRun(Lane(items(2), width=2), Work(engine, BatchOptions(), None), shared()).results()
     assert [done.row.status for done in results] == ["failed", "failed"]
     assert all(done.row.maybe_paid for done in results)
-    assert (spending.images, spending.reserved) == (2, 0)
+    assert (spending.spent.images, spending.reserved) == (2, 0)
 
 
 def test_a_lane_whose_worker_breaks_down_ends():
