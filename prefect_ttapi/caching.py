@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.generation.engine import ledger_for
+from prefect_ttapi.generation.run import RunContext
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 
@@ -48,7 +47,7 @@ class RequestHash(CachePolicy):
         if not isinstance(credentials, TTAPICredentials) or not isinstance(store, ImageStore):
             return None  # the task itself says what is wrong with its arguments
         try:
-            request_hash = as_request(inputs["request"]).request_hash
+            request_hash = ImageRequest.model_validate(inputs["request"]).request_hash
         except ValueError:
             return None
         run = RunContext.current(task_ctx)
@@ -61,15 +60,6 @@ class RequestHash(CachePolicy):
 
 
 REQUEST_HASH = RequestHash()
-
-
-def as_request(request: ImageRequest | Mapping[str, Any]) -> ImageRequest:
-    """`request` itself, or one made of a mapping.
-
-    Raises:
-        pydantic.ValidationError: the mapping is no legal request.
-    """
-    return request if isinstance(request, ImageRequest) else ImageRequest.model_validate(request)
 
 
 def nonce_of(task_ctx: TaskRunContext | None) -> str:

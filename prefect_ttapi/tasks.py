@@ -17,15 +17,14 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from prefect_ttapi.api.redaction import withholding
-from prefect_ttapi.caching import REQUEST_HASH, as_request, nonce_of
+from prefect_ttapi.caching import REQUEST_HASH, nonce_of
 from prefect_ttapi.capabilities import RULES
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InsufficientBalanceError
-from prefect_ttapi.generation.context import RunContext, named
 from prefect_ttapi.generation.delivery import Delivery, Original
 from prefect_ttapi.generation.engine import Engine, Paid
-from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits
+from prefect_ttapi.generation.run import GRACE, RunContext, async_twin, named, stop_of_caller, to_the_end
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures, preview_markdown
@@ -50,7 +49,7 @@ PARTIAL_IMAGES: Final = 3
 def _generate_name(parameters: dict[str, Any]) -> str:
     """`generate-gpt-image-2-3f9a12`; illegal arguments must not fail here but in the task, with their own error."""
     try:
-        request = as_request(parameters["request"])
+        request = ImageRequest.model_validate(parameters["request"])
     except ValueError:
         return "generate-illegal-request"
     return f"generate-{request.model}-{request.request_hash[:6]}"
@@ -77,7 +76,9 @@ def _generate(
     _must_be(store, ImageStore, "store")
     task_ctx = TaskRunContext.get()
     run = RunContext.current(task_ctx)
-    asked = _with_previews(as_request(request)) if preview else as_request(request)
+    asked = ImageRequest.model_validate(request)
+    if preview:
+        asked = _with_previews(asked)
     engine = Engine.of(
         credentials,
         store,

@@ -22,10 +22,9 @@ from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending
-from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.generation.engine import ledger_for
-from prefect_ttapi.generation.interruption import GRACE, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.generation.limits import Limits, RateLimit
+from prefect_ttapi.generation.run import GRACE, RunContext, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.publishing import batch_completed, materialise_batch
 from prefect_ttapi.lineage.report import BatchReport

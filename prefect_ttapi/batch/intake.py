@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from prefect_ttapi.batch.items import Item, row_of
-from prefect_ttapi.caching import as_request
 from prefect_ttapi.errors import IllegalBatchError, KeyTemplateError, StoreError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
@@ -103,7 +102,7 @@ def _items(
     given_values = iter(values) if values is not None and not callable(values) else repeat({})
     for row, given in enumerate(requests):
         try:
-            request = as_request(given)
+            request = ImageRequest.model_validate(given)
             mine = values(request) if callable(values) else next(given_values)
         except ValidationError as error:
             yield _refused(row, given, "; ".join(problems_of(error)), "ValidationError")

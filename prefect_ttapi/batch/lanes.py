@@ -36,9 +36,9 @@ from prefect_ttapi.errors import (
     ACCOUNT_ERRORS,
 )
 from prefect_ttapi.generation.budget import Spending
-from prefect_ttapi.generation.context import RunContext, named
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, RateLimit
+from prefect_ttapi.generation.run import RunContext, named
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.stopping import Stop

@@ -25,9 +25,9 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
-from prefect_ttapi.generation.context import RunContext
 from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, perhaps_paid
 from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.run import RunContext
 from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import Log, Record
