@@ -52,10 +52,10 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
         default=10, gt=0, title="Connect timeout", description="Seconds to reach the API."
     )
     read_timeout: float = Field(
-        default=180,
+        default=600,
         gt=0,
         title="Read timeout",
-        description="Seconds of silence after which a call's outcome is unknown.",
+        description="Seconds of silence after which a call's outcome is unknown: longer than any model takes.",
     )
     retry_unknown_outcome: bool = Field(
         default=False,

@@ -2,14 +2,15 @@
 
 TTAPIError                    the API, or the way to it; has status_code, request_id, message, outcome
 ├── InvalidRequestError       400, 404, 413, 422: the same request would fail again
-│   └── ModerationError       400: the prompt was refused
+│   └── ModerationError       the prompt was refused, whatever the status
 ├── AuthenticationError       401, 403: every other call would fail too
-├── InsufficientBalanceError  402: every other call would fail too
+├── InsufficientBalanceError  402, and whatever says the same: every other call would fail too
+├── ModelNotPermittedError    this account may not use this model
 ├── RateLimitError            429
 ├── QueueFullError            499: the account's queue for this product is full
 ├── ServerError               500, 502, 503
 ├── APIConnectionError        the request never reached the server
-├── UnknownOutcomeError       504, 520-524, read timeout, connection lost after sending: perhaps paid
+├── UnknownOutcomeError       408, 504, 520, 522, 524, read timeout, connection lost after sending: perhaps paid
 ├── InvalidResponseError      a 200 that is no usable answer: perhaps paid
 └── DownloadError             paid, but an image URL could not be fetched
 StoreError                    the image store: unreachable, unwritable, refused
@@ -61,6 +62,7 @@ class TTAPIError(Exception):
         not_resent: why it was not sent again, where it might have been.
         answer: what came, where it may be paid and gave no images: `TTAPIClient.read_again` reads it. It stays in its
             process: a pickled error has none.
+        taken_for: what the answer was taken for, and why, where that is not certain.
     """
 
     outcome: Outcome = Outcome.UNKNOWN
@@ -77,6 +79,7 @@ class TTAPIError(Exception):
         retry_after: float | None = None,
         not_resent: str | None = None,
         answer: RawAnswer | None = None,
+        taken_for: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -88,6 +91,7 @@ class TTAPIError(Exception):
         self.retry_after = retry_after
         self.not_resent = not_resent
         self.answer = answer
+        self.taken_for = taken_for
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.message,), {**vars(self), "answer": None}
@@ -97,7 +101,8 @@ class TTAPIError(Exception):
         tries = f"{self.attempts} attempts in {self.elapsed:.1f} s" if self.attempts > 1 else ""
         request_id = f"request id {self.request_id}" if self.request_id else ""
         not_resent = f"not sent again: {self.not_resent}" if self.not_resent else ""
-        facts = (status, tries, f"outcome: {self.outcome}", not_resent, request_id)
+        taken_for = f"taken for {self.taken_for}" if self.taken_for else ""
+        facts = (status, taken_for, tries, f"outcome: {self.outcome}", not_resent, request_id)
         return f"{self.message} ({', '.join(fact for fact in facts if fact)})"
 
 
@@ -108,17 +113,23 @@ class InvalidRequestError(TTAPIError):
 
 
 class ModerationError(InvalidRequestError):
-    """400 because of the prompt's content. Not paid; another prompt may pass."""
+    """The prompt, or what was drawn from it, was refused for its content. Not paid; another prompt may pass."""
 
 
 class AuthenticationError(TTAPIError):
-    """401, 403: wrong key or blocked account; every other call would fail too. Not paid."""
+    """401, 403, or words for it: wrong key, blocked account, country; every other call would fail too. Not paid."""
 
     outcome = Outcome.REFUSED
 
 
 class InsufficientBalanceError(TTAPIError):
-    """402: the prepaid balance is used up; every other call would fail too. Not paid."""
+    """402, or words for it: the prepaid balance is used up; every other call would fail too. Not paid."""
+
+    outcome = Outcome.REFUSED
+
+
+class ModelNotPermittedError(TTAPIError):
+    """This account may not use this model; every other call for it would fail too. Not paid."""
 
     outcome = Outcome.REFUSED
 
@@ -142,13 +153,13 @@ class ServerError(TTAPIError):
 
 
 class APIConnectionError(TTAPIError):
-    """The request never reached the server: refused connection, DNS, TLS, connect timeout. Not paid."""
+    """The request never reached the server: refused connection, DNS, TLS, connect timeout, 425, 521. Not paid."""
 
     outcome = Outcome.NEVER_DELIVERED
 
 
 class UnknownOutcomeError(TTAPIError):
-    """504, 520-524, read timeout, connection lost after sending: it may have been worked on, and paid."""
+    """408, 504, 520, 522, 524, read timeout, connection lost after sending: it may have been worked on, and paid."""
 
     outcome = Outcome.UNKNOWN
 

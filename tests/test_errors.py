@@ -25,6 +25,7 @@ from prefect_ttapi.errors import (
     InsufficientBalanceError,
     InvalidRequestError,
     InvalidResponseError,
+    ModelNotPermittedError,
     ModerationError,
     Outcome,
     QueueFullError,
@@ -42,6 +43,7 @@ TREE: list[tuple[type[TTAPIError], type[Exception], str]] = [
     (ModerationError, InvalidRequestError, "refused for good"),
     (AuthenticationError, TTAPIError, "refused for good"),
     (InsufficientBalanceError, TTAPIError, "refused for good"),
+    (ModelNotPermittedError, TTAPIError, "refused for good"),
     (RateLimitError, TTAPIError, "rejected before work"),
     (QueueFullError, TTAPIError, "rejected before work"),
     (ServerError, TTAPIError, "server fault"),
@@ -103,6 +105,10 @@ def test_facts_default_to_nothing_known() -> None:
             RateLimitError("slow down", status_code=429, attempts=4, elapsed=7.26, request_id="r-1"),
             "slow down (HTTP 429, 4 attempts in 7.3 s, outcome: rejected before work, request id r-1)",
         ),
+        (
+            InvalidRequestError("I'm a teapot", status_code=418, taken_for="a refusal: 4xx"),
+            "I'm a teapot (HTTP 418, taken for a refusal: 4xx, outcome: refused for good)",
+        ),
         (InvalidRequestError("bad size", status_code=400), "bad size (HTTP 400, outcome: refused for good)"),
         (
             UnknownOutcomeError("read timeout", not_resent="it may be paid"),
@@ -124,6 +130,7 @@ facts = st.fixed_dictionaries(
         "elapsed": st.floats(0, 1e6),
         "retry_after": st.none() | st.floats(0, 1e6),
         "not_resent": st.none() | st.text(max_size=20),
+        "taken_for": st.none() | st.text(max_size=20),
     }
 )
 

@@ -39,7 +39,8 @@ class TTAPIClient:
         base_url: https, or http on this machine.
         connect_timeout: seconds to connect, and to write each piece of the request.
         read_timeout: seconds of silence between two bytes of the answer, the first one included. It does not
-            bound the whole answer. A model may think for minutes before the first byte.
+            bound the whole answer. A model may think for minutes before the first byte, and whoever gives up may
+            pay for nothing.
         retry_unknown_outcome: send again also what may have been worked on, and paid, already.
         max_attempts: sends in all; 500, 502 and 503 are sent three times at most.
         retry_after_ceiling: seconds; where the API asks to wait longer, the error is raised at once.
@@ -68,7 +69,7 @@ class TTAPIClient:
         base_url: str = DEFAULT_BASE_URL,
         *,
         connect_timeout: float = 10.0,
-        read_timeout: float = 180.0,
+        read_timeout: float = 600.0,
         retry_unknown_outcome: bool = False,
         max_attempts: int = 4,
         retry_after_ceiling: float = 120.0,

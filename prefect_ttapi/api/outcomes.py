@@ -1,16 +1,4 @@
-"""What became of a request, and what that means: one table of verdicts (sans-IO).
-
-| what happened                                        | outcome              | sent again                  |
-|------------------------------------------------------|----------------------|-----------------------------|
-| no connection, or the request not written in full    | never delivered      | up to `max_attempts`        |
-| 429, 499                                             | rejected before work | up to `max_attempts` (*)    |
-| 500, 502, 503                                        | server fault         | twice: three sends in all   |
-| 504, 520-524, lost or silent after it was written    | unknown              | only where opted in         |
-| any other 5xx                                        | unknown              | never                       |
-| any other 4xx                                        | refused for good     | never                       |
-| 1xx, 3xx; a 2xx that is no usable answer             | answered but unusable| never                       |
-
-(*) Of a burst of requests that are rejected together, one rejection counts: see `retries`.
+"""What became of a request, and whose fault it is: one table of signs (sans-IO).
 
 A request of which the last byte was not handed to the network can't have been worked on: its JSON is
 incomplete.
@@ -20,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -51,20 +39,31 @@ class Again(StrEnum):
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """What the API says went wrong: one line of printable text, and OpenAI's labels where they came."""
+    """What the API says went wrong: one line of printable text, and OpenAI's labels where they came.
+
+    Attributes:
+        inner: Azure's code within the error.
+        page: it is no API that says it, but a page for people.
+    """
 
     message: str
     type: str | None = None
     code: str | None = None
-    param: str | None = None
+    inner: str | None = None
+    page: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an attempt that failed means; its outcome is its error's."""
+    """What an attempt that failed means; its outcome is its error's.
+
+    Attributes:
+        taken_for: what, and why, where that is not certain.
+    """
 
     error: type[errors.TTAPIError]
     again: Again
+    taken_for: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,65 +95,297 @@ class BrokenOff(Exception):  # noqa: N818 - becomes a Failure
 NEVER_DELIVERED: Final = Verdict(errors.APIConnectionError, Again.FREELY)
 UNKNOWN: Final = Verdict(errors.UnknownOutcomeError, Again.OPTED_IN)
 UNUSABLE: Final = Verdict(errors.InvalidResponseError, Again.NEVER)
-MODERATED: Final = Verdict(errors.ModerationError, Again.NEVER)
-_REFUSED: Final = Verdict(errors.InvalidRequestError, Again.NEVER)
-_OTHER_FAULT: Final = Verdict(errors.UnknownOutcomeError, Again.NEVER)
 
 BREAKS: Final[Mapping[Break, Verdict]] = {
     **dict.fromkeys((Break.CONNECTING, Break.SENDING), NEVER_DELIVERED),
     **dict.fromkeys((Break.SILENT, Break.LOST, Break.CUT), UNKNOWN),
 }
 
-STATUSES: Final[Mapping[int, Verdict]] = {
-    401: Verdict(errors.AuthenticationError, Again.NEVER),
-    402: Verdict(errors.InsufficientBalanceError, Again.NEVER),
-    403: Verdict(errors.AuthenticationError, Again.NEVER),
-    429: Verdict(errors.RateLimitError, Again.FREELY),
-    499: Verdict(errors.QueueFullError, Again.FREELY),
-    **dict.fromkeys((500, 502, 503), Verdict(errors.ServerError, Again.TWICE)),
-    **dict.fromkeys((504, 520, 521, 522, 523, 524), UNKNOWN),
-}
 
-#: `code` or `type` of a refused prompt, in lower case: two of OpenAI's, two of Azure's, one of relays.
-_MODERATION_CODES: Final = frozenset(
-    {
-        "moderation_blocked",
-        "content_policy_violation",
-        "content_filter",
-        "responsibleaipolicyviolation",
-        "sensitive_words_detected",
-    }
+@dataclass(frozen=True)
+class Fault:
+    """Whose fault an answer is.
+
+    Attributes:
+        name: as in "taken for ...".
+        what_to_do: told to whoever has the error.
+    """
+
+    name: str
+    verdict: Verdict
+    what_to_do: str
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a fault is known by, and who says so.
+
+    Attributes:
+        statuses: of HTTP, where neither codes nor words say more.
+        codes: an error's `code` or `type`, in lower case, with blanks between them.
+        words: a pattern for the API's own words, in lower case, with single blanks.
+        below: codes and words count under statuses below this.
+        page: the statuses are those of an HTML page.
+    """
+
+    fault: Fault
+    source: str
+    statuses: tuple[int, ...] = ()
+    codes: str = ""
+    words: str = ""
+    below: int = 600
+    page: bool = False
+
+
+ACCOUNT: Final = Fault(
+    "a fault of the account",
+    Verdict(errors.AuthenticationError, Again.NEVER),
+    "The batch stops. Check the key, and the account in the vendor's dashboard.",
 )
-#: Words of the same, for relays that pass on the message only. A request has a field named "moderation".
-_MODERATION_WORDS: Final = re.compile(
-    "|".join(_MODERATION_CODES) + "|safety system|safety_violations|content policy|content management policy"
-    "|(?:by|our|content) moderation|sensitive words",
-    re.IGNORECASE,
+PACE: Final = Fault(
+    "too many requests",
+    Verdict(errors.RateLimitError, Again.FREELY),
+    "Nothing: all requests slow down. If it lasts, a lower `max_in_flight` or `rate_limit`.",
+)
+CREDIT: Final = Fault(
+    "a lack of credit",
+    Verdict(errors.InsufficientBalanceError, Again.NEVER),
+    "The batch stops, and `ttapi.balance.exhausted` is sent. Top up, and run it again.",
+)
+MODEL: Final = Fault(
+    "a model that this account may not use",
+    Verdict(errors.ModelNotPermittedError, Again.NEVER),
+    "The rows of that model stop. Have it enabled, or ask another one.",
+)
+PROMPT: Final = Fault(
+    "a refused prompt",
+    Verdict(errors.ModerationError, Again.NEVER),
+    "Change the prompt. `max_refused` in a row, and none that passes, stop the batch.",
+)
+FIREWALL: Final = Fault(
+    "a firewall's page",
+    Verdict(errors.InvalidRequestError, Again.NEVER),
+    "A firewall before the API dislikes the prompt's words, or this machine. Change the words, or ask the vendor.",
+)
+REQUEST: Final = Fault(
+    "a refusal of this request",
+    Verdict(errors.InvalidRequestError, Again.NEVER),
+    "Change the request as the message says; after 404, perhaps `base_url`.",
+)
+QUEUE: Final = Fault(
+    "a full queue",
+    Verdict(errors.QueueFullError, Again.FREELY),
+    "Nothing: all requests slow down. If it lasts, run it again later.",
+)
+SERVER: Final = Fault(
+    "a fault of the server", Verdict(errors.ServerError, Again.TWICE), "Run it again later."
+)
+UNREACHED: Final = Fault("a server that was not reached", NEVER_DELIVERED, "Run it again later.")
+LATE: Final = Fault(
+    "an unknown outcome",
+    UNKNOWN,
+    "See in the vendor's dashboard whether it was billed. Run it again to send, and perhaps pay, anew.",
+)
+OTHER: Final = replace(LATE, verdict=Verdict(errors.UnknownOutcomeError, Again.NEVER))
+USELESS: Final = Fault(
+    "an answer of no use", UNUSABLE, "Read the message. Run it again to send, and perhaps pay, anew."
 )
 
+_OPENAI: Final = "OpenAI, error codes guide"
+_AZURE: Final = "Azure OpenAI, content filtering guide and reports"
+_RELAYS: Final = "one-api and new-api, source"
+_OPENROUTER: Final = "OpenRouter, errors page"
+_VENDOR: Final = "TTAPI, response and billing pages"
+_CLOUDFLARE: Final = "Cloudflare, 4xx and 5xx errors"
 
-def judge(status: int, error: ErrorBody | None = None) -> Verdict:
-    """Return what a status other than 2xx means, and what the API says with it.
+#: Codes are looked for first, then words, then the status, and in each the rows above go first. No word stands alone,
+#: so that a prompt of one word has none of them.
+SIGNS: Final = (
+    Sign(
+        ACCOUNT,
+        _OPENAI,
+        (401, 403),
+        "invalid_api_key incorrect_api_key account_deactivated organization_deactivated invalid_organization "
+        "ip_not_authorized unsupported_country_region_territory",
+        r"(?:incorrect|invalid) (?:tt-)?api[ -]?key|(?:country|region|location)\S* (?:or territory |is )?not supported"
+        r"|unsupported (?:country|region)|not available in your (?:country|region)"
+        r"|access (?:was|has been) terminated|must be a member of an organization|ip (?:is )?not authorized",
+    ),
+    Sign(
+        ACCOUNT,
+        _AZURE,
+        words=r"\b(?:account(?: \S+){0,2}?|resource|organi[sz]ation|subscription|user|key|token) (?:is|was|has been)"
+        r"(?: temporarily| permanently)? (?:blocked|suspended|deactivated|disabled|banned|terminated|locked)\b",
+    ),
+    Sign(
+        ACCOUNT,
+        _RELAYS,
+        codes="invalid_token token_expired user_banned account_suspended account_blocked",
+        words=r"api[ -]?key (?:is )?(?:invalid|expired|not valid)|invalid token\b|无效的令牌|令牌已过期|令牌状态不可用"
+        r"|用户已被封禁|账号已被封",
+    ),
+    Sign(
+        PACE,
+        "OpenAI, rate limits guide; Azure OpenAI, quotas and limits",
+        (429,),
+        "rate_limit_exceeded rate_limit_error too_many_requests slow_down",
+        r"(?:requests|tokens|images|calls) per (?:second|min|minute|hour|day)\b|rate limit|too many requests",
+    ),
+    Sign(
+        CREDIT,
+        _OPENAI,
+        codes="insufficient_quota billing_hard_limit_reached billing_not_active credit_balance_exhausted "
+        "organization_spend_limit_exceeded organization_usage_limit_exceeded project_spend_limit_exceeded",
+        words=r"exceeded your current quota|check your (?:plan and )?billing|billing hard limit"
+        r"|billing (?:is )?not active",
+    ),
+    Sign(
+        CREDIT,
+        _RELAYS,
+        codes="insufficient_user_quota pre_consume_token_quota_failed token_quota_exhausted",
+        words=r"pre-?consumed? (?:token )?quota failed|额度不足|额度已用尽|预扣费额度失败|余额不足|账户欠费",
+    ),
+    Sign(
+        CREDIT,
+        _OPENROUTER,
+        codes="payment_required insufficient_credits",
+        words=r"add more credits|requires more credits",
+    ),
+    Sign(
+        CREDIT,
+        _VENDOR,
+        (402,),
+        "insufficient_balance insufficient_funds balance_not_enough",
+        r"insufficient (?:account |user )?(?:balance|quota|credits?|funds)|please (?:recharge|top up)|out of credits?"
+        r"|(?:balance|quota|credits?|credit limit) (?:is |are )?(?:insufficient|not enough|exhausted|used up|too low)"
+        r"|not enough (?:balance|quota|credits?)",
+    ),
+    Sign(
+        MODEL,
+        "OpenAI, error codes guide and organization verification",
+        codes="model_not_permitted model_not_found model_not_allowed model_access_denied",
+        words=r"must be verified to use|(?:have|no) access to (?:the |this )?model\b|model (?:\S+ )?does not exist"
+        r"|not (?:allowed|permitted|authori[sz]ed) to (?:use|access|sample from|generate from) (?:the |this )?model"
+        r"|model (?:\S+ )?(?:is )?not (?:available|enabled|allowed|permitted) (?:for|on|to|in) (?:your|this)\b",
+        below=500,  # under 503, relays say so where no channel of theirs is free
+    ),
+    Sign(MODEL, _RELAYS, words=r"无权使用模型|无权访问模型", below=500),
+    Sign(
+        PROMPT,
+        "OpenAI, image generation guide",
+        codes="moderation_blocked content_policy_violation",
+        words=r"safety system|content policy|usage polic(?:y|ies)|our guardrails",
+    ),
+    Sign(
+        PROMPT,
+        _AZURE,
+        codes="content_filter contentfilter responsibleaipolicyviolation",
+        words=r"content management policy|content filter",
+    ),
+    Sign(
+        PROMPT,
+        _RELAYS,
+        codes="sensitive_words_detected prompt_blocked safety_violations",
+        words=r"sensitive words?\b|敏感词|违规内容|内容违规|内容审核",
+    ),
+    Sign(
+        PROMPT,
+        _OPENROUTER,
+        words=r"(?:input|prompt|content|request) (?:was |is |has been )?(?:flagged|moderated)\b",
+    ),
+    Sign(
+        PROMPT,
+        "reports about relays of image models; RFC 7725 for 451",
+        (451,),
+        "data_inspection_failed datainspectionfailed",
+        r"banned (?:words?|prompt)|(?:by|our|content) moderation|(?:community|safety|content) guidelines"
+        r"|safety (?:filter|policy|checker)|(?:prohibited|inappropriate|nsfw) content|prompt (?:is |was )?blocked",
+    ),
+    Sign(FIREWALL, _CLOUDFLARE, (400, 403, 405, 406, 418), page=True),
+    Sign(REQUEST, _OPENAI, (400, 404, 405, 413, 415, 422)),
+    Sign(QUEUE, _VENDOR, (499,)),
+    Sign(SERVER, _VENDOR, (500, 502, 503)),
+    Sign(UNREACHED, _CLOUDFLARE, (521, 523, 525, 526, 530)),
+    Sign(UNREACHED, "RFC 8470, early data in HTTP", (425,)),
+    Sign(LATE, "TTAPI, response page; OpenRouter, errors page", (408, 504)),
+    Sign(LATE, _CLOUDFLARE, (520, 522, 524)),
+)
+_PAGES: Final = {status: sign.fault for sign in SIGNS if sign.page for status in sign.statuses}
+_STATUSES: Final = {status: sign.fault for sign in SIGNS if not sign.page for status in sign.statuses}
+_CODES: Final = {code: sign for sign in reversed(SIGNS) for code in sign.codes.split()}
+_WORDS: Final = tuple((re.compile(sign.words), sign) for sign in SIGNS if sign.words)
+
+
+def judge(status: int, error: ErrorBody | None = None, prompt: str = "") -> Verdict:
+    """Return whose fault an answer without images is, as `SIGNS` tells: by codes, else by words, else by its status.
+
+    Where the status leaves open whether the request is paid, no word talks that away.
+
+    Args:
+        status: of HTTP.
+        error: what the API says with it.
+        prompt: the request's, which an error may repeat.
 
     >>> judge(499).error.__name__, judge(307).error.__name__
     ('QueueFullError', 'InvalidResponseError')
+    >>> judge(418).taken_for
+    'a refusal of this request: 4xx that is not in the table'
     """
-    if status == 400 and error is not None and is_moderation(error):
-        return MODERATED
-    by_class = {4: _REFUSED, 5: _OTHER_FAULT}
-    return STATUSES.get(status, by_class.get(status // 100, UNUSABLE))
+    if error is None or error.page or status // 100 not in (2, 4, 5):
+        return _by_status(status, page=error is not None and error.page)
+    # under 200, some say their own status; 5xx would leave open what the 200 does, too
+    if status < 400 and re.fullmatch("4[0-9]{2}", error.code or ""):
+        status = int(error.code or 0)
+    for label in (error.code, error.inner, error.type):
+        sign = _CODES.get((label or "").lower())
+        if sign is not None and status < sign.below:
+            return sign.fault.verdict
+    by_status = _by_status(status)
+    if by_status.error is errors.UnknownOutcomeError:
+        return by_status
+    return _by_words(status, error.message, prompt) or by_status
 
 
-def is_moderation(error: ErrorBody) -> bool:
-    """Tell whether the prompt, or what was drawn from it, was refused for its content.
+def _by_status(status: int, *, page: bool = False) -> Verdict:
+    known = (_PAGES.get(status) if page else None) or _STATUSES.get(status)
+    if known is not None:
+        return known.verdict
+    fault = {4: REQUEST, 5: OTHER}.get(status // 100, USELESS)
+    why = "an error" if status // 100 == 2 else f"{status // 100}xx"
+    return replace(fault.verdict, taken_for=f"{fault.name}: {why} that is not in the table")
 
-    >>> is_moderation(ErrorBody("rejected", code="moderation_blocked"))
-    True
-    >>> is_moderation(ErrorBody("Unknown parameter: 'moderation'.", param="moderation"))
-    False
-    """
-    labels = {(label or "").lower() for label in (error.code, error.type)}
-    return bool(labels & _MODERATION_CODES or _MODERATION_WORDS.search(error.message))
+
+#: Quotation marks, but no apostrophes, and what they quote.
+_QUOTED: Final = re.compile(
+    r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|`[^`]*`|“[^”]*”|‘[^’]*’(?!\w)|«[^»]*»|「[^」]*」"
+)
+_MARKS: Final = "\"'`“‘«「"
+#: What relays quote, since they heard it themselves.
+_HEARD: Final = re.compile(r"([\"'])(?:message|msg|error)\1: ?([\"'])(.*?)\2(?=,|\})")
+
+
+def _by_words(status: int, message: str, prompt: str) -> Verdict | None:
+    """Return the verdict of what the API says in words of its own, where they are known."""
+    said, asked = (" ".join(text.casefold().replace("\\", "").split()) for text in (message, prompt))
+    own = _without(asked, said)
+    # where the prompt does not stand as it is, a part of it may
+    repeated = asked if own == said else ""
+    spelt = [(word, _CODES.get(word)) for word in re.findall(r"\w+", own) if "_" in word]
+    own = " ".join(_QUOTED.sub(" ", _HEARD.sub(r" \3 ", own)).split())
+    spoken = [(found[0], sign) for words, sign in _WORDS for found in words.finditer(own)]
+    for words, sign in (*spelt, *spoken):
+        if sign is not None and status < sign.below and words not in repeated:
+            return replace(sign.fault.verdict, taken_for=f"{sign.fault.name}, as it says {words!r}")
+    return None
+
+
+def _without(asked: str, said: str) -> str:
+    """Return `said` without what repeats `asked`: from its first quote on, else its last words that are the same."""
+    if " " not in asked:
+        return said  # one word alone says nothing here, and may be one of the API's own
+    quote = re.search(f"[{_MARKS}] ?{re.escape(asked)}", said)
+    at = quote.start() if quote else said.rfind(asked)
+    return said[:at] + said[at:].replace(asked, " ") if at >= 0 else said
 
 
 #: A longer Retry-After is no request to wait but a mistake, and ignored like one that can't be read.

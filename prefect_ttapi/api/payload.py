@@ -23,6 +23,10 @@ _LONGEST_ERROR: Final = 64 * 1024  # bytes of an error's body that are looked at
 
 #: Where errors keep their words: OpenAI's and the vendor's, other relays', web frameworks'.
 _MESSAGE_KEYS: Final = ("message", "msg", "detail", "error")
+#: Where the facts of an error are, if not beside each other in the document.
+_ERROR_KEYS: Final = ("error", "errors", "detail")
+#: What Cloudflare's firewall says to programs.
+_CLOUDFLARE: Final = re.compile(r"error code: 1[0-9]{3}")
 
 # each alternative takes its end or all there is, so that no text is gone through twice
 _HIDDEN: Final = re.compile(
@@ -61,7 +65,15 @@ class Answer:
 
 
 class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
-    """A 200 without usable images; its message is the API's own where there is one."""
+    """A 200 without usable images; its message is the API's own where there is one.
+
+    Attributes:
+        reported: the error that it reports instead, if any.
+    """
+
+    def __init__(self, message: str, reported: ErrorBody | None = None) -> None:
+        super().__init__(message)
+        self.reported = reported
 
 
 def read_body(chunks: Iterable[bytes], max_bytes: int) -> Answer:
@@ -94,7 +106,7 @@ def read_answer(document: object) -> Answer:
     inner = document.get("data")
     error = find_error(document) or find_error(inner)
     if error is not None:
-        raise UnusableAnswer(error.message)
+        raise UnusableAnswer(error.message, error)
     facts = {**document, **inner} if isinstance(inner, Mapping) else document
     items = facts.get("data")
     if not isinstance(items, list) or not items:
@@ -148,7 +160,7 @@ def find_error(document: object) -> ErrorBody | None:
     """Return the error that a 200's document, or an event of a stream, reports instead of an image, if any.
 
     >>> find_error({"status": "FAILED", "message": "queue timeout", "data": None})
-    ErrorBody(message='queue timeout', type=None, code=None, param=None)
+    ErrorBody(message='queue timeout', type=None, code=None, inner=None, page=False)
     """
     if not isinstance(document, Mapping):
         return None
@@ -160,7 +172,7 @@ def read_error(body: bytes, content_type: str | None) -> ErrorBody:
     """Return what an error's body says, whatever its shape: the vendor's, OpenAI's, a proxy's HTML. Never raises.
 
     >>> read_error(b'{"error": {"message": "no such size", "code": "invalid_value"}}', "application/json")
-    ErrorBody(message='no such size', type=None, code='invalid_value', param=None)
+    ErrorBody(message='no such size', type=None, code='invalid_value', inner=None, page=False)
     >>> read_error(b"<html><title>504</title><h1>Gateway Time-out</h1></html>", "text/html").message
     '504 Gateway Time-out'
     """
@@ -171,22 +183,30 @@ def read_error(body: bytes, content_type: str | None) -> ErrorBody:
             return _error_body(document)
     except (ValueError, RecursionError):
         pass
-    if "html" in (content_type or "").lower() or text.lstrip().startswith("<"):
+    page = "html" in (content_type or "").lower() or text.lstrip().startswith("<")
+    if page:
         text = html.unescape(_TAG.sub(" ", _HIDDEN.sub(" ", text)))
-    return ErrorBody(_one_line(text) or "no message")
+    line = _one_line(text) or "no message"
+    return ErrorBody(line, page=page or _CLOUDFLARE.fullmatch(line) is not None)
 
 
 def _error_body(document: Mapping[str, Any]) -> ErrorBody:
-    error = document.get("error")
-    facts = error if isinstance(error, Mapping) else document
+    facts = next((error for error in map(_first, map(document.get, _ERROR_KEYS)) if error), document)
+    inner = facts.get("innererror")
     said = (facts.get(key) for key in _MESSAGE_KEYS)
     message = next((text for text in said if isinstance(text, str) and text.strip()), None)
     return ErrorBody(
         _one_line(message or json.dumps(facts, default=str)),
         type=_label(facts.get("type")),
         code=_label(facts.get("code")),
-        param=_label(facts.get("param")),
+        inner=_label(inner.get("code")) if isinstance(inner, Mapping) else None,
     )
+
+
+def _first(error: object) -> Mapping[str, Any] | None:
+    """Return an error's object, or the first of several, if it has any."""
+    first = error[0] if isinstance(error, list) and error else error
+    return first if isinstance(first, Mapping) else None
 
 
 def _label(value: object) -> str | None:

@@ -271,4 +271,5 @@ class Attempts:
             retry_after=failure.retry_after,
             not_resent=not_resent,
             answer=failure.answer or self._in_hand,
+            taken_for=failure.verdict.taken_for,
         )

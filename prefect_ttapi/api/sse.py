@@ -99,7 +99,7 @@ def _events(chunks: Iterator[bytes], max_bytes: int) -> Iterator[tuple[Kind, Map
         if error is None and kind is Kind.ERROR:
             error = find_error({**document, "status": "FAILED"} if document else _NO_WORDS)
         if error is not None:
-            raise UnusableAnswer(error.message)
+            raise UnusableAnswer(error.message, error)
         yield kind, document
         data = _Data(max_bytes)
 

@@ -124,12 +124,15 @@ class Tee:
 
 
 class Opened:
-    """A 2xx of which the headers have arrived. Close it."""
+    """A 2xx of which the headers have arrived, to a request with this prompt. Close it."""
 
-    def __init__(self, response: httpx.Response, request_id: str | None, redactor: Redactor) -> None:
+    def __init__(
+        self, response: httpx.Response, request_id: str | None, redactor: Redactor, prompt: str
+    ) -> None:
         self._response = response
         self._redactor = redactor
         self._tee = Tee()
+        self._prompt = prompt
         self.request_id = request_id
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
@@ -170,6 +173,8 @@ class Opened:
             verdict = BREAKS[error.broke]
         elif isinstance(error, EarlyEnd) and self._ends_with_connection:
             verdict = BREAKS[Break.CUT]
+        elif isinstance(error, UnusableAnswer) and error.reported is not None:
+            verdict = judge(self._response.status_code, error.reported, self._prompt)
         elif isinstance(error, OSError):
             message = f"the answer could not be kept in a temporary file: {error.strerror}"
         answer = self.answer() if verdict.error.outcome in _PERHAPS_PAID else None
@@ -250,8 +255,8 @@ class Transport:
             except httpx.TransportError as error:
                 return self._broken(error, sending)
             if not response.is_success:
-                return self._refused(response)
-        return Opened(response, self._request_id(response), self._redactor)
+                return self._refused(response, body["prompt"])
+        return Opened(response, self._request_id(response), self._redactor, body["prompt"])
 
     def _broken(self, error: httpx.TransportError, sending: Sending) -> Failure:
         broke = next((found for found, kinds in _BREAKS.items() if isinstance(error, kinds)), Break.LOST)
@@ -261,7 +266,7 @@ class Transport:
         spoken = isinstance(error, httpx.NetworkError | httpx.TimeoutException) and str(error)
         return Failure(BREAKS[broke], self._redactor.clean(f"{broke}: {spoken or type(error).__name__}"))
 
-    def _refused(self, response: httpx.Response) -> Failure:
+    def _refused(self, response: httpx.Response, prompt: str) -> Failure:
         status, request_id, wait = response.status_code, self._request_id(response), None
         if response.is_redirect:
             response.close()
@@ -269,7 +274,8 @@ class Transport:
         else:
             error = read_error(self._error_body(response), response.headers.get("content-type"))
             wait = read_retry_after(response.headers, self._clock.now())
-        return Failure(judge(status, error), self._redactor.clean(error.message), status, request_id, wait)
+        verdict = judge(status, error, prompt)
+        return Failure(verdict, self._redactor.clean(error.message), status, request_id, wait)
 
     def _error_body(self, response: httpx.Response) -> bytes:
         # its words are worth a few seconds, no more; httpcore reads this when the body's first byte is asked

@@ -20,6 +20,7 @@ from typing import Final, Self
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.lanes import Lane, Shared, workers
 from prefect_ttapi.results import Usage
+from prefect_ttapi.errors import ModelNotPermittedError
 
 #: Up to so many requests, each has a task run of its own: a Prefect server takes about 20 a second.
 SMALL: Final = 300
@@ -333,6 +334,8 @@ class Dispatch:
             request = item.request
             if (followers := self._followers.get(request.request_hash)) is not None:
                 followers.append(item)
+            elif item.known_absent and (why := self._shared.limits.barred.get(request.model)):
+                self.rows.append(skipped(item, self._api_origin, why, ModelNotPermittedError.__name__))
             elif (denial := self._spending.reserve(request)) is None:
                 self._followers[request.request_hash] = []
                 return item

@@ -52,6 +52,7 @@ def generate_batch(
     refresh_cache: bool | None = None,
     cache_expiration: timedelta | None = None,
     breaker: int | None = 10,
+    max_refused: int | None = 50,
     rate_limit: float | None = None,
     grace: float = GRACE,
     thumbnails: bool = True,
@@ -85,6 +86,8 @@ def generate_batch(
         refresh_cache: pay anew for what was paid for before this run; by default as Prefect's setting says.
         cache_expiration: pay anew for what was paid for longer ago than this.
         breaker: so many failures of one kind in a row stop the batch; refused prompts don't count. None: never.
+        max_refused: so many refused prompts in a row, while none passes, stop the batch: accounts are closed for
+            hammering a filter. None: never.
         rate_limit: requests per minute, at most.
         grace: seconds after a cancellation, SIGTERM or Ctrl-C for what is under way to be finished and recorded,
             before the manifest is written without it.
@@ -110,6 +113,7 @@ def generate_batch(
         refresh_cache=refresh_cache,
         cache_expiration=cache_expiration,
         breaker=breaker,
+        max_refused=max_refused,
         rate_limit=rate_limit,
         grace=grace,
         thumbnails=thumbnails,
@@ -232,7 +236,7 @@ def _run(
         rate=RateLimit(options.rate_limit) if options.rate_limit else None,
         spending=Spending(options.budget),
     )
-    shared = Shared(limits, Breaker(options.breaker))
+    shared = Shared(limits, Breaker(options.breaker, options.max_refused))
     sizing = Sizing.of(intake.total, options.max_in_flight, options.shard_size, local=is_local())
     ledger = ledger_for(credentials, store, run.run_id)
     dispatch = Dispatch(

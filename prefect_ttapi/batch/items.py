@@ -15,6 +15,7 @@ from prefect_ttapi.errors import (
     InsufficientBalanceError,
     KeyTemplateError,
     LaneLostError,
+    ModelNotPermittedError,
     PictureError,
     StoreError,
     TTAPIError,
@@ -119,7 +120,8 @@ class Work:
         except BudgetExceeded as error:
             return skipped(item, origin, str(error), "BudgetExceeded")
         except StopSending as error:
-            return skipped(item, origin, str(error), stop.error_type)
+            barred = None if stop.reason else ModelNotPermittedError.__name__
+            return skipped(item, origin, str(error), barred or stop.error_type)
         except Exception as error:
             asked = row_of(item, origin)
             if isinstance(error, InsufficientBalanceError):
@@ -140,9 +142,14 @@ class Work:
 
     def _paid(self, item: Item, waiting: Waiting | None) -> Paid | Waiting:
         spending = self.engine.limits.spending
-        if not item.may_pay:
+        barred = self.engine.limits.barred.get(item.request.model)
+        if barred or not item.may_pay:
+            if item.may_pay:
+                spending.settle(item.request, 0, None)
             if found := self.engine.look_up(item.request):
                 return found
+            if barred:
+                raise StopSending(barred)
             raise BudgetExceeded("the budget is used up")
         if passed := spending.passed():  # what is reserved for it is free again
             spending.settle(item.request, 0, None)

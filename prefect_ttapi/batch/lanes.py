@@ -32,9 +32,7 @@ from prefect.states import Failed
 from prefect_ttapi.batch.items import Done, Item, Work
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import (
-    ACCOUNT_ERRORS,
-)
+from prefect_ttapi.errors import ACCOUNT_ERRORS, ModelNotPermittedError, ModerationError
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, RateLimit
@@ -55,6 +53,7 @@ _POLL: Final = 0.5
 
 #: Errors that every later request of the same account would meet, too.
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
+_EARLIER: Final = "not sent, because an earlier request failed"
 
 
 def workers(in_flight: int) -> int:
@@ -107,31 +106,35 @@ class Lane:
         return self.share is not None
 
 
-#: Failures that are about one prompt, and say nothing of the next one.
-_OF_ONE_PROMPT = frozenset({"ModerationError"})
+_MODERATION: Final = ModerationError.__name__
+_MODEL: Final = ModelNotPermittedError.__name__
 
 
 class Breaker:
-    """Counts failures of one kind in a row; safe from all threads.
+    """Counts failures of one kind in a row, and refused prompts apart; safe from all threads.
 
     Args:
         limit: this many trip it; None: never.
+        refused: this many refused prompts trip it if none passes meanwhile; None: never.
 
     Raises:
-        ValueError: the limit is less than 1.
+        ValueError: a limit is less than 1.
 
     >>> breaker = Breaker(limit=2)
     >>> breaker.note("ServerError"), breaker.note("ModerationError"), breaker.note("ServerError")
     (None, None, '2 requests in a row failed with ServerError')
     """
 
-    def __init__(self, limit: int | None = 10) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"a breaker trips after at least 1 failure, not {limit}")
+    def __init__(self, limit: int | None = 10, refused: int | None = 50) -> None:
+        for number in (limit, refused):
+            if number is not None and number < 1:
+                raise ValueError(f"a breaker trips after at least 1 failure, not {number}")
         self._limit = limit
+        self._most_refused = refused
         self._lock = threading.Lock()
         self._kind: str | None = None
         self._in_a_row = 0
+        self._refused = 0
 
     def note(self, error_type: str | None) -> str | None:
         """Count a request that has ended, in order of completion; return why to give the batch up, once that is due.
@@ -139,9 +142,15 @@ class Breaker:
         Args:
             error_type: the name of the error's class; None: the request succeeded.
         """
-        if error_type in _OF_ONE_PROMPT:
-            return None
+        if error_type == _MODEL:
+            return None  # others may work
         with self._lock:
+            if error_type == _MODERATION:
+                self._refused += 1
+                if self._most_refused is None or self._refused < self._most_refused:
+                    return None
+                return f"{self._refused} prompts in a row were refused, and none passed"
+            self._refused = self._refused if error_type else 0
             self._in_a_row = self._in_a_row + 1 if error_type == self._kind else 1
             self._kind = error_type
             if error_type is None or self._limit is None or self._in_a_row < self._limit:
@@ -212,7 +221,9 @@ class Shared:
         if row.status not in ("generated", "failed"):
             return
         if row.error_type in _STOPPING:
-            self.stop.set(f"not sent, because an earlier request failed: {row.error}", row.error_type)
+            self.stop.set(f"{_EARLIER}: {row.error}", row.error_type)
+        if row.error_type == _MODEL and row.request is not None:
+            self.limits.barred.setdefault(row.request.model, f"{_EARLIER}: {row.error}")
         if not row.api_calls and row.error_type == "UnknownOutcomeError":
             return  # of an earlier run's send: that says nothing of now
         tripped = self._breaker.note(row.error_type)
@@ -249,7 +260,7 @@ def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
         rate=RateLimit(lane.rate, at_once=False) if lane.rate else None,
         spending=lane.share,
     )
-    return Shared(limits, Breaker(plan.options.breaker))
+    return Shared(limits, Breaker(plan.options.breaker, plan.options.max_refused))
 
 
 class _Queue:

@@ -40,6 +40,7 @@ class BatchOptions:
     refresh_cache: bool | None = None
     cache_expiration: timedelta | None = None
     breaker: int | None = 10
+    max_refused: int | None = 50
     rate_limit: float | None = None
     grace: float = GRACE
     thumbnails: bool = True
@@ -81,6 +82,7 @@ class BatchOptions:
             "max_in_flight": self.max_in_flight,
             "shard_size": self.shard_size,
             "breaker": self.breaker,
+            "max_refused": self.max_refused,
         }
         problems = [
             f"{option} must be a whole number of at least 1, not {value!r}"

@@ -82,6 +82,9 @@ class Limits:
         in_flight: requests with the API at once; None: any number.
         rate: spaces the sends.
         spending: the budget of all of them, in which whoever hands a request over has reserved its cost.
+
+    Attributes:
+        barred: the models that the account may not use, and why their requests are not sent.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Limits:
         self.stop = stop or Stop()
         self.rate = rate
         self.spending = spending or Spending(None)
+        self.barred: dict[str, str] = {}
         self._free = threading.Semaphore(in_flight) if in_flight is not None else None
         self._lock = threading.Lock()
         self._taken = 0

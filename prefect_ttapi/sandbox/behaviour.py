@@ -78,8 +78,10 @@ FAILURES: Final[Mapping[str, Failure]] = {
     "402": Failure(402, "vendor", "Insufficient balance, please recharge."),
     "403": Failure(403, "vendor", "This account is blocked."),
     "404": Failure(404, "openai", "Not found.", "not_found"),
+    "408": Failure(408, "vendor", "The request timed out.", after_work=True),
     "413": Failure(413, "openai", "The request body is too large.", "request_too_large"),
     "422": Failure(422, "vendor", "The request cannot be processed."),
+    "425": Failure(425, "html", "Too Early"),
     "429": Failure(429, "openai", "Too many requests.", "rate_limit_exceeded", headers=_SLOW_DOWN),
     "499": Failure(499, "vendor", "The queue for this product is full."),
     "500": Failure(500, "openai", "The server had an error while processing your request.", "server_error"),
@@ -87,8 +89,20 @@ FAILURES: Final[Mapping[str, Failure]] = {
     "503": Failure(503, "vendor", "Service temporarily unavailable."),
     "504": Failure(504, "html", "Gateway Time-out", after_work=True),
     "520": Failure(520, "html", "Web server is returning an unknown error", after_work=True),
+    "521": Failure(521, "html", "Web server is down"),
     "522": Failure(522, "html", "Connection timed out", after_work=True),
     "524": Failure(524, "html", "A timeout occurred", after_work=True),
+    "insufficient_quota": Failure(
+        429,
+        "openai",
+        "You exceeded your current quota, please check your plan and billing details.",
+        "insufficient_quota",
+    ),
+    "no_credit": Failure(200, "vendor", "Insufficient balance, please recharge."),
+    "model_not_permitted": Failure(
+        403, "openai", "Your organization must be verified to use the model.", "model_not_permitted"
+    ),
+    "firewall": Failure(403, "html", "Sorry, you have been blocked"),
     "timeout": Failure(504, "vendor", "The task timed out.", after_work=True),
     "failed": Failure(200, "vendor", "The task failed.", after_work=True),
 }
@@ -243,7 +257,7 @@ def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
 
 
 _DIRECTIVE: Final = re.compile(r"\[\[sandbox:([^\]=]*)=?([^\]]*)\]\]")
-_WORDS: Final = [name for name in (*FAILURES, *LOST) if name.isalpha()]
+_WORDS: Final = [name for name in (*FAILURES, *LOST) if not name.isdigit()]
 
 
 def told_by(prompt: str) -> Told:

@@ -226,7 +226,7 @@ ERRORS: dict[str, tuple[bytes, str | None, ErrorBody]] = {
     "OpenAI's": (
         b'{"error": {"message": "Invalid size.", "type": "invalid", "code": null, "param": "size"}}',
         "application/json",
-        ErrorBody("Invalid size.", "invalid", None, "size"),
+        ErrorBody("Invalid size.", "invalid"),
     ),
     "the vendor's": (
         b'{"status": "FAILED", "message": "TT-API-KEY is invalid", "data": null}',
@@ -237,20 +237,28 @@ ERRORS: dict[str, tuple[bytes, str | None, ErrorBody]] = {
         CLOUDFLARE.encode(),
         "text/html; charset=UTF-8",
         ErrorBody(
-            "api.ttapi.io | 524: A timeout occurred A timeout occurred Ray ID: 8f2 • 2026-01-01 & so on"
+            "api.ttapi.io | 524: A timeout occurred A timeout occurred Ray ID: 8f2 • 2026-01-01 & so on",
+            page=True,
         ),
     ),
-    "HTML that claims to be JSON": (b"  <h1>502</h1>", "application/json", ErrorBody("502")),
-    "HTML by its type": (b"502 <b>Bad</b> Gateway", "Text/HTML", ErrorBody("502 Bad Gateway")),
+    "HTML that claims to be JSON": (b"  <h1>502</h1>", "application/json", ErrorBody("502", page=True)),
+    "HTML by its type": (b"502 <b>Bad</b> Gateway", "Text/HTML", ErrorBody("502 Bad Gateway", page=True)),
     "longer than is read": (
         b'{"message": "no", "trace": "' + b"x" * 70_000 + b'"}',
         None,
         ErrorBody('{"message": "no", "trace": ...'),
     ),
+    "Cloudflare's to programs": (b"error code: 1020", "text/plain", ErrorBody("error code: 1020", page=True)),
+    "Azure's": (
+        b'{"error": {"message": "no", "code": "content_filter", "innererror": {"code": "X"}}}',
+        "application/json",
+        ErrorBody("no", None, "content_filter", "X"),
+    ),
+    "one of several": (b'{"detail": [{"msg": "no", "type": "y"}, {"msg": "z"}]}', None, ErrorBody("no", "y")),
     "plain text": (b"upstream < timeout > reached", "text/plain", ErrorBody("upstream < timeout > reached")),
     "without a type": (b"no healthy upstream", None, ErrorBody("no healthy upstream")),
     "empty": (b"", None, ErrorBody("no message")),
-    "only tags": (b"<html><body></body></html>", "text/html", ErrorBody("no message")),
+    "only tags": (b"<html><body></body></html>", "text/html", ErrorBody("no message", page=True)),
     "an error in words": (b'{"error": "bad", "code": 7}', None, ErrorBody("bad", None, "7")),
     "a web framework's": (b'{"detail": "Not Found"}', None, ErrorBody("Not Found")),
     "Spring's": (b'{"error": "Bad Request", "message": "no prompt"}', None, ErrorBody("no prompt")),

@@ -14,9 +14,8 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.api.outcomes import (
     BREAKS,
-    MODERATED,
     NEVER_DELIVERED,
-    STATUSES,
+    SIGNS,
     UNKNOWN,
     UNUSABLE,
     Again,
@@ -207,7 +206,7 @@ UNCERTAIN = {
     "cut": cut(BODY, 50),
     "silent": stall(),
     "chunk": raw(head(200, {"Transfer-Encoding": "chunked"}) + b"5\r\nabc"),
-    **{str(status): answer(status, b"?") for status in (504, 520, 521, 522, 523, 524, 501, 507, 525, 530)},
+    **{str(status): answer(status, b"?") for status in (408, 504, 520, 522, 524, 501, 507)},
     "failed": answer(200, {"status": "FAILED", "message": "?"}),
     "no image": answer(200, answered(b"?")),
 }
@@ -217,6 +216,8 @@ SAFE = {
     "500": answer(500),
     "502": then_close(answer(502)),
     "503": answer(503, b"x" * 100_000),
+    "425": answer(425),
+    "530": answer(530, b"error code: 1016"),
 }
 
 
@@ -247,7 +248,7 @@ def test_no_sequence_of_answers_has_an_uncertain_request_sent_again(
 
 
 VERDICTS = sorted(
-    {*STATUSES.values(), *BREAKS.values(), UNUSABLE, MODERATED, judge(400), judge(599)},
+    {*(sign.fault.verdict for sign in SIGNS), *BREAKS.values(), UNUSABLE, judge(599)},
     key=repr,
 )
 

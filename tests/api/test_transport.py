@@ -14,13 +14,12 @@ import pytest
 
 from prefect_ttapi import errors
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.api.outcomes import Again, judge
+from prefect_ttapi.api.outcomes import Again, ErrorBody, judge
 from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.api.transport import UNWRITTEN, WRITING, Sending
 from prefect_ttapi.errors import (
     APIConnectionError,
     InvalidResponseError,
-    ModerationError,
     Outcome,
     TTAPIError,
     UnknownOutcomeError,
@@ -66,9 +65,11 @@ STATUSES = [
         405,
         408,
         409,
+        418,
         413,
         415,
         422,
+        425,
         429,
         451,
         499,
@@ -98,10 +99,10 @@ HEADERS: dict[str, dict[str, str]] = {
 def test_every_status_in_every_shape(
     server: HostileServer, client: TTAPIClient, stopped: StoppedClock, status: int
 ) -> None:
-    """Status x shape x header: the status alone decides the error's class and how often is sent."""
-    verdict = judge(status)
-    sends = {Again.FREELY: 4, Again.TWICE: 3, Again.OPTED_IN: 1, Again.NEVER: 1}[verdict.again]
+    """Status x shape x header: where words say nothing, the status decides the error's class and how often is sent."""
     for body, content_type, message in SHAPES.values():
+        verdict = judge(status, ErrorBody("", page="html" in content_type))
+        sends = {Again.FREELY: 4, Again.TWICE: 3, Again.OPTED_IN: 1, Again.NEVER: 1}[verdict.again]
         for name, headers in HEADERS.items():
             sent = gzip.compress(body) if name == "gzip" else body
             server.play(answer(status, sent, {"Content-Type": content_type, **headers}))
@@ -133,13 +134,90 @@ def test_connections_are_used_again_after_errors(server: HostileServer, make_cli
     assert len(server.requests) == 7
 
 
-def test_a_refused_prompt_is_a_moderation_error(server: HostileServer, client: TTAPIClient) -> None:
-    """A 400 because of the prompt's content has a class of its own."""
-    said = {"message": "Your request was rejected by our safety system.", "code": "moderation_blocked"}
-    server.play(answer(400, {"error": said}))
-    with pytest.raises(ModerationError, match="safety system") as caught:
-        client.generate(CAT)
-    assert caught.value.outcome is Outcome.REFUSED
+FAULTS: dict[str, tuple[Behaviour, type[TTAPIError], str]] = {
+    "no credit": (
+        answer(429, {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}),
+        errors.InsufficientBalanceError,
+        "refused for good",
+    ),
+    "no credit, under 200": (
+        answer(200, {"status": "FAILED", "message": "Insufficient balance, please recharge", "data": None}),
+        errors.InsufficientBalanceError,
+        "HTTP 200, taken for a lack of credit, as it says 'please recharge', outcome: refused for good",
+    ),
+    "account": (
+        answer(
+            400, {"error": {"message": "Your resource has been temporarily blocked.", "code": "Forbidden"}}
+        ),
+        errors.AuthenticationError,
+        "refused for good",
+    ),
+    "prompt": (
+        answer(422, {"error": {"message": "no", "code": "content_policy_violation"}}),
+        errors.ModerationError,
+        "refused for good",
+    ),
+    "prompt, by Azure": (
+        answer(400, {"error": {"message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),
+        errors.ModerationError,
+        "refused for good",
+    ),
+    "model": (
+        answer(403, {"error": {"message": "no", "code": "model_not_permitted"}}),
+        errors.ModelNotPermittedError,
+        "refused for good",
+    ),
+    "firewall": (
+        answer(403, b"<h1>Sorry, you have been blocked</h1>", {"Content-Type": "text/html"}),
+        errors.InvalidRequestError,
+        "refused for good",
+    ),
+    "prompt, repeated": (
+        answer(400, {"error": {"message": "too long: insufficient balance of a cat"}}),
+        errors.InvalidRequestError,
+        "refused for good",
+    ),
+    "unknown": (
+        answer(418, b"tea"),
+        errors.InvalidRequestError,
+        "taken for a refusal of this request: 4xx that",
+    ),
+    "unknown, under 200": (
+        answer(200, {"status": "FAILED", "message": "no"}),
+        InvalidResponseError,
+        "an error that is not in the table, outcome: answered but unusable",
+    ),
+    "late": (answer(408), UnknownOutcomeError, "outcome: unknown, not sent again: it may be paid"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_whose_fault_it_is(server: HostileServer, client: TTAPIClient, name: str, streamed: bool) -> None:
+    """One send tells, under whatever status, with or without a stream; the error says whether it may be paid."""
+    behaviour, kind, words = FAULTS[name]
+    server.play(behaviour)
+    request = ImageRequest(prompt="insufficient balance of a cat", model="gpt-image-1")
+    with pytest.raises(TTAPIError) as caught:
+        list(client.stream(request)) if streamed else client.generate(request)
+    assert type(caught.value) is kind
+    assert words in str(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [425, 521, 523, 525, 526, 530])
+def test_what_never_reached_the_origin_is_sent_again(
+    server: HostileServer, client: TTAPIClient, status: int
+) -> None:
+    """It can't be paid, and the answer to the next send counts."""
+    server.play(answer(status), answer(status), GOOD)
+    assert client.generate(CAT).earlier_outcomes == (Outcome.NEVER_DELIVERED,) * 2
+
+
+def test_a_limit_under_200_is_waited_for(server: HostileServer, client: TTAPIClient) -> None:
+    """An answer that tells of too many requests is sent again like a 429."""
+    server.play(answer(200, {"status": "FAILED", "message": "Too many requests", "data": None}), GOOD)
+    assert client.generate(CAT).earlier_outcomes == (Outcome.REJECTED,)
 
 
 BODY = json.dumps(answered(png())).encode()

@@ -12,7 +12,9 @@ ENDS = {
     "a success in between": (["ServerError"] * 9 + [None] + ["ServerError"] * 9, []),
     "two kinds in turns": (["ServerError", "RateLimitError"] * 20, []),
     "another kind counts from one": (["ServerError"] * 9 + ["RateLimitError"] * 10, [18]),
-    "refused prompts only": (["ModerationError"] * 50, []),
+    "refused prompts only": (["ModerationError"] * 49, []),
+    "refused prompts and one that passes": (["ModerationError"] * 49 + [None] + ["ModerationError"] * 49, []),
+    "a model that is not permitted": (["ModelNotPermittedError"] * 60, []),
     "refused prompts amid an outage": (["ServerError", "ModerationError"] * 10, [18]),
     "success only": ([None] * 50, []),
 }
@@ -32,9 +34,22 @@ def test_ten_failures_of_one_kind_in_a_row_trip_it(name: str) -> None:
     )
 
 
+def test_fifty_refused_prompts_and_none_that_passes_trip_it() -> None:
+    """Other failures in between are none that passes."""
+    ends = ["ModerationError"] * 30 + ["ServerError"] + ["ModerationError"] * 21
+    breaker = Breaker()
+    reasons = [breaker.note(end) for end in ends]
+    assert [reason for reason in reasons if reason] == [
+        f"{number} prompts in a row were refused, and none passed" for number in (50, 51)
+    ]
+    breaker.note(None)
+    assert breaker.note("ModerationError") is None
+
+
 def test_without_a_limit_it_never_trips() -> None:
     """None is no breaker, and less than one failure can't trip one."""
-    breaker = Breaker(None)
-    assert {breaker.note("ServerError") for _ in range(100)} == {None}
-    with pytest.raises(ValueError, match="at least 1"):
-        Breaker(0)
+    breaker = Breaker(None, None)
+    assert {breaker.note(kind) for kind in ("ServerError", "ModerationError") * 100} == {None}
+    for limits in ((0, 50), (10, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            Breaker(*limits)
