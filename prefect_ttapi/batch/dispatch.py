@@ -19,8 +19,8 @@ from typing import Final, Self
 
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.lanes import Lane, Shared, workers
-from prefect_ttapi.results import Usage
 from prefect_ttapi.errors import ModelNotPermittedError
+from prefect_ttapi.results import Usage
 
 #: Up to so many requests, each has a task run of its own: a Prefect server takes about 20 a second.
 SMALL: Final = 300
