@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.limiter import Pace, Rejection, Window
-from prefect_ttapi.api.outcomes import STATUSES, Failure
+from prefect_ttapi.api.outcomes import Failure, judge
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
 from prefect_ttapi.errors import Outcome, RateLimitError
 from prefect_ttapi.requests import ImageRequest
@@ -26,7 +26,7 @@ from tests.support.hostile import HostileServer, answer, answered, png
 CAT = ImageRequest(prompt="a cat", model="gpt-image-1")
 GOOD = answer(200, answered(png()))
 SLOW_DOWN = answer(429, {"message": "slow down"}, {"Retry-After": "3"})
-TOO_MANY = Failure(STATUSES[429], "slow down", 429)
+TOO_MANY = Failure(judge(429), "slow down", 429)
 
 
 def started(window: Window, count: int) -> list[int]:
