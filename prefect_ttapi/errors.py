@@ -63,6 +63,7 @@ class TTAPIError(Exception):
         answer: what came, where it may be paid and gave no images: `TTAPIClient.read_again` reads it. It stays in its
             process: a pickled error has none.
         taken_for: what the answer was taken for, and why, where that is not certain.
+        kept_at: where the answer is kept that could not be read, in words, and what becomes of it.
     """
 
     outcome: Outcome = Outcome.UNKNOWN
@@ -92,6 +93,7 @@ class TTAPIError(Exception):
         self.not_resent = not_resent
         self.answer = answer
         self.taken_for = taken_for
+        self.kept_at: str | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.message,), {**vars(self), "answer": None}
@@ -103,7 +105,8 @@ class TTAPIError(Exception):
         not_resent = f"not sent again: {self.not_resent}" if self.not_resent else ""
         taken_for = f"taken for {self.taken_for}" if self.taken_for else ""
         facts = (status, taken_for, tries, f"outcome: {self.outcome}", not_resent, request_id)
-        return f"{self.message} ({', '.join(fact for fact in facts if fact)})"
+        kept = f"; {self.kept_at}" if self.kept_at else ""
+        return f"{self.message} ({', '.join(fact for fact in facts if fact)}){kept}"
 
 
 class InvalidRequestError(TTAPIError):

@@ -1,8 +1,8 @@
 """Reading a whole store, in an order in which nothing that others do meanwhile looks wrong.
 
 First images are listed, then the ledger and the manifests are read: an image that these name was stored before, or is
-looked for once more. One that neither names is an orphan, or younger than all of them. Claims are looked at again in
-the end.
+looked for once more. One that neither names is an orphan, or younger than all of them. Answers that nobody can read are
+few: each one's record is read anew. Claims are looked at again in the end.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class _Check:
         yield from self._broken()
         if not unread:  # what could not be read may name them
             yield from self._orphans()
+        yield from self._orphaned_answers()
         yield from self._half_written()
         if not quick:
             yield from self._read_images()
@@ -147,12 +148,18 @@ class _Check:
             self._inventory.name_by_record(
                 key, layout.image_key(image.sha256, image.media_type), image.size_bytes
             )
-        state, notes = seen.document.state, seen.document.maybe_paid
+        state, notes, kept = seen.document.state, seen.document.maybe_paid, seen.document.kept
         self._unsettled |= state in (State.CLAIMED, State.UNKNOWN)
         if state is State.CLAIMED:
             # later than it was read: nobody is taken for dead too soon
             self._claims.append(_Claim(key, seen, leases.clock()))
-        if state is State.UNKNOWN:
+        for answer in kept if state is not State.CLAIMED else ():
+            body = layout.answer_key(*(layout.document_in(key) or ("", "")), answer.token)
+            lost = "" if self._store.size(body) == answer.size_bytes else ", and gone or cut short by now"
+            when = f"{answer.when:%Y-%m-%d %H:%M:%S} UTC"
+            what = f"paid for by run {answer.run_id}, {when}: {answer.why}; kept at {body}{lost}"
+            yield self._finding(Wrong(Kind.KEPT, what), key, records=(key,))
+        if not kept and state is State.UNKNOWN:
             what = "nothing is known of who sent it"
             if notes:
                 when = f"{notes[-1].when:%Y-%m-%d %H:%M:%S} UTC"
@@ -210,6 +217,13 @@ class _Check:
         for image in self._inventory.unnamed():
             if self._started - image.modified >= SETTLED or not self._unsettled:
                 yield self._file(Kind.ORPHAN, image)
+
+    def _orphaned_answers(self) -> Iterator[Finding]:
+        for listed in self._list(layout.ANSWERS):
+            if layout.answer_in(listed.key) is None:
+                yield self._finding(Wrong(Kind.STRAY, "it is not named like an answer"), listed.key)
+            elif self._started - listed.modified >= SETTLED and not keeps(self._store, listed.key):
+                yield self._file(Kind.ORPHAN, listed)
 
     def _half_written(self) -> Iterator[Finding]:
         for file in self._store.objects.half_written():
@@ -294,6 +308,18 @@ def names(store: ImageStore, record: str, image: str) -> bool:
     """Return whether the ledger's document still names the image of this key."""
     _, _, found = standing(store, record)
     return found is not None and store.uri(image) in {each.uri for each in found.generation.images}
+
+
+def keeps(store: ImageStore, answer: str) -> bool:
+    """Return whether the ledger still names the answer of this key, which nobody could read, or can't tell."""
+    record, token = layout.answer_in(answer) or ("", "")
+    try:
+        _, seen, _ = standing(store, record)
+    except NoAnswerError:
+        raise
+    except (StoreError, ValueError):
+        return True
+    return seen is not None and token in {kept.token for kept in seen.document.kept}
 
 
 def _each(read: Callable[[str], Result], keys: Iterable[str]) -> Iterator[tuple[str, Result | Wrong]]:

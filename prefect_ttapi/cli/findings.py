@@ -16,6 +16,7 @@ class Kind(StrEnum):
     DEAD_CLAIM = "dead-claim"
     SENSELESS = "senseless"
     UNREADABLE = "unreadable"
+    KEPT = "kept"
     ORPHAN = "orphan"
     HALF_WRITTEN = "half-written"
     UNKNOWN_OUTCOME = "unknown-outcome"
@@ -31,7 +32,8 @@ HEADINGS: Final = {
     Kind.DEAD_CLAIM: "claims that nobody renews",
     Kind.SENSELESS: "documents that make no sense",
     Kind.UNREADABLE: "objects that can't be read",
-    Kind.ORPHAN: "images that no record and no manifest names",
+    Kind.KEPT: "answers that are paid for and can't be read",
+    Kind.ORPHAN: "images that no record and no manifest names, and answers that no record names",
     Kind.HALF_WRITTEN: "half-written files that somebody left behind",
     Kind.UNKNOWN_OUTCOME: "requests of unknown outcome, perhaps paid for",
     Kind.PAST: "manifests of images that are gone by now",

@@ -2,7 +2,8 @@
 
 A right-sized image with wrong bytes would stay for ever: whoever stores the same image sees its length and writes
 nothing. So it is deleted, and the records that name it are released: the next run pays for them anew. In between, a
-record without its images counts as never generated.
+record without its images counts as never generated. An answer that nobody can read is struck off its record, so that
+the next run pays anew; its body stays for whoever wants to look at it, as an orphan.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prefect_ttapi.cli.checks import names, standing
+from prefect_ttapi.cli.checks import keeps, names, standing
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, Documents, Seen, State, payment
-from prefect_ttapi.ledger.transitions import resting
+from prefect_ttapi.ledger.transitions import facts_of, resting
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
-from prefect_ttapi.storage.layout import document_in, ledger_key, slug_of
+from prefect_ttapi.storage.layout import answer_in, document_in, ledger_key, slug_of
 from prefect_ttapi.storage.store import ImageStore
 
 #: Why nothing is done about other findings.
@@ -55,6 +56,8 @@ def repair(store: ImageStore, finding: Finding, *, delete_orphans: bool = False)
                 return _heal(store, finding)
             case Kind.DEAD_CLAIM:
                 return _end_claim(store, finding)
+            case Kind.KEPT:
+                return _give_up_answers(store, finding)
             case Kind.ORPHAN if delete_orphans:
                 return _delete_image(store, finding)
             case Kind.HALF_WRITTEN if delete_orphans:
@@ -84,9 +87,23 @@ def _release(store: ImageStore, key: str) -> Repair:
     if document.state is State.CLAIMED:
         return Repair(False, f"left {key}: somebody is at work on it")
     paid = payment(document.token, record.run_id, "paid for, but its images are lost")
-    notes = {"maybe_paid": document.maybe_paid, "also_paid": (*document.also_paid, paid)}
+    facts = {"state": State.RELEASED, "answer": None, "also_paid": (*document.also_paid, paid)}
     said = f"released {key}: the next run pays for it anew; what was paid stays noted"
-    return _swap(documents, seen, {"state": State.RELEASED} | notes, said)
+    return _swap(documents, seen, facts_of(document) | facts, said)
+
+
+def _give_up_answers(store: ImageStore, finding: Finding) -> Repair:
+    """Strike off the answers that nobody can read; that they were paid for stays noted."""
+    (key,) = finding.records
+    documents, seen, _ = standing(store, key)
+    if seen is None or not seen.document.kept:
+        return Repair(True, f"left {key}: it names no such answer any more")
+    if seen.document.state is State.CLAIMED:
+        return Repair(False, f"left {key}: somebody is at work on it")
+    said = (
+        f"gave up what can't be read of {key}: the next run pays for it anew; the answer stays, as an orphan"
+    )
+    return _swap(documents, seen, facts_of(seen.document) | {"kept": ()}, said)
 
 
 def _end_claim(store: ImageStore, finding: Finding) -> Repair:
@@ -115,6 +132,8 @@ def _swap(documents: Documents, seen: Seen, facts: Mapping[str, Any], line: str)
 
 def _delete_image(store: ImageStore, finding: Finding) -> Repair:
     (key,) = finding.images
+    if answer_in(key) and keeps(store, key):
+        return Repair(True, f"left {key}: its record names it")
     found = store.objects.look(key)
     request_hash = found.metadata.get("request-hash", "") if found else ""
     # a folder that is listed while it is written to may hide a record: ask for the one that the image names

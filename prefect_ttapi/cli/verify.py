@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("store", metavar="STORE", help="a folder, s3://bucket/prefix, or block:NAME")
     add("--endpoint-url", metavar="URL", help="of an S3 service other than AWS")
     add("--quick", action="store_true", help="compare lengths only: don't read the images")
-    add("--repair", action="store_true", help="put right what surely can be: a lost image is paid for anew")
+    add("--repair", action="store_true", help="put right what surely can be: a lost image, and an answer that can't be "
+        "read, is paid for anew by the next run")  # fmt: skip
     add("--delete-orphans", action="store_true",
-        help="with --repair: delete images and half-written files that nothing names, older than an hour")  # fmt: skip
+        help="with --repair: delete what nothing names and half-written files, older than an hour")  # fmt: skip
     add("--json", action="store_true", help="all findings as JSON Lines, the totals last")
 
 

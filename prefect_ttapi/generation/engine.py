@@ -3,6 +3,7 @@
     generate ─► try_generate: ledger ─► a record: found, nothing is sent
                                      ─► somebody else's claim: wait
                                      ─► a claim of our own ─► an answer in the rescue folder: stored and recorded
+                                                           ─► one that nobody could read yet: read again
                                                            ─► guard, client ─► images stored, then recorded
 
 Here the API, the store and the ledger meet. No Prefect run is needed.
@@ -19,18 +20,26 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import StoreError, TTAPIError
+from prefect_ttapi.errors import DownloadError, InvalidResponseError, NotStoredError, StoreError, TTAPIError
 from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, perhaps_paid
-from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.persisting import Keeper, Read, Unread
 from prefect_ttapi.generation.run import RunContext
 from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
-from prefect_ttapi.ledger.documents import Log, Record
+from prefect_ttapi.ledger.documents import (
+    Answer,
+    Kept,
+    Log,
+    Record,
+    facts_of_generation,
+    generation_of,
+    line_of,
+)
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import (
@@ -40,6 +49,7 @@ from prefect_ttapi.results import (
     GeneratedImages,
     Generation,
     PartialImage,
+    RawAnswer,
 )
 from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.store import ImageStore
@@ -121,7 +131,7 @@ class Engine:
         """Return the request's images: from the store where they are already paid for, else from the API.
 
         While somebody else is paying, their record is waited for. What an earlier run paid for and could not store
-        is taken from the store's rescue folder.
+        is taken from the store's rescue folder; what it paid for and could not read is read again.
 
         Args:
             result_key: kept in a new record, for the cache of the caller.
@@ -129,7 +139,8 @@ class Engine:
 
         Raises:
             StopSending, BudgetExceeded: nothing was sent.
-            TTAPIError: the API did not give the images; the ledger knows whether it may be asked again.
+            TTAPIError: the API did not give the images; the ledger knows whether it may be asked again. With no
+                `attempts` it is about an earlier answer that is kept, and still can't be read.
             NotStoredError: paid for, but the store did not take it; the next run takes it from the rescue folder.
             StoreError: the store failed before anything was sent.
         """
@@ -175,8 +186,11 @@ class Engine:
                 try:
                     with found as claim:
                         if not has_answer:
-                            answer = self._ask(claim, request, on_preview)
-                            return self._recorded(claim, request, answer, result_key, keeper, place)
+                            paid = self._read_again(claim, request, result_key, keeper)
+                            if paid is None:
+                                answer = self._ask(claim, request, on_preview, keeper)
+                                paid = self._recorded(claim, request, answer, result_key, keeper, place)
+                            return paid
                         if (taken := keeper.take_back(claim, result_key)) is not None:
                             return Paid(taken[0], sent=False, fresh=taken[1])
                 except ClaimLostError as lost:
@@ -200,28 +214,105 @@ class Engine:
     ) -> Paid:
         """Store and record an answer to what was sent under `claim`."""
         place.answered(answer)
-        generation = Generation(
-            request=request,
-            request_hash=request.request_hash,
-            api_origin=self.client.api_origin,
+        generation = self._generation(
+            request,
             images=tuple(map(self.store.reference, answer.images)),
-            created_at=datetime.now(UTC),
             usage=answer.usage,
             api_calls=answer.attempts,
             seconds=round(answer.seconds, 3),
-            flow_run_id=self.run.flow_run_id,
-            task_run_id=self.run.task_run_id,
             request_id=answer.request_id,
             earlier_outcomes=answer.earlier_outcomes,
-            package_version=VERSION,
         )
-        record = keeper.keep(
-            claim, claim.answer(generation, result_key), answer.images, request.model, stop=self.limits.stop
-        )
+        hand = Read(claim.answer(generation, result_key), answer.images)
+        record = keeper.keep(claim, hand, stop=self.limits.stop)
         is_own = record.generation.images == generation.images
         return Paid(record, sent=True, fresh=answer.images if is_own else ())
 
-    def _ask(self, claim: Claim, request: ImageRequest, on_preview: OnPreview | None) -> GeneratedImages:
+    def _generation(self, request: ImageRequest, **facts: Any) -> Generation:
+        """Return what this run has made of a request, just now."""
+        return Generation(
+            request=request,
+            request_hash=request.request_hash,
+            api_origin=self.client.api_origin,
+            created_at=datetime.now(UTC),
+            flow_run_id=self.run.flow_run_id,
+            task_run_id=self.run.task_run_id,
+            package_version=VERSION,
+            **facts,
+        )
+
+    def _read_again(
+        self, claim: Claim, request: ImageRequest, result_key: str | None, keeper: Keeper
+    ) -> Paid | None:
+        """Return what can be read by now of earlier answers; None where the request may be sent."""
+        failed: tuple[TTAPIError, Kept] | None = None
+        name, stop = request.request_hash, self.limits.stop
+        for kept in claim.unread:
+            try:
+                raw = RawAnswer(keeper.body(name, kept), kept.media_type)
+                answer = self.client.read_again(request, raw, patience=self.store.patience, stop=stop)
+            except TTAPIError as error:
+                failed = failed or (error, kept)
+                continue
+            images = tuple(map(self.store.reference, answer.images))
+            made = generation_of(kept.generation, name, self.store).model_copy(
+                update={"images": images, "usage": answer.usage, "package_version": VERSION}
+            )
+            recorded = Answer(
+                token=kept.token,
+                run_id=kept.run_id,
+                generation=facts_of_generation(made),
+                result_key=result_key,
+            )
+            record = keeper.keep(claim, Read(recorded, answer.images), stop=stop)
+            self.ledger.log.info(
+                "request %s was paid for on %s UTC; its answer could be read now, and nothing was sent",
+                name[:12],
+                f"{kept.when:%Y-%m-%d %H:%M}",
+            )
+            return Paid(record, sent=False, fresh=answer.images if record.generation.images == images else ())
+        if failed is None:
+            return None
+        failure, kept = failed
+        failure.attempts, failure.answer, failure.kept_at = 0, None, keeper.place(name, kept)
+        if self.ledger.keeps_from_sending(claim):
+            raise failure
+        self.ledger.log.warning("request %s is sent again as a decision of this run: %s", name[:12], failure)
+        return None
+
+    def _keep_unread(self, claim: Claim, request: ImageRequest, error: TTAPIError, keeper: Keeper) -> None:
+        """Keep the answer of an error, and let the error say where."""
+        raw = error.answer
+        assert raw is not None  # noqa: S101 - asked before
+        facts = self._generation(
+            request,
+            images=(),
+            api_calls=error.attempts,
+            seconds=round(error.elapsed, 3),
+            request_id=error.request_id,
+        )
+        kept = Kept(
+            token=claim.token,
+            run_id=claim.run_id,
+            generation=facts_of_generation(facts),
+            when=facts.created_at,
+            why=line_of(f"{error.outcome}: {error}"),
+            whole=isinstance(error, InvalidResponseError | DownloadError),
+            media_type=line_of(raw.media_type),
+            size_bytes=raw.body.size_bytes,
+            sha256=raw.body.sha256,
+        )
+        try:
+            keeper.keep_unread(claim, Unread(kept, raw.body), stop=self.limits.stop)
+            error.kept_at = keeper.place(request.request_hash, kept)
+        except NotStoredError as not_stored:
+            error.kept_at = str(not_stored)
+        error.answer = None
+        self.ledger.log.warning("request %s: its answer can't be read: %s", request.request_hash[:12], error)
+
+    def _ask(
+        self, claim: Claim, request: ImageRequest, on_preview: OnPreview | None, keeper: Keeper
+    ) -> GeneratedImages:
         """Return the answer to a claimed request; where there is none, the claim says what became of it."""
         guard = _SendGuard(claim, request, self.store, self.limits)
         try:
@@ -230,10 +321,12 @@ class Engine:
                 return _read_stream(request, events, on_preview)
             return self.client.generate(request, guard, patience=self.store.patience)
         except TTAPIError as error:
-            if perhaps_paid(error):
-                claim.mark_unknown(str(error), error.outcome)
-            else:
+            if not perhaps_paid(error):
                 claim.release()
+            elif error.answer is not None:
+                self._keep_unread(claim, request, error, keeper)
+            else:
+                claim.mark_unknown(str(error), error.outcome)
             raise
 
 

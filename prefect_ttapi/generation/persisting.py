@@ -1,8 +1,8 @@
 """Paid answers are kept whatever the store does: tried again for minutes, and on this machine meanwhile.
 
 What a store would not take is a small image store of its own, at
-`<rescue folder>/<API origin>/<store>/<request hash>`: the images, and the ledger's record of them, which is written
-last. So an answer is there as a whole or not at all.
+`<rescue folder>/<API origin>/<store>/<request hash>`: the images, or the body of an answer that nobody can read yet,
+and the ledger's document about them, which is written last. So an answer is there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from prefect_ttapi.errors import ImageMissingError, NotStoredError, StoreError
+from prefect_ttapi.errors import ImageMissingError, InvalidResponseError, NotStoredError, StoreError
 from prefect_ttapi.images.headers import ImageFacts, read_image
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.ledger.claims import Claim
+from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import (
     Answer,
     Document,
     Documents,
+    Kept,
     Log,
     Record,
     State,
@@ -35,7 +39,7 @@ from prefect_ttapi.ledger.documents import (
 )
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import Stop, backoff
-from prefect_ttapi.storage.layout import image_key, slug_of
+from prefect_ttapi.storage.layout import answer_key, image_key, slug_of
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
 
@@ -45,41 +49,53 @@ _PAUSES: Final = (0.2, 5.0)
 _CHUNK: Final = 1024 * 1024
 
 
+#: Its body is somebody else's text, which no browser should take for a page of whoever owns the bucket.
+_UNREAD: Final = Facts("application/octet-stream")
+
+
 @dataclass(frozen=True)
-class Rescued:
-    """An answer from the rescue folder, found to be whole: what to record, what that says, and the images' bytes."""
+class Read:
+    """An answer in hand: what to record of it, and its images."""
 
     answer: Answer
-    record: Record
     images: tuple[GeneratedImage, ...]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An answer in hand that nobody can read yet: what to note of it, and its body as it came."""
+
+    answer: Kept
+    body: Spool
+
+
+@dataclass(frozen=True)
+class Rescued:
+    """What the rescue folder has of a request, found to be whole; `record` is what `read` says."""
+
+    read: Read | None
+    record: Record | None
+    unread: tuple[Unread, ...]
 
 
 @dataclass(frozen=True)
 class Keeper:
     """Store images and record answers of one API in one store; hold in the rescue folder what waits for the store.
 
-    Only folders of this user that nobody else may write to are trusted, and only as far as every image has the
-    SHA-256, type and size that its record names.
+    Only folders of this user that nobody else may write to are trusted, and only as far as every image, and every body
+    of an answer, has the SHA-256, type and size that its record names.
     """
 
     store: ImageStore
     api_origin: str
     log: Log
 
-    def keep(
-        self,
-        claim: Claim,
-        answer: Answer,
-        images: tuple[GeneratedImage, ...],
-        model: str,
-        *,
-        rescued: bool = False,
-        stop: Stop | None = None,
-    ) -> Record:
+    def keep(self, claim: Claim, hand: Read, *, rescued: bool = False, stop: Stop | None = None) -> Record:
         """Store the images of an answer to the claimed request, record it, and return the record that stands.
 
         At the first failure the answer goes to the rescue folder, where a kill or Ctrl-C can't harm it. Refusals are
-        tried again as well as silence: credentials get renewed, and disks get room.
+        tried again as well as silence: credentials get renewed, and disks get room. What nobody could read of earlier
+        answers is given up.
 
         Args:
             rescued: it is from the rescue folder.
@@ -89,71 +105,81 @@ class Keeper:
         Raises:
             NotStoredError: the store's patience is over; the message says where the images are.
         """
-        name, give_up = claim.request_hash, time.monotonic() + self.store.patience
-        kept, where, warned = rescued, "", False
-        to_store = list(images)
-        # objects named by their content are shared: whose they are is the ledger's to say
-        metadata = {"request-hash": name, "model": model}
-        for pause in backoff(*_PAUSES):
+        superseded = claim.kept
+        record = self._persist(claim, hand, rescued, stop)
+        assert record is not None  # noqa: S101 - what can be read is recorded
+        for kept in superseded:
             try:
-                while to_store:
-                    if not kept and stop is not None and stop.reason is not None:
-                        kept, where = self._rescue(name, answer, images, kept)
-                    self.store.put_image(to_store[0], metadata)
-                    to_store.pop(0)
-                record = claim.record_answer(answer)
+                self.store.remove(self._key(claim.request_hash, kept))
             except StoreError as error:
-                kept, where = self._rescue(name, answer, images, kept)
-                if time.monotonic() + pause > give_up:
-                    if answer.token == claim.token:
-                        claim.mark_unknown(f"paid for, not stored; {where}")
-                    raise NotStoredError(
-                        f"paid for, but its images could not be stored: {error}; {where}"
-                    ) from error
-                if not warned:
-                    what = "request %s is paid for, but not stored yet: %s; trying for %.0f s; meanwhile %s"
-                    self.log.warning(what, name[:12], error, self.store.patience, where)
-                    warned = True
-            except BaseException:  # Ctrl-C, a time-out
-                self._rescue(name, answer, images, kept)
-                raise
-            else:
-                if rescued or where:
-                    self.remove(name)
-                return record
-            time.sleep(pause)
-        raise AssertionError("pauses have no end")
+                self.log.info("an answer that is needed no longer is left in the store: %s", error)
+        return record
+
+    def keep_unread(
+        self, claim: Claim, hand: Unread, *, rescued: bool = False, stop: Stop | None = None
+    ) -> None:
+        """Store an answer that nobody can read yet, as `keep` does, and note it; that ends the claim.
+
+        Raises:
+            NotStoredError: as `keep`, or somebody else holds the claim by now.
+        """
+        self._persist(claim, hand, rescued, stop)
+
+    def place(self, request_hash: str, kept: Kept) -> str:
+        """Return in words where an answer is kept that nobody could read, and what becomes of it."""
+        return (
+            f"it is kept at {self.store.uri(self._key(request_hash, kept))}: the next run reads it again, and sends "
+            "nothing until refresh_cache, or prefect-ttapi verify --repair, says to pay anew"
+        )
+
+    def body(self, request_hash: str, kept: Kept) -> Spool:
+        """Return the body of an answer that nobody could read.
+
+        Raises:
+            InvalidResponseError: it is gone or damaged.
+            StoreError: the store fails.
+        """
+        try:
+            return _body(self.store, self._key(request_hash, kept), kept)
+        except (ImageMissingError, ValueError) as error:
+            raise InvalidResponseError(f"an answer was paid for and kept, but {error}") from None
 
     def take_back(
         self, claim: Claim, result_key: str | None
     ) -> tuple[Record, tuple[GeneratedImage, ...]] | None:
         """Store an answer from the rescue folder, and return its record and images; None where none counts.
 
-        The record that stands may be of somebody else's answer: there are no images with it then.
+        The record that stands may be of somebody else's answer: there are no images with it then. An answer that nobody
+        can read is brought into the store, which ends the claim: the next one is for reading it.
         """
         rescued = self.take(claim.request_hash)
-        if rescued is None or not claim.counts(rescued.record):
-            return None
-        answer = rescued.answer.model_copy(update={"result_key": result_key})
-        made = rescued.record.generation
-        record = self.keep(claim, answer, rescued.images, made.request.model, rescued=True)
-        self.log.info(
-            "request %s was paid for on %s UTC and its images were in the rescue folder: they are stored now, "
-            "and nothing was sent",
-            claim.request_hash[:12],
-            f"{made.created_at:%Y-%m-%d %H:%M}",
+        said = (
+            "request %s was paid for on %s UTC and %s in the rescue folder: stored now, and nothing was sent"
         )
-        return record, rescued.images if record.generation.images == made.images else ()
+        if rescued and rescued.read and rescued.record and claim.counts(rescued.record):
+            answer = rescued.read.answer.model_copy(update={"result_key": result_key})
+            made, images = rescued.record.generation, rescued.read.images
+            record = self.keep(claim, Read(answer, images), rescued=True)
+            self.log.info(said, claim.request_hash[:12], _minute(made.created_at), "its images were")
+            return record, images if record.generation.images == made.images else ()
+        unread = rescued.unread if rescued else ()
+        if (hand := next((hand for hand in unread if claim.counts(hand.answer)), None)) is not None:
+            self.keep_unread(claim, hand, rescued=True)
+            self.log.info(said, claim.request_hash[:12], _minute(hand.answer.when), "its answer was")
+        return None
 
     def forget(self, record: Record) -> None:
         """Remove what is in the rescue folder of a standing record: whoever stored it had no time to."""
+        made = record.generation
         try:
-            rescued = self.take(record.generation.request_hash)
+            rescued = self.take(made.request_hash)
         except StoreError as error:
             self.log.warning("what the store has is left in the rescue folder: %s", error)
             return
-        if rescued and rescued.record.generation.created_at == record.generation.created_at:
-            self.remove(record.generation.request_hash)
+        if rescued is None or any(hand.answer.when > made.created_at for hand in rescued.unread):
+            return
+        if rescued.record is None or rescued.record.generation.created_at == made.created_at:
+            self.remove(made.request_hash)
 
     def folder(self, request_hash: str) -> Path:
         """Return where the answer to a request is kept. StoreError: this user has no home, and no folder is set."""
@@ -173,8 +199,8 @@ class Keeper:
             self.log.warning("what may be in the rescue folder is not looked for: %s", error)
             return False
 
-    def put(self, request_hash: str, answer: Answer, images: tuple[GeneratedImage, ...]) -> None:
-        """Keep an answer, in the place of an older one to the same request.
+    def put(self, request_hash: str, hand: Read | Unread) -> None:
+        """Keep an answer, in the place of older ones to the same request; one that nobody can read, beside them.
 
         Raises:
             StoreError: the folder can't be written.
@@ -187,24 +213,25 @@ class Keeper:
         except OSError as error:
             raise StoreError(f"can't make {folder}: {error.strerror}") from error
         documents = self._documents(folder)
-        for image in images:
-            # also where there is something: it may be damaged
-            key = image_key(image.sha256, image.media_type)
-            documents.store.objects.write(key, image.open, Facts(image.media_type))
-        document = Document(
-            request_hash=request_hash,
-            api_origin=self.api_origin,
-            state=State.GENERATED,
-            token=answer.token,
-            sequence=0,
-            answer=answer,
-        )
-        documents.store.write(documents.key(request_hash), encode(document), "application/json")
+        objects = documents.store.objects
+        facts: dict[str, Any] = {}
+        if isinstance(hand, Unread):
+            objects.write(self._key(request_hash, hand.answer), hand.body.open, _UNREAD)
+            standing = self._standing(folder, request_hash)
+            facts = {"answer": standing.answer, "kept": standing.kept} if standing else {}
+            facts["kept"] = (*facts.get("kept", ()), hand.answer)
+        else:
+            for image in hand.images:
+                # also where there is something: it may be damaged
+                key = image_key(image.sha256, image.media_type)
+                objects.write(key, image.open, Facts(image.media_type))
+            facts = {"answer": hand.answer}
+        self._write(documents, request_hash, facts)
 
     def take(self, request_hash: str) -> Rescued | None:
-        """Return the answer to a request; None where there is none, or one that is damaged, which the log says.
+        """Return the answers to a request; None where there are none, or one is damaged, which the log says.
 
-        It stays there until it is removed.
+        They stay there until they are removed.
 
         Raises:
             StoreError: it can't be read now, say for a full temporary folder: whole or not, nobody knows.
@@ -221,36 +248,100 @@ class Keeper:
             self.log.warning("%s is passed over: %s; look, and delete it", folder, error)
             return None
 
-    def remove(self, request_hash: str) -> None:
-        """Forget an answer, or what there is of it: the store has it."""
+    def remove(self, request_hash: str, kept: Kept | None = None) -> None:
+        """Forget what the store has: all there is of a request, or (`kept`) an answer that nobody can read."""
         if not self.holds(request_hash):
             return
         folder = self.folder(request_hash)
         documents = self._documents(folder)
         try:
+            standing = self._standing(folder, request_hash) if kept else None
+            others = tuple(each for each in standing.kept if each != kept) if standing else ()
+            if standing and (others or standing.answer):
+                self._write(documents, request_hash, {"answer": standing.answer, "kept": others})
+                return
             # first: whole or not at all
             documents.store.remove(documents.key(request_hash))
         except StoreError as error:
             self.log.warning("what the store has is left in the rescue folder: %s", error)
+            if kept:
+                return
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _rescue(
-        self, request_hash: str, answer: Answer, images: tuple[GeneratedImage, ...], there: bool
-    ) -> tuple[bool, str]:
+    def _persist(self, claim: Claim, hand: Read | Unread, rescued: bool, stop: Stop | None) -> Record | None:
+        name, give_up = claim.request_hash, time.monotonic() + self.store.patience
+        there, where, warned = rescued, "", False
+        to_store: list[GeneratedImage | Spool] = [*hand.images] if isinstance(hand, Read) else [hand.body]
+        for pause in backoff(*_PAUSES):
+            try:
+                while to_store:
+                    if not there and stop is not None and stop.reason is not None:
+                        there, where = self._rescue(name, hand, there)
+                    self._put(name, hand.answer, to_store[0])
+                    to_store.pop(0)
+                record = _end(claim, hand)
+            except StoreError as error:
+                there, where = self._rescue(name, hand, there)
+                if isinstance(error, ClaimLostError) or time.monotonic() + pause > give_up:
+                    if hand.answer.token == claim.token:
+                        claim.mark_unknown(f"paid for, not stored; {where}")
+                    raise NotStoredError(f"paid for, but not stored: {error}; {where}") from error
+                if not warned:
+                    what = "request %s is paid for, but not stored yet: %s; trying for %.0f s; meanwhile %s"
+                    self.log.warning(what, name[:12], error, self.store.patience, where)
+                    warned = True
+            except BaseException:  # Ctrl-C, a time-out
+                self._rescue(name, hand, there)
+                raise
+            else:
+                if rescued or where:
+                    self.remove(name, hand.answer if isinstance(hand, Unread) else None)
+                return record
+            time.sleep(pause)
+        raise AssertionError("pauses have no end")
+
+    def _put(self, request_hash: str, answer: Answer, part: GeneratedImage | Spool) -> None:
+        if isinstance(part, Spool):
+            self.store.objects.write(answer_key(self._slug, request_hash, answer.token), part.open, _UNREAD)
+            return
+        # objects named by their content are shared: whose they are is the ledger's to say
+        model = answer.generation["request"]["model"]
+        self.store.put_image(part, {"request-hash": request_hash, "model": model})
+
+    def _rescue(self, request_hash: str, hand: Read | Unread, there: bool) -> tuple[bool, str]:
         """Keep the answer on this machine, unless it is `there`; return whether it is then, and where, in words."""
         try:
             if not there:
-                self.put(request_hash, answer, images)
+                self.put(request_hash, hand)
             folder = self.folder(request_hash)
         except StoreError as error:
-            return False, f"nor could they be kept on this machine: {error}"
+            return False, f"nor could it be kept on this machine: {error}"
         host = socket.gethostname()
         return True, f"kept on {host} in {folder}: the next run with this rescue folder takes it from there"
+
+    @property
+    def _slug(self) -> str:
+        return slug_of(self.api_origin)
+
+    def _key(self, request_hash: str, kept: Kept) -> str:
+        return answer_key(self._slug, request_hash, kept.token)
 
     def _documents(self, folder: Path) -> Documents:
         return Documents(ImageStore(url=str(folder)), self.api_origin)
 
-    def _read(self, folder: Path, request_hash: str) -> Rescued:
+    def _write(self, documents: Documents, request_hash: str, facts: Mapping[str, Any]) -> None:
+        document = Document(
+            request_hash=request_hash,
+            api_origin=self.api_origin,
+            state=State.GENERATED if facts.get("answer") else State.UNKNOWN,
+            token=secrets.token_hex(16),
+            sequence=0,
+            **facts,
+        )
+        documents.store.write(documents.key(request_hash), encode(document), "application/json")
+
+    def _document(self, folder: Path, request_hash: str) -> Document:
+        """Return what a folder says it has. ValueError: it is not to be trusted, or was not finished."""
         facts = folder.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
             raise ValueError("it is not this user's")
@@ -260,12 +351,37 @@ class Keeper:
         data = documents.store.read(documents.key(request_hash))
         if data is None:
             raise ValueError("it was not finished, or is being removed")
-        document = decode(data, request_hash, self.api_origin)
-        record = record_of(document, self.store)
-        if record is None or document.answer is None:
+        return decode(data, request_hash, self.api_origin)
+
+    def _standing(self, folder: Path, request_hash: str) -> Document | None:
+        try:
+            return self._document(folder, request_hash)
+        except (ValueError, OSError):
+            return None
+
+    def _read(self, folder: Path, request_hash: str) -> Rescued:
+        document, place = self._document(folder, request_hash), ImageStore(url=str(folder))
+        record, read = record_of(document, self.store), None
+        if record is not None and document.answer is not None:
+            images = tuple(_image(place, image) for image in record.generation.images)
+            read = Read(document.answer, images)
+        kept = document.kept
+        unread = tuple(Unread(each, _body(place, self._key(request_hash, each), each)) for each in kept)
+        if read is None and not unread:
             raise ValueError("it names no images")
-        images = tuple(_read_image(documents.store, image) for image in record.generation.images)
-        return Rescued(document.answer, record, images)
+        return Rescued(read, record, unread)
+
+
+def _end(claim: Claim, hand: Read | Unread) -> Record | None:
+    if isinstance(hand, Read):
+        return claim.record_answer(hand.answer)
+    if not claim.keep(hand.answer):
+        raise ClaimLostError("somebody else holds the claim by now")
+    return None
+
+
+def _minute(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M}"
 
 
 def _root(rescue_folder: str | None) -> Path:
@@ -282,15 +398,27 @@ def _root(rescue_folder: str | None) -> Path:
     return home / "prefect-ttapi" / "rescue"
 
 
-def _read_image(place: ImageStore, expected: StoredImage) -> GeneratedImage:
+def _image(place: ImageStore, expected: StoredImage) -> GeneratedImage:
     """Return an image with its bytes, copied out; ValueError: they are not those that were paid for."""
-    spool = Spool()
-    with place.open(place.uri(image_key(expected.sha256, expected.media_type))) as file:
-        while spool.size_bytes <= expected.size_bytes and (chunk := file.read(_CHUNK)):
-            spool.write(chunk)
-    facts = ImageFacts(expected.media_type, expected.width, expected.height)
-    intact = (spool.sha256, spool.size_bytes) == (expected.sha256, expected.size_bytes)
-    if not intact or read_image(spool) != facts:
-        raise ValueError(f"its image {expected.index} is damaged")
+    wrong = ValueError(f"its image {expected.index} is damaged")
+    spool = _copied(place, image_key(expected.sha256, expected.media_type), expected, wrong)
+    if read_image(spool) != ImageFacts(expected.media_type, expected.width, expected.height):
+        raise wrong
     known = expected.model_dump(include={"media_type", "width", "height", "index", "revised_prompt"})
     return GeneratedImage(spool, **known)
+
+
+def _body(place: ImageStore, key: str, expected: Kept) -> Spool:
+    """Return the body of an answer; ValueError: it is not what was paid for."""
+    return _copied(place, key, expected, ValueError("its body is damaged"))
+
+
+def _copied(place: ImageStore, key: str, expected: StoredImage | Kept, wrong: ValueError) -> Spool:
+    """Return an object's bytes; `wrong` is raised where they are not the expected ones."""
+    spool = Spool()
+    with place.open(place.uri(key)) as file:
+        while spool.size_bytes <= expected.size_bytes and (chunk := file.read(_CHUNK)):
+            spool.write(chunk)
+    if (spool.sha256, spool.size_bytes) != (expected.sha256, expected.size_bytes):
+        raise wrong
+    return spool

@@ -18,12 +18,14 @@ from prefect_ttapi.ledger.documents import (
     Answer,
     Document,
     Documents,
+    Kept,
     Log,
     Payment,
     Record,
     Seen,
     State,
     Swap,
+    facts_of_generation,
     payment,
 )
 from prefect_ttapi.results import Generation
@@ -74,6 +76,16 @@ class Claim:
         """Earlier sends whose outcome nobody knows."""
         return self._seen.document.maybe_paid if self._seen else ()
 
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """Earlier answers that nobody could read, whether they count for the holder or not."""
+        return self._seen.document.kept if self._seen else ()
+
+    @property
+    def unread(self) -> tuple[Kept, ...]:
+        """Those of `kept` that are to be read before anything is sent, the last one first."""
+        return transitions.unread(self._seen.document, self.not_before, self.run_id) if self._seen else ()
+
     def take(self, seen: Seen | None, maybe_paid: tuple[Payment, ...], answer: Answer | None) -> Swap:
         """Write the claim in the place of what was seen; for the ledger."""
         leases.live[self.token] = self
@@ -88,6 +100,7 @@ class Claim:
                 answer=answer,
                 maybe_paid=maybe_paid,
                 also_paid=seen.document.also_paid if seen else (),
+                kept=seen.document.kept if seen else (),
             )
             won, self._seen, self._lease_from = swap.won, swap.seen, before
         finally:
@@ -154,20 +167,13 @@ class Claim:
         if self._age >= leases.SEND_UNTIL * self.ttl:
             raise StoreError(f"the claim on request {self._name} took too long to renew: nothing was sent")
 
-    def record(self, generation: Generation, *, result_key: str | None = None) -> Record:
-        """Record this claim's own answer, whose images are stored, as `record_answer` does."""
-        return self.record_answer(self.answer(generation, result_key))
-
     def answer(self, generation: Generation, result_key: str | None = None) -> Answer:
         """Return what there is to record of an answer to what was sent under this claim.
 
         Args:
             result_key: an opaque text to keep with the record.
         """
-        # without what follows from the store that it is recorded in
-        facts = generation.model_dump(
-            mode="json", exclude={"images": {"__all__": {"uri"}}}, exclude_none=True
-        )
+        facts = facts_of_generation(generation)
         return Answer(token=self.token, run_id=self.run_id, generation=facts, result_key=result_key)
 
     def record_answer(self, answer: Answer) -> Record:
@@ -191,9 +197,21 @@ class Claim:
             self.log.warning(what, self._name, record.run_id)
         return record
 
-    def counts(self, record: Record) -> bool:
-        """Return whether a record is young enough for the holder of this claim."""
-        return transitions.counts(record, self.not_before, self.run_id)
+    def keep(self, answer: Kept) -> bool:
+        """Note an answer that nobody can read, whose body is stored; return whether the document has it now.
+
+        It has not where somebody else holds the claim by now, or has recorded an answer.
+
+        Raises:
+            NoAnswerError, StoreError: as `record_answer`.
+        """
+        with self._lock:
+            self._settle(answer)
+        return any(kept.token == answer.token for kept in self.kept)
+
+    def counts(self, paid: Record | Kept) -> bool:
+        """Return whether an answer is young enough for the holder of this claim."""
+        return transitions.counts(paid, self.not_before, self.run_id)
 
     def release(self) -> None:
         """Give the claim back: the request was surely not paid for.
@@ -249,7 +267,7 @@ class Claim:
         """Write how the claim ends, whoever changes the document meanwhile, and return what stands then.
 
         Args:
-            end: the answer; a payment that may have been made; None: surely nothing was paid.
+            end: the answer, read or kept unread; a payment that may have been made; None: surely nothing was paid.
         """
         won = False
         while not won and (facts := self._facts_after(end)) is not None:
@@ -261,6 +279,8 @@ class Claim:
     def _facts_after(self, end: Answer | Payment | None) -> dict[str, Any] | None:
         standing = self._seen.document if self._seen else None
         match end:
+            case Kept():
+                return transitions.unreadable(standing, self.token, end)
             case Answer():
                 tokens, stands = {end.token, self.token}, self._is_answered_beside(end)
                 return transitions.answered(standing, end, tokens, stands=stands)

@@ -104,14 +104,35 @@ class Answer(_Part):
     result_key: str | None = None
 
 
+class Kept(Answer):
+    """An answer that was paid for and that nobody can read yet; its body is in the store as it came.
+
+    Attributes:
+        token: names the body, too.
+        generation: all that is known of it: no images yet.
+        when: when it came, UTC.
+        why: why it could not be read.
+        whole: it came to its end; nothing is sent while such an answer can't be read.
+        media_type, size_bytes, sha256: of the body.
+    """
+
+    token: str = Field(pattern="^[0-9a-f]{32}$")
+    when: AwareDatetime
+    why: Line
+    whole: bool
+    media_type: Line
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class Document(_Part):
     """What stands in the store under a request's hash.
 
     A claim or an unknown outcome may have an `answer` too: a refresh keeps the old one, and others go on
-    using it.
+    using it. Format 2 has answers that are kept unread: a version that does not know of them must not pay anew.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     request_hash: str
     api_origin: str
     state: State
@@ -122,6 +143,7 @@ class Document(_Part):
     answer: Answer | None = None
     maybe_paid: tuple[Payment, ...] = ()
     also_paid: tuple[Payment, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 class Record(_Part):
@@ -149,7 +171,8 @@ class Record(_Part):
 
 def encode(document: Document) -> bytes:
     """Return the document as it is stored: JSON."""
-    return document.model_dump_json(exclude_none=True).encode()
+    versioned = document.model_copy(update={"format": 2 if document.kept else 1})
+    return versioned.model_dump_json(exclude_none=True).encode()
 
 
 def decode(data: bytes, request_hash: str, api_origin: str) -> Document:
@@ -175,7 +198,7 @@ def decode(data: bytes, request_hash: str, api_origin: str) -> Document:
     return document
 
 
-def _generation_of(facts: dict[str, Any], request_hash: str, store: ImageStore) -> Generation:
+def generation_of(facts: dict[str, Any], request_hash: str, store: ImageStore) -> Generation:
     """Return the generation of an answer, with its images where `store` keeps them.
 
     Raises:
@@ -192,6 +215,11 @@ def _generation_of(facts: dict[str, Any], request_hash: str, store: ImageStore) 
     return generation
 
 
+def facts_of_generation(generation: Generation) -> dict[str, Any]:
+    """Return what there is to record of a generation: all but what follows from the store that it is recorded in."""
+    return generation.model_dump(mode="json", exclude={"images": {"__all__": {"uri"}}}, exclude_none=True)
+
+
 def _placed(image: dict[str, Any], store: ImageStore) -> dict[str, Any]:
     sha256, media_type = image["sha256"], image["media_type"]
     if not is_sha256(sha256) or media_type not in EXTENSIONS:
@@ -204,7 +232,7 @@ def record_of(document: Document, store: ImageStore) -> Record | None:
     if document.answer is None:
         return None
     return Record(
-        generation=_generation_of(document.answer.generation, document.request_hash, store),
+        generation=generation_of(document.answer.generation, document.request_hash, store),
         state=document.state,
         run_id=document.answer.run_id,
         result_key=document.answer.result_key,
@@ -213,10 +241,14 @@ def record_of(document: Document, store: ImageStore) -> Record | None:
     )
 
 
+def line_of(text: str) -> str:
+    """Return a text on one line and of bounded length."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)[:_LONGEST_TEXT]
+
+
 def payment(token: str, run_id: str, what: str, found_by: str | None = None) -> Payment:
-    """Return a note of a payment, made now, its text on one line and of bounded length."""
-    line = "".join(sign if sign.isprintable() else " " for sign in what)[:_LONGEST_TEXT]
-    return Payment(token=token, run_id=run_id, when=datetime.now(UTC), what=line, found_by=found_by)
+    """Return a note of a payment, made now."""
+    return Payment(token=token, run_id=run_id, when=datetime.now(UTC), what=line_of(what), found_by=found_by)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ named in the record.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
@@ -33,7 +32,7 @@ from prefect_ttapi.ledger.documents import (
     State,
     payment,
 )
-from prefect_ttapi.ledger.transitions import counts
+from prefect_ttapi.ledger.transitions import counts, unread
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.store import ImageStore
 
@@ -114,25 +113,6 @@ class Ledger:
         seen = self.documents.read(request_hash)
         return self._hit(seen, not_before, missing or self.store.missing) if seen else None
 
-    def acquire(
-        self, request_hash: str, not_before: datetime | None = None, *, known_absent: bool = False
-    ) -> Record | Claim:
-        """Return the request's images, or else the right to send it; wait while somebody else has that right.
-
-        Args:
-            not_before: records older than this (with a time zone) don't count, but for the run's own.
-            known_absent: there was no record a moment ago: don't look before claiming.
-
-        Raises:
-            UnknownOutcomeError: this very run has sent it before, and doesn't know what became of it.
-            StoreError: the store fails. In either case, nothing may be sent.
-        """
-        found = self.try_acquire(request_hash, not_before, known_absent=known_absent)
-        while isinstance(found, Waiting):
-            time.sleep(found.pause)
-            found = self.try_acquire(request_hash, not_before, found)
-        return found
-
     def try_acquire(
         self,
         request_hash: str,
@@ -142,11 +122,20 @@ class Ledger:
         known_absent: bool = False,
         has_answer: bool = False,
     ) -> Record | Claim | Waiting:
-        """Do as `acquire`, but return `Waiting` instead of waiting: hand it back the next time.
+        """Return the request's images, or else the right to send it, or who has that right.
+
+        A claim with answers that are `unread` is for reading these first.
 
         Args:
+            not_before: records older than this (with a time zone) don't count, but for the run's own.
+            waiting: what was returned the last time, to be handed back after its `pause`.
+            known_absent: there was no record a moment ago: don't look before claiming.
             has_answer: the claim is for recording an answer that is in hand, not for sending: what this run sent
                 before is no obstacle.
+
+        Raises:
+            UnknownOutcomeError: this very run has sent it before, and doesn't know what became of it.
+            StoreError: the store fails. In either case, nothing may be sent.
         """
         if not_before is not None and not_before.tzinfo is None:
             raise ValueError("not_before needs a time zone: datetime.now(UTC)")
@@ -162,7 +151,8 @@ class Ledger:
             if seen and claimed and not self._is_dead(seen, waiting, asked):
                 return self._wait(seen, waiting)
             notes = self._maybe_paid(seen) if seen else ()
-            own = () if has_answer else self._own(notes)
+            reads = has_answer or (seen is not None and bool(unread(seen.document, not_before, self.run_id)))
+            own = () if reads else self._own(notes)
             if own and not claimed:
                 raise _unknown(request_hash, own)
             claim = Claim(self.documents, request_hash, self.run_id, self.ttl, not_before, self.log)
@@ -175,7 +165,7 @@ class Ledger:
                 continue
             if own:
                 raise _unknown(request_hash, own)
-            if notes and not has_answer:
+            if notes and not reads:
                 self.log.warning(
                     "request %s may already have been paid for by run %s (%s); it is sent again as a decision of "
                     "this run",
@@ -234,6 +224,11 @@ class Ledger:
         what = "its holder died or was cut off, perhaps after sending"
         note = payment(document.token, document.holder.run_id, what, found_by)
         return (*document.maybe_paid, note)
+
+    def keeps_from_sending(self, claim: Claim) -> bool:
+        """Return whether answers that are kept unread, or sends of this run, forbid to send under a claim."""
+        whole = any(kept.whole for kept in claim.unread)
+        return bool(self._own(claim.maybe_paid)) or (whole and not self.retry_unknown_outcome)
 
     def _own(self, notes: tuple[Payment, ...]) -> tuple[Payment, ...]:
         """Return those that keep this run from sending."""

@@ -5,16 +5,24 @@ Each returns these without what names the write, or None where there is nothing 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from prefect_ttapi.ledger.documents import Answer, Document, Payment, Record, State, payment
+from prefect_ttapi.ledger.documents import Answer, Document, Kept, Payment, Record, State, payment
+
+Named = TypeVar("Named", Payment, Kept)
 
 
-def counts(record: Record, not_before: datetime | None, run_id: str) -> bool:
-    """Return whether a record is young enough; what the run itself paid for always is."""
-    return not_before is None or record.run_id == run_id or record.generation.created_at >= not_before
+def counts(paid: Record | Kept, not_before: datetime | None, run_id: str) -> bool:
+    """Return whether an answer is young enough; what the run itself paid for always is."""
+    made = paid.when if isinstance(paid, Kept) else paid.generation.created_at
+    return not_before is None or paid.run_id == run_id or made >= not_before
+
+
+def unread(document: Document, not_before: datetime | None, run_id: str) -> tuple[Kept, ...]:
+    """Return the answers that nobody can read yet and that count, the last one first."""
+    return tuple(kept for kept in reversed(document.kept) if counts(kept, not_before, run_id))
 
 
 def is_claim(document: Document | None, token: str) -> bool:
@@ -24,18 +32,19 @@ def is_claim(document: Document | None, token: str) -> bool:
 
 def facts_of(document: Document) -> dict[str, Any]:
     """Return all that a document says, to be written again: a renewal."""
-    names = ("state", "holder", "ttl", "answer", "maybe_paid", "also_paid")
+    names = ("state", "holder", "ttl", "answer", "maybe_paid", "also_paid", "kept")
     return {name: getattr(document, name) for name in names}
 
 
 def resting(document: Document, state: State, *notes: Payment) -> dict[str, Any]:
-    """Give a claim up: the answer that a refresh kept stands again, as does what is not known of earlier sends."""
+    """Give a claim up: what was there before it stands again, and what is not known of earlier sends stays noted."""
     maybe_paid = (*document.maybe_paid, *notes)
     return {
         "state": State.GENERATED if document.answer else State.UNKNOWN if maybe_paid else state,
         "answer": document.answer,
         "maybe_paid": maybe_paid,
         "also_paid": document.also_paid,
+        "kept": document.kept,
     }
 
 
@@ -57,6 +66,17 @@ def unknown(standing: Document | None, note: Payment) -> dict[str, Any] | None:
         return {"state": State.UNKNOWN, "maybe_paid": (note,)}
     # whoever took the claim over has noted this payment already
     return resting(standing, State.UNKNOWN, note) if is_claim(standing, note.token) else None
+
+
+def unreadable(standing: Document | None, token: str, answer: Kept) -> dict[str, Any] | None:
+    """End the claim of `token` with an answer that nobody can read, whoever paid for that."""
+    note = payment(answer.token, answer.run_id, answer.why)
+    if standing is None:
+        return {"state": State.UNKNOWN, "maybe_paid": (note,), "kept": (answer,)}
+    if not is_claim(standing, token):
+        return None
+    others = standing.model_copy(update={"maybe_paid": _without(standing.maybe_paid, answer.token)})
+    return resting(others, State.UNKNOWN, note) | {"kept": (*_without(standing.kept, answer.token), answer)}
 
 
 def answered(
@@ -85,7 +105,7 @@ def answered(
     if stands and standing.state is State.GENERATED:
         note = payment(answer.token, answer.run_id, "answered too, after another answer was recorded")
         also = (*_without(also, answer.token), note)
-        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also}
+        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also, "kept": ()}
     if standing.holder is not None and standing.token not in tokens:
         what = "held the claim when another answer was recorded"
         maybe = (*maybe, payment(standing.token, standing.holder.run_id, what))
@@ -95,5 +115,5 @@ def answered(
     return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
 
 
-def _without(notes: tuple[Payment, ...], *tokens: str) -> tuple[Payment, ...]:
+def _without(notes: Iterable[Named], *tokens: str) -> tuple[Named, ...]:
     return tuple(note for note in notes if note.token not in tokens)

@@ -3,6 +3,7 @@
     images/<sha256>.<ext>                       an image, named by its bytes
     ledger/<origin>/<request hash>.json         all that is known of one request
     ledger/probe.json                           what the check of a store writes
+    answers/<origin>/<request hash>/<token>     an answer that nobody can read yet, as it came
     batches/<run>[/<task run>][/<number>]/      a batch: manifest.jsonl, manifest.parquet, thumbnails.zip, index.html,
                                                 page-2.html and so on; parts/000001.jsonl and so on while it runs
     batches/latest/<digest>.json                folders of the last batches of a name
@@ -24,6 +25,7 @@ from prefect_ttapi.origins import SANDBOX_ORIGIN
 
 IMAGES: Final = "images/"
 LEDGER: Final = "ledger/"
+ANSWERS: Final = "answers/"
 BATCHES: Final = "batches/"
 PROBE: Final = f"{LEDGER}probe.json"
 SIDECARS: Final = ".metadata"
@@ -37,6 +39,8 @@ PARTS: Final = "parts/"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _IMAGE: Final = re.compile(rf"{IMAGES}({_SHA256.pattern})\.([a-z]+)")
 _DOCUMENT: Final = re.compile(rf"{LEDGER}([^/]+)/({_SHA256.pattern})\.json")
+_TOKEN: Final = re.compile(r"[0-9a-f]{32}")
+_ANSWER: Final = re.compile(rf"{ANSWERS}([^/]+)/({_SHA256.pattern})/({_TOKEN.pattern})")
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RUN: Final = re.compile(rf"{BATCHES}({_RUN_ID.pattern})(/.*)?")
 
@@ -95,6 +99,25 @@ def document_in(key: str) -> tuple[str, str] | None:
     """
     found = _DOCUMENT.fullmatch(key)
     return (found[1], found[2]) if found else None
+
+
+def answer_key(slug: str, request_hash: str, token: str) -> str:
+    """Return where an answer is kept that nobody can read yet, by the token of the claim that it was paid under.
+
+    >>> answer_key("sandbox", 64 * "0", 32 * "1") == f"answers/sandbox/{64 * '0'}/{32 * '1'}"
+    True
+    """
+    return f"{ANSWERS}{slug}/{request_hash}/{token}"
+
+
+def answer_in(key: str) -> tuple[str, str] | None:
+    """Return the key of the ledger's document, and the token, of a kept answer's key; None where it is none.
+
+    >>> answer_in(answer_key("sandbox", 64 * "0", 32 * "1")) == (ledger_key("sandbox", 64 * "0"), 32 * "1")
+    True
+    """
+    found = _ANSWER.fullmatch(key)
+    return (ledger_key(found[1], found[2]), found[3]) if found else None
 
 
 def slug_of(api_origin: str) -> str:

@@ -23,6 +23,7 @@ from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.engines import engine_of
+from tests.support.ledgers import acquire
 
 
 def items(count: int) -> tuple[Item, ...]:
@@ -76,7 +77,7 @@ def test_a_narrow_lane_keeps_the_order():
 
 def test_who_waits_for_another_run_lets_others_pass(store: ImageStore):
     """A request that waits for somebody else's claim lets those behind it pass, comes back, and is idle meanwhile."""
-    claim = Ledger(store, "sandbox", "theirs").acquire(items(1)[0].request.request_hash)
+    claim = acquire(Ledger(store, "sandbox", "theirs"), items(1)[0].request.request_hash)
     ours = Ledger(store, "sandbox", "ours")
     passed: list[int] = []
     batch = shared()
@@ -100,7 +101,7 @@ def test_who_waits_for_another_run_lets_others_pass(store: ImageStore):
 def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store, monkeypatch: pytest.MonkeyPatch):
     """With nothing else to do it waits for a while, and then leaves its places to others."""
     monkeypatch.setattr(lanes, "_PATIENCE", 0.2)
-    claim = Ledger(store, "sandbox", "theirs").acquire(items(1)[0].request.request_hash)
+    claim = acquire(Ledger(store, "sandbox", "theirs"), items(1)[0].request.request_hash)
     ours = Ledger(store, "sandbox", "ours")
 
     def do(item: Item, waiting: Waiting | None) -> Done | Waiting:
@@ -180,7 +181,7 @@ def test_who_has_nothing_left_to_do_does_not_turn_in_circles():
 
 def test_a_lane_gives_nothing_back_that_it_has_begun(store: ImageStore):
     """The decision to give items back and the beginning of one exclude each other."""
-    claim = Ledger(store, "sandbox", "theirs").acquire(items(1)[0].request.request_hash)
+    claim = acquire(Ledger(store, "sandbox", "theirs"), items(1)[0].request.request_hash)
     waiting = Ledger(store, "sandbox", "ours").try_acquire(items(1)[0].request.request_hash)
     assert isinstance(waiting, Waiting)
     queue = _Queue(items(1))

@@ -22,6 +22,7 @@ from prefect_ttapi.results import DeliveredImage, Generation, Usage
 from prefect_ttapi.storage.objects import Facts, ascii_metadata
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of
+from tests.support.ledgers import acquire, recorded
 from tests.support.s3 import S3Server
 
 RUN = "0b6f5a52-8d6e-4b1c-9d0e-4a61f3f6a001"
@@ -54,9 +55,9 @@ def record(store: ImageStore, request: ImageRequest, data: bytes, run_id: str) -
     }
     image = store.put_image(fresh_image(data), {"request-hash": request.request_hash})
     stored = image.model_copy(update={"revised_prompt": "a tall lighthouse"})
-    with Ledger(store, API, run_id).acquire(request.request_hash) as claim:
+    with acquire(Ledger(store, API, run_id), request.request_hash) as claim:
         claim.before_sending()
-        return claim.record(generation_of(request, stored).model_copy(update=facts)).generation
+        return recorded(claim, generation_of(request, stored).model_copy(update=facts)).generation
 
 
 def delivered(generation: Generation, store: ImageStore, shop: ImageStore) -> DeliveredImage:

@@ -141,7 +141,7 @@ def test_an_image_that_cannot_be_looked_for_is_not_called_lost(s3_server: S3Serv
         assert found_in(store) == {Kind.UNREADABLE: {image_key(lost)}}
 
 
-@pytest.mark.parametrize("document", [b"{", b"{}", b'{"format": 2}', b"\xff"])
+@pytest.mark.parametrize("document", [b"{", b"{}", b'{"format": 3}', b"\xff"])
 def test_senseless_documents_are_found_and_left(store: ImageStore, document: bytes) -> None:
     """What can't be understood is wrong and never overwritten; no image is called an orphan that it may name."""
     store.put_image(fresh_image(b"perhaps named"), {})

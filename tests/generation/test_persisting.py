@@ -26,6 +26,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.engines import engine_of
+from tests.support.ledgers import acquire, recorded
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -288,7 +289,7 @@ def test_many_who_share_the_folder_record_it_once(store, client, sandbox: Sandbo
 def test_its_payer_may_come_back(store, client, sandbox: Sandbox):
     """Whoever takes the answer of a holder that was cut off records that one's payment, once, whoever comes first."""
     ledger = Ledger(store, "sandbox", "cut-off")
-    late = ledger.acquire(HASH)
+    late = acquire(ledger, HASH)
     assert isinstance(late, Claim)
     late.before_sending()
     generation = pay(store.model_copy(update={"url": f"{store.url}-2"}), client, "x").generation
@@ -326,12 +327,12 @@ def test_images_of_a_record_that_was_first_are_not_those_of_the_folder(store, cl
     )
     first = Ledger(store, "sandbox", "one", ttl=0.1).try_acquire(HASH)
     assert isinstance(first, Claim)
-    second = Ledger(store, "sandbox", "two").acquire(HASH)  # once the first is silent for its time
+    second = acquire(Ledger(store, "sandbox", "two"), HASH)  # once the first is silent for its time
     assert isinstance(second, Claim)
     ours = {"request": REQUEST, "request_hash": HASH}
     keeper = Keeper(store, "sandbox", logging.getLogger())
     keeper.put(HASH, second.answer(kept_here.generation.model_copy(update=ours)), kept_here.fresh)
-    first.record(late.generation.model_copy(update=ours))
+    recorded(first, late.generation.model_copy(update=ours))
 
     taken = keeper.take_back(second, None)
     assert taken is not None

@@ -18,15 +18,7 @@ from prefect_ttapi.ledger.documents import Record, State
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.storage.layout import slug_of
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.ledgers import (
-    HASH,
-    Clock,
-    answer,
-    claim_of,
-    document,
-    ledger_of,
-    pay,
-)
+from tests.support.ledgers import HASH, Clock, acquire, answer, claim_of, document, ledger_of, pay, recorded
 
 
 def test_an_answer_is_remembered(store: ImageStore) -> None:
@@ -36,11 +28,13 @@ def test_an_answer_is_remembered(store: ImageStore) -> None:
     with claim_of(ledger) as claim:
         claim.before_sending()
         generation = answer(store)
-        record = claim.record(generation, result_key="opaque")
+        record = recorded(claim, generation, result_key="opaque")
     assert (record.generation, record.state, record.run_id) == (generation, State.GENERATED, "run-a")
     assert (record.result_key, record.maybe_paid, record.also_paid) == ("opaque", (), ())
     for later in (ledger, ledger_of(store, "run-b")):
-        assert later.look_up(HASH) == later.acquire(HASH) == later.acquire(HASH, known_absent=True) == record
+        assert (
+            later.look_up(HASH) == acquire(later, HASH) == acquire(later, HASH, known_absent=True) == record
+        )
 
 
 def test_a_store_can_be_moved(folder_store: ImageStore, tmp_path) -> None:
@@ -103,14 +97,14 @@ def test_one_pays_the_others_wait(store: ImageStore, caplog) -> None:
     sends = []
 
     def ask(number: int) -> Record:
-        found = ledger_of(store, f"run-{number}").acquire(HASH)
+        found = acquire(ledger_of(store, f"run-{number}"), HASH)
         if isinstance(found, Record):
             return found
         with found as claim:
             claim.before_sending()
             sends.append(number)
             time.sleep(0.3)
-            return claim.record(answer(store, b"image %d" % number))
+            return recorded(claim, answer(store, b"image %d" % number))
 
     with ThreadPoolExecutor(8) as threads:
         records = list(threads.map(ask, range(8)))
@@ -160,12 +154,12 @@ def test_an_unknown_outcome_is_resent_by_a_new_run_only(store: ImageStore, caplo
         claim.mark_unknown("read timed out", Outcome.UNKNOWN)
     for _ in range(2):
         with pytest.raises(UnknownOutcomeError, match=r"unknown: read timed out; run run-a.*start a new run"):
-            ledger_of(store).acquire(HASH)
+            acquire(ledger_of(store), HASH)
     assert ledger_of(store).look_up(HASH) is None
     record = pay(store, ledger_of(store, "run-b"))
     assert "may already have been paid for by run run-a" in caplog.text
     assert [note.run_id for note in record.maybe_paid] == ["run-a"]
-    assert ledger_of(store).acquire(HASH) == record
+    assert acquire(ledger_of(store), HASH) == record
 
 
 def test_an_unknown_outcome_is_resent_in_the_same_run_when_asked_for(folder_store: ImageStore) -> None:
@@ -186,7 +180,7 @@ def test_a_run_remembers_its_unknown_outcome_past_others_failures(folder_store: 
         claim.release()
     assert document(folder_store)["state"] == "unknown"
     with pytest.raises(UnknownOutcomeError):
-        ledger_of(folder_store).acquire(HASH)
+        acquire(ledger_of(folder_store), HASH)
 
 
 def test_a_refresh_counts_nothing_older(store: ImageStore) -> None:
@@ -197,17 +191,17 @@ def test_a_refresh_counts_nothing_older(store: ImageStore) -> None:
     assert refreshing.look_up(HASH, start) is None
     new = pay(store, refreshing, b"new", not_before=start)
     assert new.generation != old.generation
-    assert refreshing.acquire(HASH, not_before=start) == new
-    assert ledger_of(store, "run-c").acquire(HASH) == new
+    assert acquire(refreshing, HASH, not_before=start) == new
+    assert acquire(ledger_of(store, "run-c"), HASH) == new
     with pytest.raises(ValueError, match="time zone"):
-        refreshing.acquire(HASH, not_before=datetime(2031, 1, 1))
+        acquire(refreshing, HASH, not_before=datetime(2031, 1, 1))
 
 
 def test_a_runs_own_record_counts_whatever_the_clocks_say(folder_store: ImageStore) -> None:
     """A retry on a machine whose clock is ahead does not pay again for what its own run has paid for."""
     record = pay(folder_store, ledger_of(folder_store, "run-b"))
     ahead = datetime.now(UTC) + timedelta(minutes=5)
-    assert ledger_of(folder_store, "run-b").acquire(HASH, not_before=ahead) == record
+    assert acquire(ledger_of(folder_store, "run-b"), HASH, not_before=ahead) == record
 
 
 def test_others_use_the_old_record_while_one_refreshes(store: ImageStore) -> None:
@@ -217,18 +211,18 @@ def test_others_use_the_old_record_while_one_refreshes(store: ImageStore) -> Non
     for number, fail in enumerate(failures):
         refreshing = ledger_of(store, f"refresh-{number}")
         with claim_of(refreshing, not_before=datetime.now(UTC)) as claim:
-            found = ledger_of(store, "run-c").acquire(HASH)
+            found = acquire(ledger_of(store, "run-c"), HASH)
             assert (found.generation, found.state) == (old.generation, State.CLAIMED)
             assert isinstance(
                 ledger_of(store, "run-d").try_acquire(HASH, not_before=datetime.now(UTC)), Waiting
             )
             claim.before_sending()
             fail(claim)
-        again = ledger_of(store, "run-e").acquire(HASH)
+        again = acquire(ledger_of(store, "run-e"), HASH)
         assert (again.generation, again.state) == (old.generation, State.GENERATED)
         assert [note.run_id for note in again.maybe_paid] == ["refresh-1"] * number
     with pytest.raises(UnknownOutcomeError):
-        ledger_of(store, "refresh-1").acquire(HASH, not_before=datetime.now(UTC))
+        acquire(ledger_of(store, "refresh-1"), HASH, not_before=datetime.now(UTC))
 
 
 def test_a_refresh_whose_holder_died_keeps_the_old_record(clock: Clock, folder_store: ImageStore) -> None:
@@ -238,7 +232,7 @@ def test_a_refresh_whose_holder_died_keeps_the_old_record(clock: Clock, folder_s
     start = datetime.now(UTC)
     dead = claim_of(ledger_of(store, "run-b", ttl=60), not_before=start)
     clock.now += 3600
-    assert ledger_of(store, "run-c").acquire(HASH).generation == old.generation
+    assert acquire(ledger_of(store, "run-c"), HASH).generation == old.generation
     del dead
     new = pay(store, ledger_of(store, "run-d"), b"new", not_before=start)
     assert [note.run_id for note in new.maybe_paid] == ["run-b"]

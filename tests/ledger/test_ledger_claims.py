@@ -14,15 +14,7 @@ from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import request_of
-from tests.support.ledgers import (
-    HASH,
-    Clock,
-    answer,
-    claim_of,
-    document,
-    ledger_of,
-    pay,
-)
+from tests.support.ledgers import HASH, Clock, acquire, answer, claim_of, document, ledger_of, pay, recorded
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -69,7 +61,7 @@ def test_a_renewed_claim_is_never_taken_over(clock: Clock, folder_store: ImageSt
         assert isinstance(waiting, Waiting)
     with clock.ahead(apart):
         slow.before_sending()
-        record = slow.record(answer(store))
+        record = recorded(slow, answer(store))
     assert record == waiter.try_acquire(HASH, waiting=waiting)
 
 
@@ -136,10 +128,10 @@ def test_a_late_answer_beats_a_claim(clock: Clock, folder_store: ImageStore) -> 
     """
     store = folder_store
     late, quick = taken_over(store, clock)
-    record = late.record(answer(store, b"late"))
+    record = recorded(late, answer(store, b"late"))
     assert record.run_id == "run-a"
     assert [note.run_id for note in record.maybe_paid] == ["run-b"]
-    second = quick.record(answer(store, b"quick"))
+    second = recorded(quick, answer(store, b"quick"))
     assert (second.run_id, second.maybe_paid) == ("run-a", ())
     assert [note.run_id for note in second.also_paid] == ["run-b"]
     assert second.generation == record.generation
@@ -155,10 +147,10 @@ def test_a_late_answer_beats_a_refresh_and_names_what_it_replaces(
     taker = ledger_of(store, "run-taker")
     waiting = taker.try_acquire(HASH)
     clock.now += 61
-    taker.try_acquire(HASH, waiting=waiting).record(answer(store, b"first"))
+    recorded(taker.try_acquire(HASH, waiting=waiting), answer(store, b"first"))
     refresher = ledger_of(store, "run-refresh")
     refreshing = claim_of(refresher, not_before=datetime.now(UTC))
-    record = late.record(answer(store, b"late"))
+    record = recorded(late, answer(store, b"late"))
     assert (record.run_id, [note.run_id for note in record.also_paid]) == ("run-late", ["run-taker"])
     assert [note.run_id for note in record.maybe_paid] == ["run-refresh"]
     refreshing.release()
@@ -180,9 +172,9 @@ def test_a_late_loser_is_told_the_standing_record(clock: Clock, folder_store: Im
     """Where the second payer recorded first, the late one gets that record, and its own payment is noted."""
     store = folder_store
     late, quick = taken_over(store, clock)
-    first = quick.record(answer(store, b"quick"))
+    first = recorded(quick, answer(store, b"quick"))
     assert [note.run_id for note in first.maybe_paid] == ["run-a"]
-    record = late.record(answer(store, b"late"))
+    record = recorded(late, answer(store, b"late"))
     assert record.generation == first.generation
     assert (record.maybe_paid, [note.run_id for note in record.also_paid]) == ((), ["run-a"])
 
@@ -191,7 +183,7 @@ def test_one_that_surely_did_not_pay_is_struck_off(clock: Clock, folder_store: I
     """A claim that was lost to a recorded answer and then failed for free leaves no trace of a payment."""
     store = folder_store
     late, quick = taken_over(store, clock)
-    late.record(answer(store, b"late"))
+    recorded(late, answer(store, b"late"))
     quick.release()
     record = ledger_of(store).look_up(HASH)
     assert (record.maybe_paid, record.also_paid) == ((), ())
@@ -204,7 +196,7 @@ def test_a_late_failure_leaves_the_new_claim_alone(clock: Clock, folder_store: I
     before = document(store)
     late.mark_unknown("HTTP 504")
     assert document(store) == before
-    assert [note.run_id for note in quick.record(answer(store)).maybe_paid] == ["run-a"]
+    assert [note.run_id for note in recorded(quick, answer(store)).maybe_paid] == ["run-a"]
 
 
 def taken_over(store: ImageStore, clock: Clock) -> tuple[Claim, Claim]:
@@ -231,7 +223,7 @@ def test_a_dead_claim_may_be_left_to_a_new_run(clock: Clock, folder_store: Image
         finder.try_acquire(HASH, waiting=waiting)
     assert document(store)["state"] == "unknown"
     with pytest.raises(UnknownOutcomeError):
-        finder.acquire(HASH)
+        acquire(finder, HASH)
     with pytest.raises(ClaimLostError):
         dead.before_sending()
     record = pay(store, ledger_of(store, "run-c", **options))
@@ -266,7 +258,7 @@ def test_claims_are_renewed_in_the_background(folder_store: ImageStore) -> None:
         while document(folder_store)["sequence"] < first + 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         claim.before_sending()
-        record = claim.record(answer(folder_store))
+        record = recorded(claim, answer(folder_store))
     assert document(folder_store)["sequence"] >= first + 3
     assert record.maybe_paid == ()
 
@@ -283,7 +275,7 @@ def test_a_connection_that_hangs_lets_no_other_claim_run_out(s3_server: S3Server
         settings = s3_server.settings(endpoint_url=proxy.url)
         store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings)
         ledger = ledger_of(store, ttl=1.0)
-        with ledger.acquire("a" * 64), ledger.acquire("b" * 64):
+        with acquire(ledger, "a" * 64), acquire(ledger, "b" * 64):
             hangs.set()
             deadline = time.monotonic() + 20
             key, sequence = ledger.key("b" * 64), 1
@@ -302,7 +294,7 @@ def test_few_threads_renew_all_claims_and_end_with_the_last(folder_store: ImageS
 
     ledger = ledger_of(folder_store)
     hashes = [request_of(f"prompt {number}").request_hash for number in range(20)]
-    claims = [ledger.acquire(request_hash).__enter__() for request_hash in hashes]
+    claims = [acquire(ledger, request_hash).__enter__() for request_hash in hashes]
     threads = renewing()
     assert len(threads) == 8
     for claim in claims:

@@ -23,6 +23,7 @@ from prefect_ttapi.ledger.documents import Holder
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, generation_of, request_of, stored
+from tests.support.ledgers import acquire, recorded
 from tests.support.processes import context, start
 
 PROCESSES, KEYS = 6, 20
@@ -38,14 +39,14 @@ def pay_for_all(settings: dict, number: int, together: object, calls: Queue) -> 
     together.wait()
     for key in order:
         request = request_of(f"prompt {key}")
-        found = ledger.acquire(request.request_hash)
+        found = acquire(ledger, request.request_hash)
         if isinstance(found, Claim):
             with found as claim:
                 claim.before_sending()
                 sent.append(key)
                 time.sleep(0.005)
                 image = stored(store, f"image {key} by {number}".encode())
-                found = claim.record(generation_of(request, image))
+                found = recorded(claim, generation_of(request, image))
         records[key] = (found.run_id, found.generation.images[0].sha256, found.maybe_paid, found.also_paid)
     calls.put((number, sent, records))
 
@@ -70,7 +71,7 @@ def test_six_processes_pay_once_for_each_request(store: ImageStore) -> None:
 def hold(settings: dict, run_id: str, sending: bool, ready: Queue) -> None:
     """Claim, perhaps get ready to send, and never come back."""
     ledger = Ledger(ImageStore(**settings), API, run_id)
-    claim = ledger.acquire(request_of().request_hash).__enter__()
+    claim = acquire(ledger, request_of().request_hash).__enter__()
     if sending:
         claim.before_sending()
     ready.put(os.getpid())
@@ -97,7 +98,7 @@ def test_a_killed_holder_on_this_machine_blocks_nobody(killed_holder: ImageStore
     assert isinstance(claim, Claim)
     with claim:
         claim.before_sending()
-        record = claim.record(generation_of(request, stored(store)))
+        record = recorded(claim, generation_of(request, stored(store)))
     assert [note.run_id for note in record.maybe_paid] == ["run-dead"]
 
 
@@ -105,7 +106,7 @@ def test_a_retry_of_the_killed_run_does_not_send_again(killed_holder: ImageStore
     """Within one run a request is sent once: a retry after a kill reports the unknown outcome."""
     ledger = Ledger(killed_holder, API, "run-dead")
     with pytest.raises(UnknownOutcomeError, match="start a new run"):
-        ledger.acquire(request_of().request_hash)
+        acquire(ledger, request_of().request_hash)
 
 
 def test_a_killed_holder_on_another_machine_blocks_for_its_ttl(folder_store: ImageStore) -> None:
@@ -118,7 +119,7 @@ def test_a_killed_holder_on_another_machine_blocks_for_its_ttl(folder_store: Ima
     holder.join()
     ledger = Ledger(folder_store, API, "run-new")
     assert isinstance(ledger.try_acquire(request_of().request_hash), Waiting)
-    claim = ledger.acquire(request_of().request_hash)
+    claim = acquire(ledger, request_of().request_hash)
     assert isinstance(claim, Claim)
     assert [note.run_id for note in claim.maybe_paid] == ["run-dead"]
 
@@ -128,7 +129,7 @@ def hold_elsewhere(settings: dict, ready: Queue) -> None:
     store = ImageStore(**settings)
     ledger = Ledger(store, API, "run-dead", ttl=1.0)
     request_hash = request_of().request_hash
-    claim = ledger.acquire(request_hash)
+    claim = acquire(ledger, request_hash)
     key = ledger.key(request_hash)
     data, tag = store.read_document(key)
     document = json.loads(data)

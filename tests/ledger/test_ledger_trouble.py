@@ -12,14 +12,7 @@ from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.ledgers import (
-    HASH,
-    claim_of,
-    document,
-    ledger_of,
-    pay,
-    rewrite,
-)
+from tests.support.ledgers import HASH, acquire, claim_of, document, ledger_of, pay, rewrite
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -27,7 +20,7 @@ from tests.support.s3 import S3Server
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"format": 2}, "written by a newer version"),
+        ({"format": 3}, "written by a newer version"),
         ({"state": "finished"}, "is no ledger record"),
         ({"request_hash": "0" * 64}, "another request or API"),
         ({"api_origin": "sandbox"}, "another request or API"),
@@ -46,7 +39,7 @@ def test_senseless_documents_fail_closed(folder_store: ImageStore, changes: dict
     pay(folder_store, ledger_of(folder_store))
     rewrite(folder_store, **changes)
     before = document(folder_store)
-    for ask in (ledger_of(folder_store).look_up, ledger_of(folder_store, "run-b").acquire):
+    for ask in (ledger_of(folder_store).look_up, ledger_of(folder_store, "run-b").try_acquire):
         with pytest.raises(StoreError, match=why) as caught:
             ask(HASH)
         assert f"{HASH}.json" in str(caught.value)
@@ -91,7 +84,7 @@ def test_no_bytes_crash_the_ledger(folder_store: ImageStore, data: bytes) -> Non
     ledger = ledger_of(folder_store)
     folder_store.write(ledger.key(HASH), data, "application/json")
     with pytest.raises(StoreError, match="is no ledger record"):
-        ledger.acquire(HASH)
+        acquire(ledger, HASH)
 
 
 @pytest.mark.parametrize("request_hash", ["", "abc", "../" + "0" * 61, "G" * 64])
@@ -106,7 +99,7 @@ def test_without_a_store_nothing_is_claimed(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     store = ImageStore(url=str(tmp_path / "file" / "store"))
     with pytest.raises(StoreError):
-        ledger_of(store).acquire(HASH)
+        acquire(ledger_of(store), HASH)
 
 
 def test_a_store_that_fails_afterwards_hides_no_error(folder_store: ImageStore, caplog) -> None:
@@ -116,7 +109,7 @@ def test_a_store_that_fails_afterwards_hides_no_error(folder_store: ImageStore, 
         break_down(claim, broken)
     assert f"the claim on request {HASH[:12]} stays until it expires: the disk is full" in caplog.text
     with pytest.raises(UnknownOutcomeError):
-        ledger_of(folder_store).acquire(HASH)
+        acquire(ledger_of(folder_store), HASH)
     assert [note.run_id for note in claim_of(ledger_of(folder_store, "run-b")).maybe_paid] == ["run-a"]
 
 
@@ -150,7 +143,7 @@ def test_a_store_that_ignores_conditions_gets_no_claim(s3_server: S3Server) -> N
     with meddling_proxy(s3_server.url, drop) as proxy:
         store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         with pytest.raises(StoreError, match="two machines could pay"):
-            ledger_of(store).acquire(HASH)
+            acquire(ledger_of(store), HASH)
         assert store.read(ledger_of(store).key(HASH)) is None
 
 

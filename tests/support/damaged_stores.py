@@ -11,10 +11,11 @@ from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of
+from tests.support.ledgers import acquire, recorded
 
 
 def claimed(store: ImageStore, prompt: str, ttl: float = 60.0) -> Claim:
-    claim = Ledger(store, API, f"run of {prompt}", ttl=ttl).acquire(request_of(prompt).request_hash)
+    claim = acquire(Ledger(store, API, f"run of {prompt}", ttl=ttl), request_of(prompt).request_hash)
     assert isinstance(claim, Claim)
     return claim
 
@@ -26,7 +27,7 @@ def paid(store: ImageStore, prompt: str, *more: str) -> Generation:
         claim.before_sending()
         said = {"request-hash": request.request_hash}
         images = [store.put_image(fresh_image(data.encode()), said) for data in (prompt, *more)]
-        return claim.record(generation_of(request, *images)).generation
+        return recorded(claim, generation_of(request, *images)).generation
 
 
 def image_key(generation: Generation, index: int = 0) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,7 +13,7 @@ import pytest
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import Record
-from prefect_ttapi.ledger.ledger import Ledger
+from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, generation_of, request_of, stored
@@ -46,8 +47,24 @@ def answer(store: ImageStore, data: bytes = b"pixels", created_at: datetime | No
     return generation_of(REQUEST, stored(store, data), created_at=created_at)
 
 
+def acquire(
+    ledger: Ledger, request_hash: str = HASH, not_before: datetime | None = None, **options: bool
+) -> Record | Claim:
+    """Ask for the request's images, or the right to send it, and wait while somebody else has that right."""
+    found = ledger.try_acquire(request_hash, not_before, **options)
+    while isinstance(found, Waiting):
+        time.sleep(found.pause)
+        found = ledger.try_acquire(request_hash, not_before, found)
+    return found
+
+
+def recorded(claim: Claim, generation: Generation, result_key: str | None = None) -> Record:
+    """Record a claim's own answer, whose images are stored."""
+    return claim.record_answer(claim.answer(generation, result_key))
+
+
 def claim_of(ledger: Ledger, **options: object) -> Claim:
-    claim = ledger.acquire(HASH, **options)
+    claim = acquire(ledger, HASH, **options)
     assert isinstance(claim, Claim)
     return claim
 
@@ -56,7 +73,7 @@ def pay(store: ImageStore, ledger: Ledger, data: bytes = b"pixels", **options: o
     """Claim, send, record."""
     with claim_of(ledger, **options) as claim:
         claim.before_sending()
-        return claim.record(answer(store, data))
+        return recorded(claim, answer(store, data))
 
 
 def document(store: ImageStore) -> dict:
