@@ -136,8 +136,8 @@ class TTAPIClient:
         Args:
             request: what to ask for; never sent with `stream`.
             guard: asked right before each send; ends the request while it waits to be sent.
-            patience: seconds for which images that came as URLs are fetched, whoever stops, as they are paid; each is
-                tried at least once. None: 300.
+            patience: seconds for which images that came as URLs are fetched, as they are paid; each is tried at least
+                once. None: 300. A stop of the guard ends it: the error has the answer.
 
         Raises:
             StopSending: the guard ended the request before anything was sent.
@@ -149,7 +149,7 @@ class TTAPIClient:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             answer, opened = attempts.run(partial(self._ask, request, guard))
         try:
-            images = self._images(request, answer, patience)
+            images = self._images(request, answer, patience, guard.stop)
         except DownloadError as error:
             raise self._paid(error, attempts, opened) from None
         return GeneratedImages(
@@ -226,9 +226,8 @@ class TTAPIClient:
                             yield part
                             continue
                         for index, item in enumerate(part.items):
-                            image = self._image(
-                                item, finished, name, PATIENCE if patience is None else patience
-                            )
+                            left = PATIENCE if patience is None else patience
+                            image = self._image(item, finished, name, left, guard.stop)
                             finished += 1
                             yield CompletedImage(
                                 **vars(image),

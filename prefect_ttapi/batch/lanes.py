@@ -55,6 +55,9 @@ _POLL: Final = 0.5
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
 _EARLIER: Final = "not sent, because an earlier request failed"
 
+#: Errors that the ledger tells of an earlier send, where this run did not send.
+_PERHAPS_EARLIER: Final = frozenset({"UnknownOutcomeError", "InvalidResponseError", "DownloadError"})
+
 
 def workers(in_flight: int) -> int:
     """Return how many requests to work on, so that `in_flight` are with the API while others' images are stored.
@@ -224,7 +227,7 @@ class Shared:
             self.stop.set(f"{_EARLIER}: {row.error}", row.error_type)
         if row.error_type == _MODEL and row.request is not None:
             self.limits.barred.setdefault(row.request.model, f"{_EARLIER}: {row.error}")
-        if not row.api_calls and row.error_type == "UnknownOutcomeError":
+        if not row.api_calls and row.error_type in _PERHAPS_EARLIER:
             return  # of an earlier run's send: that says nothing of now
         tripped = self._breaker.note(row.error_type)
         if tripped:

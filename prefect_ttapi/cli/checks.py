@@ -8,7 +8,7 @@ few: each one's record is read anew. Claims are looked at again in the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final, NamedTuple, TypeVar
@@ -19,7 +19,16 @@ from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.ledger import leases
-from prefect_ttapi.ledger.documents import Documents, Record, Seen, State, decode, documents_at, record_of
+from prefect_ttapi.ledger.documents import (
+    Documents,
+    Kept,
+    Record,
+    Seen,
+    State,
+    decode,
+    documents_at,
+    record_of,
+)
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
@@ -153,18 +162,27 @@ class _Check:
         if state is State.CLAIMED:
             # later than it was read: nobody is taken for dead too soon
             self._claims.append(_Claim(key, seen, leases.clock()))
-        for answer in kept if state is not State.CLAIMED else ():
-            body = layout.answer_key(*(layout.document_in(key) or ("", "")), answer.token)
-            lost = "" if self._store.size(body) == answer.size_bytes else ", and gone or cut short by now"
-            when = f"{answer.when:%Y-%m-%d %H:%M:%S} UTC"
-            what = f"paid for by run {answer.run_id}, {when}: {answer.why}; kept at {body}{lost}"
-            yield self._finding(Wrong(Kind.KEPT, what), key, records=(key,))
+        elif kept:
+            yield from self._unread(key, kept)
         if not kept and state is State.UNKNOWN:
             what = "nothing is known of who sent it"
             if notes:
                 when = f"{notes[-1].when:%Y-%m-%d %H:%M:%S} UTC"
                 what = f"sent by run {notes[-1].run_id}, noted {when}: {notes[-1].what}"
             yield self._finding(Wrong(Kind.UNKNOWN_OUTCOME, what), key, records=(key,))
+
+    def _unread(self, key: str, answers: Sequence[Kept]) -> Iterator[Finding]:
+        place = layout.document_in(key) or ("", "")
+        bodies = [layout.answer_key(*place, answer.token) for answer in answers]
+        for answer, (body, size) in zip(answers, _each(self._store.size, bodies), strict=True):
+            lost = (
+                ""
+                if size == answer.size_bytes or isinstance(size, Wrong)
+                else ", and gone or cut short by now"
+            )
+            when = f"{answer.when:%Y-%m-%d %H:%M:%S} UTC"
+            what = f"paid for by run {answer.run_id}, {when}: {answer.why}; kept at {body}{lost}"
+            yield self._finding(Wrong(Kind.KEPT, what), key, records=(key,))
 
     def _read_manifests(self) -> Iterator[Finding]:
         for listed in self._list(layout.BATCHES):

@@ -304,10 +304,9 @@ class Engine:
         )
         try:
             keeper.keep_unread(claim, Unread(kept, raw.body), stop=self.limits.stop)
-            error.kept_at = keeper.place(request.request_hash, kept)
+            error.kept_at, error.answer = keeper.place(request.request_hash, kept), None
         except NotStoredError as not_stored:
             error.kept_at = str(not_stored)
-        error.answer = None
         self.ledger.log.warning("request %s: its answer can't be read: %s", request.request_hash[:12], error)
 
     def _ask(

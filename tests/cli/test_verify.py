@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.damaged_stores import age, claimed, image_key, manifest, paid, record_key, unknown
+from tests.support.damaged_stores import age, claimed, image_key, kept, manifest, paid, record_key, unknown
 from tests.support.generations import API, fresh_image, request_of
+from tests.support.ledgers import acquire
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -95,6 +97,54 @@ def test_what_is_put_right_is_in_order_and_paid_for_anew(store: ImageStore) -> N
     record = Ledger(store, API, "reader").look_up(request_of("damaged").request_hash)
     assert record is not None
     assert [note.run_id for note in record.also_paid] == ["run of damaged"]
+
+
+def test_answers_that_can_not_be_read_are_told_and_given_up(store: ImageStore) -> None:
+    """Each is told with place and reason; a repair lets the next run pay anew, and leaves the body to be looked at."""
+    key = kept(store, "sealed")
+    (finding,) = verify(store)
+    assert (finding.kind, finding.wrong, finding.records) == (Kind.KEPT, True, (record_key("sealed"),))
+    assert "paid for by run run of sealed" in finding.message
+    assert finding.message.endswith(f"the body is not JSON; kept at {key}")
+    ledger = Ledger(store, API, "next")
+    claim = acquire(ledger, request_of("sealed").request_hash)
+    assert ledger.keeps_from_sending(claim)
+    assert "somebody is at work on it" in repair(store, finding).line
+    claim.release()
+
+    assert repair(store, finding).done
+    assert repair(store, finding).line.startswith("left ")
+    assert found_in(store) == {Kind.UNKNOWN_OUTCOME: {record_key("sealed")}}
+    assert store.read(key) == b"<html>"
+    claim = acquire(Ledger(store, API, "another"), request_of("sealed").request_hash)
+    assert not Ledger(store, API, "another").keeps_from_sending(claim)
+    assert [note.run_id for note in claim.maybe_paid] == ["run of sealed"]
+    claim.release()
+
+
+def test_a_kept_answer_that_is_gone_is_told(store: ImageStore) -> None:
+    """The request stays blocked until somebody gives the answer up: what was paid for it is lost."""
+    store.remove(kept(store, "sealed"))
+    (finding,) = verify(store)
+    assert finding.message.endswith("and gone or cut short by now")
+
+
+def test_answers_that_no_record_names_are_orphans_after_an_hour(folder_store: ImageStore) -> None:
+    """What a kill left between body and record, or a repair gave up, is deleted where that is asked for."""
+    named, nobodys = kept(folder_store, "sealed"), f"answers/sandbox/{'0' * 64}/{'1' * 32}"
+    for key in (nobodys, "answers/notes.txt"):
+        folder_store.write(key, b"<html>", "text/plain")
+    assert found_in(folder_store)[Kind.STRAY] == {"answers/notes.txt"}
+    assert Kind.ORPHAN not in found_in(folder_store)
+    for key in (named, nobodys):
+        age(folder_store, key)
+    assert found_in(folder_store)[Kind.ORPHAN] == {nobodys}
+    (orphan,) = (finding for finding in verify(folder_store) if finding.kind is Kind.ORPHAN)
+    assert not repair(folder_store, orphan).done
+    assert repair(folder_store, orphan, delete_orphans=True).line == f"deleted {nobodys}"
+    assert folder_store.read(nobodys) is None
+    named_by_now = replace(orphan, images=(named,))
+    assert "its record names it" in repair(folder_store, named_by_now, delete_orphans=True).line
 
 
 def test_only_what_still_stands_is_put_right(store: ImageStore) -> None:

@@ -18,7 +18,7 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.persisting import Keeper, Read
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -84,7 +84,7 @@ def test_the_next_run_takes_it_from_the_rescue_folder(
     assert (paid.record.run_id, paid.record.result_key) == ("one", "mine")
     assert paid.record.maybe_paid == paid.record.also_paid == ()
     assert kept(tmp_path) == []
-    assert "its images were in the rescue folder: they are stored now, and nothing was sent" in caplog.text
+    assert "its images were in the rescue folder: stored now, and nothing was sent" in caplog.text
     assert pay(store, client, "three").generation == paid.generation
     assert sandbox.calls == 1
 
@@ -149,7 +149,7 @@ def test_an_interruption_while_storing_loses_nothing(s3_server: S3Server, client
 def test_where_nothing_can_be_written_the_error_says_so(store, client, tmp_path):
     """With a rescue folder that is no good either, the run knows that the images are gone."""
     (tmp_path / "rescue").touch()
-    assert "nor could they be kept on this machine: can't make" in lost(store, client)
+    assert "nor could it be kept on this machine: can't make" in lost(store, client)
 
 
 @pytest.mark.parametrize("images_before", [0, 1], ids=["before the answer", "while it is stored"])
@@ -314,7 +314,7 @@ def test_what_is_stored_already_is_forgotten(store, client, tmp_path):
     rescue = Keeper(store, "sandbox", logging.getLogger())
     claim = Ledger(store, "sandbox", "one").try_acquire("0" * 64)
     assert isinstance(claim, Claim)
-    rescue.put(HASH, claim.answer(paid.generation), paid.fresh)
+    rescue.put(HASH, Read(claim.answer(paid.generation), paid.fresh))
     assert not pay(store, client, "two").sent
     assert kept(tmp_path) == []
 
@@ -331,7 +331,7 @@ def test_images_of_a_record_that_was_first_are_not_those_of_the_folder(store, cl
     assert isinstance(second, Claim)
     ours = {"request": REQUEST, "request_hash": HASH}
     keeper = Keeper(store, "sandbox", logging.getLogger())
-    keeper.put(HASH, second.answer(kept_here.generation.model_copy(update=ours)), kept_here.fresh)
+    keeper.put(HASH, Read(second.answer(kept_here.generation.model_copy(update=ours)), kept_here.fresh))
     recorded(first, late.generation.model_copy(update=ours))
 
     taken = keeper.take_back(second, None)

@@ -9,9 +9,10 @@ from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.results import Generation
+from prefect_ttapi.storage.layout import answer_key
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of
-from tests.support.ledgers import acquire, recorded
+from tests.support.ledgers import acquire, recorded, unreadable
 
 
 def claimed(store: ImageStore, prompt: str, ttl: float = 60.0) -> Claim:
@@ -43,6 +44,17 @@ def unknown(store: ImageStore, prompt: str) -> None:
     with claimed(store, prompt) as claim:
         claim.before_sending()
         claim.mark_unknown("read timeout")
+
+
+def kept(store: ImageStore, prompt: str, body: bytes = b"<html>") -> str:
+    """An answer that nobody can read; the key of its body."""
+    request = request_of(prompt)
+    with claimed(store, prompt) as claim:
+        claim.before_sending()
+        key = answer_key("api.ttapi.io", request.request_hash, claim.token)
+        store.write(key, body, "application/octet-stream")
+        assert claim.keep(unreadable(claim, request, body))
+    return key
 
 
 def manifest(store: ImageStore, *generations: Generation) -> str:

@@ -12,11 +12,12 @@ import pytest
 
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
-from prefect_ttapi.ledger.documents import Record
+from prefect_ttapi.ledger.documents import Kept, Record, facts_of_generation
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
+from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import API, generation_of, request_of, stored
+from tests.support.generations import API, generation_of, request_of, sha256, stored
 
 REQUEST = request_of()
 HASH = REQUEST.request_hash
@@ -61,6 +62,24 @@ def acquire(
 def recorded(claim: Claim, generation: Generation, result_key: str | None = None) -> Record:
     """Record a claim's own answer, whose images are stored."""
     return claim.record_answer(claim.answer(generation, result_key))
+
+
+def unreadable(
+    claim: Claim, request: ImageRequest = REQUEST, body: bytes = b"<html>", *, whole: bool = True
+) -> Kept:
+    """What is noted of an answer to a claimed request that nobody can read."""
+    made = generation_of(request)
+    return Kept(
+        token=claim.token,
+        run_id=claim.run_id,
+        generation=facts_of_generation(made),
+        when=made.created_at,
+        why="the body is not JSON",
+        whole=whole,
+        media_type="text/html",
+        size_bytes=len(body),
+        sha256=sha256(body),
+    )
 
 
 def claim_of(ledger: Ledger, **options: object) -> Claim:
