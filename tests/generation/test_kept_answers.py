@@ -354,12 +354,12 @@ def test_its_row_says_where_it_is_and_reading_it_costs_nothing(store, client, se
     outcomes = []
     for run in ("one", "two", "three"):
         spending = Spending(Budget(images=1))
-        spending.reserve(1)
+        assert spending.reserve(REQUEST) is None
         engine = engine_of(store, client, run, limits=Limits(spending=spending))
         done = Work(engine, BatchOptions(), None).outcome(Item(0, REQUEST), None)
         assert isinstance(done, Done)
         assert spending.reserved == 0
-        outcomes.append((done.row.status, done.row.api_calls, done.images_paid, spending.images))
+        outcomes.append((done.row.status, done.row.api_calls, done.images_paid, spending.spent.images))
         if done.row.status == "failed":
             assert bodies(store)[0] in done.row.error
             assert done.row.error_type == "DownloadError"
