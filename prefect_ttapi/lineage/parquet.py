@@ -34,38 +34,7 @@ ROW_GROUP: Final = 500
 
 _LARGEST: Final = 2**63 - 1  # tokens are counted by somebody else
 
-#: Functions of pyarrow's that make the types of fields; what is not in here is text.
-_TYPES: Final[dict[Any, str]] = {int: "int64", float: "float64", bool: "bool_", datetime: "timestamp"}
-
-
-def _kind(annotation: Any) -> Any:
-    """Return a field's type: the name of a function of pyarrow's, a list of one, or the fields of a struct."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Annotated, Union, UnionType):
-        return _kind(arguments[0])
-    if origin is tuple:
-        return [_kind(arguments[0])]
-    if origin is dict:
-        return "map_"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _kinds(annotation)
-    return _TYPES.get(annotation, "string")
-
-
-def _kinds(model: type[BaseModel]) -> dict[str, Any]:
-    return {name: _kind(field.annotation) for name, field in model.model_fields.items()}
-
-
 _USAGE: Final = ("input_tokens", "output_tokens", "total_tokens")
-
-
-def _columns() -> dict[str, Any]:
-    """Return the columns of a row, with those of its request in the place of it."""
-    mine = _kinds(Row) | {"given": "string", "usage": dict.fromkeys(_USAGE, "int64")}
-    pairs = [
-        pair for name in mine for pair in (mine[name].items() if name == "request" else [(name, mine[name])])
-    ]
-    return dict(pairs)
 
 
 def installed() -> bool:
@@ -82,7 +51,7 @@ def parquet_of(lines: Iterable[bytes]) -> Spool:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, _type(pyarrow, kind)) for name, kind in _columns().items()])
+    schema = _schema(pyarrow)
     rows = (_flat(json.loads(line)) for line in lines)
     spool = Spool()
     with _Sink(spool) as sink, parquet.ParquetWriter(sink, schema) as writer:
@@ -91,13 +60,34 @@ def parquet_of(lines: Iterable[bytes]) -> Spool:
     return spool
 
 
-def _type(pyarrow: Any, kind: Any) -> Any:
-    if isinstance(kind, dict):
-        return pyarrow.struct([(name, _type(pyarrow, inner)) for name, inner in kind.items()])
-    if isinstance(kind, list):
-        return pyarrow.list_(_type(pyarrow, kind[0]))
-    arguments = {"timestamp": ("us", "UTC"), "map_": (pyarrow.string(), pyarrow.string())}
-    return getattr(pyarrow, kind)(*arguments.get(kind, ()))
+def _schema(pyarrow: Any) -> Any:
+    """Return the columns of a row, with those of its request in the place of it."""
+    usage = pyarrow.struct(dict.fromkeys(_USAGE, pyarrow.int64()).items())
+    others = {"given": pyarrow.string(), "usage": usage}
+    columns: list[Any] = []
+    for name, kind in _fields(pyarrow, Row):
+        columns += [*kind] if name == "request" else [(name, others.get(name, kind))]
+    return pyarrow.schema(columns)
+
+
+def _fields(pyarrow: Any, model: type[BaseModel]) -> list[tuple[str, Any]]:
+    return [(name, _type(pyarrow, field.annotation)) for name, field in model.model_fields.items()]
+
+
+def _type(pyarrow: Any, annotation: Any) -> Any:
+    """Return the column type of a field; what is none of these is text."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, Union, UnionType):
+        return _type(pyarrow, arguments[0])
+    if origin is tuple:
+        return pyarrow.list_(_type(pyarrow, arguments[0]))
+    if origin is dict:
+        return pyarrow.map_(pyarrow.string(), pyarrow.string())
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pyarrow.struct(_fields(pyarrow, annotation))
+    times = pyarrow.timestamp("us", "UTC")
+    plain = {int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_(), datetime: times}
+    return plain.get(annotation, pyarrow.string())
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
