@@ -97,6 +97,18 @@ class TestRun:
         assert delivered["Metadata"]["model"] == "gpt-image-1"
 
     @pytest.mark.usefixtures("prefect_server")
+    def test_a_limit_in_usd(self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        """What does not fit is skipped, and the next run goes on from there; the money is in the summary."""
+        prompts = prompts_file(tmp_path, "prompt\n" + "".join(f"boat {number}\n" for number in range(8)))
+        limited = [prompts, "--store", str(tmp_path / "out"), "--max-usd", "0.30", "--price", "dall-e-2=0.1"]
+        assert run([*limited, "--price", "gpt-image-2=5/40"]) == 1
+        said = capsys.readouterr()
+        assert "0.30 USD" in said.out
+        assert "would pass the limit of 0.3000 USD" in said.err
+        assert sandbox.images == 3
+        assert [run(limited), sandbox.images] == [1, 6]
+
+    @pytest.mark.usefixtures("prefect_server")
     def test_failed_rows_are_told_without_a_traceback(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
@@ -147,6 +159,13 @@ class TestRun:
             ("prompt\nx\n", ("--model", "gpt-image-9"), "gpt-image-9"),
             ("prompt\nx\n", ("--limit", "0"), "limit"),
             ("prompt\nx\n", ("--max-in-flight", "0"), "max_in_flight"),
+            ("prompt\nx\n", ("--max-usd", "1"), "--max-usd needs a price for each model, as --price"),
+            (
+                "prompt\nx\n",
+                ("--max-usd", "nan", "--price", "dall-e-2=1"),
+                "usd Input should be a finite number",
+            ),
+            ("prompt\nx\n", ("--max-usd", "1", "--price", "dall-e-3=1"), "needs a price for dall-e-2"),
             ("prompt\nx\n", ("--deliver", "/proc/nowhere"), "/proc/nowhere"),
             ("prompt\nx\n", ("--deliver", "gs://bucket/x"), "s3://"),
         ],
@@ -163,6 +182,14 @@ class TestRun:
         assert message in said.err
         assert "Traceback" not in said.err
         assert sandbox.calls == 0
+
+    @pytest.mark.parametrize(
+        "price", ["0.04", "dall-e-9=1", "dall-e-2", "dall-e-2=nan", "dall-e-2=-1", "dall-e-2=1/2/3"]
+    )
+    def test_a_price_that_is_none(self, price: str, tmp_path: Path, capsys):
+        """The line says how one is written."""
+        assert run([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--price", price]) == 2
+        assert f"{price!r} is none: write gpt-image-2=0.04, or gpt-image-2=5/40" in capsys.readouterr().err
 
     def test_a_missing_file_and_a_missing_bucket(
         self, s3_server: S3Server, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
