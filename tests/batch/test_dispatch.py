@@ -358,6 +358,20 @@ def test_requests_that_wait_for_another_run_take_no_place():
     assert dispatch.next_lane(0.0) is not None
 
 
+def test_what_counts_no_tokens_is_not_held_up_by_its_share():
+    """Where answers tell no tokens a lane elsewhere has no part of the limit, which would be nothing; it may send."""
+    dispatch, shared = dispatch_of(3, 2, 2, local=False, budget=Budget(tokens=100))
+    for row in range(3):
+        dispatch.came(item(row))
+    first = dispatch.next_lane(0.0)
+    assert first is not None
+    finish(dispatch, shared, first, [generated(first.items[0])])
+    second = dispatch.next_lane(0.0)
+    assert second is not None
+    assert second.share is not None
+    assert (len(second.items), second.share.passed()) == (2, None)
+
+
 class Batch(RuleBasedStateMachine):
     """A batch in which anything happens in any order."""
 
@@ -367,7 +381,7 @@ class Batch(RuleBasedStateMachine):
         shard_size=st.none() | st.integers(1, 6),
         local=st.booleans(),
         images=st.none() | st.integers(0, 12),
-        tokens=st.none() | st.integers(0, 60),
+        tokens=st.none() | st.integers(0, 30),
         delivers=st.booleans(),
         bounded=st.booleans(),
     )
@@ -432,7 +446,9 @@ class Batch(RuleBasedStateMachine):
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
         lane = self.lanes.pop(data.draw(st.integers(0, len(self.lanes) - 1)))
-        kinds = st.sampled_from(["paid", "cached", "ModerationError", "ServerError", "402", "lost", "again"])
+        kinds = st.sampled_from(
+            ["paid", "paid", "paid", "cached", "ModerationError", "ServerError", "402", "lost", "again"]
+        )
         done: list[Done | None] = []
         for of in lane.items:
             kind = data.draw(kinds) if of.may_pay else "cached"
@@ -500,6 +516,12 @@ class Batch(RuleBasedStateMachine):
         """What came back since something was last reserved was dearer than the dearest of its kind before."""
         if hasattr(self, "dispatch") and self.limit is not None:
             assert self.tokens <= self.limit + self.surprise
+
+    @invariant()
+    def the_first_of_a_kind_is_alone_in_that(self) -> None:
+        if hasattr(self, "dispatch") and self.limit is not None:
+            under_way = [of for lane in self.lanes for of in lane.items if of.may_pay]
+            assert sum(not self.dearest[of.request.size] for of in under_way) <= 1
 
     @invariant()
     def no_more_is_open_than_may_be_in_flight(self) -> None:

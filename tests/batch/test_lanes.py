@@ -21,6 +21,7 @@ from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.results import Usage
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.engines import engine_of
 from tests.support.ledgers import acquire
@@ -147,6 +148,23 @@ def test_what_nobody_foresees_costs_one_row(store: ImageStore, client, error: Ba
     assert [done.row.status for done in results] == ["failed", "failed"]
     assert all(done.row.maybe_paid for done in results)
     assert (spending.spent.images, spending.reserved) == (2, 0)
+
+
+def test_what_a_limit_keeps_back_claims_nothing(store: ImageStore, client):
+    """Where others were dearer than expected it is skipped at once, and nothing stays reserved for it."""
+
+    class Unasked(Ledger):
+        def try_acquire(self, *_: object, **__: object) -> NoReturn:
+            raise AssertionError
+
+    spending, (one, other) = Spending(Budget(tokens=100)), items(2)
+    spending.learn(one.request, 1, Usage(total_tokens=40))
+    assert [spending.reserve(of.request) for of in (one, other)] == [None, None]
+    spending.settle(one.request, 1, Usage(total_tokens=61))
+    engine = engine_of(store, client, Unasked(store, "sandbox", "one"), limits=Limits(spending=spending))
+    done = Work(engine, BatchOptions(), None).outcome(other, None)
+    assert isinstance(done, Done)
+    assert (done.row.error_type, spending.reserved) == ("BudgetExceeded", 0)
 
 
 def test_a_lane_whose_worker_breaks_down_ends():
