@@ -175,9 +175,10 @@ def _checked(
     delivery = options.delivery(datetime.now(UTC))
     keys = KeyCheck(delivery, options.shown) if delivery else None
     intake = take_in(requests, values, keys, options.budget)
-    store.check()
-    if delivery is not None:
-        delivery.to.check_writable()
+    with store.before_paying(stop_of_caller()):
+        store.check()
+        if delivery is not None:
+            delivery.check()
     return intake
 
 

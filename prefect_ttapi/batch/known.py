@@ -30,7 +30,7 @@ from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row, RowFile
 from prefect_ttapi.results import DeliveredImage, StoredImage
-from prefect_ttapi.stopping import Stop
+from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.layout import BATCHES, IMAGES, MANIFEST, THUMBNAILS, image_key, latest_key
 from prefect_ttapi.storage.objects import Listed
 from prefect_ttapi.storage.store import ImageStore
@@ -70,14 +70,15 @@ def listing(
     """Return the objects below `prefix` whose keys are `wanted`, looking at `most` objects, until it is stopped."""
     found: dict[str, Listed] = {}
     try:
-        everything = store.list(prefix)
-        for listed in islice(everything, most):
-            if stop is not None and stop.cancelled:
-                return Listing(found, complete=False)
-            if wanted(listed.key):
-                found[listed.key] = listed
-        complete = next(everything, None) is None
-    except StoreError as error:  # who may not list may still look up
+        with store.before_paying(stop):
+            everything = store.list(prefix)
+            for listed in islice(everything, most):
+                if stop is not None and stop.cancelled:
+                    return Listing(found, complete=False)
+                if wanted(listed.key):
+                    found[listed.key] = listed
+            complete = next(everything, None) is None
+    except (StoreError, StopSending) as error:  # who may not list may still look up
         logger.info("What is paid for is looked up one by one, as the store can't be listed: %s", error)
         complete = False
     return Listing(found, complete)
@@ -140,7 +141,9 @@ class Known:
         with Earlier(
             self._store, options.name, self._ledger.api_origin, wanted, thumbnails=options.thumbnails
         ) as earlier:
-            yield _Told(self._store, self._ledger, self._plan, delivery, records, images, copies, earlier)
+            yield _Told(
+                self._store, self._ledger, self._plan, delivery, records, images, copies, earlier, stop
+            )
 
 
 def _as_it_comes(item: Item | Row) -> Item | Done:
@@ -163,6 +166,7 @@ class _Told:
     images: Listing
     copies: Listing
     earlier: Earlier
+    stop: Stop
 
     def place(self, item: Item) -> Item | Done | Callable[[], Item | Done]:
         """Return what is known of the item; or what to call in another thread, where that takes a look at the store."""
@@ -233,9 +237,10 @@ class _Told:
     def _read(self, item: Item) -> Item | Done:
         try:
             missing = self._missing if self.images.complete else None
-            record = self.ledger.look_up(item.request.request_hash, missing=missing)
-        except StoreError:
-            return item  # its lane meets the store's error
+            with self.store.before_paying(self.stop):
+                record = self.ledger.look_up(item.request.request_hash, missing=missing)
+        except (StoreError, StopSending):
+            return item  # its lane meets the store's error, or the stop
         if record is None:
             return item
         shown = thumbnails_of(self.store, record.generation.images) if self.plan.options.thumbnails else ()

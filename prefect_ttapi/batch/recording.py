@@ -45,7 +45,7 @@ from prefect_ttapi.storage.layout import (
     page_name,
     part_key,
 )
-from prefect_ttapi.storage.objects import PATIENCE, Body, Facts
+from prefect_ttapi.storage.objects import Body, Facts, waiting
 from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
 from prefect_ttapi.storage.store import ImageStore
 
@@ -277,11 +277,12 @@ class Recorder:
     def _write_manifest(self) -> str:
         """Write it last, and as patiently as images, since nothing else tells why rows failed; return its address."""
         lines = _spooled(self._rows.lines())
-        return self._upload(MANIFEST, lines.open, "application/x-ndjson", patience=UPLOAD_PATIENCE)
+        with waiting(UPLOAD_PATIENCE):
+            return self._upload(MANIFEST, lines.open, "application/x-ndjson")
 
-    def _upload(self, file: str, body: Body, media_type: str, patience: float = PATIENCE) -> str:
+    def _upload(self, file: str, body: Body, media_type: str) -> str:
         key = f"{self._folder}/{file}"
-        self._store.objects.write(key, body, Facts(media_type), patience=patience)
+        self._store.objects.write(key, body, Facts(media_type))
         return self._store.uri(key)
 
     def _publish(self, report: BatchReport) -> None:

@@ -232,8 +232,8 @@ class _Check:
             yield Finding(Kind.PAST, uri, f"images of {count:,} rows are gone: row {_some(first, count)}")
 
     def _orphans(self) -> Iterator[Finding]:
-        for image in self._inventory.unnamed():
-            if self._started - image.modified >= SETTLED or not self._unsettled:
+        for image in map(self._dated, self._inventory.unnamed()):
+            if self._is_settled(image) or not self._unsettled:
                 yield self._file(Kind.ORPHAN, image)
 
     def _orphaned_answers(self) -> Iterator[Finding]:
@@ -245,8 +245,17 @@ class _Check:
 
     def _half_written(self) -> Iterator[Finding]:
         for file in self._store.objects.half_written():
-            if self._started - file.modified >= SETTLED:
+            if self._is_settled(file):
                 yield self._file(Kind.HALF_WRITTEN, file)
+
+    def _dated(self, file: Listed) -> Listed:
+        """Return it with the time of its last write, which not all listings have."""
+        found = self._store.objects.look(file.key) if file.modified is None else None
+        return replace(file, modified=found.modified) if found else file
+
+    def _is_settled(self, file: Listed) -> bool:
+        """Return whether it is surely too old for somebody to be at work on it."""
+        return file.modified is not None and self._started - file.modified >= SETTLED
 
     def _read_images(self) -> Iterator[Finding]:
         total, total_bytes = self._inventory.totals()

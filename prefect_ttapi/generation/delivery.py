@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.images.renditions import Rendered, Rendition, Version, render
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
-from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.keys import KeyTemplate
-from prefect_ttapi.storage.objects import Body, Condition, ConflictError, Found, NoAnswerError, ObjectStore
+from prefect_ttapi.storage.objects import (
+    Body,
+    Condition,
+    ConflictError,
+    Found,
+    NoAnswerError,
+    NoConditionsError,
+    ObjectStore,
+    patience,
+)
 from prefect_ttapi.storage.store import ImageStore
 
-#: Attempts at a write that gets no answer; after each, seconds as `backoff` takes them: first, longest, factor.
-_ATTEMPTS: Final = 3
-_PAUSES: Final = (0.2, 3.0, 5.0)
+logger = logging.getLogger(__name__)
+
+#: What is put where deliveries go, to see whether it can be, and how often a second one is tried.
+TRIED: Final = "prefect-ttapi-write-test.png"
+_TRIED_BYTES: Final = b"written by prefect-ttapi, to see whether images can be delivered here"
+_TIMES: Final = 3
+
+#: Places that this process has found to have no conditional writes.
+_unconditional: set[ObjectStore] = set()
 
 #: Puts something at its key if what is there now is as expected.
 Write = Callable[[Condition], Found]
@@ -112,6 +126,51 @@ class Delivery:
     versions: Sequence[Version] = (None,)
     overwrite: bool = False
     run_id: str | None = None
+
+    def check(self) -> None:
+        """Make sure that images can be delivered, by putting an object as deliveries do and removing it.
+
+        Where it may not be removed it stays, and the next one replaces it.
+
+        Raises:
+            StoreError: what is wrong, and what to do, in one line.
+        """
+        target = self.to.objects
+        facts = self.to.delivered_facts("image/png", hashlib.sha256(_TRIED_BYTES).hexdigest(), {}, TRIED)
+
+        def write(expected: Condition) -> Found:
+            tag = patience().ask(
+                lambda: target.write(TRIED, lambda: io.BytesIO(_TRIED_BYTES), facts, expected)
+            )
+            return Found(len(_TRIED_BYTES), facts.metadata, tag)
+
+        with self.to.before_paying():
+            target.read(TRIED)  # who may not read may not look, and this refusal has words
+            try:
+                self._put(write)
+            except ConflictError:
+                write(Condition.ANYTHING)  # one from another time
+            try:
+                target.put_tags(TRIED, facts)
+                # others may be at it, and remove theirs
+                known = self.overwrite or target in _unconditional
+                if not known and all(self._puts_twice(write) for _ in range(_TIMES)):
+                    self._has_no_conditions("it creates an object twice")
+            finally:
+                self._remove_tried()
+
+    def _puts_twice(self, write: Write) -> bool:
+        try:
+            self._put(write)
+        except ConflictError:
+            return False
+        return True
+
+    def _remove_tried(self) -> None:
+        try:
+            self.to.objects.delete(TRIED)
+        except StoreError as error:
+            logger.info("%s stays: %s", TRIED, error)
 
     def planned_keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> list[str]:
         """Return the keys that the request's images will have, as far as they can be known before.
@@ -242,11 +301,12 @@ class Delivery:
             StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
         """
         found = self.to.objects.look(key)
-        if found is None or found.metadata.get("sha256") != image.sha256:
-            raise StoreError(self._something_else(key))
-        if found.size != image.size_bytes:
+        said = found.metadata.get("sha256") if found else None
+        if found and said == image.sha256 and found.size != image.size_bytes:
             self.to.objects.delete(key)
             raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
+        if found is None or self._sha256_at(key, found) != image.sha256:
+            raise StoreError(self._something_else(key))
         return found
 
     def _rendered(
@@ -312,16 +372,37 @@ class Delivery:
 
     def _written(self, key: str, write: Write) -> Found:
         """Return what `write` put at `key`, or what somebody else had put there before (unless `overwrite` is on)."""
-        for pause in islice(backoff(*_PAUSES), _ATTEMPTS):
+
+        def attempt() -> Found:
             try:
-                return write(Condition.ANYTHING if self.overwrite else Condition.NOTHING)
-            except ConflictError:
-                pass  # somebody else was faster
-            except NoAnswerError:
-                time.sleep(pause)
-            if found := self._standing(key):
-                return found
-        raise NoAnswerError(f"can't write {self.to.uri(key)}: the store gives no answer; try again")
+                return self._put(write)
+            except (ConflictError, NoAnswerError) as error:
+                if found := self._standing(key):
+                    return found
+                raise NoAnswerError(f"can't write {self.to.uri(key)}: {error}; try again") from error
+
+        return patience().ask(attempt)
+
+    def _put(self, write: Write) -> Found:
+        """Return what `write` put; where a place has no conditions, the look before it has to do."""
+        if self.overwrite or self.to.objects in _unconditional:
+            return write(Condition.ANYTHING)
+        try:
+            return write(Condition.NOTHING)
+        except NoConditionsError as error:
+            found = write(Condition.ANYTHING)  # or is something else refused?
+            self._has_no_conditions(str(error))
+            return found
+
+    def _has_no_conditions(self, why: str) -> None:
+        if self.to.objects not in _unconditional:
+            logger.warning(
+                "%s: no conditional writes there (%s): a look before each delivery does instead, which misses what "
+                "others write at the same moment",
+                self.to.identity,
+                why,
+            )
+            _unconditional.add(self.to.objects)
 
     def _something_else(self, key: str) -> str:
         return f"{self.to.uri(key)} holds something else: deliver to another key, or pass overwrite=True"

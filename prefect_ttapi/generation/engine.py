@@ -169,13 +169,14 @@ class Engine:
         with self.limits.place(request) as place:
             has_answer = keeper.holds(request.request_hash)
             while True:
-                found = self.ledger.try_acquire(
-                    request.request_hash,
-                    self.not_before,
-                    waiting,
-                    known_absent=known_absent,
-                    has_answer=has_answer,
-                )
+                with self.store.before_paying(self.limits.stop):
+                    found = self.ledger.try_acquire(
+                        request.request_hash,
+                        self.not_before,
+                        waiting,
+                        known_absent=known_absent,
+                        has_answer=has_answer,
+                    )
                 if isinstance(found, Waiting):
                     place.wait()
                     return found

@@ -8,7 +8,6 @@ recognises their own write when they read it back.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,7 +27,7 @@ from prefect_ttapi.storage.layout import (
     origin_of_slug,
     slug_of,
 )
-from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
+from prefect_ttapi.storage.objects import ConflictError, NoAnswerError, patience
 from prefect_ttapi.storage.store import ImageStore
 
 #: Where it is told what is waited for, taken over, sent again.
@@ -39,9 +38,6 @@ LONGEST_TTL: Final = 3600.0
 
 #: Characters kept of an error's message.
 _LONGEST_TEXT: Final = 500
-
-#: Seconds between attempts to settle a write whose answer was lost.
-_PAUSES: Final = (0.0, 0.05, 0.2, 0.8, 2.0)
 
 
 class State(StrEnum):
@@ -313,10 +309,8 @@ class Documents:
             StoreError: the store refuses.
         """
         key, data = self.key(document.request_hash), encode(document)
-        trouble = ""
-        for pause in _PAUSES:
-            if pause:  # sleeping for 0 s gives the processor away: 3 ms where others want it
-                time.sleep(pause)
+
+        def attempt() -> Swap:
             try:
                 return Swap(True, Seen(document, self.store.compare_and_swap(key, data, tag), len(data)))
             except (ConflictError, NoAnswerError) as error:
@@ -329,7 +323,9 @@ class Documents:
                 return Swap(True, found)
             elif found.tag != tag:
                 return Swap(False, found)
-        raise NoAnswerError(f"{self.store.uri(key)}: can't be written ({trouble})")
+            raise NoAnswerError(f"{self.store.uri(key)}: can't be written ({trouble})")
+
+        return patience().ask(attempt)
 
     def _senseless(self, key: str, error: ValueError) -> StoreError:
         return StoreError(

@@ -110,8 +110,9 @@ class Ledger:
         Raises:
             StoreError: the store fails, or holds something that makes no sense under this hash.
         """
-        seen = self.documents.read(request_hash)
-        return self._hit(seen, not_before, missing or self.store.missing) if seen else None
+        with self.store.before_paying():
+            seen = self.documents.read(request_hash)
+            return self._hit(seen, not_before, missing or self.store.missing) if seen else None
 
     def try_acquire(
         self,

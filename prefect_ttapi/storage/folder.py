@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -25,7 +24,6 @@ from prefect_ttapi.images.spool import room_at
 from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.layout import sidecar_key
 from prefect_ttapi.storage.objects import (
-    PATIENCE,
     Body,
     Condition,
     ConflictError,
@@ -33,6 +31,7 @@ from prefect_ttapi.storage.objects import (
     Found,
     Listed,
     NoAnswerError,
+    NoConditionsError,
     ObjectStore,
     checked_key,
     reserved,
@@ -117,26 +116,13 @@ class Folder(ObjectStore):
         return Found(facts.st_size, self._metadata(key, tag), tag, facts.st_mtime)
 
     def write(
-        self,
-        key: str,
-        body: Body,
-        facts: Facts,
-        expected: Condition | str = Condition.ANYTHING,
-        patience: float = PATIENCE,  # noqa: ARG002 - a folder answers at once
+        self, key: str, body: Body, facts: Facts, expected: Condition | str = Condition.ANYTHING
     ) -> str:
         with self._explaining("can't write", key):
             tag = _put(self._path(key), body, expected)
             if facts.metadata:
                 self._describe(key, tag, facts)
             return tag
-
-    def try_writing(self, facts: Facts) -> None:  # noqa: ARG002 - whoever may write may write anything
-        path = _temporary_beside(self.root / "any")
-        try:
-            with self._explaining("can't write", path.name):
-                _put(path, io.BytesIO, Condition.NOTHING)
-        finally:
-            _forget(path)
 
     def room(self) -> int | None:
         with suppress(OSError):
@@ -282,10 +268,7 @@ def _create(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        raise StoreError(
-            f"can't write {path}: the file system has no hard links, which the store needs to pay once; "
-            "choose another folder"
-        ) from error
+        raise NoConditionsError(f"the file system at {path} has no hard links") from error
 
 
 def _replace(temporary: Path, path: Path, expected: str) -> str:

@@ -45,7 +45,7 @@ _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RUN: Final = re.compile(rf"{BATCHES}({_RUN_ID.pattern})(/.*)?")
 
 _S3: Final = "s3://"
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
 
@@ -239,7 +239,7 @@ def split_at(uri: str, folder: str) -> tuple[str, str] | None:
 
 def is_s3(url: str) -> bool:
     """Return whether an address is a bucket's, or of an object there."""
-    return url.startswith(_S3)
+    return url[: len(_S3)].lower() == _S3
 
 
 def s3_uri(bucket: str, key: str = "") -> str:
@@ -257,7 +257,7 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
     >>> bucket_and_prefix("s3://pictures/2031/may")
     ('pictures', '2031/may')
     """
-    bucket, _, prefix = url.removeprefix(_S3).partition("/")
+    bucket, _, prefix = url[len(_S3) :].partition("/")
     return bucket, prefix
 
 
@@ -274,7 +274,7 @@ def object_uri(address: str) -> str:
         return Path(normalised(address)).as_uri()
     if not bucket_and_prefix(address)[1].strip("/"):
         raise ValueError(f"{address!r} names a bucket and no object in it")
-    return address
+    return _S3 + address[len(_S3) :]
 
 
 def url_path(uri: str) -> str:
@@ -297,10 +297,15 @@ def normalised(url: str) -> str:
     """
     if not url.strip() or not url.isprintable():
         raise ValueError("is empty or holds control characters; give a folder or s3://bucket/prefix")
-    scheme = _SCHEME.match(url)
-    reader = _READERS.get(scheme[1].lower() if scheme else "")
-    if reader is None:
-        raise ValueError(f"{url!r} is not understood; give a folder, file:///folder or s3://bucket/prefix")
+    found = _SCHEME.match(url)
+    # a folder's name may have a colon
+    scheme = found[1].lower() if found and (found[2] or found[1].lower() in _HINTS) else ""
+    reader = _READERS.get(scheme)
+    if reader is None or (scheme and found and not found[2]):
+        hint = _HINTS.get(scheme, "").format(rest=url.partition(":")[2].strip("/"))
+        raise ValueError(
+            f"{url!r} is not understood; give a folder, file:///folder or s3://bucket/prefix{hint}"
+        )
     return reader(url)
 
 
@@ -334,3 +339,16 @@ def _from_s3_url(url: str) -> str:
 
 
 _READERS: Final = {"": _from_path, "file": _from_file_url, "s3": _from_s3_url}
+
+_MEANT_S3: Final = "; did you mean s3://{rest} ?"
+_BY_ENDPOINT: Final = "; of an S3 service, https://host goes into endpoint_url, and the bucket into url"
+_ELSEWHERE: Final = "; other services can be used as far as they speak S3, by endpoint_url"
+#: What may be meant by an address that begins like this.
+_HINTS: Final = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), _MEANT_S3),
+    **dict.fromkeys(("http", "https"), _BY_ENDPOINT),
+    **dict.fromkeys(
+        ("gs", "gcs", "az", "abfs", "abfss", "wasb", "wasbs", "r2", "b2", "minio", "oss"), _ELSEWHERE
+    ),
+    "file": "; a folder may do without file:",
+}

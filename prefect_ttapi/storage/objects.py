@@ -6,21 +6,29 @@ what was read: that is all the ledger needs to elect one payer among many machin
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import random
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.stopping import Stop, backoff
 from prefect_ttapi.storage.layout import PROBE, SIDECARS
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 #: Opens a new reader over an object's bytes, as often as wanted: a second attempt starts from the first byte.
 Body = Callable[[], BinaryIO]
@@ -28,8 +36,10 @@ Body = Callable[[], BinaryIO]
 #: S3's limit on a key, in bytes.
 LONGEST_KEY: Final = 1024
 
-#: Seconds for which a read, or a write that may be repeated, is tried again while the store gives no answer.
-PATIENCE: Final = 3.0
+#: Seconds for which a store that gives no answer is asked again, where nobody waits longer, and the pauses in between.
+_PATIENCE: Final = 3.0
+_PAUSES: Final = (0.1, 5.0)
+_WORTH_TELLING: Final = 0.3
 
 #: S3's limit on the names and values of one object, in bytes.
 MOST_METADATA: Final = 2048
@@ -53,6 +63,64 @@ class NoAnswerError(StoreError):
     """No answer that settles it (no connection, silence, 409, 429, 5xx): a write may have happened or not."""
 
 
+class NoConditionsError(StoreError):
+    """The store did not take a write because it has a condition, or so it seems: nothing was written."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a store that gives no answer is asked again.
+
+    Attributes:
+        seconds: from the first try to the last.
+        stop: ends the wait sooner.
+    """
+
+    seconds: float = _PATIENCE
+    stop: Stop = field(default_factory=Stop)
+
+    def ask(self, call: Callable[[], Answer]) -> Answer:
+        """Return what `call` gives, called again while the store gives no answer.
+
+        Raises:
+            NoAnswerError: nor did it in time.
+            StopSending: the wait was stopped.
+        """
+        started, told = time.monotonic(), False
+        for pause in backoff(*_PAUSES):
+            try:
+                return call()
+            except NoAnswerError as error:
+                waited = time.monotonic() - started
+                if waited + pause > self.seconds:
+                    raise
+                if pause > _WORTH_TELLING and self.seconds > _PATIENCE and not told:
+                    logger.warning("%s; asked again for %.0f s", error, self.seconds)
+                    told = True
+            # many that were turned away together don't come back together
+            if self.stop.wait(pause * random.uniform(0.5, 1)):  # noqa: S311 - chance, not secrecy
+                self.stop.check()
+        raise AssertionError("pauses have no end")
+
+
+_patience: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 - its stop is nobody's
+
+
+def patience() -> Patience:
+    """Return how patient this thread is with stores."""
+    return _patience.get()
+
+
+@contextmanager
+def waiting(seconds: float, stop: Stop | None = None) -> Iterator[None]:
+    """Have this thread ask stores for so long, within the block; a stop that is set outside of it is kept."""
+    before = _patience.set(Patience(seconds, stop or patience().stop))
+    try:
+        yield
+    finally:
+        _patience.reset(before)
+
+
 class Condition(Enum):
     """What a write expects to find at its key; a tag expects exactly the object that has this tag."""
 
@@ -65,14 +133,15 @@ class Listed:
     """One object of a listing.
 
     Attributes:
-        tag: the tag of its last write.
-        modified: when that was, Unix seconds by the store's clock, which S3 keeps within 15 minutes of ours.
+        tag: the tag of its last write; empty where the listing doesn't tell.
+        modified: when that was, Unix seconds by the store's clock, which S3 keeps within 15 minutes of ours; None
+            where the listing doesn't tell.
     """
 
     key: str
     size: int
     tag: str
-    modified: float
+    modified: float | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +200,8 @@ class ObjectStore(Protocol):
         if len(keys) < 2:
             return list(map(self._size, keys))
         with ThreadPoolExecutor(min(len(keys), _SIDE_BY_SIDE)) as threads:
-            return list(threads.map(self._size, keys))
+            patient = [copy_context() for _ in keys]
+            return list(threads.map(lambda there, key: there.run(self._size, key), patient, keys))
 
     def _size(self, key: str) -> int | None:
         found = self.look(key)
@@ -144,35 +214,28 @@ class ObjectStore(Protocol):
         """Return length, metadata and tag, or None where there is no such object."""
 
     def write(
-        self,
-        key: str,
-        body: Body,
-        facts: Facts,
-        expected: Condition | str = Condition.ANYTHING,
-        patience: float = PATIENCE,
+        self, key: str, body: Body, facts: Facts, expected: Condition | str = Condition.ANYTHING
     ) -> str:
         """Write all of it or nothing; return the new tag.
 
-        A write that expects something is tried once: who lost an answer reads back what became of it. Others
-        are tried again for `patience` seconds while the store gives no answer.
+        A write that expects something is tried once: who lost an answer reads back what became of it.
+
+        Raises:
+            NoConditionsError: the store takes no writes that expect something.
         """
 
-    def try_writing(self, facts: Facts) -> None:
-        """See whether objects like this may be written, and leave nothing behind."""
+    def put_tags(self, key: str, facts: Facts) -> None:
+        """Give an object its tags, where a place has such a thing."""
+        del key, facts
 
     def room(self) -> int | None:
         """Return how many bytes more there is room for, by the disk's own account; None where nobody knows."""
         return None
 
-    def copy(
-        self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
-    ) -> str | None:
-        """Copy without the bytes passing through here; return the new tag.
-
-        None, and nothing done, where that can't be.
-        """
+    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
+        """Copy without the bytes passing through here; return whether that could be done."""
         del source, source_key, key, facts, expected
-        return None
+        return False
 
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is none to remove. The ledger never does this."""
@@ -273,32 +336,46 @@ def _cut(value: str, length: int) -> str:
     return _encoded(unquote(whole_escapes, errors="ignore").rstrip(" "))
 
 
-def probe(objects: ObjectStore) -> None:
+def probe(objects: ObjectStore, facts: Facts) -> None:
     """Replace a small object as a ledger does, then see a second create and a write with a stale tag refused.
 
     A store that ignores conditions says yes to both, and would let two machines pay for the same request. The object
     stays: without it a check by one process would look like a broken promise to another.
 
+    Args:
+        facts: what images are kept with, so that what the store doesn't take is known before one is paid for.
+
     Raises:
         StoreError: the store can't be read or written, or takes no heed of conditions.
     """
-    stale = _replace(objects)
-    for expected, what in ((Condition.NOTHING, "creates an object twice"), (stale, "ignores If-Match")):
-        with suppress(ConflictError):
-            _write(objects, expected)
-            raise StoreError(
-                f"{objects.uri(PROBE)}: this store {what}, so that two machines could pay for one request; "
-                "use one that honours conditional writes (AWS S3, Cloudflare R2, MinIO, Ceph, a local disk)"
-            )
+    try:
+        stale = _replace(objects, facts)
+        for expected, why in (
+            (Condition.NOTHING, "it creates an object twice"),
+            (stale, "it ignores If-Match"),
+        ):
+            _check_refused(objects, expected, why)
+    except NoConditionsError as error:
+        _write(objects, Condition.ANYTHING, facts)  # or does it refuse something else?
+        raise StoreError(
+            f"{objects.uri(PROBE)}: this store has no conditional writes ({error}), so that two machines could pay for "
+            "one request; use one that has them (AWS S3, Cloudflare R2, MinIO, Ceph, a folder on a local disk)"
+        ) from error
 
 
-def _replace(objects: ObjectStore) -> str:
+def _check_refused(objects: ObjectStore, expected: Condition | str, why: str) -> None:
+    with suppress(ConflictError):
+        _write(objects, expected)
+        raise NoConditionsError(why)
+
+
+def _replace(objects: ObjectStore, facts: Facts) -> str:
     """Replace the probe object, made where there is none; return a tag that it no longer has."""
     for _ in range(_ATTEMPTS):
         found = objects.read(PROBE)
         try:
             tag = found[1] if found else _write(objects, Condition.NOTHING)
-            _write(objects, tag)
+            _write(objects, tag, facts)
         except ConflictError:
             # another process is asking the same
             time.sleep(random.uniform(0, _LONGEST_PAUSE))  # noqa: S311 - chance, not secrecy
@@ -309,12 +386,10 @@ def _replace(objects: ObjectStore) -> str:
     )
 
 
-def _write(objects: ObjectStore, expected: Condition | str) -> str:
+def _write(objects: ObjectStore, expected: Condition | str, facts: Facts | None = None) -> str:
     """Write something new; return its tag. Without an answer it is tried again, since it may be written twice."""
     document = b'{"probe": "%s"}' % secrets.token_hex(16).encode()
-    for _ in range(2):
-        try:
-            return objects.write(PROBE, lambda: io.BytesIO(document), Facts("application/json"), expected)
-        except NoAnswerError:
-            continue
-    return objects.write(PROBE, lambda: io.BytesIO(document), Facts("application/json"), expected)
+    said = Facts("application/json")
+    if facts:
+        said = replace(facts, metadata={**facts.metadata, "sha256": hashlib.sha256(document).hexdigest()})
+    return patience().ask(lambda: objects.write(PROBE, lambda: io.BytesIO(document), said, expected))

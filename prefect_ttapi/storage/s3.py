@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import os
 import re
 import ssl
 import threading
-import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.results import VERSION
-from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.layout import s3_uri
 from prefect_ttapi.storage.objects import (
-    PATIENCE,
+    Answer,
     Body,
     Condition,
     ConflictError,
     Facts,
     Found,
     Listed,
-    NoAnswerError,
     ObjectStore,
     checked_key,
+    patience,
 )
-from prefect_ttapi.storage.s3_errors import explain, is_missing, is_refused_copy, may_be_expired
-
-Answer = TypeVar("Answer")
+from prefect_ttapi.storage.s3_errors import explain, is_missing, may_be_expired, refused_conditions
 
 #: botocore makes its clients' methods from a description of the service: no type checker knows them.
 Client = Any
@@ -57,9 +56,6 @@ _CONNECTIONS: Final = 128
 _CONNECT_TIMEOUT: Final = 10
 _READ_TIMEOUT: Final = 20
 
-#: Seconds before the second attempt, and the longest pause.
-_PAUSES: Final = (0.2, 5.0)
-
 #: Clients of this process, by account; the one that was made first goes first.
 _clients: dict[Account, Client] = {}
 _MOST_CLIENTS: Final = 32
@@ -70,9 +66,14 @@ _CHUNK: Final = 256 * 1024
 #: Against accidents on the way, which is all that S3 offers it for.
 _MD5: Final = partial(hashlib.md5, usedforsecurity=False)
 
-#: A write that expects it is refused wherever writing is allowed: no object has the MD5 of nothing at this key.
-_TRIED: Final = "write-test"
-_NO_TAG: Final = "0" * 32
+#: What may go wrong with a request, on either side.
+_FAILURES: Final = (
+    *(BotoCoreError, ClientError, HTTPError, OSError),
+    *(ResponseParserError, EOFError, zlib.error),  # answers that are cut or no S3
+)
+
+#: What proxies add to a tag, which conditions don't know: that it is weak, and how the answer was packed.
+_NOT_THE_TAG: Final = re.compile(r'^W/|"|(--?|;)(gzip|br|deflate|zstd)(?="?$)')
 
 
 @dataclass(frozen=True)
@@ -167,17 +168,30 @@ class S3(ObjectStore):
 
     def _get(self, key: str) -> tuple[Spool, str] | None:
         """Return the object's bytes and tag, or None where there is no such object."""
+        at, where = self._at(key), self._shown(key)
 
         def attempt(client: Client) -> tuple[Spool, str] | None:
-            answer = _if_there(client.get_object, self._at(key))
+            answer = _if_there(client.get_object, at)
             if answer is None:
                 return None
+            tag = _tag_in(answer)
+            if not tag:
+                # looked up before the bytes: with a tag older than they are nothing can be overwritten unseen
+                answer["Body"].close()
+                tag = _tag_in(client.head_object(**at))
+                if not tag:
+                    raise StoreError(
+                        f"{where} has no ETag: use a service, or a proxy before it, that gives them"
+                    )
+                answer = client.get_object(**at)
             spool = Spool()
             # what `with` over the body itself gives is urllib3's response, which may not check its length
             with closing(answer["Body"]) as body:
-                for chunk in iter(partial(body.read, _CHUNK), b""):
+                packed = "gzip" in answer.get("ContentEncoding", "")  # by a proxy: nothing is put there so
+                reader = gzip.GzipFile(fileobj=body) if packed else body
+                for chunk in iter(partial(reader.read, _CHUNK), b""):
                     spool.write(chunk)
-            return spool, _tag_in(answer)
+            return spool, tag
 
         return self._run("can't read", key, attempt)
 
@@ -186,85 +200,110 @@ class S3(ObjectStore):
         facts = self._run("can't look at", key, lambda client: _if_there(client.head_object, at))
         if facts is None:
             return None
-        size, written = int(facts["ContentLength"]), facts.get("LastModified")
-        return Found(size, facts.get("Metadata", {}), _tag_in(facts), written and written.timestamp())
+        written, size, tag = facts.get("LastModified"), facts.get("ContentLength"), _tag_in(facts)
+        if size is None or not tag:
+            found = self._get(key)
+            if found is None:
+                return None
+            size, tag = found[0].size_bytes, tag or found[1]
+        return Found(int(size), facts.get("Metadata", {}), tag, written and written.timestamp())
 
     def write(
-        self,
-        key: str,
-        body: Body,
-        facts: Facts,
-        expected: Condition | str = Condition.ANYTHING,
-        patience: float = PATIENCE,
+        self, key: str, body: Body, facts: Facts, expected: Condition | str = Condition.ANYTHING
     ) -> str:
         with body() as stream:
             md5 = hashlib.file_digest(stream, _MD5)  # type: ignore[arg-type]
-            size = stream.seek(0, io.SEEK_END)
         arguments = self._description(key, facts) | _conditions(expected)
-        arguments["ContentMD5"] = base64.b64encode(md5.digest()).decode()
+        arguments["ContentMD5"] = _base64(md5.digest())
 
         def attempt(client: Client) -> str:
-            with body() as stream:
-                return _tag_in(client.put_object(**arguments, Body=stream))
+            try:
+                with body() as stream:
+                    return _tag_in(client.put_object(**arguments, Body=stream))
+            except ClientError as error:
+                refused = expected is not Condition.ANYTHING and refused_conditions(error)
+                raise refused or error from error
 
-        tag = self._run("can't write", key, attempt, patience if expected is Condition.ANYTHING else 0)
-        if not facts.sha256 or tag == md5.hexdigest():
-            # the tag of what is kept plainly is its MD5: the service has what was sent, at no further request
-            return tag
-        found = self.look(key)
+        tag = (self._run if expected is Condition.ANYTHING else self._once)("can't write", key, attempt)
+        # the tag of what is kept plainly is its MD5: the service has what was sent, at no further request
+        is_proven = (tag and not facts.sha256) or tag.lower() == md5.hexdigest()
+        return tag if is_proven else self._proven(key, body, facts)
+
+    def _proven(self, key: str, body: Body, facts: Facts) -> str:
+        """Return the tag of what was just written, told by its metadata or else its bytes.
+
+        Raises:
+            ConflictError: somebody has written something else since.
+        """
+        with body() as stream:
+            size = stream.seek(0, io.SEEK_END)
+        found = self.look(key) if facts.sha256 else None
         if found and (found.size, found.metadata.get("sha256")) == (size, facts.sha256):
             return found.tag
-        raise StoreError(f"can't write {self._shown(key)}: the service has something else than was sent")
+        there = self._get(key)
+        with body() as stream:
+            sent = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        if there and there[0].sha256 == sent:
+            return there[1]
+        raise ConflictError(f"can't write {self._shown(key)}: the service has something else than was sent")
 
-    def try_writing(self, facts: Facts) -> None:
-        try:
-            self.write(_TRIED, io.BytesIO, facts, _NO_TAG)
-        except ConflictError:
-            return  # whoever may not write is told so before that
-        self.delete(_TRIED)
+    def put_tags(self, key: str, facts: Facts) -> None:
+        tags = [{"Key": name, "Value": value} for name, value in facts.tags.items()]
+        if tags:
+            put = self._at(key) | {"Tagging": {"TagSet": tags}}
+            self._run("can't put upload.tags on", key, lambda client: client.put_object_tagging(**put))
 
-    def copy(
-        self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition
-    ) -> str | None:
+    def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
         if not isinstance(source, S3) or source.account != self.account:
-            return None
+            return False
         arguments = self._description(key, facts) | _conditions(expected)
         arguments |= {"CopySource": source._at(source_key), "MetadataDirective": "REPLACE"}
         arguments |= {"TaggingDirective": "REPLACE"} if facts.tags else {}
 
-        def attempt(client: Client) -> str | None:
+        def attempt(client: Client) -> None:
             try:
-                answer = client.copy_object(**arguments)
+                client.copy_object(**arguments)
             except ClientError as error:
                 if is_missing(error):
                     raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
-                if is_refused_copy(error):
-                    return None
                 raise
-            return _tag_in(answer["CopyObjectResult"])
 
-        tag = self._run("can't copy to", key, attempt, PATIENCE if expected is Condition.ANYTHING else 0)
-        if tag and facts.tags:
-            # Ceph drops those that come with a copy
-            tags = [{"Key": name, "Value": value} for name, value in facts.tags.items()]
-            put = self._at(key) | {"Tagging": {"TagSet": tags}}
-            self._run("can't tag", key, lambda client: client.put_object_tagging(**put))
-        return tag
+        try:
+            self._once("can't copy to", key, attempt)
+        except (ConflictError, ImageMissingError):
+            raise
+        except StoreError:
+            return False  # it can't, may not or won't: whoever may read and write needs no copy
+        self.put_tags(key, facts)  # Ceph drops those that come with a copy
+        return True
 
     def delete(self, key: str) -> None:
         at = self._at(key)
         self._run("can't delete", key, lambda client: _if_there(client.delete_object, at))
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        where = {"Bucket": self.bucket, "Prefix": self._base + prefix}
+        base = self._base + prefix
+        where, last = {"Bucket": self.bucket, "Prefix": base}, ""
         while True:
             page = self._run("can't list", prefix, lambda client: client.list_objects_v2(**where))
-            for found in page.get("Contents", ()):
-                key, written = found["Key"].removeprefix(self._base), found["LastModified"].timestamp()
-                yield Listed(key, int(found["Size"]), _tag_in(found), written)
+            names = [_name_below(base, found["Key"]) for found in page.get("Contents", ())]
+            if last and names and names[0] == last:
+                raise StoreError(
+                    f"can't list {self._shown(prefix)}: the service gives its first page again and again"
+                )
+            for name, found in zip(names, page.get("Contents", ()), strict=True):
+                written, size = found.get("LastModified"), int(found.get("Size", -1))
+                key = name.removeprefix(self._base)
+                yield Listed(key, size, _tag_in(found), written and written.timestamp())
             if not page.get("IsTruncated"):
                 return
-            where["ContinuationToken"] = page["NextContinuationToken"]
+            where.pop("ContinuationToken", None)
+            if token := page.get("NextContinuationToken"):
+                where["ContinuationToken"] = token
+            elif names:
+                last, where["StartAfter"] = names[0], names[-1]
+            else:
+                raise StoreError(f"can't list {self._shown(prefix)}: the service doesn't say where to go on")
 
     def presign(self, key: str, seconds: int) -> str:
         at = self._at(key)
@@ -274,33 +313,30 @@ class S3(ObjectStore):
 
         return self._run("can't sign an address for", key, attempt)
 
-    def _run(
-        self, doing: str, key: str, attempt: Callable[[Client], Answer], patience: float = PATIENCE
-    ) -> Answer:
-        """Return what `attempt` gives, tried again for `patience` seconds while no answer settles it.
+    def _run(self, doing: str, key: str, attempt: Callable[[Client], Answer]) -> Answer:
+        """Return what `attempt` gives, tried again while no answer settles it."""
+        return patience().ask(partial(self._once, doing, key, attempt))
+
+    def _once(self, doing: str, key: str, attempt: Callable[[Client], Answer]) -> Answer:
+        """Return what `attempt` gives.
 
         Credentials that may have expired are asked for anew, once, unless they are written down in the account.
 
         Raises:
             StoreError: the service refused, or there are no credentials.
-            NoAnswerError: no answer settled it in time.
+            NoAnswerError: no answer settled it.
         """
-        deadline, pauses = time.monotonic() + patience, backoff(*_PAUSES)
-        renewable = self.account.access_key_id is None
-        while True:
+        for renewable in (self.account.access_key_id is None, False):
             client = None
             try:
                 client = _client(self.account)
                 return attempt(client)
-            except (OSError, BotoCoreError, ClientError, HTTPError) as error:
+            except _FAILURES as error:
                 if renewable and may_be_expired(error):
-                    renewable = False
                     _forget(self.account, client)
                     continue
-                explained, pause = explain(error, f"{doing} {self._shown(key)}"), next(pauses)
-                if not isinstance(explained, NoAnswerError) or time.monotonic() + pause > deadline:
-                    raise explained from error
-            time.sleep(pause)
+                raise explain(error, f"{doing} {self._shown(key)}") from error
+        raise AssertionError("a second failure is final")
 
     def _name(self, key: str) -> str:
         return checked_key(self._base + key)
@@ -350,8 +386,21 @@ def _conditions(expected: Condition | str) -> dict[str, str]:
 
 
 def _tag_in(answer: Mapping[str, Any]) -> str:
-    """Return the object's tag, unquoted: Ceph refuses a quoted one in If-Match."""
-    return str(answer["ETag"]).strip('"')
+    """Return the object's tag as conditions take it, empty where the answer has none.
+
+    >>> _tag_in({"ETag": 'W/"ab-gzip"'}), _tag_in({"ETag": "ab-2"}), _tag_in({})
+    ('ab', 'ab-2', '')
+    """
+    return _NOT_THE_TAG.sub("", answer.get("ETag") or "")
+
+
+def _name_below(base: str, listed: str) -> str:
+    """Return the name of an object whose listing was asked for, which some services encode and don't say so."""
+    return listed if listed.startswith(base) else unquote(listed)
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
 
 
 def _client(account: Account) -> Client:
@@ -418,7 +467,19 @@ def _made(account: Account) -> Client:
         ),
     )
     client.meta.events.register_last("before-call.s3", _send_at_once)
+    client.meta.events.register("before-sign.s3.PutObjectTagging", _say_md5)
     return client
+
+
+def _say_md5(request: Any, **_: Any) -> None:
+    """Send the MD5 of a body, which botocore takes for none, in place of checksums that AWS alone knows."""
+    for name in [
+        name
+        for name in request.headers
+        if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))
+    ]:
+        del request.headers[name]
+    request.headers["Content-MD5"] = _base64(_MD5(request.body).digest())
 
 
 def _send_at_once(params: dict[str, Any], **_: Any) -> None:

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, SSLError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    HTTPClientError,
+    IncompleteReadError,
+    SSLError,
+)
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.objects import ConflictError, NoAnswerError
+from prefect_ttapi.storage.objects import ConflictError, NoAnswerError, NoConditionsError
 
-#: Statuses after which it is not known what happened, or that ask to try again.
-_UNSETTLED: Final = frozenset({409, 429, 500, 502, 503, 504})
-#: What did not arrive as it was sent, whatever the status: the next attempt may.
-_DAMAGED: Final = frozenset({"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout"})
+#: Statuses after which it is not known what happened, or that ask to try again: all 5xx but those that stay.
+_UNSETTLED: Final = frozenset({408, 409, 425, 429, *range(500, 600)} - {501, 505, 507, 511})
+#: What did not arrive as it was sent, or was too much at once, whatever the status: the next attempt may do.
+_UNSETTLED_CODES: Final = frozenset(
+    {
+        *("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout"),
+        *("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"),
+    }
+)
+#: How services answer to a condition that they don't know; 304 is for reads.
+_MINDS_CONDITIONS: Final = frozenset({"304", "InvalidArgument", "InvalidRequest", "NotImplemented", "501"})
 
-_NO_PERMISSION = "the credentials don't allow it: they need s3:GetObject, s3:PutObject and s3:ListBucket"
+_NO_PERMISSION = (
+    "the credentials don't allow it: they need s3:GetObject, s3:PutObject and s3:ListBucket, without which what is "
+    "missing is forbidden; buckets whose requesters pay can't be used"
+)
 _OTHER_REGION = "the bucket is in {region}: set the store's region"
 _EXPIRED = "the credentials have expired: renew them"
 _FULL = "the store is full: make room"
@@ -39,6 +57,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "TemporaryRedirect": _OTHER_REGION,
     "AuthorizationHeaderMalformed": _OTHER_REGION,
     "IllegalLocationConstraintException": _OTHER_REGION,
+    "InvalidRegion": _OTHER_REGION,
     "301": _OTHER_REGION,
     "QuotaExceeded": _FULL,
     "XMinioStorageFull": _FULL,
@@ -55,6 +74,7 @@ _ADVICE: Final[Mapping[str, str]] = {
 _NOTHING_ANSWERS = "nothing answers there: check the endpoint's address and that it is up"
 _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
     "EndpointConnectionError": _NOTHING_ANSWERS,
+    "ResponseParserError": "what answers there speaks no S3: check the endpoint's address",
     "ConnectTimeoutError": _NOTHING_ANSWERS,
     "NoTLSError": "the endpoint speaks no TLS: does its address begin with http:// ?",
     "CertificateError": "its certificate can't be verified: check the endpoint's address, or name its authority "
@@ -77,11 +97,11 @@ _MISSING: Final = frozenset({(404, "NoSuchKey"), (404, "404")})
 #: What a service says of credentials that were good before.
 _OLD_CREDENTIALS: Final = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId"})
 
-#: Permissions may allow to read and to write but not to copy, and not every service can.
-_REFUSED_COPY: Final = frozenset({"AccessDenied", "NotImplemented", "403", "501"})
-
 #: botocore's errors for connections that failed on the way, rather than for something wrong here.
-_LOST: Final = (HTTPClientError, IncompleteReadError)
+_LOST: Final = (HTTPClientError, IncompleteReadError, ConnectTimeoutError)
+
+#: The region in a service's words: expecting 'eu-west-3'; expected: 20310501/garage/s3/aws4_request.
+_EXPECTED: Final = re.compile(r"expect(?:ing|ed):? '?(?:\d{8}/)?([a-z][a-z0-9-]+)")
 
 
 def is_missing(error: Exception) -> bool:
@@ -96,9 +116,10 @@ def may_be_expired(error: Exception) -> bool:
     return code in _OLD_CREDENTIALS or (status, code) == (400, "400")
 
 
-def is_refused_copy(error: Exception) -> bool:
-    """Return whether the service won't copy by itself, which may yet let the bytes be read and written."""
-    return _status_and_code(error)[1] in _REFUSED_COPY
+def refused_conditions(error: Exception) -> NoConditionsError | None:
+    """Return what to raise where the service may have refused a write because it is conditional."""
+    status, code = _status_and_code(error)
+    return NoConditionsError(f"it answers {code}, HTTP {status}") if code in _MINDS_CONDITIONS else None
 
 
 def explain(error: Exception, doing: str) -> StoreError:
@@ -113,7 +134,7 @@ def explain(error: Exception, doing: str) -> StoreError:
         return ConflictError(f"{doing}: it is not as expected (HTTP {status})")
     known = (_ADVICE.get(name) for name in (code, code.partition(".")[0], str(status)))
     advice = next(filter(None, known), "{words}").format_map(_details(error))
-    kind_of_error = NoAnswerError if status in _UNSETTLED or code in _DAMAGED else StoreError
+    kind_of_error = NoAnswerError if status in _UNSETTLED or code in _UNSETTLED_CODES else StoreError
     return kind_of_error(_printable(f"{doing}: {advice} ({code}, HTTP {status})"))
 
 
@@ -127,6 +148,7 @@ def _details(error: Exception) -> dict[str, str]:
     answer = _answer(error)
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region")
+    region = region or ((expected := _EXPECTED.search(str(error))) and expected[1])
     return {
         "region": f"the region {region}" if region else "another region",
         "clock": _clock(headers.get("date", "")),

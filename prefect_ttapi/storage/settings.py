@@ -300,6 +300,8 @@ class StoreSettings(SavedForm):
     """How the S3 service is reached: addressing style, TLS."""
     patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False, title="Patience")
     """Seconds to go on trying to store images that are paid for while the store fails."""
+    patience_before: float = Field(default=60, ge=0, allow_inf_nan=False, title="Patience before paying")
+    """Seconds to wait for a store that is busy or silent, as long as nothing is paid for yet."""
     claim_ttl: float = Field(default=60, gt=0, le=3600, title="Claim's life")
     """Seconds for which others wait for a run that has fallen silent while it was sending a request."""
     rescue_folder: str | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ from pydantic import HttpUrl
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.results import GeneratedImage, StoredImage
+from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at
 from prefect_ttapi.storage.objects import (
@@ -24,6 +26,7 @@ from prefect_ttapi.storage.objects import (
     ObjectStore,
     ascii_metadata,
     probe,
+    waiting,
 )
 from prefect_ttapi.storage.settings import NotMapped, StoreSettings
 
@@ -70,6 +73,14 @@ class ImageStore(NotMapped, StoreSettings, Block):
         """Return the folder or bucket itself."""
         return self._bucket() if is_s3(self.url) else Folder(Path(self.url))
 
+    def before_paying(self, stop: Stop | None = None) -> AbstractContextManager[None]:
+        """Have this thread wait for the store, within the block, as long as `patience_before` says.
+
+        Args:
+            stop: ends such a wait.
+        """
+        return waiting(self.patience_before, stop)
+
     def check(self) -> None:
         """Make sure that objects can be written and read, and that of two writers one loses.
 
@@ -78,7 +89,8 @@ class ImageStore(NotMapped, StoreSettings, Block):
         Raises:
             StoreError: what is wrong, and what to do, in one line.
         """
-        probe(self.objects)
+        with self.before_paying():
+            probe(self.objects, self._facts("application/json", "", {}))
         _probed.add(self.identity)
 
     def check_once(self) -> None:
@@ -88,14 +100,6 @@ class ImageStore(NotMapped, StoreSettings, Block):
         with _probing:
             if self.identity not in _probed:
                 self.check()
-
-    def check_writable(self) -> None:
-        """Make sure that objects can be written, and leave none: what a place for deliveries needs.
-
-        Raises:
-            StoreError: what is wrong, and what to do, in one line.
-        """
-        self.objects.try_writing(self.delivered_facts("image/png", "0" * 64, {}, "write-test.png"))
 
     def put_image(self, image: GeneratedImage, metadata: Mapping[str, str]) -> StoredImage:
         """Keep an image under its own SHA-256; one that is there already is written again, damaged or not.

@@ -11,7 +11,7 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ceph import CephServer
-from tests.support.generations import deliver, stored
+from tests.support.generations import deliver, delivery_to, stored
 from tests.support.meddling import meddling_proxy
 
 pytestmark = pytest.mark.integration
@@ -36,7 +36,7 @@ def store_at(ceph: CephServer, endpoint_url: str | None = None, **fields: object
 def test_delivered_images_carry_what_is_asked_for(ceph: CephServer, tmp_path, way: str, data: bytes):
     """Disposition, tags, ACL and metadata are there, whichever way it got there, and anybody may read it."""
     target = store_at(ceph, upload=UPLOAD)
-    target.check_writable()
+    delivery_to(target).check()
     source = target if way == "copied by the service" else ImageStore(url=str(tmp_path / "store"))
     image = stored(source, data)
     delivered = deliver(target, image, "2031/Zoë.png", source, {"model": "dall-e-2"})
@@ -103,7 +103,7 @@ def test_an_md5_that_is_wrong_is_refused(ceph: CephServer):
 def test_encryption_that_can_not_be_had_is_found_by_the_check(ceph: CephServer, upload: dict):
     """A gateway without keys to encrypt with refuses the check of a store that asks for encryption, in one line."""
     store = store_at(ceph, upload=upload)
-    for check in (store.check, store.check_writable):
+    for check in (store.check, delivery_to(store).check):
         with pytest.raises(StoreError, match="perhaps for one of the upload options") as refused:
             check()
         assert "\n" not in str(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,37 @@ def test_ledger_keys_are_read_as_they_were_made(request_hash: str, origin: str) 
 def test_other_keys_are_nobodys(key: str) -> None:
     """What only looks like a key of the store's own is none."""
     assert layout.image_in(key) is layout.document_in(key) is layout.run_in(key) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "way_out"),
+    [
+        ("s3:/pictures/2031", "did you mean s3://pictures/2031 ?"),
+        ("s3:pictures", "did you mean s3://pictures ?"),
+        ("S3:/pictures", "did you mean s3://pictures ?"),
+        ("s3a://pictures/x", "did you mean s3://pictures/x ?"),
+        ("gs://pictures", "as far as they speak S3, by endpoint_url"),
+        ("az://pictures", "as far as they speak S3, by endpoint_url"),
+        ("abfss:pictures", "as far as they speak S3, by endpoint_url"),
+        ("https://pictures.s3.eu-west-3.amazonaws.com/x", "goes into endpoint_url, and the bucket into url"),
+        ("http:/minio:9000/pictures", "goes into endpoint_url, and the bucket into url"),
+        ("ftp://pictures", "give a folder, file:///folder or s3://bucket/prefix"),
+        ("file:pictures", "give a folder, file:///folder or s3://bucket/prefix"),
+    ],
+)
+def test_an_address_of_another_kind_is_no_folder(address: str, way_out: str) -> None:
+    """What looks like a service's address is never taken for a folder here; the line says what is meant."""
+    with pytest.raises(ValueError, match=re.escape(way_out)) as refused:
+        layout.normalised(address)
+    assert "give a folder, file:///folder or s3://bucket/prefix" in str(refused.value)
+
+
+def test_what_a_folder_or_a_bucket_may_be_called() -> None:
+    """A folder's name may have a colon, and the scheme any case."""
+    assert layout.normalised("/srv/2031-05-01T12:00") == "/srv/2031-05-01T12:00"
+    assert layout.normalised("shots:v2").endswith("/shots:v2")
+    assert layout.normalised("S3://pictures/A") == layout.object_uri("S3://pictures/A") == "s3://pictures/A"
+    assert layout.is_s3("S3://pictures")
 
 
 def test_nothing_else_spells_keys() -> None:

@@ -11,7 +11,7 @@ import pytest
 from moto.core.authorization import enable_iam_authentication
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError
+from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError, waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import fresh_image, stored
 from tests.support.meddling import meddling_proxy
@@ -106,10 +106,8 @@ def test_the_check_is_cheap_and_can_be_had_once(s3_server: S3Server) -> None:
         assert [found.key for found in store.list("")] == ["ledger/probe.json"]
 
 
-def test_reads_and_plain_writes_are_tried_again(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_and_plain_writes_are_tried_again(s3_server: S3Server) -> None:
     """Each 503 on a read or an unconditional write costs one more request: nothing multiplies retries."""
-    # the pauses leave a slow machine its time for the requests
-    monkeypatch.setattr("prefect_ttapi.storage.s3._PAUSES", (0.01, 0.01))
     bucket = s3_server.new_bucket()
     trouble: list[int] = []
     with meddling_proxy(s3_server.url, lambda *_: trouble.pop() if trouble else None) as proxy:
@@ -184,9 +182,10 @@ def test_a_store_that_stays_silent_is_given_up_in_time(s3_server: S3Server) -> N
     with meddling_proxy(s3_server.url, lambda *_: 503) as proxy:
         store = ImageStore(url="s3://bucket", **s3_server.settings(endpoint_url=proxy.url))
         image = fresh_image(b"pixels")
-        one_line(lambda: store.objects.write("images/a.png", image.open, FACTS, patience=0.3), "images/a.png")
-        with pytest.raises(NoAnswerError):
-            store.read("x")
+        with waiting(0.3):
+            one_line(lambda: store.objects.write("images/a.png", image.open, FACTS), "images/a.png")
+            with pytest.raises(NoAnswerError):
+                store.read("x")
 
 
 def test_objects_say_what_they_are(s3_server: S3Server) -> None:

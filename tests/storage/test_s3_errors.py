@@ -15,6 +15,7 @@ from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.s3_errors import explain
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.generations import delivery_to
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server, connected, said
 from tests.support.tls import Identity, identity
@@ -83,7 +84,7 @@ def test_who_may_read_but_not_write_is_told_so(s3_server: S3Server) -> None:
         s3_server.url, lambda method, *_: None if method in ("GET", "HEAD") else refused
     ) as proxy:
         store = ImageStore(url=f"s3://{bucket}", **s3_server.settings(endpoint_url=proxy.url))
-        for check in (store.check, store.check_writable):
+        for check in (store.check, delivery_to(store).check):
             with pytest.raises(StoreError, match=r"can't write s3://.*s3:PutObject"):
                 check()
 

@@ -19,7 +19,7 @@ from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.storage import s3
 from prefect_ttapi.storage.objects import MOST_METADATA, ascii_metadata, read_metadata
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import fresh_image, sha256, stored
+from tests.support.generations import delivery_to, fresh_image, sha256, stored
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -281,7 +281,7 @@ def test_long_metadata_is_cut_between_characters() -> None:
 def test_asking_whether_one_may_write_leaves_nothing(kind: str, request: pytest.FixtureRequest) -> None:
     """A place for deliveries is tried without leaving an object in it."""
     place: ImageStore = request.getfixturevalue(kind)
-    place.check_writable()
+    delivery_to(place).check()
     assert list(place.list("")) == []
 
 
@@ -293,5 +293,5 @@ def test_a_place_that_can_not_be_written_is_found(s3_server: S3Server, tmp_path:
         ImageStore(url="s3://no-such-bucket/x", **s3_server.settings()),
     ):
         with pytest.raises(StoreError) as refused:
-            place.check_writable()
+            delivery_to(place).check()
         assert "\n" not in str(refused.value)

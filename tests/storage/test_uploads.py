@@ -13,7 +13,7 @@ import pytest
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import deliver, fresh_image, stored
-from tests.support.meddling import Meddle, meddling_proxy
+from tests.support.meddling import Meddle, Order, meddling_proxy
 from tests.support.s3 import S3Server
 
 md5 = partial(any_md5, usedforsecurity=False)
@@ -133,10 +133,10 @@ def test_an_image_is_looked_at_again_where_its_tag_proves_nothing(s3_server: S3S
 
 def test_an_image_that_is_not_what_was_sent_is_an_error(s3_server: S3Server) -> None:
     """A service that keeps something else than it was sent is found out before the image counts as stored."""
-    orders = {"PUT": {"ETag": '"encrypted"'}}
+    orders: dict[str, Order] = {"PUT": {"ETag": '"encrypted"'}}
     with through(s3_server, lambda method, *_: orders.get(method)) as (store, _):
         image = fresh_image(b"pixels")
-        orders["HEAD"] = {"Content-Length": "3"}
+        orders |= {"HEAD": {"Content-Length": "3"}, "GET": "alter the answer"}
         with pytest.raises(StoreError, match="something else than was sent"):
             store.put_image(image, {})
 

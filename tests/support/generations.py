@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from prefect_ttapi.generation.delivery import Delivery, Place
@@ -37,10 +38,15 @@ def deliver(
     overwrite: bool = False,
 ) -> DeliveredImage:
     """Copy one stored image to a key of another store."""
-    delivery = Delivery(target, key, "batch", datetime.now(UTC), source=source, overwrite=overwrite)
+    delivery = replace(delivery_to(target, overwrite=overwrite), source=source)
     (original,) = delivery.originals(generation_of(request_of(), image))
     (delivered,) = delivery.put(original, [Place(image, None, key)], metadata or {})
     return delivered
+
+
+def delivery_to(target: ImageStore, *, overwrite: bool = False) -> Delivery:
+    """A delivery there, of whatever it is given."""
+    return Delivery(target, "{hash}.{ext}", "batch", datetime.now(UTC), overwrite=overwrite)
 
 
 def request_of(prompt: str = "a lighthouse") -> ImageRequest:

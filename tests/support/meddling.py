@@ -12,8 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 #: What to do with a request besides forwarding it: answer with a status, or with status, headers and body; replace
-#: headers of the answer; or a word.
-Order = str | int | tuple[int, dict[str, str], bytes] | dict[str, str] | None
+#: headers of the answer (None: leave it out); make another answer of it; or a word.
+Answer = tuple[int, dict[str, str], bytes]
+Order = str | int | Answer | dict[str, str | None] | Callable[[Answer], Answer] | None
 
 #: Given method, path and headers (which may be changed); what to do.
 Meddle = Callable[[str, str, dict[str, str]], Order]
@@ -43,6 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 told = _altered(answer) if order == "alter the answer" else answer
                 replaced = order if isinstance(order, dict) else {}
+                if callable(order):
+                    status, answer_headers, told = order((status, answer_headers, told))
                 self.close_connection = order == "cut the answer short"
                 self._answer(
                     status, answer_headers | replaced, told, len(told) // 2 if self.close_connection else None
@@ -63,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = headers.get("Content-Length", len(body)) if self.command == "HEAD" else len(body)
         dropped = {"content-length", "connection", "transfer-encoding", "date", "server"}
         for name, value in headers.items():
-            if name.lower() not in dropped:
+            if name.lower() not in dropped and value is not None:
                 self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
