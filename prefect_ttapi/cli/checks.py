@@ -237,10 +237,10 @@ class _Check:
                 yield self._file(Kind.ORPHAN, image)
 
     def _orphaned_answers(self) -> Iterator[Finding]:
-        for listed in self._list(layout.ANSWERS):
+        for listed in map(self._dated, self._list(layout.ANSWERS)):
             if layout.answer_in(listed.key) is None:
                 yield self._finding(Wrong(Kind.STRAY, "it is not named like an answer"), listed.key)
-            elif self._started - listed.modified >= SETTLED and not keeps(self._store, listed.key):
+            elif self._is_settled(listed) and not keeps(self._store, listed.key):
                 yield self._file(Kind.ORPHAN, listed)
 
     def _half_written(self) -> Iterator[Finding]:
