@@ -52,6 +52,9 @@ class Price(_Numbers):
         return per_image * images + million / 1_000_000
 
 
+_FREE: Final = Price()
+
+
 class Budget(_Numbers):
     """Limits of one batch; None is no limit.
 
@@ -81,7 +84,7 @@ class Budget(_Numbers):
 
     def price(self, model: Model) -> Price:
         """Return what a model costs: nothing, where no price is given."""
-        return (self.prices or {}).get(model) or Price()
+        return (self.prices or {}).get(model, _FREE)
 
     def problem(self, request: ImageRequest) -> str | None:
         """Why a limit can't be held for this request, or None."""

@@ -37,6 +37,8 @@ def secretive() -> ImageStore:
         ("  ", "is empty"),
         ("pictures\nmore", "control characters"),
         ("gs://pictures", "is not understood; give a folder, file:///folder or s3://bucket/prefix"),
+        ("s3:/bucket", "is not understood; give a folder, file:///folder or s3://bucket/prefix"),
+        ("S3:bucket/art", "is not understood"),
         ("s3:///prefix", "names no bucket"),
         ("s3://", "names no bucket"),
         ("s3://key:secret@pictures", "takes no user, password or port"),
