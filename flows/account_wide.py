@@ -19,8 +19,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from prefect_ttapi import BatchReport, generate_batch
-from prefect_ttapi.batch import check_batch
-from prefect_ttapi.cli.prompts import read_prompts
+from prefect_ttapi.batch import check_batch, read_prompts
 from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, failures, sandbox_if
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
@@ -35,7 +34,7 @@ def account_wide(
     """Generate every prompt of a file, with `max_in_flight` of the account's slots.
 
     Args:
-        prompts: a CSV, TSV or JSON Lines file; its columns are request fields.
+        prompts: a file of prompts; its columns are request fields.
         store: a folder, `s3://bucket/prefix`, or `block:NAME` of an image store block.
         account: the concurrency limit that all users of the account share.
         credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
@@ -60,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("prompts", help="CSV, TSV or JSON Lines; columns are request fields")
+    parser.add_argument("prompts", help="a file of prompts; columns are request fields")
     parser.add_argument("--account", default=ACCOUNT, metavar="LIMIT", help=f"the limit's name ({ACCOUNT})")
     add_store_options(parser)
     options = parser.parse_args(arguments)

@@ -44,7 +44,8 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     distributions = packages_distributions()
     needed = {plain_name(distributions[name][0]) for name in imported}
     required = {plain_name(requirement) for requirement in PROJECT["dependencies"]}
-    optional = {plain_name(requirement) for requirement in PROJECT["optional-dependencies"]["parquet"]}
+    extras = PROJECT["optional-dependencies"]
+    optional = {plain_name(requirement) for requirement in [*extras["parquet"], *extras["xlsx"]]}
     assert needed - required == optional
     assert required - needed == BOUNDS_ONLY
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from prefect_ttapi.errors import IllegalBatchError, KeyTemplateError, StoreError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.shown import Shown
+from prefect_ttapi.lineage.shown import Shown, secrets_among
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import TakenKeys
+
+logger = logging.getLogger(__name__)
 
 Values = Iterable[Mapping[str, Any]] | Callable[[ImageRequest], Mapping[str, Any]] | None
 
@@ -52,14 +55,15 @@ def take_in(
     if not isinstance(requests, Iterable):
         raise IllegalBatchError([f"requests must be an iterable of requests, not {type(requests).__name__}"])
     if not isinstance(requests, Sequence):
-        return Intake(_items(requests, values, keys, budget), None)
+        return Intake(_items(requests, values, keys, budget, set()), None)
     if not (values is None or callable(values) or isinstance(values, Sequence)):
         values = list(values)
     if isinstance(values, Sequence) and len(values) != len(requests):
         raise IllegalBatchError([f"there are {len(requests)} requests but {len(values)} values"])
     hashes: set[bytes] = set()
+    told: set[str] = set()
     failed: list[Row] = []
-    for item in _items(requests, values, keys, budget):
+    for item in _items(requests, values, keys, budget, told):
         if isinstance(item, Row):
             failed.append(item)
         else:
@@ -67,7 +71,7 @@ def take_in(
     if failed:
         raise IllegalBatchError(_told_once(failed))
     # read again as they are needed: to keep them all would take a hundred times the memory of their hashes
-    return Intake(_items(requests, values, None, None), len(requests), frozenset(hashes))
+    return Intake(_items(requests, values, None, None, told), len(requests), frozenset(hashes))
 
 
 class KeyCheck:
@@ -98,6 +102,7 @@ def _items(
     values: Values,
     keys: KeyCheck | None,
     budget: Budget | None,
+    told: set[str],
 ) -> Iterator[Item | Row]:
     given_values = iter(values) if values is not None and not callable(values) else repeat({})
     for row, given in enumerate(requests):
@@ -117,6 +122,7 @@ def _items(
             yield _refused(row, given, f"its values must be a mapping of names, not {kind}", "ValueError")
             continue
         item = Item(row, request, dict(mine))
+        _warn_of_secrets(mine, told)
         unpriced = budget.problem(request) if budget else None
         collision = keys.problem(item) if keys else None
         if unpriced:
@@ -125,6 +131,12 @@ def _items(
             yield _with_problem(item, collision, "KeyTemplateError")
         else:
             yield item
+
+
+def _warn_of_secrets(values: Mapping[str, Any], told: set[str]) -> None:
+    for name in secrets_among(values) - told:
+        logger.warning("values of %r look like a secret: they are not copied into the manifest", name)
+        told.add(name)
 
 
 def _with_problem(item: Item, problem: str, error_type: str) -> Row:

@@ -27,6 +27,7 @@ from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.publishing import balance_exhausted, images_delivered
+from prefect_ttapi.lineage.shown import secrets_among
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import StopSending
@@ -44,6 +45,12 @@ class Item:
     values: dict[str, Any] = field(default_factory=dict)
     may_pay: bool = True  # False: the budget is used up, only a record will do
     known_absent: bool = False  # True: a listing showed no ledger record
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The values that a manifest may hold."""
+        secrets = secrets_among(self.values)
+        return {name: value for name, value in self.values.items() if name not in secrets}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def row_of(item: Item, api_origin: str | None) -> Row:
         request=item.request,
         request_hash=item.request.request_hash,
         api_origin=api_origin,
-        values=item.values,
+        values=item.recorded,
     )
 
 
@@ -181,7 +188,7 @@ def row_of_paid(item: Item, paid: Paid) -> Row:
         "generated" if paid.sent else "cached",
         maybe_paid=maybe_paid,
         also_paid=also_paid,
-        values=item.values,
+        values=item.recorded,
         ledger_tag=paid.record.tag,
         ledger_size=paid.record.size,
     )

@@ -226,7 +226,7 @@ class _Told:
     def _again(
         self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]
     ) -> Done | Callable[[], Item | Done]:
-        again = row.again(item.row, request=item.request, values=item.values, delivered=copies)
+        again = row.again(item.row, request=item.request, values=item.recorded, delivered=copies)
         if not self.plan.options.thumbnails:
             return Done(again)
         thumbnails = self.earlier.thumbnails(row)

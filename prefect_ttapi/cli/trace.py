@@ -221,7 +221,9 @@ def _told(row: Row, with_request: bool) -> Iterator[str]:
         yield f"prompt: {row.prompt}"
         yield from (f"image {image.uri}" for image in row.images)
     if row.values:
-        yield "values: " + ", ".join(f"{name}={value}" for name, value in row.values.items())
+        yield "values: " + ", ".join(
+            f"{name}={'null' if value is None else value}" for name, value in row.values.items()
+        )
     if row.error:
         yield f"{row.error_type}: {row.error}"
     for copy in row.delivered:

@@ -123,7 +123,7 @@ def _row(
         "notes": row.maybe_paid,
         "tokens": row.usage.total_tokens if row.usage else None,
         "asked": {name: one_line(str(value), 300) for name, value in row.asked.items()},
-        "values": {name: value[:LONGEST] for name, value in row.values.items()},
+        "values": {name: value[:LONGEST] for name, value in row.values.items() if value is not None},
         "origin": {name: fact for name, fact in _origin(row).items() if fact},
         "images": [_image(Picture(row, image, thumbnail_of(image)), links) for image in images if image],
     }

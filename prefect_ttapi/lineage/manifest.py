@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation, StoredImage, Usage
+from prefect_ttapi.storage.keys import is_null
 
 Status = Literal["generated", "cached", "failed", "skipped"]
 
@@ -69,7 +70,10 @@ def _as_given(value: Any) -> Any:
 def _as_text(values: Any) -> Any:
     if not isinstance(values, Mapping):
         return values
-    return {_well_formed(str(name)): _well_formed(str(value)) for name, value in values.items()}
+    return {
+        _well_formed(str(name)): None if is_null(value) else _well_formed(str(value))
+        for name, value in values.items()
+    }
 
 
 _Text = Annotated[str, BeforeValidator(_well_formed)]
@@ -96,7 +100,7 @@ class Row(BaseModel):
         flow_run_id, task_run_id: the Prefect runs that paid, where there were any.
         maybe_paid: notes on payments that may have given no images.
         also_paid: notes on payments whose answer came second, and was not used.
-        values: the prompts file's other columns, as text.
+        values: the prompts file's other columns, as text; a null stays one.
         ledger_tag, ledger_size: tag and length in bytes of the ledger record that the row was made from: while a
             listing of the store shows both, the row still says what the record says.
     """
@@ -121,7 +125,7 @@ class Row(BaseModel):
     task_run_id: str | None = None
     maybe_paid: tuple[_Text, ...] = ()
     also_paid: tuple[_Text, ...] = ()
-    values: Annotated[dict[str, str], BeforeValidator(_as_text), _OF_ITS_BATCH] = {}
+    values: Annotated[dict[str, str | None], BeforeValidator(_as_text), _OF_ITS_BATCH] = {}
     ledger_tag: str | None = None
     ledger_size: int | None = Field(default=None, ge=0)
 

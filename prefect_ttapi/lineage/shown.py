@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage
+from prefect_ttapi.storage.keys import plain_name
 from prefect_ttapi.storage.store import ImageStore
 
 #: Characters of a prompt in a caption and in a table's cell, of an error's message, of an address.
@@ -74,6 +76,31 @@ class Shown:
             "maybe_paid": tuple(_unquoted(note, row.prompt) for note in row.maybe_paid),
         }
         return row.model_copy(update=withheld)
+
+
+#: Last words of names under which people keep secrets; `key` alone is a place or a name.
+_SECRETS: Final = re.compile(
+    r"(^|_)(passwo?rd|passwd|pwd|passphrase|secret|token|credentials?|authorization|bearer"
+    r"|(api|access|secret|private|auth|account|encryption)_?key)$"
+)
+#: How secrets themselves look: keys of OpenAI and its like, AWS, GitHub, Google, Slack, JSON Web Tokens, PEM.
+_SECRET_TEXT: Final = re.compile(
+    r"\b(sk|pk|rk)[-_][A-Za-z0-9_-]{16,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[opsu]_[A-Za-z0-9]{30,}|\bAIza[\w-]{30,}"
+    r"|\bxox[abprs]-[\w-]{10,}|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|\bBearer +[\w.~+/-]{16,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+
+
+def secrets_among(values: Mapping[str, Any]) -> set[str]:
+    """Return the names of values that look like a secret, which no manifest is to hold.
+
+    >>> sorted(secrets_among({"Api Key": "x", "key": "a.png", "tokens": 3, "note": "sk-Marked0123456789abcd"}))
+    ['Api Key', 'note']
+    """
+    return {
+        name
+        for name, value in values.items()
+        if _SECRETS.search(plain_name(name)) or (isinstance(value, str) and _SECRET_TEXT.search(value))
+    }
 
 
 #: Prompts may be shown.

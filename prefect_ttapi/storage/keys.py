@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import re
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTemplateError, StoreError
@@ -40,11 +42,25 @@ NAMES: Final = tuple(_EXAMPLES)
 #: Names that `values` may give another meaning; the others are facts.
 _YOURS: Final = frozenset({"name", "slug"})
 
+_NAMES_ONLY: Final = "a key template takes names and format specs only"
+
 _HASH_DIGITS: Final = 12
 _LEGAL: Final = re.compile(r"[A-Za-z0-9._~/=+-]*")
 #: File systems take 255, and beside an image in a folder is a file of its name and `.json`.
 _LONGEST_SEGMENT: Final = 250
 _WIDEST: Final = 200
+
+#: What an extension says of the bytes under it; of an empty type there are no images here.
+_SAYS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("apng", "avif", "bmp", "gif", "heic", "heif", "ico", "jxl", "psd", "svg", "tif", "tiff"), ""
+    ),
+    **{extension: media_type for media_type, extension in EXTENSIONS.items()},
+    **dict.fromkeys(("jpeg", "jpe", "jfif"), "image/jpeg"),
+}
+
+#: An extension as files have it, which `.stem` leaves out; not the end of `v1.2`.
+_EXTENSION: Final = re.compile(r"(?<=[^/.])\.[A-Za-z][A-Za-z0-9]{0,4}\s*$")
 
 #: Characters of a slug and of any other value in a key.
 LONGEST_SLUG: Final = 60
@@ -59,11 +75,12 @@ _LETTERS: Final = str.maketrans(
 
 @dataclass(frozen=True)
 class _Field:
-    """A piece of a template: text as it is, then a name with its format spec (or neither)."""
+    """A piece of a template: text as it is, then a name with its format spec (or neither); `.stem` was asked for."""
 
     text: str
-    name: str | None
-    spec: str
+    name: str | None = None
+    spec: str = ""
+    stem: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +91,9 @@ class KeyTemplate:
     request's hash, `index` counts the request's images from 0, `size` is as delivered (`1024x1024`), `name`
     is the value `name` where it is given, else the slug of the prompt, `rendition` its name, and `original` for the
     image itself. Values are data: what no key may hold
-    becomes a dash, slashes too, so that only the template itself (and a date's spec) makes folders.
+    becomes a dash, slashes too, so that only the template itself makes folders: by its own slashes, a date's spec, or
+    `{image_path:path}`, which keeps those of a value. `{filename.stem}` is a value without its extension. A value is
+    named as it is, or nearly so: `{Product ID}` for `product_id`.
 
     Args:
         template: the keys' pattern.
@@ -85,7 +104,7 @@ class KeyTemplate:
     ['May-June/a-cat.webp']
 
     Raises:
-        KeyTemplateError: unknown name, bad spec, attribute or index access, a key outside the store.
+        KeyTemplateError: unknown or ambiguous name, bad spec, attribute or index access, a key outside the store.
     """
 
     template: str
@@ -93,14 +112,16 @@ class KeyTemplate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
-        legal = [*NAMES, *(name for name in self.names if name not in _EXAMPLES)]
         for piece in self._pieces:
-            if piece.name is not None and piece.name not in legal:
-                raise KeyTemplateError(_unknown(piece.name, legal))
             if piece.name in _EXAMPLES:
                 _filled(piece, _EXAMPLES)
         # a value's own spec is tried on the values; a folder or a step outside shows with any value
         self._checked("".join(p.text + ("x" if p.name else "") for p in self._pieces))
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Return the names of values without which there is no key."""
+        return frozenset(piece.name for piece in self._pieces if piece.name and piece.name not in _EXAMPLES)
 
     def planned_keys(
         self,
@@ -119,13 +140,18 @@ class KeyTemplate:
             prompt: what `slug` is made of; by default the request's prompt.
 
         Raises:
-            KeyTemplateError: versions of an image would get one key, or a value doesn't fit.
+            KeyTemplateError: versions of an image would get one key, a value doesn't fit, or a key's extension
+                is not that of the format asked for.
         """
         unknown = {"ext": _EXAMPLES["ext"], "size": _EXAMPLES["size"]}
         facts = _facts(request, prompt, values or {}, date, batch) | unknown
         names = [version.name if version else ORIGINAL for version in versions]
+        types = [version.media_type if version else f"image/{request.output_format}" for version in versions]
         keys = [
-            [self._rendered({**facts, "index": index, "rendition": name}) for name in names]
+            [
+                self._rendered({**facts, "index": index, "rendition": name}, media_type)
+                for name, media_type in zip(names, types, strict=True)
+            ]
             for index in range(request.n)
         ]
         if any(len({key.lower() for key in of_one_image}) < len(names) for of_one_image in keys):
@@ -154,16 +180,20 @@ class KeyTemplate:
             batch: the batch's name.
             version: the rendition; None is the image itself.
             prompt: as in `planned_keys`.
+
+        Raises:
+            KeyTemplateError: a value doesn't fit, or the key's extension is not that of the bytes.
         """
+        media_type = version.media_type if version else image.media_type
         width, height = version.size_of(image.width, image.height) if version else (image.width, image.height)
         facts = _facts(request, prompt, values or {}, date, batch)
         known = {
             "index": image.index,
-            "ext": EXTENSIONS[version.media_type if version else image.media_type],
+            "ext": EXTENSIONS[media_type],
             "size": f"{width}x{height}",
             "rendition": version.name if version else ORIGINAL,
         }
-        return self._rendered({**facts, **known})
+        return self._rendered({**facts, **known}, media_type)
 
     @cached_property
     def _pieces(self) -> tuple[_Field, ...]:
@@ -171,10 +201,19 @@ class KeyTemplate:
             parsed = list(string.Formatter().parse(self.template))
         except ValueError as error:
             raise KeyTemplateError(f"the key template {self.template!r} is malformed: {error}") from None
-        return tuple(_piece(*part) for part in parsed)
+        return tuple(_piece(tuple(self.names), *part) for part in parsed)
 
-    def _rendered(self, facts: Mapping[str, Any]) -> str:
-        return self._checked("".join(_filled(piece, facts) for piece in self._pieces))
+    def _rendered(self, facts: Mapping[str, Any], media_type: str) -> str:
+        key = self._checked("".join(_filled(piece, facts) for piece in self._pieces))
+        last = self._pieces[-1]
+        extension = PurePosixPath(key).suffix[1:]
+        if last.name != "ext" and _SAYS.get(extension.lower(), media_type) != media_type:
+            spec = ":path" if last.spec == "path" else ""
+            way = f"{{{last.name}.stem{spec}}}.{{ext}}" if last.name else ".{ext}"
+            raise KeyTemplateError(
+                f"its key {key} ends in .{extension}, but the image is {media_type}: end the key template in {way}"
+            )
+        return key
 
     def _checked(self, key: str) -> str:
         if not _LEGAL.fullmatch(key):
@@ -296,19 +335,63 @@ def _facts(
     }
 
 
+def is_null(value: object) -> bool:
+    """Return whether there is no value: None, or the NaN that pandas has in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _is_blank(value: object) -> bool:
-    return value is None or not str(value).strip()
+    return is_null(value) or not str(value).strip()
 
 
-def _piece(text: str, name: str | None, spec: str | None, conversion: str | None) -> _Field:
-    if name is None:
-        return _Field(text, None, "")
-    if conversion or not name.isidentifier():
-        shown = f"{name}!{conversion}" if conversion else name
-        raise KeyTemplateError(f"{{{shown}}} is no name: a key template takes names and format specs only")
+def _piece(
+    names: tuple[str, ...], text: str, written: str | None, spec: str | None, conversion: str | None
+) -> _Field:
+    if written is None:
+        return _Field(text)
+    if conversion:
+        raise KeyTemplateError(f"{{{written}!{conversion}}} is no name: {_NAMES_ONLY}")
     if "{" in (spec or "") or any(int(width) > _WIDEST for width in re.findall(r"[0-9]+", spec or "")):
-        raise KeyTemplateError(f"the format spec of {{{name}:{spec}}} is too clever for a key template")
-    return _Field(text, name, spec or "")
+        raise KeyTemplateError(f"the format spec of {{{written}:{spec}}} is too clever for a key template")
+    bare = written.removesuffix(".stem")
+    return _Field(text, _meant(bare, names), spec or "", stem=bare != written)
+
+
+def _meant(written: str, names: tuple[str, ...]) -> str:
+    """Return which of the template's names, or of the values' `names`, is written here, exactly or nearly so."""
+    legal = [*NAMES, *(name for name in names if name not in _EXAMPLES)]
+    if written in legal:
+        return written
+    plain = plain_name(written)
+    known = [*NAMES, *(name for name in names if name not in _YOURS)]  # a fact's name may be a value's, too
+    found = [name for name in known if plain and plain_name(name) == plain]
+    if len(found) == 1:
+        return found[0]
+    if not found and written.isidentifier():
+        raise KeyTemplateError(_unknown(written, legal))
+    if not found:
+        raise KeyTemplateError(f"{{{written}}} is no name: {_NAMES_ONLY}")
+    if len(set(found)) == 1:
+        raise KeyTemplateError(
+            f"{{{written}}} may be the template's own {{{found[0]}}}, which is written so, or the value of that name, "
+            "which needs another name to be used in a key"
+        )
+    raise KeyTemplateError(
+        f"{{{written}}} may be {' or '.join(map(repr, found))}: write one of them as it is"
+    )
+
+
+@lru_cache(4096)
+def plain_name(name: str) -> str:
+    """Return a column's name as key templates use it: an identifier, or empty where none can be made.
+
+    >>> plain_name(" Product-ID (new)"), plain_name("Größe"), plain_name("2nd line"), plain_name("#")
+    ('product_id_new', 'größe', '_2nd_line', '')
+    """
+    lower = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).lower())
+    signs = "".join(sign if f"_{sign}".isidentifier() else "_" for sign in lower)
+    plain = re.sub("_+", "_", signs).strip("_")
+    return plain if not plain or plain.isidentifier() else f"_{plain}"
 
 
 def _filled(piece: _Field, facts: Mapping[str, Any]) -> str:
@@ -316,9 +399,12 @@ def _filled(piece: _Field, facts: Mapping[str, Any]) -> str:
         return piece.text
     value = facts.get(piece.name)
     if _is_blank(value):
-        raise KeyTemplateError(
-            f"the key template needs a value for {piece.name!r}, but it is missing or blank"
-        )
+        what = "null" if is_null(value) and piece.name in facts else "missing or blank"
+        raise KeyTemplateError(f"the key template needs a value for {piece.name!r}, but it is {what}")
+    if piece.stem:
+        value = _EXTENSION.sub("", str(value))
+    if piece.spec == "path":
+        return piece.text + "/".join(map(segment, _path(piece.name, str(value))))
     is_date = isinstance(value, date)
     try:
         formatted = format(value, piece.spec or ("%Y-%m-%d" if is_date else ""))
@@ -329,6 +415,17 @@ def _filled(piece: _Field, facts: Mapping[str, Any]) -> str:
     # a date's slashes are its spec's, hence the template's; any other value's are data
     parts = formatted.split("/") if is_date else [formatted]
     return piece.text + "/".join(map(segment, parts))
+
+
+def _path(name: str, value: str) -> list[str]:
+    """Return the parts of a value that is to keep its slashes; backslashes are the same."""
+    parts = value.replace("\\", "/").split("/")
+    if any(part.strip() in ("", ".", "..") for part in parts) or re.match("[A-Za-z]:", value):
+        raise KeyTemplateError(
+            f"{{{name}:path}} can't be made of {value[:60]!r}: a relative path is needed, without '.', '..' or "
+            "empty parts"
+        )
+    return parts
 
 
 def _unknown(name: str, legal: list[str]) -> str:

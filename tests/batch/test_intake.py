@@ -10,7 +10,7 @@ import pytest
 from prefect_ttapi import Budget, IllegalBatchError, Price
 from prefect_ttapi.batch.generate import check_batch
 from prefect_ttapi.batch.intake import KeyCheck, take_in
-from prefect_ttapi.batch.items import Item
+from prefect_ttapi.batch.items import Item, row_of
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.lineage.shown import Shown
 from prefect_ttapi.requests import ImageRequest
@@ -54,6 +54,53 @@ def test_wrong_arguments_are_told(store, credentials, arguments: dict[str, Any],
         check_batch(
             **{"requests": [{"prompt": "a cat"}], "credentials": credentials, "store": store} | arguments
         )
+
+
+def test_a_null_in_a_key_names_row_and_column(store, credentials) -> None:
+    """What pandas has for nothing is no text in a key."""
+    values = [{"sku": "a"}, {"sku": None}]
+    with pytest.raises(
+        IllegalBatchError, match="request 1: the key template needs a value for 'sku', but it is null"
+    ):
+        check_batch(
+            [{"prompt": "a"}, {"prompt": "b"}],
+            credentials,
+            store,
+            values=values,
+            deliver_to=store,
+            key="{sku}.{ext}",
+        )
+
+
+def test_an_extension_of_another_type_is_refused_before_paying(store, credentials) -> None:
+    """The rows whose keys end in what the image will not be are told, with the way out."""
+    values = [{"file": "x.jpg"}, {"file": "y.png"}]
+    with pytest.raises(IllegalBatchError, match=r"request 0: its key x.jpg ends in .jpg") as caught:
+        check_batch(
+            [{"prompt": "a"}, {"prompt": "b"}],
+            credentials,
+            store,
+            values=values,
+            deliver_to=store,
+            key="{file}",
+        )
+    assert str(caught.value).endswith("end the key template in {file.stem}.{ext}")
+    assert "request 1" not in str(caught.value)
+
+
+def test_what_looks_like_a_secret_is_in_no_row(caplog: pytest.LogCaptureFixture) -> None:
+    """The key template may use it; the rows of a manifest don't have it, and one warning names it."""
+    secrets = {"API-Key": "x", "auth_token": "y", "Password": "z", "note": "use sk-Marked-0123456789abcdef"}
+    harmless = {"key": "a.png", "tokens": "3", "keyboard": "de", "token_count": "4", "skin": "sk-1"}
+    requests = [{"prompt": "a"}, {"prompt": "b"}]
+    items = list(take_in(requests, [secrets | harmless] * 2, None, None).items)
+    for item in items:
+        assert isinstance(item, Item)
+        assert item.values == secrets | harmless
+        assert row_of(item, None).values == harmless
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(line.split("'")[1] for line in said) == sorted(secrets)
+    assert all(line.endswith("look like a secret: they are not copied into the manifest") for line in said)
 
 
 @pytest.mark.parametrize(

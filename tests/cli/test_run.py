@@ -143,6 +143,55 @@ class TestRun:
         assert sandbox.calls == 0
 
     @pytest.mark.parametrize(
+        ("content", "options", "told"),
+        [
+            (
+                "Title,Size,Model,px\nshirt,M,AX-200,512x512\n,L,AX-201,\n",
+                ("--prompt-column", "Title", "--columns", "size=px,model=", "--skip-blank"),
+                ["rows without a prompt, passed over: 1", "1 requests: 0 already paid for"],
+            ),
+            ("n,prompt\n1,x\n2,y\n3,z\n", ("--columns", "n=n"), ["3 to send for 6 images"]),
+            ("n,prompt\n1,x\n2,y\n3,z\n", ("--columns", "n="), ["3 to send for 3 images"]),
+            (
+                "prompt\nf\u00fcr\n".encode("cp1252"),
+                ("--encoding", "windows-1252"),
+                ["1 to send for 1 images"],
+            ),
+            (
+                "Image path,prompt\nassets/img/hero.jpg,a factory\n",
+                ("--deliver", "shop", "--key", "{Image path.stem:path}.{ext}"),
+                ["1 to send for 1 images"],
+            ),
+        ],
+    )
+    def test_files_as_people_have_them(
+        self,
+        content: str | bytes,
+        options: tuple[str, ...],
+        told: list[str],
+        tmp_path: Path,
+        capsys,
+        monkeypatch,
+    ):
+        """Each option of `run` for a shop's export leads to requests; what was passed over is said."""
+        monkeypatch.chdir(tmp_path)
+        prompts = prompts_file(tmp_path, content)
+        assert run([prompts, "--store", str(tmp_path / "out"), "--dry-run", *options]) == 0
+        out = capsys.readouterr().out
+        assert [line for line in told if line not in out] == []
+
+    def test_a_key_without_a_place_to_deliver_to_is_an_error(self, tmp_path: Path, capsys):
+        """Nothing is paid for that would then not be delivered."""
+        prompts = prompts_file(tmp_path, "prompt\nx\n")
+        assert run([prompts, "--store", str(tmp_path / "out"), "--key", "{slug}.{ext}"]) == 2
+        assert "say --deliver, or leave out --key" in capsys.readouterr().err
+
+    def test_columns_are_written_as_pairs(self, tmp_path: Path, capsys):
+        """What is no FIELD=NAME is told with an example."""
+        assert run([prompts_file(tmp_path, "prompt\nx\n"), "--store", "out", "--columns", "size"]) == 2
+        assert "size=image_size,model=" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
         ("content", "options", "message"),
         [
             ("", (), "empty"),
@@ -168,10 +217,30 @@ class TestRun:
             ("prompt\nx\n", ("--max-usd", "1", "--price", "dall-e-3=1"), "needs a price for dall-e-2"),
             ("prompt\nx\n", ("--deliver", "/proc/nowhere"), "/proc/nowhere"),
             ("prompt\nx\n", ("--deliver", "gs://bucket/x"), "s3://"),
+            ("prompt\nx\n", ("--key", "a-lighthouse.webp"), "end the key template in .{ext}"),
+            ("prompt,file\nx,x.jpg\n", ("--key", "{file}"), "end the key template in {file.stem}.{ext}"),
+            (
+                "prompt,Sku\nx,\n",
+                ("--key", "{Sku}.{ext}"),
+                "line 2: sku is blank, and the key template needs it",
+            ),
+            ("prompt,p\nx,../y\n", ("--key", "{p:path}"), "a relative path is needed"),
+            ("n,prompt\n1,x\n2,y\n3,z\n", (), "--columns n= makes it a value"),
+            ('prompt\nx\n""\n', (), "--skip-blank"),
+            ("prompt,Model\nx,AX-200\n", (), "--columns model= makes it a value"),
+            ("prompt\nx\n", ("--columns", "size=image_size"), "no column is named 'image_size'"),
+            ("prompt\nx\n", ("--columns", "sise=x"), "did you mean size?"),
+            ("prompt\nf\u00fcr\n".encode("cp1252"), (), "--encoding windows-1252"),
         ],
     )
     def test_bad_input_is_one_clear_message(
-        self, content: str, options: tuple[str, ...], message: str, sandbox: Sandbox, tmp_path: Path, capsys
+        self,
+        content: str | bytes,
+        options: tuple[str, ...],
+        message: str,
+        sandbox: Sandbox,
+        tmp_path: Path,
+        capsys,
     ):
         """What is wrong with file, template, store or arguments is said before the flow starts: status 2."""
         prompts = prompts_file(tmp_path, content)

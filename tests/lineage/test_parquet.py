@@ -56,6 +56,15 @@ def test_rows_are_the_same() -> None:
     assert (third["row"], third["prompt"], third["images"], third["usage"]) == (2, None, [], None)
 
 
+def test_nulls_are_nulls() -> None:
+    """A value that was null, or pandas' NaN, is no text "None" in manifest and column."""
+    row = generated(0, "x", values={"sku": None, "price": float("nan"), "n": 0, "name": ""})
+    assert row.values == {"sku": None, "price": None, "n": "0", "name": ""}
+    (line,) = write_manifest([row])
+    assert b'"sku":null,"price":null' in line
+    assert dict(read([row])[0]["values"]) == row.values
+
+
 def test_an_illegal_item_is_found_again() -> None:
     """What was given is JSON in a column of its own; prompt and model are in theirs where they are text."""
     item = {"prompt": "wide", "model": 7, "n": "many", "extra": {"a": [1]}}

@@ -100,6 +100,130 @@ def test_values_are_data() -> None:
     assert key_of("{v:/>8}", {"v": "x"}) == "x"
 
 
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("{Category}", ["category"]),
+        ("{category}", ["Category"]),
+        ("{Product ID}", ["product_id"]),
+        ("{product_id}", ["Product ID"]),
+        ("{Body (HTML)}", ["body_html"]),
+        ("{Nr.}", ["nr"]),
+        ("{Größe}", ["größe"]),
+        ("{category}", ["Category", "category"]),
+    ],
+)
+def test_values_are_named_as_their_column_is(written: str, names: list[str]) -> None:
+    """A template takes a column's name as it stands in the file, or as it is in lower case; exactly wins."""
+    values = {name: f"of {name}" for name in names}
+    exact = written[1:-1]
+    wanted = exact if exact in values else names[0]
+    assert key_of(f"{written}.{{ext}}", values) == f"of-{segment(wanted)}.jpg"
+    assert KeyTemplate(written, names).needed == {wanted}
+
+
+def test_names_that_may_mean_two_things_are_refused() -> None:
+    """Two values, or a value and one of the template's own names, that are written nearly alike are told apart."""
+    assert "{CATEGORY} may be 'Category' or 'category': write one of them as it is" in refused(
+        "{CATEGORY}", "Category", "category"
+    )
+    assert "{Size} may be the template's own {size}" in refused("{Size}", "size")
+    assert key_of("{Size}") == "1024x768"
+    assert key_of("{Size}", {"Size": "M"}) == "M"
+    assert key_of("{Name}", {"name": "mine"}) == "mine"
+
+
+def test_a_value_without_its_extension() -> None:
+    """`.stem` leaves out what files end in, and nothing else; it goes with paths and other specs."""
+    for value, key in {
+        "x.jpg": "x.png",
+        "a.b.JPEG": "a.b.png",
+        "v1.2": "v1.2.png",
+        ".jpg": "jpg.png",
+    }.items():
+        assert KeyTemplate("{f.stem}.{ext}", ["f"]).planned_keys(REQUEST, {"f": value}, date=WHEN)[0] == (
+            key.replace(".png", ".webp")
+        )
+    assert key_of("{F.stem:.3}.{ext}", {"f": "abcdef.png"}) == "abc.jpg"
+    assert key_of("{f.stem:path}.{ext}", {"f": "a/b.c/hero.jpg"}) == "a/b.c/hero.jpg"
+    assert key_of("{f.stem}.{ext}", {"f": 7}) == "7.jpg"
+
+
+def test_a_path_keeps_its_slashes_where_the_template_asks() -> None:
+    """`:path` makes folders of a value's slashes, and of Windows' backslashes; the parts are as any value's."""
+    assert key_of("{p:path}", {"p": "assets/img/hero.jpg"}) == "assets/img/hero.jpg"
+    assert key_of("x/{p:path}", {"p": "my assets\\größe\\hero.jpg"}) == "x/my-assets/grosse/hero.jpg"
+    assert key_of("{p}", {"p": "assets/img/hero.jpg"}) == "assets-img-hero.jpg"
+
+
+@pytest.mark.parametrize(
+    "value", ["../x", "a/../x", "a/./x", "/etc/x", "a//x", "a/", "a/ /x", "\\\\host\\x", "C:\\x", "a/.."]
+)
+def test_a_path_that_leads_elsewhere_is_refused(value: str) -> None:
+    """No absolute path, no step up, no empty part: whatever the slashes."""
+    with pytest.raises(KeyTemplateError, match=r"\{p:path\} can't be made of .* a relative path is needed"):
+        key_of("{p:path}", {"p": value})
+
+
+@pytest.mark.parametrize(
+    ("template", "way"),
+    [
+        ("{f}", "{f.stem}.{ext}"),
+        ("{f:path}", "{f.stem:path}.{ext}"),
+        ("a/hero.{x}", "{x.stem}.{ext}"),
+        ("a/hero.webp", ".{ext}"),
+    ],
+)
+def test_an_extension_that_the_bytes_are_not_is_refused_before_paying(template: str, way: str) -> None:
+    """What the request asks for is known before; the way out is told, and it works."""
+    values = {"f": "x.webp", "x": "webp"}
+    with pytest.raises(KeyTemplateError) as caught:
+        KeyTemplate(template, values).planned_keys(REQUEST, values, date=WHEN)
+    assert str(caught.value).endswith(f".webp, but the image is image/png: end the key template in {way}")
+    webp = ImageRequest(prompt="x", model="gpt-image-1", output_format="webp")
+    assert KeyTemplate(template, values).planned_keys(webp, values, date=WHEN)
+    assert KeyTemplate("{f.stem}.{ext}", values).planned_keys(REQUEST, values, date=WHEN)
+
+
+@pytest.mark.parametrize(
+    ("key", "fits"),
+    [
+        *[("x.jpg", True), ("x.JPEG", True), ("x.jfif", True), ("x.v2", True), ("x", True), ("x.bin", True)],
+        *[("x.png", False), ("x.webp", False), ("x.tiff", False), ("x.gif", False), ("x.svg", False)],
+    ],
+)
+def test_an_extension_that_the_bytes_are_not_is_found_on_delivery(key: str, fits: bool) -> None:
+    """The image itself is a JPEG: only what says so, or says nothing of images, is its name."""
+    if fits:
+        assert key_of("{f}", {"f": key}) == key
+    else:
+        with pytest.raises(KeyTemplateError, match="but the image is image/jpeg"):
+            key_of("{f}", {"f": key})
+
+
+def test_a_rendition_is_judged_by_its_own_type() -> None:
+    """The extension is to be that of the rendition, whatever the image is."""
+    webp, jpeg = Rendition(format="webp"), Rendition(format="jpeg")
+    for version in (webp, jpeg):
+        template = KeyTemplate("{rendition}.webp")
+        for judge in (
+            lambda: template.planned_keys(REQUEST, date=WHEN, versions=[version]),  # noqa: B023
+            lambda: template.key(REQUEST, IMAGE, date=WHEN, version=version),  # noqa: B023
+        ):
+            if version is webp:
+                assert judge()
+            else:
+                with pytest.raises(KeyTemplateError, match="but the image is image/jpeg"):
+                    judge()
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_null_value_is_told(value: object) -> None:
+    """What pandas or a database has for nothing is no text "None" in a key."""
+    with pytest.raises(KeyTemplateError, match="needs a value for 'sku', but it is null"):
+        key_of("{sku}.{ext}", {"sku": value})
+
+
 def test_values_that_do_not_fit_are_named() -> None:
     """A value that is missing or blank, or a spec that does not fit it, is an error that names it."""
     for values in ({}, {"sku": None}, {"sku": " "}):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.cli.prompts import Prompts, read_prompts
+from prefect_ttapi.batch.prompts import Prompts, read_prompts
 from prefect_ttapi.errors import PromptsError
 
 

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.cli.prompts import read_prompts
+from prefect_ttapi.batch.prompts import read_prompts
 from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
 
+HINT = (
+    "where a column means something else than the field of its name: --columns {} makes it a value for the key "
+    "template, and size=image_size takes another column"
+)
+UNDECODED = (
+    "something that is no text in UTF-8, or in the encoding given: save the file as UTF-8, or name its encoding, "
+    "e.g. --encoding windows-1252"
+)
 EXAMPLE = Path(__file__).parents[2] / "flows" / "prompts.csv"
 
 
@@ -125,8 +133,11 @@ def test_the_limit_takes_the_first_rows(read: Any, problems: Any) -> None:
     """limit counts rows, not lines, and leaves what follows them unread, good or bad."""
     data = 'prompt,n\na,1\n\n,\nb,2\nc,99\n"open\n'
     assert [request.prompt for request in read(data, limit=2).requests] == ["a", "b"]
-    assert problems(data, limit=3) == ["line 6: n is 99 for dall-e-2; legal: 1 to 10"]
-    assert len(problems(data)) == 2
+    assert problems(data, limit=3) == [
+        "line 6: n is 99 for dall-e-2; legal: 1 to 10",
+        HINT.format("n="),
+    ]
+    assert len(problems(data)) == 3
     assert len(read("prompt\na\n", limit=10).requests) == 1
     for limit in (0, -1):
         with pytest.raises(PromptsError, match=f"limit must be at least 1, not {limit}"):
@@ -150,15 +161,15 @@ def test_all_problems_are_told_together(problems: Any) -> None:
     assert problems(data) == [
         "line 2: n is 2 for dall-e-3; legal: 1",
         "line 2: size is '999x1' for dall-e-3; legal: auto, 1024x1024, 1792x1024, 1024x1792",
-        "line 3: prompt is '' for dall-e-2; legal: 1 to 1,000 characters, not all of them blank",
+        "line 3: the prompt is blank: fill it in, or pass over such rows with --skip-blank",
         "line 4: a cell goes on after its closing quotation mark; inside a cell, write it twice",
-        "line 6: its number of cells is 2, the header's is 4",
-        "line 7: 'prompt' holds something that is not UTF-8 text: save the file as UTF-8",
-        "line 7: prompt is 'caf\\udce9' for gpt-image-1; it holds a lone surrogate, which is no "
-        "character and can't be sent",
-        "line 8: 'prompt' holds the control character U+0000",
+        "line 6: its number of cells is 2, the header's is 4: quotation marks belong around a cell that holds what "
+        "separates cells; in a file called .txt each line is a prompt",
+        f"line 7: 'prompt' holds {UNDECODED}",
+        "line 8: 'prompt' holds the control character U+0000; if the file is UTF-16: --encoding utf-16",
         "line 9: model is 'dall-e-9'; legal: gpt-image-2, gpt-image-1.5, gpt-image-1, dall-e-3, dall-e-2",
         "line 11: n is 'many' for dall-e-2; legal: 1 to 10",
+        HINT.format("size=,n=,model="),
     ]
 
 
@@ -169,9 +180,8 @@ def test_many_problems_are_bounded(read: Any) -> None:
         read(data)
     summary, *lines = str(caught.value).split("\n")
     assert summary.endswith("can't be used: 500 problems")
-    assert len(lines) == 21
     assert lines[19].startswith("  line 21: size is '19x1' for dall-e-2; ")
-    assert lines[20] == "  and 480 more"
+    assert lines[20:] == ["  and 480 more", f"  {HINT.format('size=')}"]
 
 
 def test_one_problem_is_one() -> None:

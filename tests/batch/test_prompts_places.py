@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from prefect_ttapi.cli.prompts import LARGEST_FILE, MOST_ROWS, read_prompts
+from prefect_ttapi.batch.prompts import LARGEST_FILE, MOST_ROWS, read_prompts
 from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
 from tests.support.s3 import S3Server
+
+KINDS = ".csv, .tsv, .tab, .txt, .json, .jsonl, .ndjson, .xlsx, .xlsm, .parquet: save anything else as one of these"
 
 
 @pytest.mark.parametrize(
@@ -21,10 +23,10 @@ from tests.support.s3 import S3Server
         ("blank.jsonl", b" \r\n\n", "is empty"),
         ("header.csv", b"prompt,n\n", "has no rows: it needs one for each request"),
         ("header.csv", b"prompt,n\n,\n\n", "has no rows: it needs one for each request"),
-        ("notes.txt", b"x", "must end in one of .csv, .tsv, .tab, .jsonl, .ndjson"),
-        ("prompts", b"x", "must end in one of .csv, .tsv, .tab, .jsonl, .ndjson"),
-        ("prompts.xlsx", b"PK", "must end in one of .csv, .tsv, .tab, .jsonl, .ndjson"),
-        ("prompts.csv.gz", b"x", "must end in one of .csv, .tsv, .tab, .jsonl, .ndjson"),
+        ("notes.md", b"x", f"must end in one of {KINDS}"),
+        ("prompts", b"x", f"must end in one of {KINDS}"),
+        ("prompts.xls", b"x", f"must end in one of {KINDS}"),
+        ("prompts.csv.gz", b"x", f"must end in one of {KINDS}"),
     ],
 )
 def test_files_with_nothing_to_read(read: Any, name: str, data: bytes, says: str) -> None:
@@ -87,13 +89,13 @@ def test_a_file_too_large_is_refused(tmp_path: Path) -> None:
 
 def test_too_many_rows_and_columns(problems: Any) -> None:
     """Rows and columns are bounded, in all formats, and the error says by how many."""
-    most = "the most is 250,000 rows and 1,000 columns"
+    most = "the most is 250,000 rows, 1,000 columns and 268,435,456 characters"
     assert (
         problems("prompt\tn\n" + "x\n" * (MOST_ROWS + 1), "p.tsv")[-1]
         == f"line {MOST_ROWS + 2}: is too much: {most}"
     )
     wide = ",".join(["prompt", *(f"c{number}" for number in range(1001))])
-    assert problems(f"{wide}\n{wide}\n") == ["line 1: has 1,002 columns; the most is 1,000"]
+    assert problems(f"{wide}\n{wide}\n") == ["line 1: has 1,002 columns; the most is 1,000: leave out some"]
     many = "".join(f'{{"prompt": "x", "c{number}": 1}}\n' for number in range(2000))
     assert problems(many, "p.jsonl") == [f"line 1002: is too much: {most}"]
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.cli.prompts import plain_name
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import NAMES, KeyTemplate
+from prefect_ttapi.storage.keys import NAMES, KeyTemplate, plain_name
 
 
 def test_a_missing_prompt_column_names_the_columns(problems: Any) -> None:
@@ -33,17 +32,21 @@ def test_a_missing_prompt_column_names_the_columns(problems: Any) -> None:
 @pytest.mark.parametrize(
     ("header", "problem"),
     [
-        ("Prompt,prompt,n", "columns 'Prompt' and 'prompt' are both prompt"),
-        ("prompt,size, SIZE", "columns 'size' and ' SIZE' are both size"),
+        ("Prompt,prompt,n", "columns 'Prompt' and 'prompt' are both prompt: rename one of them"),
+        ("prompt,size, SIZE", "columns 'size' and ' SIZE' are both size: rename one of them"),
         (
             "prompt,Output Format,output-format",
-            "columns 'Output Format' and 'output-format' are both output_format",
+            "columns 'Output Format' and 'output-format' are both output_format: rename one of them",
         ),
-        ("prompt,Product ID,product_id", "columns 'Product ID' and 'product_id' are both product_id"),
+        (
+            "prompt,Product ID,product_id",
+            "columns 'Product ID' and 'product_id' are both product_id: rename one of them",
+        ),
         ("prompt,ok,na\x01me", "the name 'na\\x01me' holds the control character U+0001"),
         (
             "prompt,ok,\udce9",
-            "the name '\\udce9' holds something that is not UTF-8 text: save the file as UTF-8",
+            "the name '\\udce9' holds something that is no text in UTF-8, or in the encoding given: save the file as "
+            "UTF-8, or name its encoding, e.g. --encoding windows-1252",
         ),
     ],
 )
@@ -55,19 +58,26 @@ def test_names_that_clash_or_can_not_be_read(problems: Any, header: str, problem
 def test_a_json_name_twice_is_a_clash(problems: Any) -> None:
     """In JSON Lines, a name that occurs twice in an object is refused rather than half read."""
     assert problems('{"prompt": "x", "n": 1, "n": 2}\n', "p.jsonl") == [
-        "line 1: columns 'n' and 'n' are both n"
+        "line 1: columns 'n' and 'n' are both n: rename one of them"
     ]
 
 
 def test_columns_without_a_name_may_only_be_empty(read: Any, problems: Any) -> None:
     """A spreadsheet's empty columns at the end do no harm; a cell without a name is a cell out of place."""
     assert read("prompt,n,,\nx,2,,\ny,, ,\n").columns == ()
-    assert problems("prompt,\nan unquoted, comma\n") == [
-        "line 2: has a cell in column 2, which has no name of letters or digits"
-    ]
-    assert problems("#,prompt\n1,x\n2,y\n") == [
-        "lines 2 and 3: has a cell in column 1, which has no name of letters or digits"
-    ]
+    (line,) = problems("prompt,\nan unquoted, comma\n")
+    assert line.startswith(
+        "line 2: has a cell in column 2, which has no name of letters or digits: give it one"
+    )
+
+
+@pytest.mark.parametrize("header", [",prompt", '"",prompt', "#,prompt"])
+def test_row_numbers_in_a_first_column_without_a_name_are_left_out(read: Any, header: str) -> None:
+    """The index that pandas and R write, and a column called #, do no harm; that it is left out is said."""
+    made = read(f"{header}\n0,x\n1,y\n")
+    assert [request.prompt for request in made.requests] == ["x", "y"]
+    assert made.columns == ()
+    assert made.notes == ("the first column has no name: it is taken for row numbers, and left out",)
 
 
 def test_a_misspelt_column_is_a_value_and_a_warning(read: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,476 @@
+"""Prompts files as people have them: text, JSON, OpenAI's Batch API, spreadsheets, Parquet, and other encodings."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zipfile
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from prefect_ttapi.batch import prompts
+from prefect_ttapi.batch.prompts import read_prompts
+from prefect_ttapi.batch.tables import LARGEST_FILE, MOST_ROWS, Fault, Note, Row, Unfit, rows_of
+from prefect_ttapi.errors import PromptsError
+from prefect_ttapi.requests import ImageRequest
+
+cells = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12
+).filter(str.strip)
+
+
+def workbook(*rows: list[Any], more: tuple[str, ...] = (), hide: bool = False) -> bytes:
+    """A workbook with these rows in its first sheet, as openpyxl and pandas write it."""
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in rows:
+        sheet.append(row)
+    for title in more:
+        book.create_sheet(title).append(["prompt", title])
+    if hide:
+        sheet.sheet_state = "hidden"
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
+def parquet_file(columns: dict[str, Any], **options: Any) -> bytes:
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file, **options)
+    return file.getvalue()
+
+
+def prompts_of(made: Any) -> list[str]:
+    return [request.prompt for request in made.requests]
+
+
+class TestText:
+    def test_each_line_is_a_prompt(self, read: Any) -> None:
+        """Commas, marks and tabs are text; blank lines and a byte-order mark are none."""
+        made = read('\ufeffa red car\r\n\r\n  \na cat, "sleeping"\tin a box\n#1 dad', "p.txt")
+        assert prompts_of(made) == ["a red car", 'a cat, "sleeping"\tin a box', "#1 dad"]
+        assert made.values == [{}, {}, {}]
+
+    @given(st.lists(cells, min_size=1, max_size=8), st.sampled_from(["\n", "\r\n"]))
+    def test_any_lines_are_read_back(
+        self, tmp_path_factory: pytest.TempPathFactory, lines: list[str], end: str
+    ) -> None:
+        """What stands in a line is the prompt."""
+        path = tmp_path_factory.mktemp("text") / "p.txt"
+        path.write_bytes(end.join(lines).encode())
+        assert prompts_of(read_prompts(path)) == lines
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            '["a red car", "a cat"]',
+            ' [\n"a red car"\n,\n{"prompt": "a cat"}]\n',
+            '[{"prompt": "a red car"}, {"Prompt": "a cat", "tags": ["x", {"y": "]"}]}]',
+            '{"version": 1, "meta": {"by": ["me"]}, "prompts": ["a red car", "a cat"]}',
+            '{"data": [{"prompt": "a red car"}, {"prompt": "a cat"}]}',
+            '{"prompt": "a red car"}\n{"prompt": "a cat"}\n',
+        ],
+    )
+    def test_a_list_of_texts_or_objects(self, read: Any, data: str) -> None:
+        """A list, the one list in an object, and JSON Lines under the wrong name are rows."""
+        assert prompts_of(read(data, "p.json")) == ["a red car", "a cat"]
+
+    def test_one_object_is_one_row(self, read: Any) -> None:
+        """An object with a prompt is a request, whatever lists it has."""
+        assert prompts_of(read('{"prompt": "a cat", "tags": ["x", "y"]}', "p.json")) == ["a cat"]
+
+    @pytest.mark.parametrize(
+        ("data", "says"),
+        [
+            ('{"a": ["x"], "b": ["y"]}', "line 1: holds 2 lists ('a', 'b'): leave the one with the prompts"),
+            ('[\n"a cat",\n1]', "line 3: is neither a JSON object nor a text"),
+            ('["a cat",\n]', "line 2: is not JSON: Expecting value"),
+            ('["a cat"', "line 1: is not JSON: what opens before it is never closed"),
+            (
+                '["a cat"] x',
+                "line 1: is the last in its list, and after that something follows that is no JSON",
+            ),
+            ('["a cat\\"', "line 1: is not JSON: what opens before it is never closed"),
+            ("a red car\n", "line 1: is no JSON list or object: call a file with a prompt in each line .txt"),
+            ('[{"prompt": "x",\n\n "n": }]', "line 3: is not JSON: Expecting value"),
+            ("[" * 100_000 + "]" * 100_000, "line 1: is not JSON: "),
+            ('["' + "x" * 1_000_001 + '"]', "line 1: is longer than 1,000,000 characters"),
+            ('{"a": 1, ' * 2000, "line 1: is not JSON: what opens before it is never closed"),
+        ],
+    )
+    def test_what_can_not_be_used_is_told(self, problems: Any, data: str, says: str) -> None:
+        """A line, and what is wrong there; nothing hangs or takes more memory than the file."""
+        assert problems(data, "p.json")[0].startswith(says)
+
+    def test_escaped_marks_without_end_take_no_time(self, problems: Any) -> None:
+        """A text that is never closed, and full of escapes, is looked through once."""
+        assert "never closed" in problems("[" + '"\\"' * 300_000, "p.json")[0]
+
+    @given(
+        st.lists(
+            cells | st.dictionaries(cells, st.none() | st.booleans() | st.lists(cells) | cells, max_size=4),
+            max_size=6,
+        ),
+        st.sampled_from([None, 2]),
+        st.booleans(),
+    )
+    def test_any_list_is_read_back(self, items: list[Any], indent: int | None, wrapped: bool) -> None:
+        """Texts and objects come back, nulls as nulls, and lists are set aside."""
+        text = json.dumps({"v": "[", "rows": items} if wrapped else items, indent=indent)
+        words = {True: "true", False: "false", None: None}
+        expected = [
+            [("prompt", item)]
+            if isinstance(item, str)
+            else [
+                (name, Unfit("a list or an object") if isinstance(value, list) else words.get(value, value))
+                for name, value in item.items()
+            ]
+            for item in items
+        ]
+        rows = [row for row in rows_of(text.encode(), ".json") if isinstance(row, Row)]
+        assert [list(zip(row.names, row.cells, strict=True)) for row in rows] == expected
+
+
+class TestJsonLines:
+    def test_lists_and_objects_that_nobody_uses_do_no_harm(self, read: Any, problems: Any) -> None:
+        """They are left out of the values; a field or a key template that needs one is told its line."""
+        data = '{"prompt": "a cat", "tags": ["x"], "meta": {"a": 1}, "sku": null}\n{"prompt": "b", "tags": "y"}\n'
+        made = read(data, "p.jsonl")
+        assert made.values == [{"sku": None}, {"tags": "y"}]
+        assert problems(data, "p.jsonl", key="{tags}.{ext}") == [
+            "line 1: tags holds a list or an object, of which no key can be made"
+        ]
+        assert problems('{"prompt": ["a", "b"]}\n', "p.jsonl") == [
+            "line 1: prompt holds a list or an object: text is needed"
+        ]
+        assert problems('{"prompt": "a", "size": {"w": 1}}\n', "p.jsonl") == [
+            "line 1: size holds a list or an object: text is needed"
+        ]
+
+    def test_a_null_that_a_key_needs_is_told_with_line_and_column(self, problems: Any) -> None:
+        """Null and blank are told apart; `name` falls back to the prompt."""
+        data = '{"prompt": "a", "sku": null}\n{"prompt": "b", "sku": " "}\n{"prompt": "c", "sku": "1"}\n'
+        assert problems(data, "p.jsonl", key="{sku}.{ext}") == [
+            "line 1: sku is null, and the key template needs it",
+            "line 2: sku is blank, and the key template needs it",
+        ]
+
+
+class TestBatchApi:
+    LINE = '{"custom_id": "i-1", "method": "POST", "url": "/v1/images/generations", "body": %s}\n'
+
+    def test_the_body_is_the_request(self, read: Any) -> None:
+        """Lines for OpenAI's Batch API: the body's fields are the request's, custom_id is a value."""
+        body = {
+            "model": "gpt-image-1",
+            "prompt": "a car",
+            "n": 1,
+            "output_format": "webp",
+            "output_compression": 80,
+        }
+        made = read(self.LINE % json.dumps(body), "p.jsonl")
+        assert made.requests == [ImageRequest(**body)]
+        assert made.values == [{"custom_id": "i-1"}]
+
+    @pytest.mark.parametrize(
+        ("old", "new", "asks"),
+        [
+            ("/v1/images/generations", "/v1/images/edits", "POST /v1/images/edits"),
+            ("/v1/images/generations", "/v1/chat/completions", "POST /v1/chat/completions"),
+            ("POST", "GET", "GET /v1/images/generations"),
+        ],
+    )
+    def test_what_asks_for_something_else_is_refused(
+        self, problems: Any, old: str, new: str, asks: str
+    ) -> None:
+        """Another url or method can't be sent: its line is told."""
+        line = self.LINE % '{"prompt": "a car"}'
+        assert problems(line + line.replace(old, new), "p.jsonl") == [
+            f"line 2: asks for {asks}; only POST /v1/images/generations can be asked here: leave the line out"
+        ]
+
+    def test_a_body_of_ones_own_is_a_value(self, read: Any) -> None:
+        """A column called body makes no line one of the Batch API's."""
+        assert read('{"prompt": "x", "body": "steel", "url": "u"}\n', "p.jsonl").values == [
+            {"body": "steel", "url": "u"}
+        ]
+
+
+class TestWorkbooks:
+    def test_the_first_visible_sheet_is_read(self, read: Any) -> None:
+        """Numbers, dates and truth as a person writes them, empty cells as nulls; which sheet was taken is said."""
+        data = workbook(
+            [None],
+            ["Prompt", "n", "SKU", "Shot on", "Price", "Sold"],
+            ["a red car", 2, "007", datetime(2031, 5, 4), 3.5, True],
+            [],
+            ["a cat", None, 7.0, datetime(2031, 5, 4, 12, 30), None, False],
+            more=("other",),
+        )
+        made = read(data, "p.xlsx")
+        assert made.requests == [ImageRequest(prompt="a red car", n=2), ImageRequest(prompt="a cat")]
+        assert made.values == [
+            {"sku": "007", "shot_on": "2031-05-04", "price": "3.5", "sold": "true"},
+            {"sku": "7", "shot_on": "2031-05-04 12:30:00", "price": None, "sold": "false"},
+        ]
+        assert made.notes == ("the sheet 'Sheet' is read, and no other",)
+        hidden = workbook(["prompt"], ["hidden"], more=("shown",), hide=True)
+        with pytest.raises(PromptsError, match="has no rows"):
+            read(hidden, "p.xlsm")
+
+    def test_formulas_count_once_they_are_calculated(self, problems: Any, read: Any) -> None:
+        """What a program wrote as a formula, and no spreadsheet has calculated, has no value; nor has an error."""
+        data = workbook(["prompt", "x"], ['="a "&"cat"', "=1+1"], ["#N/A", None], ["a dog", "=2"])
+        assert problems(data, "p.xlsx") == [
+            "row 2: prompt holds a formula that was never calculated: open and save the file in a spreadsheet program: "
+            "text is needed",
+            "row 3: prompt holds the error #N/A: text is needed",
+        ]
+        assert read(workbook(["prompt", "x"], ["a dog", "=2"]), "p.xlsx").values == [{}]
+
+    def test_a_cell_beyond_the_header_is_told(self, problems: Any) -> None:
+        """Its row, and the column that has no name."""
+        assert problems(workbook(["prompt", "x"], ["a", 1, None, "out"]), "p.xlsx") == [
+            "row 2: has a cell in column 4, but the header has 2: name the column"
+        ]
+
+    def test_a_link_is_its_text(self, read: Any) -> None:
+        """A cell with a hyperlink is the text that it shows; nothing is fetched."""
+        book = openpyxl.Workbook()
+        book.active.append(["prompt", "source"])
+        book.active.append(["a cat", "the page"])
+        book.active["B2"].hyperlink = "https://example.com/"
+        file = io.BytesIO()
+        book.save(file)
+        assert read(file.getvalue(), "p.xlsx").values == [{"source": "the page"}]
+
+    @settings(max_examples=25)
+    @given(
+        st.integers(1, 4).flatmap(
+            lambda width: st.lists(
+                st.lists(st.none() | cells, min_size=width, max_size=width).filter(any),
+                min_size=1,
+                max_size=5,
+            )
+        )
+    )
+    def test_any_sheet_is_read_back(self, table: list[list[str | None]]) -> None:
+        """Texts and empty cells come back as they were written."""
+        # what begins with = is a formula, #N/A an error, and _x0041_ is Excel's own way to write an A
+        table = [[cell and f"t{cell}".replace("_x", "") for cell in row] for row in table]
+        data = workbook([f"c{at}" for at in range(len(table[0]))], *table)
+        rows = [row for row in rows_of(data, ".xlsx") if isinstance(row, Row)]
+        assert [list(row.cells) for row in rows] == table
+        assert [row.line for row in rows] == list(range(2, len(table) + 2))
+
+    def test_bombs_and_damage_are_told(self, problems: Any) -> None:
+        """A file that unpacks to too much, or is none, is refused before anything is read into memory."""
+        bomb = io.BytesIO()
+        with (
+            zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            archive.open("xl/worksheets/sheet1.xml", "w", force_zip64=True) as part,
+        ):
+            for _ in range(LARGEST_FILE // 2**24 + 1):
+                part.write(bytes(2**24))
+        (line,) = problems(bomb.getvalue(), "p.xlsx")
+        assert line.startswith("row 1: unpacks to 285,212,672 bytes: the most is 268,435,456")
+        good = workbook(["prompt"], ["a cat"])
+        name = good.index(b"xl/worksheets/sheet1.xml")
+        for bad in (
+            good[: len(good) // 2],
+            good[: name + 40] + b"\x00\x01" + good[name + 42 :],
+            b"PK\x03\x04",
+        ):
+            (line,) = problems(bad, "p.xlsx")
+            assert "save it again" in line
+
+    def test_a_part_that_is_longer_than_it_says_is_damage(self, problems: Any) -> None:
+        """The sizes in the archive's index are claims: what unpacks to more is not read on."""
+        file = io.BytesIO(workbook(["prompt"], ["a cat"]))
+        with zipfile.ZipFile(file) as archive:
+            part = archive.getinfo("xl/worksheets/sheet1.xml")
+        data = file.getvalue()
+        central = data.rindex(b"PK\x01\x02", 0, data.rindex(b"xl/worksheets/sheet1.xml"))
+        size = central + 24
+        assert int.from_bytes(data[size : size + 4], "little") == part.file_size
+        lying = data[:size] + (100).to_bytes(4, "little") + data[size + 4 :]
+        (line,) = problems(lying, "p.xlsx")
+        assert "save it again" in line
+
+    def test_a_cell_at_the_far_end_takes_no_memory(self, problems: Any) -> None:
+        """A sheet is read row by row: a stray cell in its last column costs a row."""
+        book = openpyxl.Workbook()
+        book.active["A1"], book.active["A2"], book.active["XFD9"] = "prompt", "a cat", "far"
+        file = io.BytesIO()
+        book.save(file)
+        assert problems(file.getvalue(), "p.xlsx") == [
+            "row 9: has a cell in column 16384, but the header has 1: name the column"
+        ]
+
+
+class TestParquet:
+    def test_typed_columns_are_texts(self, read: Any) -> None:
+        """Numbers, dates and nulls as in a sheet; lists, structs and bytes are set aside, pandas' index left out."""
+        data = parquet_file(
+            {
+                "prompt": ["a red car", "a cat"],
+                "n": pyarrow.array([2, None], pyarrow.int64()),
+                "score": [0.5, float("nan")],
+                "day": [date(2031, 5, 4), None],
+                "kind": pyarrow.array(["x", "x"]).dictionary_encode(),
+                "tags": [["a"], []],
+                "image": [{"bytes": b"x" * 100}, None],
+                "raw": [b"x", b"y"],
+                "__index_level_0__": [0, 1],
+            }
+        )
+        made = read(data, "p.parquet")
+        assert made.requests == [ImageRequest(prompt="a red car", n=2), ImageRequest(prompt="a cat")]
+        assert made.values == [
+            {"score": "0.5", "day": "2031-05-04", "kind": "x"},
+            {"score": None, "day": None, "kind": "x"},
+        ]
+        assert made.columns == ("score", "day", "kind", "tags", "image", "raw")
+
+    @given(
+        st.integers(1, 4).flatmap(
+            lambda width: st.lists(
+                st.lists(
+                    st.none() | st.text(st.characters(codec="utf-8"), max_size=9),
+                    min_size=width,
+                    max_size=width,
+                ),
+                min_size=1,
+                max_size=5,
+            )
+        )
+    )
+    def test_any_table_is_read_back(self, table: list[list[str | None]]) -> None:
+        """Texts and nulls come back as they were written."""
+        columns = {
+            f"c{at}": pyarrow.array(column, pyarrow.string())
+            for at, column in enumerate(zip(*table, strict=True))
+        }
+        rows = [row for row in rows_of(parquet_file(columns), ".parquet") if isinstance(row, Row)]
+        assert [list(row.cells) for row in rows] == table
+
+    def test_what_is_too_much_is_told_from_the_footer(self, problems: Any) -> None:
+        """Rows, columns and bytes are told before a value is unpacked."""
+        ones = pyarrow.array([""] * (MOST_ROWS + 1))
+        assert "has 250,001 rows" in problems(parquet_file({"prompt": ones}), "p.parquet")[0]
+        many = {f"c{number}": [""] for number in range(1001)}
+        assert "1,001 columns" in problems(parquet_file(many), "p.parquet")[0]
+        (line,) = problems(b"PAR1" + bytes(100), "p.parquet")
+        assert line.startswith("row 1: is no Parquet file that can be read")
+
+    def test_a_text_that_many_rows_share_is_bounded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is small in the file may unfold to more than memory: reading ends at the bound."""
+        monkeypatch.setattr(prompts, "LARGEST_FILE", 10_000_000)
+        path = tmp_path / "p.parquet"
+        shared = pyarrow.array(["x" * 900_000] * 400).dictionary_encode()
+        path.write_bytes(parquet_file({"prompt": ["a"] * 400, "v": shared}))
+        assert path.stat().st_size < 200_000
+        with pytest.raises(PromptsError, match="is too much: the most is"):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("extension", "module", "extra"), [("xlsx", "openpyxl", "xlsx"), ("parquet", "pyarrow", "parquet")]
+)
+def test_a_missing_extra_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str, module: str, extra: str
+) -> None:
+    """Where a reader is not installed, the line says what to install."""
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / f"p.{extension}"
+    path.write_bytes(b"x")
+    with pytest.raises(PromptsError) as caught:
+        read_prompts(path)
+    assert str(caught.value) == f'{str(path)!r} needs {module}: pip install "prefect-ttapi[{extension}]"'
+
+
+class TestEncodings:
+    def test_windows_1252_is_named_and_read(self, read: Any, problems: Any) -> None:
+        """A file that Excel wrote in Windows' own encoding: the line and the option are told, then it is read."""
+        data = "prompt;name\r\nein Auto für Köln – Studio;auto\r\n".encode("windows-1252")
+        (line,) = problems(data)
+        assert line.startswith("line 2: 'prompt' holds something that is no text in UTF-8")
+        assert line.endswith("e.g. --encoding windows-1252")
+        assert prompts_of(read(data, encoding="windows-1252")) == ["ein Auto für Köln – Studio"]
+
+    @pytest.mark.parametrize("name", ["p.csv", "p.tsv", "p.txt", "p.json", "p.jsonl"])
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+    def test_utf_16_with_a_mark_needs_no_option(self, read: Any, name: str, encoding: str) -> None:
+        """A spreadsheet's "Unicode text" says itself what it is."""
+        data = (
+            '[\n{"prompt": "猫"}]'
+            if name == "p.json"
+            else '{"prompt": "猫"}\n'
+            if name == "p.jsonl"
+            else "prompt\n猫\n"
+        )
+        mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+        for options in ({}, {"encoding": encoding}):
+            made = read((mark + data).encode(encoding), name, **options)
+            assert prompts_of(made) == (["prompt", "猫"] if name == "p.txt" else ["猫"])
+
+    def test_utf_16_without_a_mark_is_suggested(self, problems: Any) -> None:
+        """Zero bytes between letters: the line names the encoding."""
+        assert "--encoding utf-16" in problems("prompt\ncat\n".encode("utf-16-le"))[0]
+
+    @pytest.mark.parametrize("encoding", ["nonsense", "rot13", "a\0b", "undefined"])
+    def test_an_unknown_encoding_is_told(self, read: Any, encoding: str) -> None:
+        """The name is repeated, with some that there are."""
+        with pytest.raises(PromptsError, match=r"windows-1252, utf-16, mac_roman|is not text in undefined"):
+            read("prompt\nx\n", encoding=encoding)
+
+    @pytest.mark.parametrize(
+        ("encoding", "data"),
+        [
+            ("windows-1252", b"prompt\nx\x81\n"),
+            ("shift_jis", b"prompt\nx\x81\n"),
+            ("utf-16", "prompt\nx\ud800\n".encode("utf-16", "surrogatepass")),
+            ("utf-32", "prompt\nx".encode("utf-32") + b"\xff\xff\xff\xff"),
+        ],
+    )
+    def test_bytes_that_are_not_in_it_are_told(self, problems: Any, encoding: str, data: bytes) -> None:
+        """Whatever the encoding, what is no text in it is an error with a line."""
+        (line, *_) = problems(data, encoding=encoding)
+        assert line.startswith("line ")
+
+    @pytest.mark.parametrize(
+        ("data", "says"),
+        [
+            (workbook(["prompt"], ["x"]), "is a workbook or another ZIP file: call it .xlsx"),
+            (parquet_file({"prompt": ["x"]}), "is Parquet: call it .parquet"),
+            (b"\x1f\x8bxx", "is compressed: unpack it"),
+            (b"\xd0\xcf\x11\xe0xx", "is an old Excel file: save it as .xlsx or CSV"),
+        ],
+    )
+    def test_other_kinds_under_the_name_of_text(self, problems: Any, data: bytes, says: str) -> None:
+        """A workbook called .csv is told for what it is."""
+        for name in ("p.csv", "p.tsv", "p.json", "p.txt"):
+            assert says in problems(data, name)[0]
+
+
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"PK\x03\x04", b"PAR1", b""]),
+    st.sampled_from([".xlsx", ".parquet"]),
+)
+def test_any_bytes_give_rows_or_faults(data: bytes, start: bytes, extension: str) -> None:
+    """No bytes make a reader raise."""
+    assert all(isinstance(row, Row | Fault | Note) for row in rows_of(start + data + start, extension))
