@@ -191,7 +191,7 @@ def test_a_side_too_long_for_the_format() -> None:
         ({"quality": 101}, "100"),
         ({"name": "a/b"}, "pattern"),
         ({"name": "original"}, "the image itself"),
-        ({"sharpen": True}, "Extra"),
+        ({"sharpen": True}, "no setting of Rendition"),
     ],
 )
 def test_impossible_renditions(fields: dict[str, object], why: str) -> None:
