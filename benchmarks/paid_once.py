@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.generation.engine import Engine, Paid
-from prefect_ttapi.generation.run import RunContext
+from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage

@@ -18,7 +18,7 @@ from prefect.context import TaskRunContext
 
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.generation.engine import ledger_for
-from prefect_ttapi.generation.run import RunContext
+from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 

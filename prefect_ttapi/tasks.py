@@ -24,7 +24,7 @@ from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.delivery import Delivery, Original
 from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.run import GRACE, RunContext, async_twin, named, stop_of_caller, to_the_end
+from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, named, stop_of_caller, to_the_end
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures, preview_markdown

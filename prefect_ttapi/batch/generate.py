@@ -12,8 +12,7 @@ from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_ttapi.batch.dispatch import Dispatch, Sizing
-from prefect_ttapi.batch.intake import Intake, KeyCheck, Values, take_in
-from prefect_ttapi.batch.items import Done
+from prefect_ttapi.batch.items import Done, Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.known import Known, remember
 from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
 from prefect_ttapi.batch.loop import Running, is_local, lanes
@@ -24,7 +23,7 @@ from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.run import GRACE, RunContext, async_twin, stop_of_caller, to_the_end
+from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.publishing import batch_completed, materialise_batch
 from prefect_ttapi.lineage.report import BatchReport

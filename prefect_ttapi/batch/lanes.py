@@ -36,7 +36,7 @@ from prefect_ttapi.errors import ACCOUNT_ERRORS, ModelNotPermittedError, Moderat
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.run import RunContext, named
+from prefect_ttapi.generation.runs import RunContext, named
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.stopping import Stop

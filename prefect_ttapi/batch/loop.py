@@ -25,7 +25,7 @@ from prefect_ttapi.batch.items import Done, Item
 from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.generation.run import run_log, to_the_end
+from prefect_ttapi.generation.runs import run_log, to_the_end
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore

@@ -12,7 +12,7 @@ from typing import Any
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.run import GRACE
+from prefect_ttapi.generation.runs import GRACE
 from prefect_ttapi.images.renditions import Rendition, Version, versions_of
 from prefect_ttapi.lineage.shown import Shown
 from prefect_ttapi.storage.keys import DEFAULT_KEY

@@ -19,7 +19,7 @@ from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
-from prefect_ttapi.generation.run import run_log
+from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet

@@ -22,7 +22,7 @@ from prefect.settings import (
 from pydantic import ValidationError
 
 from prefect_ttapi.batch import BatchReport
-from prefect_ttapi.batch.intake import problems_of
+from prefect_ttapi.batch.items import problems_of
 from prefect_ttapi.cli.signals import Interrupted, interruptible, leave_soon
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError

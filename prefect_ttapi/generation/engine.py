@@ -28,7 +28,7 @@ from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import DownloadError, InvalidResponseError, NotStoredError, StoreError, TTAPIError
 from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, perhaps_paid
 from prefect_ttapi.generation.persisting import Keeper, Read, Unread
-from prefect_ttapi.generation.run import RunContext
+from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import (

@@ -26,7 +26,7 @@ from prefect_ttapi import (
 from prefect_ttapi.batch.items import Item
 from prefect_ttapi.batch.lanes import Lane, Plan, generate_lane
 from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.generation.run import RunContext
+from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.s3 import S3Server
 

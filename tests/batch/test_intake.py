@@ -9,8 +9,7 @@ import pytest
 
 from prefect_ttapi import Budget, IllegalBatchError, Price
 from prefect_ttapi.batch.generate import check_batch
-from prefect_ttapi.batch.intake import KeyCheck, take_in
-from prefect_ttapi.batch.items import Item, row_of
+from prefect_ttapi.batch.items import Item, KeyCheck, row_of, take_in
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.lineage.shown import Shown
 from prefect_ttapi.requests import ImageRequest

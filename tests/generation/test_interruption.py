@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from prefect_ttapi.generation.run import in_thread, to_the_end
+from prefect_ttapi.generation.runs import in_thread, to_the_end
 from prefect_ttapi.stopping import Stop
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, Place
-from prefect_ttapi.generation.run import RunContext
+from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImages
