@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +25,19 @@ from prefect_ttapi.errors import (
     UnknownOutcomeError,
 )
 from prefect_ttapi.generation.engine import Paid, other_payments
-from prefect_ttapi.generation.limits import perhaps_paid
+from prefect_ttapi.generation.limits import Limits, perhaps_paid
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import payment
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.engines import WatchedLimits, engine_of, run_of
 from tests.support.hostile import HostileServer, answer, answered, b64, png
 from tests.support.ledgers import Clock
 from tests.support.meddling import meddling_proxy
+from tests.support.quirks import quirky_server
 from tests.support.s3 import S3Server
 
 
@@ -207,6 +210,22 @@ def test_a_store_that_is_down_sends_nothing(client, sandbox: Sandbox):
     with pytest.raises(StoreError):
         engine_of(nowhere, client, "one").generate(request_for("a hope"))
     assert sandbox.calls == 0
+
+
+def test_a_busy_store_is_waited_for_until_it_answers_or_the_run_stops(
+    s3_server: S3Server, client, sandbox: Sandbox
+):
+    """While nothing is paid a store that asks to slow down is waited for; a stop ends the wait, and nothing is sent."""
+    with quirky_server(s3_server) as quirky:
+        engine_of(quirky.store("SlowDown at first"), client).generate(request_for("a jetty"))
+        assert sandbox.calls == 1
+        stop, store = Stop(), quirky.store()
+        store.check_once()
+        quirky.proxy.meddle = lambda *_: 503
+        threading.Timer(0.3, stop.set, ["Ctrl-C"]).start()
+        with pytest.raises(StopSending, match="Ctrl-C"):
+            engine_of(store, client, limits=Limits(stop)).generate(request_for("a pier"))
+        assert sandbox.calls == 1
 
 
 @pytest.mark.parametrize(("status", "why"), [(403, "the credentials don't allow it"), (507, "HTTP 507")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.generation.delivery import TRIED
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore
-from tests.support.generations import deliver, fresh_image
+from tests.support.generations import deliver, delivery_to, fresh_image
 from tests.support.processes import context, start
 
 FACTS = Facts("application/json")
@@ -168,3 +170,32 @@ def test_metadata_never_speaks_of_another_object(tmp_path: Path) -> None:
     for nonsense in (b"", b"{", b"[]", b'{"tag": 1}', b"\xff", b"[" * 100_000):
         (tmp_path / ".metadata" / "a.png.json").write_bytes(nonsense)
         assert folder.look("a.png").metadata == {}
+
+
+def test_without_hard_links_a_folder_is_no_store_but_takes_deliveries(
+    tmp_path: Path,
+    folder_store: ImageStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """On a memory stick nobody can win a race for sure: it is refused as a store, and a look does for deliveries."""
+    image = folder_store.put_image(fresh_image(b"pixels"), {})
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    stick = ImageStore(url=str(tmp_path / "stick"))
+    with pytest.raises(
+        StoreError, match=r"no conditional writes \(the file system at .* has no hard links\)"
+    ):
+        stick.check()
+    delivery_to(stick).check()
+    deliver(stick, image, "a.png", folder_store)
+    assert stick.read("a.png") == b"pixels"
+    assert [
+        record.getMessage() for record in caplog.records if "has no hard links" in record.getMessage()
+    ] == [
+        f"{stick.identity}: no conditional writes there (the file system at {tmp_path / 'stick' / TRIED} has no hard "
+        "links): a look before each delivery does instead, which misses what others write at the same moment"
+    ]

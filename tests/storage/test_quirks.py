@@ -25,6 +25,7 @@ from tests.support.generations import (
     request_of,
     stored,
 )
+from tests.support.ledgers import acquire, recorded
 from tests.support.quirks import QUIRKS, QuirkyServer, quirky_server
 from tests.support.s3 import S3Server
 
@@ -83,13 +84,13 @@ def test_a_store_does_all_that_is_needed_or_says_why_not(quirky: QuirkyServer, q
     request = request_of(quirk)
     ledger = Ledger(store, API, "one run")
     with store.before_paying():
-        claim = ledger.acquire(request.request_hash)
+        claim = acquire(ledger, request.request_hash)
     assert isinstance(claim, Claim)
     with claim:
         claim.renew()
         claim.before_sending()
         image = store.put_image(fresh_image(b"pixels"), {"model": "dall-e-2"})
-        claim.record(generation_of(request, image))
+        recorded(claim, generation_of(request, image))
     record = ledger.look_up(request.request_hash)
     assert record is not None
     assert store.read_bytes(record.generation.images[0].uri) == b"pixels"
