@@ -15,6 +15,7 @@ from prefect_ttapi.sandbox import Sandbox
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 
+ENGINES = ["threads", "processes", "dask", "ray"]
 KEY = "sandbox-key-that-nobody-may-see"
 
 
@@ -35,7 +36,7 @@ def runner_of(engine: str) -> Iterator[Any]:
         yield ray.RayTaskRunner(init_kwargs={"num_cpus": 2, "include_dashboard": False})
 
 
-@pytest.mark.parametrize("engine", ["threads", "processes", "dask", "ray"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.filterwarnings("default")  # of the engines' own
 def test_a_batch_is_the_same_on_each_engine(
     engine: str, tmp_path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -78,3 +79,28 @@ def test_a_batch_is_the_same_on_each_engine(
     )
     told = capfd.readouterr()
     assert KEY not in told.out + told.err + caplog.text
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.filterwarnings("default")  # of the engines' own
+def test_a_limit_in_tokens_is_held_on_each_engine(engine: str, tmp_path):
+    """A lane takes along what is reserved for it: the limit is used as far as it goes, and not passed."""
+    with Sandbox(tiny=True, latency=0.1, api_key=KEY) as sandbox, runner_of(engine) as runner:
+        credentials = TTAPICredentials(api_key=KEY, base_url=sandbox.base_url)
+
+        @flow(task_runner=runner, persist_result=False)
+        def batch() -> BatchReport:
+            return generate_batch(
+                [{"prompt": f"tree {number:02}", "model": "gpt-image-1"} for number in range(24)],
+                credentials,
+                ImageStore(url=str(tmp_path)),
+                max_in_flight=8,
+                budget=Budget(tokens=42_000),
+                raise_on_failure=False,
+            )
+
+        report = batch()
+    each = report.rows[0].usage.total_tokens
+    assert report.totals.total_tokens == 42_000 // each * each
+    assert report.totals.generated == sandbox.paid == 42_000 // each
+    assert report.notes == ()
