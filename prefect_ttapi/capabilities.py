@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, LiteralString, get_args
 
@@ -143,18 +143,30 @@ class Strict(BaseModel):
         if not unknown:
             return handler(data)
         # its value is not repeated: it may be a secret under a misspelt name
-        found = [InitErrorDetails(type=cls._nearest(name), loc=(str(name),), input=None) for name in unknown]
+        told = cls._unknown.format(form=cls.__name__)
+        found = [
+            InitErrorDetails(
+                type=problem("unknown_field", f"{told} {nearest(name, cls.model_fields)}"),
+                loc=(str(name),),
+                input=None,
+            )
+            for name in unknown
+        ]
         try:
             handler({name: value for name, value in data.items() if cls.knows(name)})
         except ValidationError as error:
             found += [_again(details) for details in error.errors(include_url=False)]
         raise ValidationError.from_exception_data(cls.__name__, found)
 
-    @classmethod
-    def _nearest(cls, name: object) -> PydanticCustomError:
-        near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
-        legal = f"did you mean {near[0]}?" if near else "legal: " + ", ".join(cls.model_fields)
-        return problem("unknown_field", f"{cls._unknown.format(form=cls.__name__)} {legal}")
+
+def nearest(name: object, legal: Collection[str]) -> str:
+    """Return which name was probably meant, or all there are.
+
+    >>> nearest("apikey", ("api_key", "base_url")), nearest("x", ("api_key", "base_url"))
+    ('did you mean api_key?', 'legal: api_key, base_url')
+    """
+    near = difflib.get_close_matches(str(name), legal, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "legal: " + ", ".join(legal)
 
 
 def _again(details: Any) -> InitErrorDetails:

@@ -6,7 +6,9 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
@@ -18,6 +20,7 @@ from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
 from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
+from prefect_ttapi.capabilities import nearest
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Spending
@@ -32,9 +35,25 @@ from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Requests = Iterable[ImageRequest | Mapping[str, Any]]
 
 
+def _telling_the_nearest(call: Callable[P, R]) -> Callable[P, R]:
+    """Let a misspelt keyword be told the nearest one, as Python does from 3.13 on."""
+    legal = signature(call).parameters
+
+    @wraps(call)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        for name in options.keys() - legal:
+            raise TypeError(f"{name} is no option of {call.__name__}: {nearest(name, legal)}")
+        return call(*args, **options)
+
+    return checked
+
+
+@_telling_the_nearest
 def generate_batch(
     requests: Requests,
     credentials: TTAPICredentials,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from prefect_ttapi import Budget, IllegalBatchError, Price
+from prefect_ttapi import Budget, IllegalBatchError, Price, agenerate_batch, generate_batch
 from prefect_ttapi.batch.generate import check_batch
 from prefect_ttapi.batch.items import Item, KeyCheck, row_of, take_in
 from prefect_ttapi.batch.options import BatchOptions
@@ -118,3 +120,12 @@ def test_a_limit_that_can_not_be_held_is_refused(budget: Budget, says: str | Non
     else:
         with pytest.raises(IllegalBatchError, match=says):
             take_in(requests, None, None, budget)
+
+
+@pytest.mark.parametrize("call", [generate_batch, lambda *a, **k: asyncio.run(agenerate_batch(*a, **k))])
+def test_a_misspelt_option_is_told_the_nearest(call: Callable[..., object]) -> None:
+    """Before anything is read or sent, of both twins."""
+    with pytest.raises(
+        TypeError, match="max_inflight is no option of generate_batch: did you mean max_in_flight"
+    ):
+        call([], None, None, max_inflight=3)
