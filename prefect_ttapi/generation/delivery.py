@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTemplateError, StoreError
@@ -202,21 +202,16 @@ class Delivery:
         """
         if len(self.versions) > 1:
             self.planned_keys(request, values, prompt)
-        template = self._template(values)
+        named = partial(
+            self._template(values).key,
+            request,
+            values=values,
+            date=self.date,
+            batch=self.batch,
+            prompt=prompt,
+        )
         places = [
-            Place(
-                image,
-                version,
-                template.key(
-                    request,
-                    image,
-                    values=values,
-                    date=self.date,
-                    batch=self.batch,
-                    version=version,
-                    prompt=prompt,
-                ),
-            )
+            Place(image, version, named(image, version=version))
             for image in images
             for version in self.versions
         ]
