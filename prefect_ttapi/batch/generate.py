@@ -266,9 +266,7 @@ def _run(
         rate_limit=options.rate_limit,
     )
     folder = folder_of_batch(run.place, run.attempt)
-    recorder = Recorder(
-        store, options, run.flow_run_id or run.place, folder, intake.total, lambda: dispatch.in_flight
-    )
+    recorder = Recorder(store, options, run.flow_run_id or run.place, folder, intake.total, dispatch)
     running = Running(dispatch, shared, ledger, plan, recorder.add)
     with shared_here(shared, plan.batch_id), recorder, lanes(credentials, store, plan, sizing.most) as submit:
         items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, stop)

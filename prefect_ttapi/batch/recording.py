@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Final, Self
 
+from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.live import Background, Live, Standing
 from prefect_ttapi.batch.options import BatchOptions
@@ -141,7 +142,7 @@ class Recorder:
         flow_run_id: the run it belongs to.
         folder: of manifest and page, in `store`.
         total: how many rows there will be, where that is known.
-        in_flight: tells how many requests are under way.
+        dispatch: tells how many requests are under way.
     """
 
     def __init__(
@@ -151,14 +152,14 @@ class Recorder:
         flow_run_id: str,
         folder: str,
         total: int | None,
-        in_flight: Callable[[], int] | None = None,
+        dispatch: Dispatch | None = None,
     ) -> None:
         self._store = store
         self._name = options.name
         self._flow_run_id = flow_run_id
         self._folder = folder
         self._total = total
-        self._in_flight = in_flight
+        self._dispatch = dispatch
         self._prices: Mapping[Model, Price] = (options.budget and options.budget.prices) or {}
         self._links = StoreLinks(options.deliver_to, store)
         self._may_show = options.shown
@@ -208,9 +209,13 @@ class Recorder:
             notes: what the report is to tell besides.
         """
         with closing(self._thumbnails):
-            self._write("thumbnails are", self._write_thumbnails)
-            gallery = self._write("gallery page is", self._write_gallery)
-            table = self._write("Parquet manifest is", self._write_parquet) if parquet.installed() else None
+            gallery = table = None
+            with _harmless("thumbnails are"):
+                self._write_thumbnails()
+            with _harmless("gallery page is"):
+                gallery = self._write_gallery()
+            with _harmless("Parquet manifest is"):
+                table = self._write_parquet()
             manifest = self._write_manifest()
             if (untold := self._totals.failed - TOLD) > 0:
                 self._log.warning("%d more requests failed, see %s", untold, manifest)
@@ -242,18 +247,9 @@ class Recorder:
             "Request %d (%s) failed: %s: %s", row.row, one_line(name, CELL), row.error_type, reason
         )
 
-    def _write(self, what: str, write: Callable[[], str | None]) -> str | None:
-        """Return the address of what was written, or None: a failure must not cost the manifest too."""
-        try:
-            return write()
-        except Exception as error:
-            logger.warning("The %s not written: %s: %s", what, type(error).__name__, error)
-            return None
-
-    def _write_thumbnails(self) -> str | None:
-        if not len(self._thumbnails):
-            return None
-        return self._upload(THUMBNAILS, self._thumbnails.open, "application/zip")
+    def _write_thumbnails(self) -> None:
+        if len(self._thumbnails):
+            self._upload(THUMBNAILS, self._thumbnails.open, "application/zip")
 
     def _write_gallery(self) -> str:
         gallery = pages(
@@ -270,7 +266,9 @@ class Recorder:
             self._upload(file, page.open, "text/html; charset=utf-8")
         return self._store.uri(f"{self._folder}/{page_name(1)}")
 
-    def _write_parquet(self) -> str:
+    def _write_parquet(self) -> str | None:
+        if not parquet.installed():
+            return None
         table = parquet.parquet_of(self._rows.lines())
         return self._upload(PARQUET, table.open, "application/vnd.apache.parquet")
 
@@ -321,12 +319,21 @@ class Recorder:
         return thumbnail_or_none(partial(io.BytesIO, known)) if known else None
 
     def _standing(self) -> Standing:
-        in_flight = self._in_flight() if self._in_flight else None
+        in_flight = self._dispatch.in_flight if self._dispatch else None
         return Standing(self._totals, self._total, in_flight, self._sent, self._sending)
 
     def _price(self, row: Row) -> float | None:
         price = self._prices.get(row.request.model) if row.request and row.images else None
         return price.of(len(row.images), row.usage) if price else None
+
+
+@contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    """Let nothing that fails here cost the manifest too."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("The %s not written: %s: %s", what, type(error).__name__, error)
 
 
 def _spooled(pieces: Iterable[bytes]) -> Spool:

@@ -85,7 +85,10 @@ def pages(
     links = _Links(folder_uri, store_uri)
     for number, name in enumerate(names, start=1):
         shown = groupby(islice(cards, CARDS), key=itemgetter(0))
-        told = (_row(row, (image for _, image in images), thumbnail_of, links) for row, images in shown)
+        told = (
+            _row(row, [Picture(row, image, thumbnail_of(image)) for _, image in images if image], links)
+            for row, images in shown
+        )
         yield name, _page(title, totals, told, names, number, manifest)
 
 
@@ -106,12 +109,7 @@ class _Links:
         return (address(reachable) or None) if reachable else None
 
 
-def _row(
-    row: Row,
-    images: Iterable[StoredImage | None],
-    thumbnail_of: Callable[[StoredImage], bytes | None],
-    links: _Links,
-) -> dict[str, Any]:
+def _row(row: Row, pictures: Iterable[Picture], links: _Links) -> dict[str, Any]:
     return {
         "row": row.row,
         "status": row.status,
@@ -125,7 +123,7 @@ def _row(
         "asked": {name: one_line(str(value), 300) for name, value in row.asked.items()},
         "values": {name: value[:LONGEST] for name, value in row.values.items() if value is not None},
         "origin": {name: fact for name, fact in _origin(row).items() if fact},
-        "images": [_image(Picture(row, image, thumbnail_of(image)), links) for image in images if image],
+        "images": [_image(picture, links) for picture in pictures],
     }
 
 
