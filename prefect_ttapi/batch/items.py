@@ -338,6 +338,9 @@ def _with_problem(item: Item, problem: str, error_type: str) -> Row:
 
 
 def _refused(row: int, given: Any, error: str, error_type: str) -> Row:
+    if isinstance(given, Mapping):
+        secrets = secrets_among(given)
+        given = {name: value for name, value in given.items() if name not in secrets}
     return Row(row=row, status="failed", given=given, error=error, error_type=error_type)
 
 

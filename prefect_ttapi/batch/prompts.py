@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -15,37 +13,29 @@ from typing import BinaryIO, Final
 
 from pydantic import ValidationError
 
+from prefect_ttapi.batch import tables, workbooks
+from prefect_ttapi.batch.columns import Plan, listed, nearest_field, plan_of, quoted, warning_for
 from prefect_ttapi.batch.tables import (
     LARGEST_FILE,
     MOST_COLUMNS,
     MOST_ROWS,
-    READERS,
-    WITHOUT_LINES,
     Cell,
     Fault,
     Note,
+    Read,
     Row,
-    Unfit,
-    rows_of,
+    Source,
+    UnreadableError,
 )
-from prefect_ttapi.errors import KeyTemplateError, PromptsError, StoreError
+from prefect_ttapi.errors import PromptsError, StoreError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import NAMES, KeyTemplate, plain_name
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
 
-#: Names to which key templates give a meaning of their own, whatever a value says.
-_TAKEN: Final = frozenset(NAMES) - {"name", "slug"}
-
-#: Control characters but tab and line ends, and what UTF-8 could not decode.
-_NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-
-_UNDECODED: Final = (
-    "something that is no text in UTF-8, or in the encoding given: save the file as UTF-8, or name its encoding, "
-    "e.g. --encoding windows-1252"
-)
+#: What reads a file, by its extension.
+READERS: Final[Mapping[str, Callable[[Source], Read]]] = {**tables.READERS, **workbooks.READERS}
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ def read_prompts(
     wanted = _wanted(prompt_column, columns)
     extension, data = _read(name)
     try:
-        file = _Reading(wanted, defaults, key, "row" if extension in WITHOUT_LINES else "line")
+        file = _Reading(wanted, defaults, key, "row" if extension in workbooks.READERS else "line")
         file.read(rows_of(data, extension, encoding), limit, skip_blank)
     except PromptsError as error:
         raise PromptsError(f"{name!r} {error}") from None
@@ -139,6 +129,26 @@ def _wanted(prompt_column: str | None, columns: Mapping[str, str | None]) -> dic
     if not prompt:
         raise PromptsError("columns must name one for the prompts")
     return {**columns, "prompt": prompt}
+
+
+def rows_of(data: bytes, extension: str, encoding: str | None = None) -> Read:
+    r"""Return the rows of a file's bytes; `docs/prompts.md` tells of every kind. Empty rows are left out.
+
+    Args:
+        encoding: of text; by default UTF-8, or what a byte-order mark says.
+
+    >>> [row.cells for row in rows_of(b'prompt,n\n"a ""red"" cat",2\n', ".csv")]
+    [('a "red" cat', '2')]
+    >>> list(rows_of(b'{"prompt": "a cat", "n": 2}\n[]\n', ".jsonl"))[1]
+    Fault(line=2, message='is neither a JSON object nor a text')
+
+    Raises:
+        PromptsError: what reads such files is not installed.
+    """
+    try:
+        yield from READERS[extension](Source(data, encoding))
+    except UnreadableError as error:
+        yield Fault(error.line, f"{error}; nothing after it was read")
 
 
 class _Reading:
@@ -175,18 +185,21 @@ class _Reading:
             if isinstance(row, Note):
                 self.notes[row.message] = None
                 continue
-            if skip_blank and isinstance(row, Row) and self._plans(row.names).is_blank(row):
-                blank += 1
-                continue
+            plan = self._plans(row.names) if isinstance(row, Row) else None
+            if isinstance(row, Row) and plan:
+                self._counted += [row.cells[plan.fields["n"]]] if "n" in plan.fields else []
+                if skip_blank and plan.is_blank(row):
+                    blank += 1
+                    continue
             number += 1
             if number > MOST_ROWS or self._is_too_much(row):
                 most = f"{MOST_ROWS:,} rows, {MOST_COLUMNS:,} columns and {LARGEST_FILE:,} characters"
                 self.problems.add(row.line, [f"is too much: the most is {most}"])
                 break
-            if isinstance(row, Fault):
+            if isinstance(row, Row) and plan:
+                self._take(row, plan)
+            elif isinstance(row, Fault):
                 self.problems.add(row.line, [row.message])
-            else:
-                self._take(row, self._plans(row.names))
             if number == limit:
                 break
         if blank:
@@ -205,8 +218,6 @@ class _Reading:
         if plan.problems:
             self.problems.add(row.names_line, plan.problems)
             return
-        if "n" in plan.fields:
-            self._counted.append(row.cells[plan.fields["n"]])
         if plan.index is not None and row.cells[plan.index]:
             self.notes["the first column has no name: it is taken for row numbers, and left out"] = None
         if faults := list(plan.faults_in(row)):
@@ -217,7 +228,8 @@ class _Reading:
             self.requests.append(ImageRequest.model_validate({**self._defaults, **given}))
         except ValidationError as error:
             self.problems.add(row.line, _in_words(error))
-            self._misread |= dict.fromkeys(name for name in given if name in self._wrong(given, error))
+            wrong = self._wrong(given, error)
+            self._misread |= dict.fromkeys(name for name in given if name in wrong)
         self.values.append(plan.values_of(row))
 
     def _wrong(self, given: Mapping[str, str], error: ValidationError) -> set[str]:
@@ -237,7 +249,7 @@ class _Reading:
         line, names = self._first.names_line, self._first.names
         for field, column in self._wanted.items():
             if column and field not in self._seen and field != "prompt":
-                self.problems.add(line, [f"no column is named {quoted(column)}; columns: {_listed(names)}"])
+                self.problems.add(line, [f"no column is named {quoted(column)}; columns: {listed(names)}"])
         if "n" not in self._wanted and _counts_up(self._counted):
             self.problems.add(line, [_COUNTS_UP])
         if self._misread:
@@ -347,167 +359,3 @@ class _Problems:
         if more := len(lines) - len(first):
             return f"{self._unit}s {', '.join(first)} and {more:,} more"
         return f"{self._unit}s {', '.join(first[:-1])} and {first[-1]}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The meaning of a row's cells, with their positions: fields, values, or neither for want of a name.
-
-    Attributes:
-        fields, values: positions by name.
-        needed: the values that a key template needs.
-        nameless: positions of columns that have no name, but `index`, the first of a table, which has row numbers.
-        problems: of the names themselves; with any, the rest must not be used.
-    """
-
-    fields: Mapping[str, int]
-    values: Mapping[str, int]
-    problems: Sequence[str]
-    needed: frozenset[str] = frozenset()
-    nameless: Sequence[int] = ()
-    index: int | None = None
-
-    def fields_of(self, row: Row) -> dict[str, str]:
-        """Return the request's fields: the prompt as it stands, others trimmed, without those that are empty."""
-        texts = {name: cell for name, at in self.fields.items() if isinstance(cell := row.cells[at], str)}
-        return {
-            name: text if name == "prompt" else text.strip() for name, text in texts.items() if text.strip()
-        }
-
-    def values_of(self, row: Row) -> dict[str, str | None]:
-        """Return the other columns' texts, as they stand."""
-        cells = ((name, row.cells[at]) for name, at in self.values.items())
-        return {name: cell for name, cell in cells if not isinstance(cell, Unfit)}
-
-    def is_blank(self, row: Row) -> bool:
-        """Return whether the row has no prompt."""
-        return "prompt" in self.fields and _is_blank(row.cells[self.fields["prompt"]])
-
-    def faults_in(self, row: Row) -> Iterator[str]:
-        """Return the faults of cells, whatever their column."""
-        for name, cell in zip(row.names, row.cells, strict=True):
-            if isinstance(cell, str) and (odd := _odd(cell)):
-                yield f"{quoted(name)} holds {odd}"
-        for at in self.nameless:
-            if not _is_blank(row.cells[at]):
-                yield (
-                    f"has a cell in column {at + 1}, which has no name of letters or digits: give it one; or does "
-                    "a cell before it lack its quotation marks?"
-                )
-        for name, at in self.fields.items():
-            if isinstance(cell := row.cells[at], Unfit):
-                yield f"{name} holds {cell.what}: text is needed"
-        if self.is_blank(row):
-            yield "the prompt is blank: fill it in, or pass over such rows with --skip-blank"
-        for name in sorted(self.needed & self.values.keys()):
-            cell = row.cells[self.values[name]]
-            if isinstance(cell, Unfit):
-                yield f"{name} holds {cell.what}, of which no key can be made"
-            elif _is_blank(cell):
-                yield f"{name} is {'null' if cell is None else 'blank'}, and the key template needs it"
-
-
-def plan_of(names: Sequence[str], wanted: Mapping[str, str | None], key: str | None = None) -> Plan:
-    """Return the plan for rows with these names.
-
-    Args:
-        wanted: columns by field: `{"prompt": "caption", "size": None}`.
-        key: the template that the values are to fill.
-
-    >>> plan_of(("Prompt", " SIZE", "Product ID"), {"prompt": "prompt"}).values
-    {'product_id': 2}
-    """
-    if len(names) > MOST_COLUMNS:
-        return Plan({}, {}, [f"has {len(names):,} columns; the most is {MOST_COLUMNS:,}: leave out some"])
-    asked = [
-        (field, at)
-        for field, column in wanted.items()
-        if column
-        for at, name in enumerate(names)
-        if _is(name, column)
-    ]
-    taken = {at for _, at in asked}
-    plain = [(name, at) for at, name in enumerate(map(plain_name, names)) if at not in taken]
-    asked += [(name, at) for name, at in plain if name in ImageRequest.model_fields and name not in wanted]
-    taken = {at for _, at in asked}
-    others = [(name, at) for name, at in plain if name and at not in taken]
-    nameless = [at for name, at in plain if not name]
-    problems = [f"the name {quoted(name)} holds {odd}" for name in names if (odd := _odd(name))]
-    problems += [*_twice(names, asked), *_twice(names, others)]
-    if "prompt" not in dict(asked):
-        problems.append(
-            f"no column is named {quoted(wanted['prompt'] or '')}; columns: {_listed(names)}. Name the one that holds "
-            "the prompts: --prompt-column, or prompt_column="
-        )
-    index = 0 if nameless[:1] == [0] else None
-    return Plan(
-        dict(asked),
-        dict(others),
-        problems,
-        _needed(key, [name for name, _ in others]),
-        [at for at in nameless if at != index],
-        index,
-    )
-
-
-def _needed(key: str | None, names: Sequence[str]) -> frozenset[str]:
-    try:
-        return KeyTemplate(key, names).needed if key else frozenset()
-    except KeyTemplateError:
-        return frozenset()  # told with the batch's other problems
-
-
-def nearest_field(name: str) -> str | None:
-    """Return the request field that `name` may be a misspelling of.
-
-    >>> nearest_field("modle"), nearest_field("sku")
-    ('model', None)
-    """
-    return next(iter(difflib.get_close_matches(name[:40], ImageRequest.model_fields, n=1, cutoff=0.75)), None)
-
-
-def warning_for(name: str, *, meant: bool = False) -> str | None:
-    """Return the oddity of a value's name that is no error, or None; it is `meant` if its field was given another."""
-    if name in _TAKEN:
-        return (
-            f"{{{name}}} in a key template is not this column: give the column another name to use it there"
-        )
-    field = None if meant else nearest_field(name)
-    return f"it is a value for the key template; did you mean {field}?" if field else None
-
-
-def quoted(text: str) -> str:
-    """Return `text` in quotation marks on one line, cut where it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
-
-
-def _is(name: str, wanted: str) -> bool:
-    plain = plain_name(wanted)
-    return name.strip() == wanted.strip() or bool(plain and plain_name(name) == plain)
-
-
-def _is_blank(cell: Cell) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(quoted, names[:20])) or "none"
-
-
-def _twice(names: Sequence[str], group: Sequence[tuple[str, int]]) -> Iterator[str]:
-    first: dict[str, int] = {}
-    for name, at in group:
-        if first.setdefault(name, at) != at:
-            yield f"columns {quoted(names[first[name]])} and {quoted(names[at])} are both {name}: rename one of them"
-
-
-def _odd(text: str) -> str | None:
-    found = _NO_TEXT.search(text)
-    if found is None:
-        return None
-    if "\udc80" <= found[0] <= "\udcff":
-        return _UNDECODED
-    if found[0] >= "\ud800":
-        return "a lone surrogate, which is no character"
-    wide = "; if the file is UTF-16: --encoding utf-16" if found[0] == "\0" else ""
-    return f"the control character U+{ord(found[0]):04X}{wide}"

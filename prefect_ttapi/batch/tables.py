@@ -1,4 +1,4 @@
-"""Rows of cells from every kind of prompts file, each with the line that it starts on."""
+"""Rows of cells from files of text: CSV, TSV, JSON, JSON Lines, plain text; each with the line that it starts on."""
 
 from __future__ import annotations
 
@@ -7,28 +7,20 @@ import csv
 import io
 import json
 import re
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from itertools import chain, islice
 from typing import Any, Final, NoReturn
 
 from prefect_ttapi.errors import PromptsError
-from prefect_ttapi.storage.keys import is_null, plain_name
+from prefect_ttapi.storage.keys import plain_name
 
 #: Bytes, also when unpacked; rows, columns, and characters of a line, a JSON item or a cell: they bound the memory.
 LARGEST_FILE: Final = 256 * 1024 * 1024
 MOST_ROWS: Final = 250_000
 MOST_COLUMNS: Final = 1_000
 LONGEST_LINE: Final = 1_000_000
-
-#: Excel has no more.
-_LAST_ROW: Final = 1_048_576
-_PARQUET_ROWS: Final = 100  # that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +64,9 @@ class Note:
 Read = Iterator[Row | Fault | Note]
 
 
-def rows_of(data: bytes, extension: str, encoding: str | None = None) -> Read:
-    r"""Return the rows of a file's bytes; `docs/prompts.md` tells of every kind. Empty rows are left out.
+class UnreadableError(Exception):
+    """Nothing after this line can be read."""
 
-    Args:
-        encoding: of text; by default UTF-8, or what a byte-order mark says.
-
-    >>> [row.cells for row in rows_of(b'prompt,n\n"a ""red"" cat",2\n', ".csv")]
-    [('a "red" cat', '2')]
-    >>> list(rows_of(b'{"prompt": "a cat", "n": 2}\n[]\n', ".jsonl"))[1]
-    Fault(line=2, message='is neither a JSON object nor a text')
-
-    Raises:
-        PromptsError: what reads such files is not installed.
-    """
-    try:
-        yield from READERS[extension](_Source(data, encoding))
-    except _UnreadableError as error:
-        yield Fault(error.line, f"{error}; nothing after it was read")
-
-
-class _UnreadableError(Exception):
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
         self.line = line
@@ -116,7 +90,7 @@ _MARKS: Final[Mapping[bytes, str]] = {
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A file's bytes, and as text: what can't be decoded comes through as lone surrogates, to be found in its cell."""
 
     data: bytes
@@ -130,7 +104,7 @@ class _Source:
                 while line := text.readline(LONGEST_LINE + 1):
                     number += 1
                     if len(line) > LONGEST_LINE:
-                        raise _UnreadableError(number, f"is longer than {LONGEST_LINE:,} characters")
+                        raise UnreadableError(number, f"is longer than {LONGEST_LINE:,} characters")
                     yield line.removeprefix("\ufeff") if number == 1 else line
             except UnicodeError as error:
                 raise self._wrong(number + 1) from error
@@ -146,7 +120,7 @@ class _Source:
     def _text(self) -> io.TextIOWrapper:
         for start, problem in _NO_TEXT.items():
             if self.data.startswith(start):
-                raise _UnreadableError(1, problem)
+                raise UnreadableError(1, problem)
         marked = next((name for mark, name in _MARKS.items() if self.data.startswith(mark)), "utf-8")
         try:
             return io.TextIOWrapper(
@@ -158,13 +132,13 @@ class _Source:
                 "legal are windows-1252, utf-16, mac_roman, shift_jis and what else Python knows"
             ) from None
 
-    def _wrong(self, line: int) -> _UnreadableError:
-        return _UnreadableError(
+    def _wrong(self, line: int) -> UnreadableError:
+        return UnreadableError(
             line, f"is not text in {self.encoding or 'UTF-16 or UTF-32, as its mark says'}"
         )
 
 
-def _txt(source: _Source) -> Read:
+def _txt(source: Source) -> Read:
     for number, line in enumerate(source.lines(), 1):
         if line.strip():
             yield Row(number, (line.rstrip("\r\n"),), ("prompt",), number)
@@ -177,7 +151,7 @@ _SEP: Final = re.compile(r'"?sep=([^\r\n])"?\1*[\r\n]*', re.IGNORECASE)
 _QUOTED: Final = re.compile(r'"[^"]*("|$)')
 
 
-def _csv(source: _Source) -> Read:
+def _csv(source: Source) -> Read:
     lines = source.lines()
     first = next(lines, "")
     told = _SEP.fullmatch(first)
@@ -197,7 +171,7 @@ def _separated(lines: Iterable[str], separator: str, first: int = 1) -> Read:
     try:
         reader = csv.reader(lines, delimiter=separator, strict=True)
     except (TypeError, ValueError):
-        raise _UnreadableError(1, f"names {separator!r} as what separates cells, which can't be") from None
+        raise UnreadableError(1, f"names {separator!r} as what separates cells, which can't be") from None
     if separator not in (",", "\t"):
         yield Note(f"cells are separated by {separator!r}")
     yield from _under_a_header(_csv_records(reader, first), _OTHER_CELLS[separator == "\t"])
@@ -238,10 +212,10 @@ _NEED_MARKS: Final = frozenset('"\t\r\n,')
 _DOUBLED: Final = re.compile(r'(?:^|(?<=\t))"[^"\t\r\n]*+(?:""[^"\t\r\n]*+)++"(?=[\t\r\n]|\Z)', re.MULTILINE)
 
 
-def _tsv(source: _Source) -> Read:
+def _tsv(source: Source) -> Read:
     """Return the rows of a file with tabs: its quotation marks are a spreadsheet's if all of them can be, else text."""
     kept: list[str] = []
-    with suppress(_UnreadableError):  # told where the rows are read
+    with suppress(UnreadableError):  # told where the rows are read
         kept.extend(source.lines())
     text = "".join(kept)
     written = _written_by_a_spreadsheet(text) if '"' in text else None
@@ -270,7 +244,7 @@ def _written_by_a_spreadsheet(text: str) -> bool:
         return needed
     if doubled := _DOUBLED.search(text):
         line, other = (1 + text.count("\n", 0, where) for where in (at, doubled.start()))
-        raise _UnreadableError(
+        raise UnreadableError(
             line,
             f"has quotation marks as text, and line {other} as a spreadsheet writes them: save the file as CSV",
         )
@@ -298,7 +272,7 @@ def _under_a_header(records: Iterator[Record], other_cells: str) -> Read:
             )
 
 
-def _jsonl(source: _Source) -> Read:
+def _jsonl(source: Source) -> Read:
     for number, line in enumerate(source.lines(), 1):
         if line.strip():
             yield _from_json(number, line)
@@ -309,13 +283,13 @@ _STRUCTURE: Final = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)|[\[\]{},]',
 _NAME: Final = re.compile(r'\s*"([^"]*)"\s*:\s*')
 
 
-def _json(source: _Source) -> Read:
+def _json(source: Source) -> Read:
     text = source.whole()
     start = len(text) - len(text.lstrip())
     if text.startswith("[", start):
         yield from _items(text, start, in_all=True)
     elif not text.startswith("{", start):
-        raise _UnreadableError(1, "is no JSON list or object: call a file with a prompt in each line .txt")
+        raise UnreadableError(1, "is no JSON list or object: call a file with a prompt in each line .txt")
     else:
         members = list(islice(_members(text, start), MOST_COLUMNS + 1))
         if text[members[-1][1] + 1 :].strip():
@@ -329,7 +303,7 @@ def _json(source: _Source) -> Read:
             yield from _items(text, lists[0].end())
         else:
             names = ", ".join(repr(match[1][:60]) for match in lists[:5])
-            raise _UnreadableError(1, f"holds {len(lists)} lists ({names}): leave the one with the prompts")
+            raise UnreadableError(1, f"holds {len(lists)} lists ({names}): leave the one with the prompts")
 
 
 def _items(text: str, start: int, *, in_all: bool = False) -> Read:
@@ -362,9 +336,7 @@ def _members(text: str, start: int) -> Iterator[tuple[int, int]]:
         elif sign == "," and depth == 1:
             yield begin, found.start()
             begin = found.end()
-    raise _UnreadableError(
-        1 + text.count("\n", 0, begin), "is not JSON: what opens before it is never closed"
-    )
+    raise UnreadableError(1 + text.count("\n", 0, begin), "is not JSON: what opens before it is never closed")
 
 
 def _from_json(number: int, line: str) -> Row | Fault:
@@ -397,13 +369,13 @@ def _from_json(number: int, line: str) -> Row | Fault:
 
 def _of_json(value: Any) -> Cell:
     if isinstance(value, list | tuple):
-        return _NESTED
+        return NESTED
     return value if isinstance(value, str) else _JSON_CELLS[value]
 
 
 #: What OpenAI's Batch API calls the request that we send.
 _ENDPOINT: Final = "/v1/images/generations"
-_NESTED: Final = Unfit("a list or an object")
+NESTED: Final = Unfit("a list or an object")
 _JSON_CELLS: Final[Mapping[bool | None, Cell]] = {None: None, True: "true", False: "false"}
 
 
@@ -411,147 +383,8 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is no value")
 
 
-def _cell(value: Any) -> Cell:
-    """Return a typed value as the text that a person would write, a null as None."""
-    if is_null(value):
-        return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    if isinstance(value, datetime) and value.time() == time.min:
-        return value.date().isoformat()
-    if isinstance(value, str | int | float | Decimal | date | time | timedelta):
-        text = str(value)
-        return text if len(text) <= LONGEST_LINE else Unfit(f"more than {LONGEST_LINE:,} characters")
-    return Unfit("bytes" if isinstance(value, bytes) else "something that is no text")
-
-
-def _xlsx(source: _Source) -> Read:
-    try:
-        import openpyxl
-    except ImportError:
-        raise _missing("openpyxl", "xlsx") from None
-    try:
-        yield from _of_workbook(openpyxl, source.data, formulas=_has_formulas(source.data))
-    except _UnreadableError:
-        raise
-    except Exception as error:  # openpyxl raises whatever a damaged file makes it stumble over
-        raise _UnreadableError(
-            1, f"is no workbook that can be read ({type(error).__name__}): save it again, or as CSV"
-        ) from error
-
-
-def _has_formulas(data: bytes) -> bool:
-    """Return whether a sheet of a workbook has formulas. _UnreadableError: it unpacks to too much, or is damaged."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        unpacked = sum(part.file_size for part in archive.infolist())
-        if unpacked > LARGEST_FILE:
-            raise _UnreadableError(1, f"unpacks to {unpacked:,} bytes: the most is {LARGEST_FILE:,}")
-        if archive.testzip():  # also where a part is longer than it says
-            raise _UnreadableError(1, "is damaged: open it in a spreadsheet program and save it again")
-        sheets = (name for name in archive.namelist() if name.startswith("xl/worksheets/"))
-        return any(re.search(rb"<f[ />]", archive.read(name)) for name in sheets)
-
-
-def _of_workbook(openpyxl: Any, data: bytes, *, formulas: bool) -> Read:
-    """Return the rows of the first visible sheet; where there are formulas, those without a value are found."""
-    books = [
-        _quietly(openpyxl.load_workbook, io.BytesIO(data), read_only=True, data_only=values, keep_links=False)
-        for values in ([True, False] if formulas else [True])
-    ]
-    visible = [sheet for sheet in books[0].worksheets if sheet.sheet_state == "visible"]
-    if not visible:
-        raise _UnreadableError(1, "has no sheet to read: save the prompts as CSV")
-    title = visible[0].title
-    if len(visible) > 1:
-        yield Note(f"the sheet {title[:60]!r} is read, and no other")
-    for book in books:
-        book[title].reset_dimensions()  # what a file says of them is often wrong
-    both = zip(*(book[title].iter_rows() for book in books), strict=True)
-    names: tuple[str, ...] = ()
-    names_line = number = 0
-    while (rows := _quietly(next, both, None)) is not None:
-        number += 1
-        cells = [_of_sheet(*same) for same in zip(*rows, strict=True)]
-        while cells and cells[-1] is None:
-            cells.pop()
-        if number > _LAST_ROW:
-            raise _UnreadableError(number, "is beyond a sheet's last row")
-        if not cells:
-            continue
-        if not names:
-            names, names_line = tuple(cell if isinstance(cell, str) else "" for cell in cells), number
-        elif len(cells) > len(names):
-            yield Fault(
-                number, f"has a cell in column {len(cells)}, but the header has {len(names)}: name the column"
-            )
-        else:
-            yield Row(number, (*cells, *[None] * (len(names) - len(cells))), names, names_line)
-
-
-def _of_sheet(cell: Any, formula: Any = None) -> Cell:
-    if cell.data_type == "e":
-        return Unfit(f"the error {cell.value}")
-    if cell.value is None and formula is not None and formula.value is not None:
-        return Unfit("a formula that was never calculated: open and save the file in a spreadsheet program")
-    return _cell(cell.value)
-
-
-def _quietly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Return what `call` gives, without warnings of what openpyxl would not keep."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return call(*arguments, **options)
-
-
-def _parquet(source: _Source) -> Read:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise _missing("pyarrow", "parquet") from None
-    try:
-        file = parquet.ParquetFile(io.BytesIO(source.data))
-        facts = file.metadata
-        unpacked = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
-        if unpacked > LARGEST_FILE or facts.num_rows > MOST_ROWS or facts.num_columns > MOST_COLUMNS:
-            raise _UnreadableError(
-                1,
-                f"has {facts.num_rows:,} rows, {facts.num_columns:,} columns and {unpacked:,} bytes: "
-                f"the most is {MOST_ROWS:,}, {MOST_COLUMNS:,} and {LARGEST_FILE:,}",
-            )
-        fields = [
-            field for field in file.schema_arrow if not field.name.startswith("__index_level_")
-        ]  # pandas'
-        flat = [field.name for field in fields if not pyarrow.types.is_nested(field.type)]
-        names, number = tuple(field.name for field in fields), 0
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=flat):
-            columns = [batch.column(flat.index(name)) if name in flat else None for name in names]
-            for at in range(batch.num_rows):
-                number += 1
-                cells = (_NESTED if column is None else _of_column(column, at) for column in columns)
-                yield Row(number, tuple(cells), names, 1)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise _UnreadableError(
-            1, f"is no Parquet file that can be read ({told}): write it again, or as CSV"
-        ) from error
-
-
-def _of_column(column: Any, at: int) -> Cell:
-    try:
-        return _cell(column[at].as_py())
-    except (ValueError, OverflowError):  # a time that Python has none for
-        return Unfit("a time that can't be told")
-
-
-def _missing(module: str, extra: str) -> PromptsError:
-    return PromptsError(f'needs {module}: pip install "prefect-ttapi[{extra}]"')
-
-
 #: What reads a file, by its extension.
-READERS: Final[Mapping[str, Callable[[_Source], Read]]] = {
+READERS: Final[Mapping[str, Callable[[Source], Read]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".tab": _tsv,
@@ -559,10 +392,4 @@ READERS: Final[Mapping[str, Callable[[_Source], Read]]] = {
     ".json": _json,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
-    ".xlsx": _xlsx,
-    ".xlsm": _xlsx,
-    ".parquet": _parquet,
 }
-
-#: Files in which rows are counted, and not lines.
-WITHOUT_LINES: Final = frozenset({".xlsx", ".xlsm", ".parquet"})

@@ -99,7 +99,7 @@ def secrets_among(values: Mapping[str, Any]) -> set[str]:
     return {
         name
         for name, value in values.items()
-        if _SECRETS.search(plain_name(name)) or (isinstance(value, str) and _SECRET_TEXT.search(value))
+        if _SECRETS.search(plain_name(str(name))) or (isinstance(value, str) and _SECRET_TEXT.search(value))
     }
 
 

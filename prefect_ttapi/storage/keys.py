@@ -364,7 +364,7 @@ def _meant(written: str, names: tuple[str, ...]) -> str:
         return written
     plain = plain_name(written)
     known = [*NAMES, *(name for name in names if name not in _YOURS)]  # a fact's name may be a value's, too
-    found = [name for name in known if plain and plain_name(name) == plain]
+    found = [name for name in known if plain and plain_name(str(name)) == plain]
     if len(found) == 1:
         return found[0]
     if not found and written.isidentifier():

@@ -42,7 +42,7 @@ def test_a_missing_prompt_column_names_the_columns(problems: Any) -> None:
             "prompt,Product ID,product_id",
             "columns 'Product ID' and 'product_id' are both product_id: rename one of them",
         ),
-        ("prompt,ok,na\x01me", "the name 'na\\x01me' holds the control character U+0001"),
+        ("prompt,ok,na\x01me", "the name 'na\\x01me' holds the control character U+0001: take it out there"),
         (
             "prompt,ok,\udce9",
             "the name '\\udce9' holds something that is no text in UTF-8, or in the encoding given: save the file as "

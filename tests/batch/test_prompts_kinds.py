@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from prefect_ttapi.batch import prompts
-from prefect_ttapi.batch.prompts import read_prompts
-from prefect_ttapi.batch.tables import LARGEST_FILE, MOST_ROWS, Fault, Note, Row, Unfit, rows_of
+from prefect_ttapi.batch.prompts import read_prompts, rows_of
+from prefect_ttapi.batch.tables import LARGEST_FILE, MOST_ROWS, Fault, Note, Row, Unfit
 from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
 

@@ -166,7 +166,8 @@ def test_all_problems_are_told_together(problems: Any) -> None:
         "line 6: its number of cells is 2, the header's is 4: quotation marks belong around a cell that holds what "
         "separates cells; in a file called .txt each line is a prompt",
         f"line 7: 'prompt' holds {UNDECODED}",
-        "line 8: 'prompt' holds the control character U+0000; if the file is UTF-16: --encoding utf-16",
+        "line 8: 'prompt' holds the control character U+0000: take it out or, if the file is UTF-16, say "
+        "--encoding utf-16",
         "line 9: model is 'dall-e-9'; legal: gpt-image-2, gpt-image-1.5, gpt-image-1, dall-e-3, dall-e-2",
         "line 11: n is 'many' for dall-e-2; legal: 1 to 10",
         HINT.format("size=,n=,model="),
