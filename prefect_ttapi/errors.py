@@ -168,13 +168,13 @@ class UnknownOutcomeError(TTAPIError):
 
 
 class InvalidResponseError(TTAPIError):
-    """A 200 that is no usable answer, a stream that ends early, bytes that are no image. Perhaps paid."""
+    """A 200 that nobody can read, a stream that ends early, bytes that are no image. Perhaps paid; see `answer`."""
 
     outcome = Outcome.UNUSABLE
 
 
 class DownloadError(TTAPIError):
-    """The API answered and was paid, but the image behind its URL could not be fetched.
+    """The API answered and was paid, but the image behind its URL could not be fetched; `answer` has the URL.
 
     The message never contains the URL: its query may be signed. `status_code` is the image host's.
     """

@@ -64,7 +64,7 @@ class StoredImage(BaseModel):
         uri: `file:///...` or `s3://bucket/prefix/images/<sha256>.<ext>`.
         sha256: hex digest of the bytes.
         size_bytes: length of the object.
-        media_type: `image/png`, `image/jpeg` or `image/webp`, read from the bytes.
+        media_type: read from the bytes: of PNG, JPEG or WebP as a rule, of GIF, BMP or AVIF where such came.
         width, height: pixels, read from the bytes.
         index: position in the answer, from 0.
         revised_prompt: the prompt as the model rewrote it, where it says so.
@@ -133,7 +133,7 @@ class DeliveredImage(BaseModel):
         sha256: hex digest of the bytes.
         source_uri: the stored image it is a copy or a rendition of.
         size_bytes: length of the object.
-        media_type: `image/png`, `image/jpeg` or `image/webp`.
+        media_type: as in `StoredImage`.
         width, height: pixels.
         rendition: the rendition's name; None for a copy.
         recipe: how the rendition was made: format, longest side, quality.

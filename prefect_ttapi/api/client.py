@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Final, NoReturn, Self
@@ -15,12 +15,13 @@ from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, PATIENCE, Downloader, r
 from prefect_ttapi.api.json_stream import MAX_BYTES
 from prefect_ttapi.api.limiter import Clock, Pace
 from prefect_ttapi.api.outcomes import Failure
-from prefect_ttapi.api.payload import Answer, Item, read_body
+from prefect_ttapi.api.payload import Answer, Item
 from prefect_ttapi.api.redaction import Redactor, checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
-from prefect_ttapi.api.sse import read_stream
-from prefect_ttapi.api.transport import UNREADABLE, Opened, Transport
-from prefect_ttapi.errors import DownloadError, InvalidResponseError
+from prefect_ttapi.api.sse import read_answer_of, read_answers
+from prefect_ttapi.api.transport import UNREADABLE, Opened, Transport, judge_unreadable, may_be_paid
+from prefect_ttapi.errors import DownloadError, Outcome
+from prefect_ttapi.images.headers import PROMISED
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import CompletedImage, GeneratedImage, GeneratedImages, PartialImage, RawAnswer
@@ -130,8 +131,9 @@ class TTAPIClient:
     ) -> GeneratedImages:
         """Return the images that `request` asks for.
 
-        Perhaps fewer than `n`, with a warning in the log: where some of those that came are of no use, or can't be
-        fetched, the others are paid all the same.
+        They are read however the answer is dressed, also from one that was cut: whole images count. Perhaps fewer than
+        `n`, with a warning in the log: where some of those that came are of no use, or can't be fetched, the others are
+        paid all the same.
 
         Args:
             request: what to ask for; never sent with `stream`.
@@ -149,9 +151,10 @@ class TTAPIClient:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             answer, opened = attempts.run(partial(self._ask, request, guard))
         try:
-            images = self._images(request, answer, patience, guard.stop)
+            images = tuple(self._had(name, answer.items, 0, patience, guard.stop))
         except DownloadError as error:
             raise self._paid(error, attempts, opened) from None
+        self._warn(name, request.n, len(images), answer.problems)
         return GeneratedImages(
             images=images,
             usage=answer.usage,
@@ -181,15 +184,21 @@ class TTAPIClient:
         Raises:
             TTAPIError: as `generate`, with `answer` again.
         """
+        name = request.request_hash[:12]
         try:
-            read = read_body(answer.chunks(), self._max_body_bytes)
-            images = self._images(request, read, patience, stop)
+            read = read_answer_of(answer.chunks(), answer.media_type, request.n, self._max_body_bytes)
+            images = tuple(self._had(name, read.items, patience=patience, stop=stop))
         except DownloadError as error:
             error.request_id, error.answer = answer.request_id, answer
             raise
         except UNREADABLE as error:
-            message = self._redactor.clean(str(error))
-            raise InvalidResponseError(message, request_id=answer.request_id, answer=answer) from None
+            verdict, message = judge_unreadable(error, request.prompt)
+            raise verdict.error(
+                self._redactor.clean(message),
+                request_id=answer.request_id,
+                answer=answer if may_be_paid(verdict) else None,
+            ) from None
+        self._warn(name, request.n, len(images), read.problems)
         return GeneratedImages(
             images=images, usage=read.usage, created=read.created, request_id=answer.request_id
         )
@@ -213,36 +222,57 @@ class TTAPIClient:
             TTAPIError: no image was finished, or the stream reports an error; `answer` is what came.
         """
         name, guard = request.request_hash[:12], guard or Guard()
-        finished, failure = 0, None
         with self._pace.turn(guard.stop) as turn:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             opened = attempts.run(partial(self._transport.open, request.body(stream=True), guard))
+            finished, elsewhere, problems, failure = 0, list[Answer](), list[str](), None
+            sent = (attempts.count, opened.request_id, attempts.earlier)
             with closing(opened):
                 try:
-                    for part in read_stream(
+                    for part in read_answers(
                         opened.chunks(), opened.media_type, request.n, self._max_body_bytes
                     ):
                         if isinstance(part, PartialImage):
                             yield part
-                            continue
-                        for index, item in enumerate(part.items):
-                            left = PATIENCE if patience is None else patience
-                            image = self._image(item, finished, name, left, guard.stop)
-                            finished += 1
-                            yield CompletedImage(
-                                **vars(image),
-                                usage=None if index else part.usage,
-                                attempts=attempts.count,
-                                request_id=opened.request_id,
-                                earlier_outcomes=attempts.earlier,
-                            )
-                except DownloadError as error:
-                    raise self._paid(error, attempts, opened) from None
+                        elif any(item.image is None for item in part.items):
+                            elsewhere.append(part)  # fetched later: the connection would not wait
+                        else:
+                            problems += part.problems
+                            yield from self._completed(part, self._had(name, part.items, finished), sent)
+                            finished += len(part.items)
                 except UNREADABLE as error:
                     failure = opened.failure(error)
                 if failure is not None:  # raised here, not above, so as not to show what httpx says
                     raise attempts.error(failure)
-        self._warn_of_fewer(name, request.n, finished)
+        for part in elsewhere:
+            problems += part.problems
+            try:
+                for event in self._completed(
+                    part, self._had(name, part.items, finished, patience, guard.stop), sent
+                ):
+                    yield event
+                    finished += 1
+            except DownloadError as error:
+                lost = self._paid(error, attempts, opened)
+        if not finished:
+            raise lost
+        self._warn(name, request.n, finished, problems)
+
+    @staticmethod
+    def _completed(
+        part: Answer,
+        images: Iterable[GeneratedImage],
+        sent: tuple[int, str | None, tuple[Outcome, ...]],
+    ) -> Iterator[CompletedImage]:
+        attempts, request_id, earlier = sent
+        for index, image in enumerate(images):
+            yield CompletedImage(
+                **vars(image),
+                usage=None if index else part.usage,
+                attempts=attempts,
+                request_id=request_id,
+                earlier_outcomes=earlier,
+            )
 
     def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, Opened] | Failure:
         """Return the answer and what it was read from, or why there is none."""
@@ -251,39 +281,42 @@ class TTAPIClient:
             return opened
         with closing(opened):
             try:
-                return read_body(opened.chunks(), self._max_body_bytes), opened
+                chunks = opened.chunks()
+                return read_answer_of(chunks, opened.media_type, request.n, self._max_body_bytes), opened
             except UNREADABLE as error:
                 return opened.failure(error)
 
-    def _images(
-        self, request: ImageRequest, answer: Answer, patience: float | None, stop: Stop | None = None
-    ) -> tuple[GeneratedImage, ...]:
-        """Return the images of an answer, perhaps fewer than came, but at least one.
+    def _had(
+        self,
+        name: str,
+        items: Iterable[Item],
+        first: int = 0,
+        patience: float | None = None,
+        stop: Stop | None = None,
+    ) -> Iterator[GeneratedImage]:
+        """Yield the images of an answer, fetched where they came as URLs: not all, perhaps, but at least one.
 
         Raises:
             DownloadError: none of them could be fetched.
         """
-        name = request.request_hash[:12]
-        images: list[GeneratedImage] = []
-        lost: list[DownloadError] = []
+        index, lost = first, None
         over = self._clock.monotonic() + (PATIENCE if patience is None else patience)
-        for item in answer.items:
+        for item in items:
+            left = over - self._clock.monotonic()  # where none is left, each is tried once
+            fetch = partial(self._downloader.fetch, patience=left, stop=stop)
             try:
-                left = over - self._clock.monotonic()  # where none is left, each is tried once
-                images.append(self._image(item, len(images), name, left, stop))
+                spool, facts = item.image or fetch(item.url, f"{name} image {index}")
             except DownloadError as error:
-                lost.append(error)  # the others are paid, too
-        if not images:
-            raise lost[0]
-        self._warn_of_fewer(name, request.n, len(images), *answer.problems)
-        return tuple(images)
-
-    def _image(
-        self, item: Item, index: int, name: str, patience: float, stop: Stop | None = None
-    ) -> GeneratedImage:
-        fetch = partial(self._downloader.fetch, patience=patience, stop=stop)
-        spool, facts = item.image or fetch(item.url, f"{name} image {index}")
-        return GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
+                lost = lost or error  # the others are paid, too
+                continue
+            if facts.media_type not in PROMISED:
+                log.warning(
+                    "%s: image %d is %s, which the API does not promise", name, index, facts.media_type
+                )
+            yield GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
+            index += 1
+        if lost is not None and index == first:
+            raise lost
 
     @staticmethod
     def _paid(error: DownloadError, attempts: Attempts, opened: Opened) -> DownloadError:
@@ -293,6 +326,7 @@ class TTAPIClient:
         return error
 
     @staticmethod
-    def _warn_of_fewer(name: str, asked: int, came: int, *problems: str) -> None:
-        if came < asked:
-            log.warning("%s: %s", name, "; ".join((f"{asked} images were asked for, {came} came", *problems)))
+    def _warn(name: str, asked: int, came: int, problems: Iterable[str]) -> None:
+        fewer = [f"{asked} images were asked for, {came} came"] if came < asked else []
+        if wrong := [*fewer, *problems]:
+            log.warning("%s: %s", name, "; ".join(wrong))

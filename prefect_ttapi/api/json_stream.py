@@ -1,11 +1,13 @@
-"""Streaming JSON: base64 images go to spool files while the body arrives, the rest to `json.loads`.
+"""Streaming JSON: base64 images go to spool files while the body arrives, the rest to `json`.
 
-The scanner follows strings and brackets, no more: enough to know at which path a string stands. What stands
-at an image's path is decoded on the way; the rest is kept and, at the end, judged by `json.loads`. In what is
-kept an image is the word NaN: no string can be mistaken for it, and a NaN that was sent is refused.
+The scanner follows strings and brackets, no more: enough to know under which key a string stands, and where a body
+that breaks off has its last whole value. A string that is an image, by its key or by how it begins, is decoded on the
+way; the rest is kept and, at the end, judged by `json`. In what is kept an image is the word NaN: no string can be
+mistaken for it, and a NaN that was sent is refused.
 
-Differs from `json.loads`: UTF-8 only (one byte-order mark is skipped); NaN and Infinity are refused; length
-and nesting are bounded.
+Base64 is read in any dress: in a `data:` URI, in lines, URL-safe, without padding, escaped twice. Differs from
+`json.loads`: one document may follow another; UTF-8 only (one byte-order mark is skipped, other bytes are replaced);
+NaN and Infinity are refused; length and nesting are bounded.
 """
 
 from __future__ import annotations
@@ -13,18 +15,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import pybase64
 
 from prefect_ttapi.images.spool import Spool
 
-#: Where a value stands: the keys from the top, None for an array's item.
-Path = tuple[str | None, ...]
-
-#: Where images are: in an answer, in an answer inside the vendor's older wrapper, in an event of a stream.
-IMAGE_PATHS: Final[frozenset[Path]] = frozenset(
-    {("data", None, "b64_json"), ("data", "data", None, "b64_json"), ("b64_json",)}
+#: Under these keys, in lower case and without dashes, a text is base64, unless it is a URL.
+BASE64_KEYS: Final = (
+    *("b64json", "b64", "base64", "b64image", "imageb64", "base64image", "imagebase64", "imagebytes"),
+    "bytesbase64encoded",
 )
 
 MAX_BYTES: Final = 512 * 1024**2
@@ -37,8 +38,25 @@ SLICE: Final = 256 * 1024  # base64 characters decoded at once
 
 _TOKEN: Final = re.compile(rb'["{}\[\],N]')
 _TEXT_STOP: Final = re.compile(rb'\\.|["\\]', re.DOTALL)
-_BASE64_ESCAPE: Final = re.compile(rb"\\(?:(/)|u([0-9A-Fa-f]{4}))")
+_ESCAPE: Final = re.compile(rb'\\(?:(["\\/bfnrt])|u([0-9A-Fa-f]{4}))')
 _LONGEST_ESCAPE: Final = len(rb"\u0041")
+#: What the one-letter escapes mean for base64; the others are the letter itself.
+_LETTERS: Final = {**dict.fromkeys(b"nrt", b" "), **dict.fromkeys(b"bf", b"?")}
+
+#: How many bytes of a string tell whether it is an image, and how one begins: blanks, then `data:` and what that says
+#: of itself, or in base64 the first bytes of a PNG, JPEG, GIF, WebP, AVIF or BMP.
+_OPENING: Final = 256
+_WHOLE_TEXT: Final = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
+_DATA_URI: Final = re.compile(rb"\s*data:[^,]{0,150};\s*base64\s*,", re.IGNORECASE)
+_IMAGE: Final = re.compile(
+    rb"\s*(?:iVBORw0KGgo|[/_]9j[/_]|R0lGOD|UklGR|AAAA..Z0eXB|Qk[0-3][A-Za-z0-9+/_-]{60})"
+)
+_URL: Final = re.compile(rb"[\s\"'`<]*[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
+
+#: What base64 is dressed in: JSON's or a URI's escapes inside its text.
+_SECOND_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})|\\(.)", re.DOTALL)
+_HALF_ESCAPE: Final = re.compile(rb"(?:%[0-9A-Fa-f]?|\\)\Z")
+_PLAIN: Final = bytes.maketrans(b"-_", b"+/")
 
 
 class DecodingError(ValueError):
@@ -50,7 +68,7 @@ class EarlyEnd(DecodingError):  # noqa: N818 - named for what happened
 
 
 class StreamingJSON:
-    """Decodes a JSON body that is fed in pieces of any size; string values at `IMAGE_PATHS` become a `Spool`.
+    """Decodes a JSON body that is fed in pieces of any size; strings that are images become a `Spool`.
 
     Args:
         max_bytes: the longest body accepted.
@@ -58,20 +76,24 @@ class StreamingJSON:
     >>> decoder = StreamingJSON()
     >>> decoder.feed(b'{"created": 1, "data": [{"b64_json": "aW1h')
     >>> decoder.feed(b'Z2U="}]}')
-    >>> document = decoder.finish()
-    >>> document["created"], document["data"][0]["b64_json"].read_bytes()
-    (1, b'image')
+    >>> (document,), wrong = decoder.finish()
+    >>> document["created"], document["data"][0]["b64_json"].read_bytes(), wrong
+    (1, b'image', None)
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._received = 0
-        self._rest = b""  # of the last chunk: the start of an escape whose end is still to come
+        self._rest = (
+            b""  # of the last chunk: the start of an escape, or of a string, whose end is still to come
+        )
         self._kept = bytearray()
-        self._spools: list[Spool] = []
+        self._whole = 0  # bytes of what is kept, up to the end of its last whole value
+        self._images: list[_Base64] = []
         self._image: _Base64 | None = None  # the one that is being read
+        self._opening = False  # a string begins, of which is not known whether it is an image
         self._in_text = False
-        self._path: list[str | None] = []
+        self._path: list[str | None] = []  # the keys from the top, None for a list
         self._key_comes = False  # the next string is a key
         self._string_start = 0  # in what is kept
         self._tokens = 0
@@ -80,7 +102,7 @@ class StreamingJSON:
         """Take the next piece of the body.
 
         Raises:
-            DecodingError: the body is already known to be unusable.
+            DecodingError: no more of the body can be read. What came before is not lost: `finish` gives it.
             OSError: a spool file can't be written.
         """
         self._received += len(chunk)
@@ -92,70 +114,127 @@ class StreamingJSON:
             position = reached
         self._rest = chunk[position:]
 
-    def finish(self) -> object:
-        """Return the whole document, with a `Spool` in the place of each image.
+    def finish(self) -> tuple[list[object], DecodingError | None]:
+        """Return the documents, with a `Spool` for each image, and what is wrong with the body, if anything.
 
-        Raises:
-            EarlyEnd: the body ends inside a string, an object or a list.
-            DecodingError: the body is not JSON.
+        Of a body that breaks off there are the values that came whole. What should be an image and is not base64 is a
+        `DecodingError` in its place.
         """
-        if self._in_text or self._image:
-            raise EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")
-        if self._path or not self._received:
-            raise EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
-        return _loads(self._kept, iter(self._spools))
+        early = self._early_end()
+        if self._opening:
+            with suppress(DecodingError):  # what came before counts
+                self._open(self._rest, 0)
+        if self._image is not None:  # all of it may be there, but for the quotation mark
+            self._image.close()
+            self._whole = len(self._kept)
+        text = self._kept
+        if early is not None:
+            text = text[: self._whole]
+            text += b"".join(b"]" if key is None else b"}" for key in reversed(self._path))
+        documents, wrong = _documents(text, iter(self._images))
+        if not documents and wrong is None:
+            wrong = EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
+        return documents, early or wrong
+
+    def _early_end(self) -> EarlyEnd | None:
+        if self._in_text or self._opening or self._image is not None:
+            return EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")
+        if self._path:
+            return EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
+        return None
 
     # Each scan takes what it can of chunk[start:] and returns how far it came: `start` if it must see more.
 
     def _scan(self, chunk: bytes, start: int) -> int:
         if self._image is not None:
             return self._scan_image(chunk, start, self._image)
+        if self._opening:
+            return self._scan_opening(chunk, start)
         return self._scan_text(chunk, start) if self._in_text else self._scan_structure(chunk, start)
 
     def _scan_structure(self, chunk: bytes, start: int) -> int:
+        kept = len(self._kept) - start
         for found in _TOKEN.finditer(chunk, start):
             self._tokens += 1
-            if self._tokens > MAX_TOKENS:
-                raise DecodingError(f"the body has more than {MAX_TOKENS:,} parts")
             token = found[0]
             if token == b'"':
                 return self._enter_string(chunk, start, found.end())
+            wrong = self._wrong_with(token)
+            if wrong:
+                self._keep(chunk[start : found.start()])
+                raise DecodingError(wrong)
             if token == b",":
+                self._whole = kept + found.start()
                 self._key_comes = bool(self._path) and self._path[-1] is not None
-            elif token in b"{[":
+                continue
+            if token in b"{[":
                 self._path.append("" if token == b"{" else None)
                 self._key_comes = token == b"{"
-                if len(self._path) > MAX_DEPTH:
-                    raise DecodingError(f"the body is nested more than {MAX_DEPTH} levels deep")
-            elif token == b"N":
-                raise DecodingError("the body is not JSON: NaN, or another N outside a string")
             else:
                 self._path = self._path[:-1]
                 self._key_comes = False
+            self._whole = kept + found.end()
         self._keep(chunk[start:])
         return len(chunk)
 
+    def _wrong_with(self, token: bytes) -> str | None:
+        if self._tokens > MAX_TOKENS:
+            return f"the body has more than {MAX_TOKENS:,} parts"
+        if token in b"{[" and len(self._path) == MAX_DEPTH:
+            return f"the body is nested more than {MAX_DEPTH} levels deep"
+        return "the body is not JSON: NaN, or another N outside a string" if token == b"N" else None
+
     def _enter_string(self, chunk: bytes, start: int, opened: int) -> int:
-        if not self._key_comes and tuple(self._path) in IMAGE_PATHS:
-            self._keep(chunk[start : opened - 1] + b"NaN")
-            if len(self._spools) == MAX_IMAGES:
-                raise DecodingError(f"the body has more than {MAX_IMAGES} images")
-            self._image = _Base64()
-            self._spools.append(self._image.spool)
+        self._keep(chunk[start : opened - 1])
+        if self._key_comes:
+            self._start_text()
         else:
-            self._keep(chunk[start:opened])
-            self._string_start = len(self._kept) - 1
-            self._in_text = True
+            self._opening = True
         return opened
+
+    def _start_text(self) -> None:
+        self._string_start = len(self._kept)
+        self._keep(b'"')
+        self._in_text = True
+
+    def _scan_opening(self, chunk: bytes, start: int) -> int:
+        window = chunk[start : start + _OPENING]
+        found = _WHOLE_TEXT.match(window)
+        is_closed = found is not None and window[found.end() : found.end() + 1] == b'"'
+        return self._open(chunk, start) if is_closed or len(window) == _OPENING else start
+
+    def _open(self, chunk: bytes, start: int) -> int:
+        """Go on with a string as an image or as text."""
+        self._opening = False
+        if not self._is_image(chunk[start : start + _OPENING]):
+            self._start_text()
+            return self._scan_text(chunk, start)
+        if len(self._images) == MAX_IMAGES:
+            raise DecodingError(f"the body has more than {MAX_IMAGES} images")
+        self._keep(b"NaN")
+        self._image = _Base64()
+        self._images.append(self._image)
+        return self._scan_image(chunk, start, self._image)
+
+    def _is_image(self, opening: bytes) -> bool:
+        found = _WHOLE_TEXT.match(opening)
+        text = _ESCAPE.sub(_meant, found[0]) if found else b""
+        if _DATA_URI.match(text) or _IMAGE.match(text):
+            return True
+        key = next((key for key in reversed(self._path) if key is not None), "")
+        named = key.lower().replace("_", "").replace("-", "") in BASE64_KEYS
+        return named and bool(text.strip()) and not _URL.match(text)
 
     def _scan_text(self, chunk: bytes, start: int) -> int:
         for found in _TEXT_STOP.finditer(chunk, start):
             if found[0] == b'"':
                 self._keep(chunk[start : found.end()])
-                if self._key_comes:
-                    self._path[-1] = str(_loads(self._kept[self._string_start :], iter(())))
-                    self._key_comes = False
                 self._in_text = False
+                if self._key_comes:
+                    self._path[-1] = _text(self._kept[self._string_start :])
+                    self._key_comes = False
+                else:
+                    self._whole = len(self._kept)
                 return found.end()
             if found[0] == b"\\":  # the escaped character is in the next chunk
                 self._keep(chunk[start : found.start()])
@@ -168,24 +247,29 @@ class StreamingJSON:
         quote = chunk.find(b'"', start, stop)
         stop = stop if quote < 0 else quote
         escape = chunk.find(b"\\", start, stop)
-        stop = stop if escape < 0 else escape
-        image.write(chunk[start:stop])
+        image.write(chunk[start : stop if escape < 0 else escape])
         if escape >= 0:
-            return self._scan_image_escape(chunk, escape, image)
+            return self._scan_escapes(chunk, escape, stop, image)
         if quote >= 0:
             image.close()
             self._image = None
+            self._whole = len(self._kept)
             return quote + 1
         return stop
 
-    def _scan_image_escape(self, chunk: bytes, start: int, image: _Base64) -> int:
-        found = _BASE64_ESCAPE.match(chunk, start)
+    def _scan_escapes(self, chunk: bytes, start: int, stop: int, image: _Base64) -> int:
+        text = chunk[start:stop].removesuffix(b"\\")
+        plain = text.replace(b"\\n", b"").replace(b"\\r", b"").replace(b"\\/", b"/")
+        if text and b"\\" not in plain:  # all of them at once: there may be one in each line
+            image.write(plain)
+            return start + len(text)
+        found = _ESCAPE.match(chunk, start)
         if found is None:
-            if len(chunk) - start >= _LONGEST_ESCAPE:
-                raise DecodingError("an image's base64 has an escape that stands for no base64 character")
-            return start
-        character = found[1] or chr(int(found[2], 16)).encode(errors="replace")
-        image.write(character)
+            if len(chunk) - start < _LONGEST_ESCAPE:
+                return start
+            image.write(b"?")  # no base64
+            return start + 1
+        image.write(_meant(found))
         return found.end()
 
     def _keep(self, piece: bytes) -> None:
@@ -195,43 +279,116 @@ class StreamingJSON:
 
 
 class _Base64:
-    """Decodes base64 in large slices into a spool file."""
+    """Decodes base64 in large slices into a spool file; what is no base64 is told in `damage`.
+
+    Nearly all of it is plain, which a strict decoder takes at once. What it does not take is undressed first.
+    """
 
     def __init__(self) -> None:
         self.spool = Spool()
+        self.damage: DecodingError | None = None
         self._pending = bytearray()
+        self._is_start = self._is_plain = True
 
     def write(self, text: bytes) -> None:
-        self._pending += text
-        if len(self._pending) > SLICE:
-            # at least one character stays, so that padding, which only the end may have, is never in here
-            self._decode((len(self._pending) - 1) // 4 * 4, padding=False)
+        if self.damage is None:
+            self._pending += text
+            if len(self._pending) > SLICE:
+                self._decode()
 
     def close(self) -> None:
-        self._decode(len(self._pending), padding=True)
+        if self.damage is None:
+            self._decode(is_end=True)
 
-    def _decode(self, size: int, *, padding: bool) -> None:
+    def _decode(self, *, is_end: bool = False) -> None:
+        if self._is_start and (found := _DATA_URI.match(self._pending)):
+            end = found.end()
+            del found, self._pending[:end]
+        self._is_start = False
+        self._is_plain = self._is_plain and self._decode_plain(is_end)
+        try:
+            if not self._is_plain:
+                self._decode_dressed(is_end)
+        except ValueError:
+            self.damage = DecodingError("an image is not base64")
+
+    def _decode_plain(self, is_end: bool) -> bool:
+        # but at the end at least one character stays, so that padding, which only the end may have, is never in here
+        size = len(self._pending) if is_end else (len(self._pending) - 1) // 4 * 4
         try:
             with memoryview(self._pending)[:size] as text:
                 data = pybase64.b64decode(text, validate=True)
         except ValueError:  # binascii.Error, or a character beyond ASCII
-            raise DecodingError("an image is not base64") from None
-        if not padding and len(data) * 4 != size * 3:
-            raise DecodingError("an image's base64 goes on after its padding")
+            return False
+        if not is_end and len(data) * 4 != size * 3:
+            return False
         self.spool.write(data)
         del self._pending[:size]
+        return True
+
+    def _decode_dressed(self, is_end: bool) -> None:
+        text, half = bytes(self._pending), b""
+        if b"%" in text or b"\\" in text:
+            found = _HALF_ESCAPE.search(text)
+            if found is not None:
+                text, half = text[: found.start()], found[0]
+            text = _SECOND_ESCAPE.sub(_undone, text)
+        *padded, last = text.translate(_PLAIN, b" \t\r\n").split(b"=")  # padding may also end a line
+        for part in padded:
+            self.spool.write(_decoded(part))
+        whole = len(last) if is_end else len(last) // 4 * 4
+        self.spool.write(_decoded(last[:whole]))
+        self._pending = bytearray(last[whole:] + half)
 
 
-def _loads(text: bytes | bytearray, spools: Iterator[Spool]) -> object:
-    def constant(word: str) -> Spool:
+def _decoded(text: bytes) -> bytes:
+    if len(text) % 4 == 1:  # 6 bits are no byte
+        pybase64.b64decode(text[-1:] + b"A==", validate=True)
+        text = text[:-1]
+    return pybase64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+
+
+def _undone(escape: re.Match[bytes]) -> bytes:
+    return bytes.fromhex(escape[1].decode()) if escape[1] else _LETTERS.get(escape[2][0], escape[2])
+
+
+def _meant(escape: re.Match[bytes]) -> bytes:
+    """Return what an escape in JSON stands for, as far as base64 has it."""
+    if escape[1]:
+        return _LETTERS.get(escape[1][0], escape[1])
+    return chr(int(escape[2], 16)).encode(errors="replace")
+
+
+def _text(string: bytes | bytearray) -> str:
+    """Return what a JSON string says; nothing where it is none, which the end of the body will tell."""
+    try:
+        return str(json.loads(string.decode(errors="replace"), strict=False))
+    except ValueError:
+        return ""
+
+
+def _documents(
+    text: bytes | bytearray, images: Iterator[_Base64]
+) -> tuple[list[object], DecodingError | None]:
+    """Return the JSON documents in `text`, up to the first that is none, and why it is none."""
+
+    def constant(word: str) -> Spool | DecodingError:
         if word != "NaN":
             raise ValueError(f"{word} is no number")
-        return next(spools)
+        image = next(images)
+        return image.damage or image.spool
 
-    try:
-        return json.loads(text.decode("utf-8-sig"), parse_constant=constant)
-    except UnicodeDecodeError:
-        raise DecodingError("the body is not UTF-8") from None
-    except ValueError as error:
-        # without JSONDecodeError's position, which is one in the kept text
-        raise DecodingError(f"the body is not JSON: {getattr(error, 'msg', error)}") from None
+    decoder = json.JSONDecoder(parse_constant=constant, strict=False)
+    told = text.decode("utf-8-sig", errors="replace")
+    documents: list[object] = []
+    position = 0
+    while True:
+        position += len(told[position:]) - len(told[position:].lstrip(" \t\r\n\x1e"))
+        if position == len(told):
+            return documents, None
+        try:
+            document, position = decoder.raw_decode(told, position)
+        except ValueError as error:
+            # without JSONDecodeError's position, which is one in the kept text
+            return documents, DecodingError(f"the body is not JSON: {getattr(error, 'msg', error)}")
+        documents.append(document)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import SecretStr
 
-from prefect_ttapi.api.json_stream import StreamingJSON
+from prefect_ttapi.api.json_stream import BASE64_KEYS, DecodingError, StreamingJSON
 from prefect_ttapi.api.outcomes import ErrorBody
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
@@ -20,6 +21,30 @@ from prefect_ttapi.results import Usage
 LONGEST_MESSAGE: Final = 2_000  # characters
 _LONGEST_LABEL: Final = 100
 _LONGEST_ERROR: Final = 64 * 1024  # bytes of an error's body that are looked at
+
+#: Where relays put what the API has in `data`, `b64_json` and `url`: keys in lower case, without dashes.
+_WRAPPER_KEYS: Final = (
+    *(
+        "data",
+        "images",
+        "image",
+        "output",
+        "outputs",
+        "result",
+        "results",
+        "response",
+        "artifacts",
+        "predictions",
+    ),
+    *("generatedimages", "imagelist", "items", "inlinedata", "content", "body", "payload"),
+)
+_BYTES_KEYS: Final = (*BASE64_KEYS, "image", "imagedata", "data")
+_SURELY_URLS: Final = ("url", "imageurl")
+_URL_KEYS: Final = (*_SURELY_URLS, "uri", "imageuri", "src", "link", "downloadurl", "signedurl", "fileurl")
+
+_URL: Final = re.compile(r"[\s\"'`<]*https?://", re.IGNORECASE)
+_AROUND_URLS: Final = " \t\r\n\"'`<>"
+_LINE_BREAKS: Final = re.compile(r"[\r\n\t]")
 
 #: Where errors keep their words: OpenAI's and the vendor's, other relays', web frameworks'.
 _MESSAGE_KEYS: Final = ("message", "msg", "detail", "error")
@@ -50,7 +75,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """The images of an answer, at least one.
+    """The images of an answer, at least one but at the end of a stream that broke off.
 
     Attributes:
         usage: the tokens that they took.
@@ -68,7 +93,7 @@ class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
     """A 200 without usable images; its message is the API's own where there is one.
 
     Attributes:
-        reported: the error that it reports instead, if any.
+        reported: what the API says instead, if anything.
     """
 
     def __init__(self, message: str, reported: ErrorBody | None = None) -> None:
@@ -76,24 +101,10 @@ class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
         self.reported = reported
 
 
-def read_body(chunks: Iterable[bytes], max_bytes: int) -> Answer:
-    """Return the facts of a 200's body.
-
-    Raises:
-        DecodingError: it is not JSON, ends early, or is longer than `max_bytes`.
-        UnusableAnswer: it reports an error, or has no images.
-        OSError: its images can't be kept.
-    """
-    decoder = StreamingJSON(max_bytes=max_bytes)
-    for chunk in chunks:
-        decoder.feed(chunk)
-    return read_answer(decoder.finish())
-
-
 def read_answer(document: object) -> Answer:
-    """Return the facts of a 200's document, as `StreamingJSON` gives it, with or without the vendor's older wrapper.
+    """Return the facts of a 200's document, as `StreamingJSON` gives it, however its images are wrapped and named.
 
-    One bad image does not cost the others: they are paid.
+    One bad image does not cost the others: they are paid. Nor does an error that comes with images.
 
     Raises:
         UnusableAnswer: it reports an error, or has no images.
@@ -101,44 +112,135 @@ def read_answer(document: object) -> Answer:
     >>> read_answer({"created": 1745818538, "data": [{"url": "https://host/cat.webp"}]}).items
     (Item(image=None, url=SecretStr('**********'), revised_prompt=None),)
     """
-    if not isinstance(document, Mapping):
-        raise UnusableAnswer("the answer is no JSON object")
-    inner = document.get("data")
-    error = find_error(document) or find_error(inner)
-    if error is not None:
+    wrappers: list[Mapping[str, Any]] = []
+    found = list(_found(document, None, wrappers))
+    items = tuple(item for item in found if isinstance(item, Item))
+    error = next((error for wrapper in wrappers if (error := find_error(wrapper))), None)
+    if error is not None and not any(item.image for item in items):
         raise UnusableAnswer(error.message, error)
-    facts = {**document, **inner} if isinstance(inner, Mapping) else document
-    items = facts.get("data")
-    if not isinstance(items, list) or not items:
-        raise UnusableAnswer(f"the answer has no images: {_error_body(document).message}")
-    read = [_item(index, item) for index, item in enumerate(items)]
-    problems = tuple(item for item in read if isinstance(item, str))
-    if len(problems) == len(read):
-        raise UnusableAnswer(problems[0])
+    if not items:
+        raise _without_images(document, found)
+    wrong = [_told(index, item) for index, item in enumerate(found) if not isinstance(item, Item)]
+    facts = {key: value for wrapper in wrappers for key, value in wrapper.items()}
     created = facts.get("created")
     return Answer(
-        items=tuple(item for item in read if isinstance(item, Item)),
+        items=items,
         usage=read_usage(facts.get("usage")),
         created=created if type(created) is int else None,
-        problems=problems,
+        problems=(*wrong, *([error.message] if error else [])),
     )
 
 
-def _item(index: int, item: object) -> Item | str:
-    """Return the image, or why it is none."""
+def _without_images(document: object, found: Sequence[Item | ErrorBody | str]) -> UnusableAnswer:
+    if found and not isinstance(found[0], Item):
+        return UnusableAnswer(_told(0, found[0]), found[0] if isinstance(found[0], ErrorBody) else None)
+    if not isinstance(document, Mapping):
+        return UnusableAnswer("the answer is no JSON object")
+    said = _error_body(document)
+    return UnusableAnswer(f"the answer has no images: {said.message}", said)
+
+
+def _told(index: int, wrong: ErrorBody | str) -> str:
+    return f"item {index} of the answer: {wrong if isinstance(wrong, str) else wrong.message}"
+
+
+def has_images(document: object) -> bool:
+    """Tell whether there is anything in a document that could be an image."""
+    return any(True for _ in _found(document, None, []))
+
+
+def is_bare(document: Mapping[str, Any]) -> bool:
+    """Tell whether an image stands in the document itself, with nothing around it."""
+    return any(_is_image(value) or _plain(key) in _URL_KEYS for key, value in document.items() if value)
+
+
+def _found(
+    value: object, prompt: object, wrappers: list[Mapping[str, Any]]
+) -> Iterator[Item | ErrorBody | str]:
+    """Yield the images below `value`, and what is wrong with those that are none.
+
+    Args:
+        prompt: the revised prompt of what is around it.
+        wrappers: gets the objects around the images, from the outside in.
+    """
+    match value:
+        case Spool() | DecodingError():
+            yield _read(value, "", prompt)
+        case str() if _URL.match(value):
+            yield _read(None, value, prompt)
+        case str() if value.lstrip().startswith(("{", "[")):  # JSON in JSON
+            decoder = StreamingJSON()
+            with suppress(DecodingError):
+                decoder.feed(value.encode(errors="replace"))
+            for document in decoder.finish()[0]:
+                yield from _found(document, prompt, wrappers)
+        case list():
+            for item in value:
+                yield from list(_found(item, prompt, [])) or [_no_image(item)]
+        case Mapping():
+            yield from _found_in_object(value, value.get("revised_prompt") or prompt, wrappers)
+
+
+def _found_in_object(
+    value: Mapping[str, Any], prompt: object, wrappers: list[Mapping[str, Any]]
+) -> Iterator[Item | ErrorBody | str]:
+    named = {_plain(key): inner for key, inner in value.items()}
+    image = next((named[key] for key in (*_BYTES_KEYS, *_URL_KEYS) if _is_image(named.get(key))), None)
+    wrappers.append(value)
+    if not isinstance(image, Spool):
+        wrapped = list(_wrapped(named, prompt, wrappers))
+        found = next((found for found in wrapped if any(isinstance(item, Item) for item in found)), None)
+        if found or (wrapped and image is None and not _url_in(named)):
+            yield from found or wrapped[0]
+            return
+    image = image or next((inner for inner in value.values() if _is_image(inner)), None)
+    if image is not None or _url_in(named):
+        yield _read(image, _url_in(named), prompt)
+
+
+def _wrapped(
+    named: Mapping[str, Any], prompt: object, wrappers: list[Mapping[str, Any]]
+) -> Iterator[list[Item | ErrorBody | str]]:
+    for key in (*_WRAPPER_KEYS, *_URL_KEYS):
+        inner = named.get(key)
+        if inner and (key in _WRAPPER_KEYS or not isinstance(inner, str)):
+            found = list(_found(inner, prompt, wrappers))
+            if found:
+                yield found
+
+
+def _url_in(named: Mapping[str, Any]) -> str:
+    """Return what should be a URL by its key, or is one by its looks; empty where there is none."""
+    texts = ((key, named[key]) for key in (*_URL_KEYS, *_BYTES_KEYS) if isinstance(named.get(key), str))
+    return next(
+        (text for key, text in texts if _URL.match(text) or (key in _SURELY_URLS and text.strip())), ""
+    )
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, Spool | DecodingError)
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
+
+
+def _no_image(item: object) -> ErrorBody | str:
     if not isinstance(item, Mapping):
-        return f"item {index} of the answer is no JSON object"
-    spool, url = item.get("b64_json"), item.get("url")
-    # a relay may send both, and one of them empty
-    kept = spool if isinstance(spool, Spool) and spool.size_bytes else None
-    address = url if isinstance(url, str) else ""
-    if kept is None and not address:
-        return f"item {index} of the answer has neither b64_json nor url"
-    try:
-        image = (kept, read_image(kept)) if kept is not None else None
-    except NotAnImage as error:
-        return str(error)
-    return Item(image, SecretStr(address), _storable(item.get("revised_prompt")))
+        return "it is no JSON object"
+    return find_error(item) or "it has neither b64_json nor url"
+
+
+def _read(image: Spool | DecodingError | None, url: str, prompt: object) -> Item | str:
+    """Return an image, or why it is none; where its bytes are none, there may be a URL."""
+    address = SecretStr(_LINE_BREAKS.sub("", url.strip(_AROUND_URLS)))
+    wrong = str(image)
+    if isinstance(image, Spool):
+        try:
+            return Item((image, read_image(image)), address, _storable(prompt))
+        except NotAnImage as error:
+            wrong = str(error)
+    return Item(None, address, _storable(prompt)) if url else wrong
 
 
 def _storable(text: object) -> str | None:

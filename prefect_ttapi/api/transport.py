@@ -6,6 +6,7 @@ import logging
 import ssl
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
@@ -23,6 +24,7 @@ from prefect_ttapi.api.outcomes import (
     BrokenOff,
     ErrorBody,
     Failure,
+    Verdict,
     judge,
     read_retry_after,
 )
@@ -65,9 +67,6 @@ _REQUEST_IDS: Final = ("x-request-id", "request-id", "x-amzn-requestid", "cf-ray
 #: Bytes of an answer's body that are kept: ten images of 16 MB have fewer.
 MOST_KEPT: Final = 256 * 1024**2
 
-#: An answer that was refused instead has no images, and nothing that is worth to be kept.
-_PERHAPS_PAID: Final = frozenset({Outcome.UNKNOWN, Outcome.UNUSABLE, Outcome.SERVER_FAULT})
-
 #: What may be wrong with the body of an answer that came.
 UNREADABLE: Final = (BrokenOff, DecodingError, UnusableAnswer, OSError)
 
@@ -102,15 +101,47 @@ def _forget_location(response: httpx.Response) -> None:
     response.headers.pop("location", None)
 
 
+def judge_unreadable(
+    error: Exception, prompt: str, status: int = 200, *, began: bool = True
+) -> tuple[Verdict, str]:
+    """Return what it means that the body of a 2xx gave no images, and why, in words.
+
+    Args:
+        error: one of `UNREADABLE`.
+        prompt: the request's, which the answer may repeat.
+        status: of the answer.
+        began: there is a body, of which more may have been meant to come.
+    """
+    if isinstance(error, BrokenOff):
+        return BREAKS[error.broke], str(error)
+    if isinstance(error, EarlyEnd) and began:
+        return BREAKS[Break.CUT], str(error)
+    if isinstance(error, UnusableAnswer) and error.reported is not None:
+        return judge(status, error.reported, prompt), str(error)
+    if isinstance(error, OSError):
+        return UNUSABLE, f"the answer could not be kept in a temporary file: {error.strerror}"
+    return UNUSABLE, str(error)
+
+
+def may_be_paid(verdict: Verdict) -> bool:
+    """Tell whether an answer is worth to be kept: one that was refused instead has no images."""
+    return verdict.error.outcome in (Outcome.UNKNOWN, Outcome.UNUSABLE, Outcome.SERVER_FAULT)
+
+
 class Tee:
     """Keeps a body while it is read, up to `MOST_KEPT` bytes, for whoever could not make images of it."""
 
     def __init__(self) -> None:
         self._spool: Spool | None = Spool(hashing=False)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more is kept."""
+        return self._spool is None or self._spool.size_bytes >= MOST_KEPT
+
     def write(self, chunk: bytes) -> None:
         """Append what came."""
-        if self._spool is None or self._spool.size_bytes >= MOST_KEPT:
+        if self._spool is None or self.is_full:
             return
         try:
             self._spool.write(chunk[: MOST_KEPT - self._spool.size_bytes])
@@ -133,16 +164,21 @@ class Opened:
         self._redactor = redactor
         self._tee = Tee()
         self._prompt = prompt
+        self._chunks: Iterator[bytes] = iter(())
         self.request_id = request_id
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body's bytes as they arrive.
+        """Return an iterator over the body's bytes as they arrive.
 
         Raises:
             BrokenOff: the body did not arrive in full.
             DecodingError: it can't be decompressed.
         """
+        self._chunks = self._teed()
+        return self._chunks
+
+    def _teed(self) -> Iterator[bytes]:
         for chunk in decoded(self._raw(), self._response.headers.get("content-encoding", "")):
             self._tee.write(chunk)
             yield chunk
@@ -168,23 +204,18 @@ class Opened:
 
     def failure(self, error: Exception) -> Failure:
         """Return this answer as a failure, because of `error`, which is one of `UNREADABLE`."""
-        verdict, message = UNUSABLE, str(error)
-        if isinstance(error, BrokenOff):
-            verdict = BREAKS[error.broke]
-        elif isinstance(error, EarlyEnd) and self._ends_with_connection:
-            verdict = BREAKS[Break.CUT]
-        elif isinstance(error, UnusableAnswer) and error.reported is not None:
-            verdict = judge(self._response.status_code, error.reported, self._prompt)
-        elif isinstance(error, OSError):
-            message = f"the answer could not be kept in a temporary file: {error.strerror}"
-        answer = self.answer() if verdict.error.outcome in _PERHAPS_PAID else None
-        return Failure(
-            verdict,
-            self._redactor.clean(message),
-            self._response.status_code,
-            self.request_id,
-            answer=answer,
-        )
+        status, began = self._response.status_code, bool(self._tee.body()) or self._ends_with_connection
+        verdict, message = judge_unreadable(error, self._prompt, status, began=began)
+        if isinstance(error, DecodingError):
+            self._read_on()
+        answer = self.answer() if may_be_paid(verdict) else None
+        return Failure(verdict, self._redactor.clean(message), status, self.request_id, answer=answer)
+
+    def _read_on(self) -> None:
+        """Keep the rest of a body that can't be read."""
+        with suppress(BrokenOff, DecodingError):
+            while not self._tee.is_full and next(self._chunks, None) is not None:
+                pass
 
     @property
     def _ends_with_connection(self) -> bool:

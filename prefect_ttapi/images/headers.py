@@ -1,27 +1,40 @@
 """Read type, size in pixels and completeness of an image from its own bytes (sans-IO).
 
-PNG, JPEG and WebP only. Pixels are not decoded: the headers are read as far as width and height, then the end
-is looked at. Only padding may follow it (NUL, white space), as some encoders and proxies add.
+PNG, JPEG and WebP are what the API promises; GIF, BMP and AVIF are read, too. Pixels are not decoded: the headers are
+read as far as width and height, then the end is looked for. What follows it is part of the file: labels of who made it,
+padding, a second picture.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from prefect_ttapi.images.spool import Spool
 
 LONGEST_SIDE: Final = 65_535  # pixels: what JPEG can say, and more than WebP can
-MOST_PADDING: Final = 4096  # bytes
 
 #: Media type to file extension, without a dot.
-EXTENSIONS: Final[Mapping[str, str]] = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+EXTENSIONS: Final[Mapping[str, str]] = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/bmp": "bmp",
+    "image/avif": "avif",
+}
+
+#: What the API says it gives.
+PROMISED: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
 
 _PADDING: Final = b"\0\t\n\r "
+_MOST_PADDING: Final = 4096  # bytes
 _MOST_PARTS: Final = 10_000  # looked at before the picture begins; real images have dozens
+_BLOCK: Final = 256 * 1024
 
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END: Final = b"\xff\xd9"
@@ -29,21 +42,31 @@ _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN: Final = 0xDA
 _JPEG_BARE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _JPEG_ILLEGAL: Final = frozenset({0x00, 0xD8, 0xD9})  # before the picture
+_JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a picture
 
 Size = tuple[int, int]
 
 
 class NotAnImage(ValueError):  # noqa: N818 - named for what it says
-    """The bytes are no complete PNG, JPEG or WebP; the message says what is wrong with them."""
+    """The bytes are no complete image of a kind that is known; the message says what is wrong with them."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The media type (`image/png`, `image/jpeg` or `image/webp`), and width and height in pixels."""
+    """The media type (one of `EXTENSIONS`), and width and height in pixels."""
 
     media_type: str
     width: int
     height: int
+
+
+def media_type_of(head: bytes) -> str | None:
+    """Return the media type of what begins with these 12 bytes or more, None where it is no image.
+
+    >>> media_type_of(b"GIF89a" + bytes(6)), media_type_of(b"<html></html>")
+    ('image/gif', None)
+    """
+    return next((kind for kind, magic in _MAGIC.items() if magic.match(head)), None)
 
 
 def read_image(spool: Spool) -> ImageFacts:
@@ -53,14 +76,10 @@ def read_image(spool: Spool) -> ImageFacts:
         NotAnImage: empty, a web page, another type, cut short, or of a size that can't be.
     """
     head = spool.head(12)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        facts = ImageFacts("image/png", *_png_size(spool))
-    elif head.startswith(b"\xff\xd8\xff"):
-        facts = ImageFacts("image/jpeg", *_jpeg_size(spool))
-    elif head.startswith(b"RIFF") and head.endswith(b"WEBP"):
-        facts = ImageFacts("image/webp", *_webp_size(spool))
-    else:
+    media_type = media_type_of(head)
+    if media_type is None:
         raise NotAnImage(f"the image is {_description(head)}")
+    facts = ImageFacts(media_type, *_SIZES[media_type](spool))
     if not (1 <= facts.width <= LONGEST_SIDE and 1 <= facts.height <= LONGEST_SIDE):
         raise NotAnImage(f"the image claims to be {facts.width} x {facts.height} pixels")
     return facts
@@ -72,7 +91,7 @@ def _description(head: bytes) -> str:
     for kind, starts in {"a web page or SVG": b"<", "JSON": b"{"}.items():
         if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(starts):
             return kind
-    return f"no PNG, JPEG or WebP: it starts with {head.hex(' ')}"
+    return f"of no kind that is known: it starts with {head.hex(' ')}"
 
 
 def _png_size(spool: Spool) -> Size:
@@ -82,8 +101,19 @@ def _png_size(spool: Spool) -> Size:
     width, height, checksum = struct.unpack(">16x2I5xI", header)
     if zlib.crc32(header[12:29]) != checksum:
         raise NotAnImage("the PNG's header is damaged")
-    _check_end(spool, "PNG", _PNG_END)
+    if not _ends_with(spool, _PNG_END) and not _has_png_end(spool):
+        raise NotAnImage("the PNG is cut short")
     return width, height
+
+
+def _has_png_end(spool: Spool) -> bool:
+    with spool.open() as file:
+        position = 8
+        while len(chunk := _at(file, position, 8)) == 8:
+            position += 12 + int.from_bytes(chunk[:4])
+            if chunk.endswith(b"IEND"):
+                return position <= spool.size_bytes
+    return False
 
 
 def _jpeg_size(spool: Spool) -> Size:
@@ -94,7 +124,8 @@ def _jpeg_size(spool: Spool) -> Size:
                 _, height, width = struct.unpack(">BHH", _take(file, 5))
                 size = width, height
             if marker == _JPEG_SCAN and size is not None:
-                _check_end(spool, "JPEG", _JPEG_END)
+                if not _ends_with(spool, _JPEG_END) and not _has_jpeg_end(file):
+                    raise NotAnImage("the JPEG is cut short")
                 return size
     raise NotAnImage("the JPEG has no picture")
 
@@ -116,14 +147,28 @@ def _jpeg_segments(file: BinaryIO) -> Iterator[int]:
             yield marker
 
 
+def _has_jpeg_end(file: BinaryIO) -> bool:
+    """Tell whether a picture ends, which begins after the segment at which `file` stands."""
+    file.seek(-2, 1)
+    position = file.tell()
+    while len(length := _at(file, position, 2)) == 2:
+        position += int.from_bytes(length)
+        marker = None
+        while marker is None and len(block := _at(file, position, _BLOCK)) > 1:
+            marker = _JPEG_MARKER.search(block)
+            position += marker.end() if marker else len(block) - 1
+        if marker is None:
+            return False
+        if marker[0] == _JPEG_END:
+            return True
+    return False
+
+
 def _webp_size(spool: Spool) -> Size:
     (riff,) = struct.unpack("<4xI", spool.head(8))
     end = 8 + riff
     if end > spool.size_bytes:
         raise NotAnImage(f"the WebP is cut short: {spool.size_bytes:,} of {end:,} bytes")
-    extra = spool.size_bytes - end
-    if extra > MOST_PADDING or spool.tail(extra).strip(_PADDING):
-        raise NotAnImage("the WebP is followed by something else")
     canvas = None
     with spool.open() as file:
         for kind in _webp_chunks(file, end):
@@ -171,10 +216,130 @@ def _vp8l_size(file: BinaryIO) -> Size:
 def _take(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
-        raise NotAnImage("the image is cut short within its header")
+        raise NotAnImage("the image is cut short")
     return data
 
 
-def _check_end(spool: Spool, name: str, end: bytes) -> None:
-    if not spool.tail(MOST_PADDING + len(end)).rstrip(_PADDING).endswith(end):
-        raise NotAnImage(f"the {name} is cut short, or followed by something else")
+def _at(file: BinaryIO, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)
+
+
+def _ends_with(spool: Spool, end: bytes) -> bool:
+    return spool.tail(_MOST_PADDING + len(end)).rstrip(_PADDING).endswith(end)
+
+
+def _gif_size(spool: Spool) -> Size:
+    with spool.open() as file:
+        width, height, flags = struct.unpack("<6xHHB2x", _take(file, 13))
+        _skip_colours(file, flags)
+        pictures = 0
+        while (kind := _take(file, 1)) != b";":
+            if kind == b"!":
+                _take(file, 1)
+            elif kind == b",":
+                pictures += 1
+                _skip_colours(file, _take(file, 9)[8])
+                _take(file, 1)
+            else:
+                raise NotAnImage("the GIF is damaged")
+            while (length := _take(file, 1)[0]) > 0:
+                _take(file, length)
+    if not pictures:
+        raise NotAnImage("the GIF has no picture")
+    return width, height
+
+
+def _skip_colours(file: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        _take(file, 3 << 1 + (flags & 7))
+
+
+def _bmp_size(spool: Spool) -> Size:
+    with spool.open() as file:
+        total, start, header = struct.unpack("<2xI4xII", _take(file, 18))
+        if header == 12:
+            width, height, bits = struct.unpack("<HH2xH", _take(file, 8))
+            packing = 0
+        elif header >= 40:
+            width, height, bits, packing = struct.unpack("<ii2xHI", _take(file, 16))
+        else:
+            raise NotAnImage("the BMP's header is damaged")
+    height = abs(height)  # below zero: the rows come from top to bottom
+    # the length that it claims for itself is often none; packed rows have no other
+    end = total if packing not in (0, 3, 6) else start + (width * bits + 31) // 32 * 4 * height
+    if end > spool.size_bytes:
+        raise NotAnImage(f"the BMP is cut short: {spool.size_bytes:,} of {end:,} bytes")
+    return width, height
+
+
+def _avif_size(spool: Spool) -> Size:
+    sizes: list[Size] = []
+    parts: set[bytes] = set()
+    with spool.open() as file:
+        for kind, start, end in _boxes(file, 0, spool.size_bytes):
+            if end > spool.size_bytes:
+                break
+            parts.add(kind)
+            if kind == b"meta":
+                for path in ((b"iprp", b"ipco", b"ispe"), (b"idat",)):
+                    for inner, found, _ in _inner_boxes(file, start + 4, end, path):
+                        parts.add(inner)
+                        if inner == b"ispe":
+                            file.seek(found)
+                            sizes.append(struct.unpack(">4xII", _take(file, 12)))
+    if b"meta" not in parts or not parts & {b"mdat", b"idat"}:
+        raise NotAnImage("the AVIF is cut short")
+    if not sizes:
+        raise NotAnImage("the AVIF has no picture")
+    return max(sizes, key=lambda size: size[0] * size[1])  # the others are its tiles, and its thumbnails
+
+
+def _inner_boxes(
+    file: BinaryIO, start: int, end: int, path: tuple[bytes, ...]
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the boxes at `path`, with the places where their contents begin and end."""
+    for kind, begins, ends in _boxes(file, start, end):
+        if kind == path[0] and ends <= end:
+            if len(path) == 1:
+                yield kind, begins, ends
+            else:
+                yield from _inner_boxes(file, begins, ends, path[1:])
+
+
+def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each box's kind, and the places where its contents begin and end, the last one perhaps beyond `end`."""
+    for _ in range(_MOST_PARTS):
+        if position + 8 > end:
+            return
+        length, kind = struct.unpack(">I4s", _at(file, position, 8))
+        begins = position + 8
+        if length == 1:
+            length, begins = int.from_bytes(_at(file, begins, 8)), begins + 8
+        length = length or end - position  # the last one may go on to the end
+        if position + length < begins:
+            return
+        yield kind, begins, position + length
+        position += length
+
+
+_MAGIC: Final[Mapping[str, re.Pattern[bytes]]] = {
+    kind: re.compile(magic, re.DOTALL)
+    for kind, magic in {
+        "image/png": rb"\x89PNG\r\n\x1a\n",
+        "image/jpeg": rb"\xff\xd8\xff",
+        "image/webp": rb"RIFF....WEBP",
+        "image/gif": rb"GIF8[79]a",
+        "image/bmp": rb"BM....\0\0\0\0",
+        "image/avif": rb"\0\0..ftyp(?:avif|avis)",
+    }.items()
+}
+
+_SIZES: Final[Mapping[str, Callable[[Spool], Size]]] = {
+    "image/png": _png_size,
+    "image/jpeg": _jpeg_size,
+    "image/webp": _webp_size,
+    "image/gif": _gif_size,
+    "image/bmp": _bmp_size,
+    "image/avif": _avif_size,
+}

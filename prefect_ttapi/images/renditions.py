@@ -11,12 +11,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, BinaryIO, Final, Literal, ParamSpec, Self, TypeVar
 
 from PIL import ImageCms, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.Image import Image, Resampling, new
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -26,6 +28,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.errors import PictureError, StoreError
+from prefect_ttapi.images.headers import media_type_of
 from prefect_ttapi.images.spool import Spool
 
 P = ParamSpec("P")
@@ -38,11 +41,17 @@ MAX_PIXELS: Final = 80_000_000
 
 #: Opened by class, since `PIL.Image.open` warns of large images before one can look at their size, and
 #: warnings are neither thread-safe to catch nor harmless where they are errors.
-_READERS: Final[dict[bytes, type[ImageFile]]] = {
-    b"\x89PNG": PngImageFile,
-    b"\xff\xd8\xff": JpegImageFile,
-    b"RIFF": WebPImageFile,
+_READERS: Final[dict[str, type[ImageFile]]] = {
+    "image/png": PngImageFile,
+    "image/jpeg": JpegImageFile,
+    "image/webp": WebPImageFile,
+    "image/gif": GifImageFile,
+    "image/bmp": BmpImageFile,
 }
+with suppress(ImportError):  # comes with Pillow 11.3
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    _READERS["image/avif"] = AvifImageFile
 
 #: How each format is written; `quality` (1 to 100) is used where none is given, and PNG keeps every pixel.
 _FORMATS: Final[Mapping[str, dict[str, Any]]] = {
@@ -87,7 +96,7 @@ def decoding(file: BinaryIO) -> Iterator[ImageFile]:
     """Give the image in `file`, of which nothing is decoded yet; what is made of it is made in the context.
 
     Args:
-        file: a PNG, JPEG or WebP, read from where it stands; it is left open.
+        file: an image, read from where it stands; it is left open.
 
     Raises:
         PictureError: the bytes are no such image, are damaged, or unfold to more than `MAX_PIXELS`.
@@ -105,11 +114,13 @@ def decoding(file: BinaryIO) -> Iterator[ImageFile]:
 
 def _opened(file: BinaryIO) -> ImageFile:
     start = file.tell()
-    head = file.read(4)
+    media_type = media_type_of(file.read(12))
     file.seek(start)
-    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+    reader = _READERS.get(media_type or "")
     if reader is None:
-        raise PictureError("the file is no PNG, JPEG or WebP")
+        raise PictureError(
+            f"the file is no image that can be decoded here ({media_type or 'of no known kind'})"
+        )
     image = reader(file)
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(
@@ -307,7 +318,7 @@ def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
     """Return a WebP of the image in `file` that fits into `box` x `box` pixels; transparency is kept.
 
     Args:
-        file: a PNG, JPEG or WebP, read from where it stands; it is left open.
+        file: an image, read from where it stands; it is left open.
         box: side in pixels; a smaller image keeps its size.
 
     Raises:

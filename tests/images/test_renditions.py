@@ -45,7 +45,7 @@ def near(pixel: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 
 @pytest.mark.parametrize("rendition", [WEBP, JPEG, PNG], ids=lambda rendition: rendition.name)
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF"])
 def test_any_kind_of_image_gives_any_rendition(form: str, rendition: Rendition) -> None:
     """Of the asked-for kind and size, with its colours, from every kind of image that the API gives."""
     image = made(encoded(Image.new("RGB", (120, 80), (200, 40, 90)), form), rendition)
