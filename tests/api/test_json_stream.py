@@ -66,6 +66,8 @@ def undressed(text: str) -> bytes | None:
     )
     text = re.sub(r"(?:%[0-9A-Fa-f]?|\\)\Z", "", text)
     parts = re.sub(r"[ \t\r\n]", "", text).replace("-", "+").replace("_", "/").split("=")
+    if not re.fullmatch("[A-Za-z0-9+/]*", "".join(parts)):
+        return None
     try:
         whole = [part[:-1] if len(part) % 4 == 1 else part for part in parts]
         return b"".join(base64.b64decode(part + "=" * (-len(part) % 4), validate=True) for part in whole)
