@@ -298,10 +298,10 @@ def normalised(url: str) -> str:
     if not url.strip() or not url.isprintable():
         raise ValueError("is empty or holds control characters; give a folder or s3://bucket/prefix")
     found = _SCHEME.match(url)
+    scheme, beginning = (found[1].lower(), found[0].lower()) if found else ("", "")
     # a folder's name may have a colon
-    scheme = found[1].lower() if found and (found[2] or found[1].lower() in _HINTS) else ""
-    reader = _READERS.get(scheme)
-    if reader is None or (scheme and found and not found[2]):
+    reader = _READERS.get(beginning if beginning.endswith("//") or scheme in _HINTS else "")
+    if reader is None:
         hint = _HINTS.get(scheme, "").format(rest=url.partition(":")[2].strip("/"))
         raise ValueError(
             f"{url!r} is not understood; give a folder, file:///folder or s3://bucket/prefix{hint}"
@@ -338,7 +338,7 @@ def _from_s3_url(url: str) -> str:
     return s3_uri(bucket, prefix).rstrip("/")
 
 
-_READERS: Final = {"": _from_path, "file": _from_file_url, "s3": _from_s3_url}
+_READERS: Final = {"": _from_path, "file://": _from_file_url, _S3: _from_s3_url}
 
 _MEANT_S3: Final = "; did you mean s3://{rest} ?"
 _BY_ENDPOINT: Final = "; of an S3 service, https://host goes into endpoint_url, and the bucket into url"

@@ -21,7 +21,6 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 from botocore.session import Session
 from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
@@ -67,10 +66,9 @@ _CHUNK: Final = 256 * 1024
 _MD5: Final = partial(hashlib.md5, usedforsecurity=False)
 
 #: What may go wrong with a request, on either side.
-_FAILURES: Final = (
-    *(BotoCoreError, ClientError, HTTPError, OSError),
-    *(ResponseParserError, EOFError, zlib.error),  # answers that are cut or no S3
-)
+_FAILURES: Final = (BotoCoreError, ClientError, HTTPError, OSError, EOFError, zlib.error)
+
+_AWS_CHECKSUM: Final = re.compile("x-amz-(sdk-)?checksum-", re.IGNORECASE)
 
 #: What proxies add to a tag, which conditions don't know: that it is weak, and how the answer was packed.
 _NOT_THE_TAG: Final = re.compile(r'^W/|"|(--?|;)(gzip|br|deflate|zstd)(?="?$)')
@@ -112,16 +110,6 @@ class Account:
             secret_access_key=key[1],
             session_token=key[2],
         )
-
-    def keys(self) -> Keys:
-        """Return its keys as of now; all None where the AWS chain finds them by itself.
-
-        Raises:
-            StoreError: there are none to be had.
-        """
-        if self.find_keys is not None:
-            return self.find_keys()
-        return self.access_key_id, self.secret_access_key, self.session_token
 
 
 @dataclass(frozen=True)
@@ -442,7 +430,8 @@ def _made(account: Account) -> Client:
     style = (
         {} if account.addressing_style == "auto" else {"s3": {"addressing_style": account.addressing_style}}
     )
-    key, secret, token = account.keys()
+    own = (account.access_key_id, account.secret_access_key, account.session_token)
+    key, secret, token = account.find_keys() if account.find_keys else own
     client = Session().create_client(
         "s3",
         region_name=account.region,
@@ -473,11 +462,7 @@ def _made(account: Account) -> Client:
 
 def _say_md5(request: Any, **_: Any) -> None:
     """Send the MD5 of a body, which botocore takes for none, in place of checksums that AWS alone knows."""
-    for name in [
-        name
-        for name in request.headers
-        if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))
-    ]:
+    for name in filter(_AWS_CHECKSUM.match, list(request.headers)):
         del request.headers[name]
     request.headers["Content-MD5"] = _base64(_MD5(request.body).digest())
 

@@ -74,7 +74,6 @@ _ADVICE: Final[Mapping[str, str]] = {
 _NOTHING_ANSWERS = "nothing answers there: check the endpoint's address and that it is up"
 _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
     "EndpointConnectionError": _NOTHING_ANSWERS,
-    "ResponseParserError": "what answers there speaks no S3: check the endpoint's address",
     "ConnectTimeoutError": _NOTHING_ANSWERS,
     "NoTLSError": "the endpoint speaks no TLS: does its address begin with http:// ?",
     "CertificateError": "its certificate can't be verified: check the endpoint's address, or name its authority "
@@ -101,7 +100,7 @@ _OLD_CREDENTIALS: Final = frozenset({"ExpiredToken", "InvalidToken", "InvalidAcc
 _LOST: Final = (HTTPClientError, IncompleteReadError, ConnectTimeoutError)
 
 #: The region in a service's words: expecting 'eu-west-3'; expected: 20310501/garage/s3/aws4_request.
-_EXPECTED: Final = re.compile(r"expect(?:ing|ed):? '?(?:\d{8}/)?([a-z][a-z0-9-]+)")
+_EXPECTED: Final = re.compile(r"\bexpect(?:ing '|ed: )(?:\d{8}/)?([a-z][a-z0-9-]+)")
 
 
 def is_missing(error: Exception) -> bool:

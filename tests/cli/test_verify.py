@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.support.damaged_stores import age, claimed, image_key, kept, manifest
 from tests.support.generations import API, fresh_image, request_of
 from tests.support.ledgers import acquire
 from tests.support.meddling import meddling_proxy
+from tests.support.quirks import quirky_server
 from tests.support.s3 import S3Server
 
 
@@ -332,3 +334,14 @@ def test_bad_arguments_are_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
+
+
+def test_a_listing_without_dates_and_sizes_is_looked_up(s3_server: S3Server) -> None:
+    """Where a listing lacks them, an image's age and length are asked for: nothing is taken for old, lost or cut."""
+    with quirky_server(s3_server) as quirky:
+        store = quirky.store("listing without dates", "listing without sizes")
+        paid(quirky.plain(store), "good")
+        orphan = quirky.plain(store).put_image(fresh_image(b"nobody's"), {})
+        (finding,) = verify(store)
+        assert (finding.kind, finding.uri) == (Kind.ORPHAN, orphan.uri)
+        assert abs((finding.modified or 0) - time.time()) < 60

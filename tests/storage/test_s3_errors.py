@@ -9,7 +9,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import SSLError
+from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, SSLError
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import NoAnswerError
@@ -45,6 +45,20 @@ def refusing(s3_server: S3Server) -> Iterator[tuple[ImageStore, list]]:
         (
             said("PermanentRedirect", 301, x_amz_bucket_region="eu-west-1"),
             "the bucket is in the region eu-west-1: set the store's region",
+        ),
+        (
+            said(
+                "AuthorizationHeaderMalformed",
+                400,
+                "",
+                "unexpected scope, expected: 20310501/garage/s3/aws4_request",
+            ),
+            "the bucket is in the region garage: set the store's region",
+        ),
+        (said("InvalidRegion", 400), "the bucket is in another region: set the store's region"),
+        (
+            said("AccessDenied"),
+            "without which what is missing is forbidden; buckets whose requesters pay can't be",
         ),
         (said("KMS.DisabledException", 400), "the KMS key can't be used: correct upload.kms_key_id"),
         (said("AccessControlListNotSupported", 400), "leave out upload.acl"),
@@ -165,3 +179,10 @@ def test_a_tls_connection_that_is_lost_settles_nothing(said: str, may_have_happe
     """What fails in the handshake was not sent; what fails later may have been, and is asked for again."""
     told = explain(SSLError(endpoint_url="https://s3.example.com", error=said), "can't write a")
     assert isinstance(told, NoAnswerError) == may_have_happened
+
+
+def test_a_connection_that_takes_too_long_is_tried_again() -> None:
+    """An endpoint that is silent may be busy; one that refuses is told at once."""
+    where = {"endpoint_url": "https://s3.example.com", "error": "timed out"}
+    assert isinstance(explain(ConnectTimeoutError(**where), "can't read a"), NoAnswerError)
+    assert not isinstance(explain(EndpointConnectionError(**where), "can't read a"), NoAnswerError)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from prefect_ttapi.storage.store import ImageStore
@@ -200,6 +201,15 @@ QUIRKS: dict[str, Callable[[], Meddle]] = {
 }
 
 
+def _together(orders: list[Order]) -> Order:
+    """The first that is no change of an answer, else all the changes."""
+    asked = [order for order in orders if order]
+    changes = [order for order in asked if callable(order)]
+    if len(changes) < max(len(asked), 1):
+        return next((order for order in asked if not callable(order)), None)
+    return lambda answer: reduce(lambda so_far, change: change(so_far), changes, answer)
+
+
 @dataclass(frozen=True)
 class QuirkyServer:
     """A service whose quirks can be chosen: one address, as each takes a client of its own, which is slow to make."""
@@ -210,9 +220,7 @@ class QuirkyServer:
     def store(self, *quirks: str, url: str = "", **fields: Any) -> ImageStore:
         """A store at the service, which has these quirks from now on."""
         meddles = [QUIRKS[quirk]() for quirk in quirks]
-        self.proxy.meddle = lambda *request: next(
-            filter(None, (meddle(*request) for meddle in meddles)), None
-        )
+        self.proxy.meddle = lambda *request: _together([meddle(*request) for meddle in meddles])
         self.proxy.seen.clear()
         settings = self.server.settings(endpoint_url=self.proxy.url)
         return ImageStore(url=url or f"s3://{self.server.new_bucket()}/p", **settings, **fields)

@@ -64,9 +64,11 @@ def connected(store: ImageStore) -> ImageStore:
     return store
 
 
-def said(code: str, status: int = 403, inside: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def said(
+    code: str, status: int = 403, inside: str = "", words: str = "their words", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """An answer as S3 services give it."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>their words</Message>{inside}</Error>"
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{words}</Message>{inside}</Error>"
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return status, {"Content-Type": "application/xml", **named}, body.encode()
 
