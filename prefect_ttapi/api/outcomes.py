@@ -205,8 +205,7 @@ SIGNS: Final = (
         ACCOUNT,
         _OPENAI,
         (401, 403),
-        "invalid_api_key incorrect_api_key account_deactivated organization_deactivated invalid_organization "
-        "ip_not_authorized unsupported_country_region_territory",
+        "invalid_api_key account_deactivated invalid_organization unsupported_country_region_territory",
         r"(?:incorrect|invalid) (?:tt-)?api[ -]?key|(?:country|region|location)\S* (?:or territory |is )?not supported"
         r"|unsupported (?:country|region)|not available in your (?:country|region)"
         r"|access (?:was|has been) terminated|must be a member of an organization|ip (?:is )?not authorized",
@@ -220,7 +219,6 @@ SIGNS: Final = (
     Sign(
         ACCOUNT,
         _RELAYS,
-        codes="invalid_token token_expired user_banned account_suspended account_blocked",
         words=r"api[ -]?key (?:is )?(?:invalid|expired|not valid)|invalid token\b|无效的令牌|令牌已过期|令牌状态不可用"
         r"|用户已被封禁|账号已被封",
     ),
@@ -242,7 +240,8 @@ SIGNS: Final = (
     Sign(
         CREDIT,
         _RELAYS,
-        codes="insufficient_user_quota pre_consume_token_quota_failed token_quota_exhausted",
+        codes="insufficient_user_quota pre_consume_token_quota_failed token_quota_exhausted insufficient_balance "
+        "balance_not_enough",
         words=r"pre-?consumed? (?:token )?quota failed|额度不足|额度已用尽|预扣费额度失败|余额不足|账户欠费",
     ),
     Sign(
@@ -255,15 +254,14 @@ SIGNS: Final = (
         CREDIT,
         _VENDOR,
         (402,),
-        "insufficient_balance insufficient_funds balance_not_enough",
-        r"insufficient (?:account |user )?(?:balance|quota|credits?|funds)|please (?:recharge|top up)|out of credits?"
+        words=r"insufficient (?:account |user )?(?:balance|quota|credits?|funds)|please (?:recharge|top up)|out of credits?"
         r"|(?:balance|quota|credits?|credit limit) (?:is |are )?(?:insufficient|not enough|exhausted|used up|too low)"
         r"|not enough (?:balance|quota|credits?)",
     ),
     Sign(
         MODEL,
         "OpenAI, error codes guide and organization verification",
-        codes="model_not_permitted model_not_found model_not_allowed model_access_denied",
+        codes="model_not_permitted model_not_found",
         words=r"must be verified to use|(?:have|no) access to (?:the |this )?model\b|model (?:\S+ )?does not exist"
         r"|not (?:allowed|permitted|authori[sz]ed) to (?:use|access|sample from|generate from) (?:the |this )?model"
         r"|model (?:\S+ )?(?:is )?not (?:available|enabled|allowed|permitted) (?:for|on|to|in) (?:your|this)\b",
@@ -273,7 +271,7 @@ SIGNS: Final = (
     Sign(
         PROMPT,
         "OpenAI, image generation guide",
-        codes="moderation_blocked content_policy_violation",
+        codes="moderation_blocked content_policy_violation safety_violations",
         words=r"safety system|content policy|usage polic(?:y|ies)|our guardrails",
     ),
     Sign(
@@ -285,7 +283,7 @@ SIGNS: Final = (
     Sign(
         PROMPT,
         _RELAYS,
-        codes="sensitive_words_detected prompt_blocked safety_violations",
+        codes="sensitive_words_detected prompt_blocked",
         words=r"sensitive words?\b|敏感词|违规内容|内容违规|内容审核",
     ),
     Sign(
