@@ -255,8 +255,8 @@ SIGNS: Final = (
         _VENDOR,
         (402,),
         words=r"insufficient (?:account |user )?(?:balance|quota|credits?|funds)|please (?:recharge|top up)"
-        r"|out of credit|(?:balance|quota|credits?|credit limit) (?:is |are )?(?:insufficient|not enough|exhausted|used up|too low)"
-        r"|not enough (?:balance|quota|credits?)",
+        r"|(?:balance|quota|credits?|credit limit) (?:is |are )?(?:insufficient|not enough|exhausted|used up|too low)"
+        r"|not enough (?:balance|quota|credits?)|out of credit",
     ),
     Sign(
         MODEL,

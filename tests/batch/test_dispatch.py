@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import signal
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -18,10 +20,31 @@ from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage, Usage
+from tests.support.clocks import ending
 
 IMAGE = StoredImage(
     uri="file:///a.png", sha256="0" * 64, size_bytes=1, media_type="image/png", width=1, height=1, index=0
 )
+
+
+#: Seconds of CPU time that a step takes at most.
+STEP = 3.0
+
+
+@pytest.fixture(autouse=True)
+def _no_step_hangs() -> Iterator[None]:
+    """What never ends fails."""
+    with ending(STEP):
+        yield
+
+
+def next_lanes(dispatch: Dispatch, now: float = 0.0, most: int = 100) -> list[Lane]:
+    """The lanes that are to be submitted now."""
+    lanes = []
+    while (lane := dispatch.next_lane(now)) is not None:
+        lanes.append(lane)
+        assert len(lanes) <= most, "there are more lanes than requests"
+    return lanes
 
 
 def item(row: int, prompt: str | None = None, *, known_absent: bool = False, size: str = "auto") -> Item:
@@ -129,7 +152,7 @@ def test_duplicates_over_the_budget_are_looked_up_once(recorded: bool):
     dispatch.source_ended()
     looked_up = []
     while not dispatch.finished:
-        while (lane := dispatch.next_lane(0.0)) is not None:
+        for lane in next_lanes(dispatch):
             finish(dispatch, shared, lane, [Done(generated(of).row) for of in lane.items])
         while dispatch.to_look_up:
             looked_up.append(dispatch.to_look_up.popleft())
@@ -271,7 +294,7 @@ def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
     for row in range(5):
         dispatch.came(item(row))
     dispatch.source_ended()
-    while (lane := dispatch.next_lane(0.0)) is not None:
+    for lane in next_lanes(dispatch):
         dispatch.lost(lane, "its process died")
     assert [done.row.error_type for done in dispatch.rows] == ["LaneLostError"] * 5
     assert all(done.row.maybe_paid for done in dispatch.rows)
@@ -384,6 +407,8 @@ class Batch(RuleBasedStateMachine):
         tokens=st.none() | st.integers(0, 30),
         delivers=st.booleans(),
         bounded=st.booleans(),
+        leaves_at=st.sampled_from([2, 6, None, None]),
+        leaves_at_last=st.booleans(),
     )
     def begin(
         self,
@@ -395,6 +420,8 @@ class Batch(RuleBasedStateMachine):
         tokens: int | None,
         delivers: bool,
         bounded: bool,
+        leaves_at: int | None,
+        leaves_at_last: bool,
     ) -> None:
         self.dispatch, self.shared = dispatch_of(
             total if bounded else None,
@@ -416,7 +443,9 @@ class Batch(RuleBasedStateMachine):
         self.lanes: list[Lane] = []
         self.paid: Counter[str] = Counter()
         self.rows: list[Done] = []
-        self.left = False
+        self.leaves_at = leaves_at
+        self.leaves_at_last = leaves_at_last
+        self.left: list[Lane] = []  # that nobody waits for any longer
         self.now = 0.0
 
     @precondition(lambda self: self.to_come)
@@ -434,8 +463,7 @@ class Batch(RuleBasedStateMachine):
     def submit(self, seconds: float) -> None:
         self.now += seconds
         reserved = self.shared.limits.spending.reserved
-        while (lane := self.dispatch.next_lane(self.now)) is not None:
-            self.lanes.append(lane)
+        self.lanes += next_lanes(self.dispatch, self.now, self.came)
         if self.shared.limits.spending.reserved > reserved:
             self.expected, self.surprise = self.dearest.copy(), 0
         while self.dispatch.to_look_up:
@@ -486,14 +514,45 @@ class Batch(RuleBasedStateMachine):
         lane = self.lanes.pop(data.draw(st.integers(0, len(self.lanes) - 1)))
         self.dispatch.lost(lane, "its process died")
 
-    @precondition(lambda self: self.came > 15 and not self.left)  # late enough for something to happen before
-    @rule(really=st.integers(0, 9))
-    def leave(self, really: int) -> None:
-        if not really:
-            self.shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
-            self.dispatch.leave()
-            self.lanes = []
-            self.left = True
+    @precondition(lambda self: self.leaves_at is not None and self.came >= self.leaves_at)
+    @rule()
+    def leave(self) -> None:
+        """Nobody waits any longer: what is known of each request that is in a lane is told, and once."""
+        self.leaves_at, self.leaves_at_last = None, False
+        expected = {}
+        for lane in self.lanes:
+            for of in lane.items:
+                known = "elsewhere" if lane.elsewhere else ("begun", "ended", "not begun")[of.row % 3]
+                if known in ("ended", "begun"):
+                    self.shared.begun(of)
+                if known == "ended":
+                    ended = Done(generated(of).row.model_copy(update={"status": "cached", "api_calls": 0}))
+                    self.shared.ended(of, ended)
+                expected[of.row] = {"ended": ("cached", False), "not begun": ("skipped", False)}.get(
+                    known, ("failed", True)
+                )
+        self.shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
+        self.dispatch.leave()
+        self.left, self.lanes = self.lanes, []
+        told = {done.row.row: (done.row.status, bool(done.row.maybe_paid)) for done in self.dispatch.rows}
+        assert {row: told.get(row) for row in expected} == expected
+        assert self.dispatch.open_lanes == self.dispatch.at_hand == 0
+
+    @precondition(lambda self: self.left)
+    @rule(lost=st.booleans())
+    def come_back_too_late(self, lost: bool) -> None:
+        """What a lane tells that nobody waits for changes nothing."""
+        before = len(self.dispatch.rows), self.dispatch.at_hand
+        for lane in self.left:
+            if lost:
+                self.dispatch.lost(lane, "its process died")
+            else:
+                self.dispatch.returned(lane, [None] * len(lane.items), 1.0)
+        assert (len(self.dispatch.rows), self.dispatch.at_hand) == before
+
+    @invariant()
+    def no_step_hangs(self) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, STEP)
 
     @invariant()
     def each_request_has_one_row_at_most(self) -> None:
@@ -532,7 +591,12 @@ class Batch(RuleBasedStateMachine):
         if not hasattr(self, "dispatch"):
             return
         self.dispatch.source_ended()
+        if self.leaves_at_last:
+            if self.came % 2:
+                self.submit(1.0)
+            self.leave()
         for _ in range(200):
+            self.no_step_hangs()
             self.submit(1.0)
             for lane in self.lanes:
                 outcomes = [
@@ -553,4 +617,6 @@ class Batch(RuleBasedStateMachine):
 
 
 TestBatch = Batch.TestCase
-TestBatch.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+# a search for the shortest example takes a minute: whoever wants it adds Phase.shrink
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+TestBatch.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, phases=PHASES)

@@ -1,11 +1,34 @@
-"""Time that passes only when somebody sleeps, and chance that always gives the most."""
+"""Time that passes only when somebody sleeps, chance that always gives the most, and an end to what has none."""
 
 from __future__ import annotations
 
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.stopping import Stop
+
+
+class HangsError(BaseException):
+    """A loop that has no end. No `Exception`: nothing catches it, and Hypothesis looks for no shorter example."""
+
+
+@contextmanager
+def ending(seconds: float) -> Iterator[None]:
+    """Raise `HangsError` in the main thread after so much CPU time; who sets ITIMER_VIRTUAL again has more."""
+
+    def hangs(*_: object) -> None:
+        raise HangsError(f"{seconds:g} s of CPU time are over")
+
+    before = signal.signal(signal.SIGVTALRM, hangs)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 class StoppedClock(Clock):
