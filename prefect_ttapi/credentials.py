@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import AfterValidator, ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
@@ -31,49 +31,31 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
     'https://api.ttapi.io'
     """
 
-    # a malformed key is still a key: errors must not repeat it
-    model_config = ConfigDict(hide_input_in_errors=True)
-
     _block_type_name = "TTAPI Credentials"
     _block_type_slug = "ttapi-credentials"
     _description = "Key and address of the TTAPI image-generation API."
     _documentation_url = HttpUrl("https://docs.ttapi.io/")
 
-    api_key: Annotated[SecretStr, AfterValidator(checked_key)] = Field(
-        title="API key", description="From the TTAPI dashboard; sent as TT-API-KEY."
-    )
+    api_key: Annotated[SecretStr, AfterValidator(checked_key)]
+    """From the TTAPI dashboard; sent as TT-API-KEY."""
     base_url: Annotated[str, AfterValidator(checked_base_url)] = Field(
         default=DEFAULT_BASE_URL,
-        title="Base URL",
         description="https://api.ttapi.org is the same service for calls that take long. "
         "http only for this machine, as the sandbox.",
     )
-    connect_timeout: float = Field(
-        default=10, gt=0, title="Connect timeout", description="Seconds to reach the API."
-    )
-    read_timeout: float = Field(
-        default=600,
-        gt=0,
-        title="Read timeout",
-        description="Seconds of silence after which a call's outcome is unknown: longer than any model takes.",
-    )
-    retry_unknown_outcome: bool = Field(
-        default=False,
-        title="Retry unknown outcomes",
-        description="Send again after a time-out or a lost connection: the image may then be paid for twice.",
-    )
+    connect_timeout: float = Field(default=10, gt=0)
+    """Seconds to reach the API."""
+    read_timeout: float = Field(default=600, gt=0)
+    """Seconds of silence after which a call's outcome is unknown: longer than any model takes."""
+    retry_unknown_outcome: bool = False
+    """Send again after a time-out or a lost connection: the image may then be paid for twice."""
     on_dead_claim: Literal["retry", "unknown"] = Field(
         default="retry",
-        title="On a dead claim",
         description="Where a run died while it was sending: retry sends again, and may pay twice; unknown makes it a "
         "failed row, for the next run to decide.",
     )
-    max_attempts: int = Field(
-        default=4,
-        ge=1,
-        title="Attempts",
-        description="How often a call that surely was not paid for is tried.",
-    )
+    max_attempts: int = Field(default=4, ge=1)
+    """How often a call that surely was not paid for is tried."""
 
     @property
     def api_origin(self) -> str:

@@ -130,11 +130,28 @@ _WebAddress = Annotated[str | None, AfterValidator(_web_address)]
 _Secret = Annotated[SecretStr | None, AfterValidator(unmasked)]
 
 
+#: Words of titles that are not written in small letters.
+_SPELLED: Final = {word.lower(): word for word in ("ACL", "API", "AWS", "CA", "ID", "KMS", "TLS", "URL")}
+
+
+def _titled(name: str, _: object) -> str:
+    """Return what a form calls a field.
+
+    >>> _titled("endpoint_url", None)
+    'Endpoint URL'
+    """
+    title = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
+    return title[:1].upper() + title[1:]
+
+
+#: Of all forms; pydantic's echo of the input would show secrets in errors.
+_FORM: Final = ConfigDict(
+    hide_input_in_errors=True, use_attribute_docstrings=True, field_title_generator=_titled
+)
+
+
 class _Options(Strict):
-    # the echo of the input stays out of errors as in the block
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(**_FORM, frozen=True, extra="forbid")
 
 
 class UploadOptions(_Options):
@@ -148,19 +165,17 @@ class UploadOptions(_Options):
         default=None, title="Content-Disposition"
     )
     """Of delivered images: whether browsers save them under their name, or show them."""
-    tags: Annotated[dict[str, str], AfterValidator(_legal_tags)] = Field(default_factory=dict, title="Tags")
+    tags: Annotated[dict[str, str], AfterValidator(_legal_tags)] = Field(default_factory=dict)
     """Of delivered images; at most 10."""
-    acl: _Acl | None = Field(default=None, title="ACL")
+    acl: _Acl | None = None
     """Of delivered images, where a bucket still uses access control lists."""
-    prompt_in_metadata: bool = Field(default=False, title="Prompt in metadata")
+    prompt_in_metadata: bool = False
     """Of delivered images, percent-encoded: whoever may read an image can then read its prompt."""
-    storage_class: Annotated[str | None, AfterValidator(_readable_at_once)] = Field(
-        default=None, title="Storage class"
-    )
+    storage_class: Annotated[str | None, AfterValidator(_readable_at_once)] = None
     """Of all images, as STANDARD_IA; not one that has to be restored before it can be read."""
     encryption: Literal["AES256", "aws:kms"] | None = Field(default=None, title="Server-side encryption")
     """Of everything written, the ledger too: AES256 with the service's own keys, or aws:kms."""
-    kms_key_id: _HeaderText = Field(default=None, title="KMS key")
+    kms_key_id: _HeaderText = None
     """ID or ARN of the key for aws:kms; else the service's default key."""
 
     @model_validator(mode="after")
@@ -184,13 +199,12 @@ class ConnectionOptions(_Options):
 
     addressing_style: Literal["auto", "path", "virtual"] = Field(
         default="auto",
-        title="Addressing style",
         description="Where the bucket's name goes: path (host/bucket/key), virtual (bucket.host/key), or auto: "
         "virtual on AWS, path elsewhere.",
     )
-    verify_tls: bool = Field(default=True, title="Verify TLS")
+    verify_tls: bool = True
     """Whether the service must prove who it is. Off, anybody on the way can read and alter."""
-    ca_file: Annotated[str | None, AfterValidator(_absolute)] = Field(default=None, title="CA file")
+    ca_file: Annotated[str | None, AfterValidator(_absolute)] = None
     """Certificates to trust, in PEM, where the service's own is from a private authority."""
 
     @model_validator(mode="after")
@@ -225,6 +239,8 @@ class NotMapped:
 class SavedForm(Strict):
     """A block's fields; what another version saved is read without the names that this one does not know."""
 
+    model_config = _FORM
+
     _added: ClassVar[frozenset[str]] = frozenset(
         {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
     )
@@ -254,24 +270,20 @@ def _known(form: type[Strict], saved: Any) -> Any:
 class StoreSettings(SavedForm):
     """The fields of an `ImageStore`."""
 
-    # pydantic's echo of the input would show secrets
-    model_config = ConfigDict(hide_input_in_errors=True, use_attribute_docstrings=True)
-
     url: Annotated[str, AfterValidator(normalised)] = Field(title="Folder or S3 address")
     """A local folder, or s3://bucket/prefix. Images, ledger and manifests are kept below it."""
     endpoint_url: _WebAddress = Field(
         default=None,
-        title="Endpoint URL",
         description="Of an S3 service other than AWS: Cloudflare R2, MinIO, Ceph. "
         "Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS.",
     )
-    region: str | None = Field(default=None, title="Region")
+    region: str | None = None
     """Else AWS_REGION, else as AWS's tools find it."""
-    access_key_id: str | None = Field(default=None, title="Access key ID")
+    access_key_id: str | None = None
     """Else as AWS's tools find it: environment, profile, role."""
-    secret_access_key: _Secret = Field(default=None, title="Secret access key")
+    secret_access_key: _Secret = None
     """Belongs to the access key ID."""
-    session_token: _Secret = Field(default=None, title="Session token")
+    session_token: _Secret = None
     """Only with temporary credentials."""
     aws_credentials: Annotated[Any, AfterValidator(_checked_block), WithJsonSchema({"type": "string"})] = (
         Field(
@@ -282,23 +294,22 @@ class StoreSettings(SavedForm):
             repr=False,  # a block's own session token is no secret to it
         )
     )
-    public_base_url: _WebAddress = Field(default=None, title="Public base URL")
+    public_base_url: _WebAddress = None
     """Public address of the folder or prefix above, as a CDN's: delivered images get a link."""
     signed_links: int | None = Field(
         default=None,
         ge=1,
         le=604_800,
-        title="Signed links",
         description="Seconds for which links of Prefect's artifacts to a private bucket are signed: whoever sees the "
         "run may then open them. Else they are not signed.",
     )
     cache_control: _HeaderText = Field(default=None, title="Cache-Control")
     """Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable."""
-    upload: UploadOptions = Field(default_factory=UploadOptions, title="Upload")
+    upload: UploadOptions = Field(default_factory=UploadOptions)
     """What is said of objects on S3: disposition, tags, ACL, storage class, encryption."""
-    connection: ConnectionOptions = Field(default_factory=ConnectionOptions, title="Connection")
+    connection: ConnectionOptions = Field(default_factory=ConnectionOptions)
     """How the S3 service is reached: addressing style, TLS."""
-    patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False, title="Patience")
+    patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False)
     """Seconds to go on trying to store images that are paid for while the store fails."""
     patience_before: float = Field(default=60, ge=0, allow_inf_nan=False, title="Patience before paying")
     """Seconds to wait for a store that is busy or silent, as long as nothing is paid for yet."""
@@ -306,7 +317,6 @@ class StoreSettings(SavedForm):
     """Seconds for which others wait for a run that has fallen silent while it was sending a request."""
     rescue_folder: str | None = Field(
         default=None,
-        title="Rescue folder",
         description="Where images that are paid for wait on this machine when the store fails for longer than that; "
         "the next run takes them from there. Else $XDG_STATE_HOME/prefect-ttapi/rescue, or below ~/.local/state.",
     )
