@@ -134,8 +134,9 @@ class Spent:
         return Spent(self.images + more.images, self.tokens + more.tokens, self.usd + more.usd)
 
 
-#: How an amount is written, by the name of its limit.
-_WRITTEN: Final = {"images": "{:,} images", "tokens": "{:,} tokens", "usd": "{:,.4f} USD"}
+#: What is limited, and how its amounts are written.
+_UNITS: Final = {"images": "images", "tokens": "tokens", "usd": "USD"}
+_AMOUNTS: Final = {"images": ",", "tokens": ",", "usd": ",.4f"}
 
 
 class Denial(NamedTuple):
@@ -154,7 +155,7 @@ class Spending:
 
     def __init__(self, budget: Budget | None) -> None:
         self.budget = budget or Budget()
-        given = {name: getattr(self.budget, name) for name in _WRITTEN}
+        given = {name: getattr(self.budget, name) for name in _UNITS}
         self._limits = {name: Decimal(str(limit)) for name, limit in given.items() if limit is not None}
         self._told = Spent()
         self._untold: Counter[Kind] = Counter()  # images that are perhaps paid for, of unknown cost
@@ -197,14 +198,7 @@ class Spending:
     def passed(self) -> str | None:
         """Return which limit is reached, or would be passed by what is reserved: answers were dearer than expected."""
         with self._lock:
-            spent = self._spent()
-            then = spent + self._cost(+self._reserved)
-        for name, limit in self._limits.items():
-            if getattr(spent, name) >= limit or getattr(then, name) > limit:
-                return (
-                    f"{_written(name, getattr(spent, name))} are spent, the limit is {_written(name, limit)}"
-                )
-        return None
+            return self._passed()
 
     def settle(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """Turn the reservation of a request that came back into the `images` that were paid for, perhaps none.
@@ -217,14 +211,15 @@ class Spending:
             self._reserved[kind] -= request.n
             if not images:
                 return
-            if usage is not None:
-                self._learn(kind, images, usage)
+            raised = self._learn(kind, images, usage) if usage is not None else ""
             if usage is None or (self.budget.counts_tokens(kind.model) and not _tokens(usage)):
                 self._untold[kind] += images
                 self._uncounted += images if usage is not None else 0
             else:
                 usd = self.budget.price(kind.model).exactly(images, usage)
                 self._told += Spent(images, _tokens(usage), usd)
+            if raised and self._passed():
+                self._surprise = raised
 
     def learn(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """Take what images cost that were paid for before."""
@@ -255,17 +250,18 @@ class Spending:
     def notes(self) -> tuple[str, ...]:
         """Return a line for each limit that was passed, and why."""
         spent = self.spent
+        over = {name: getattr(spent, name) - limit for name, limit in self._limits.items()}
         lines = [
-            f"{_written(name, getattr(spent, name) - limit)} over the limit of {_written(name, limit)}: "
-            f"{self._surprise}"
-            for name, limit in self._limits.items()
-            if getattr(spent, name) > limit
+            f"{amount:{_AMOUNTS[name]}} over the limit of {self._limit(name)}: {self._surprise}"
+            for name, amount in over.items()
+            if amount > 0
         ]
         if self._uncounted:
-            lines.append(
-                f"{self._uncounted:,} images came without a count of tokens: their cost is an estimate"
-            )
+            lines.append(f"images without a count of tokens: {self._uncounted:,}; their cost is an estimate")
         return tuple(lines)
+
+    def _limit(self, name: str) -> str:
+        return f"{self._limits[name]:{_AMOUNTS[name]}} {_UNITS[name]}"
 
     def _spent(self) -> Spent:
         return self._told + self._cost(self._untold)
@@ -282,41 +278,42 @@ class Spending:
     def _is_known(self, kind: Kind) -> bool:
         return kind in self._dearest or not self.budget.counts_tokens(kind.model)
 
+    def _passed(self) -> str | None:
+        spent = self._spent()
+        then = spent + self._cost(+self._reserved)
+        for name, limit in self._limits.items():
+            if getattr(spent, name) >= limit or getattr(then, name) > limit:
+                return f"{getattr(spent, name):{_AMOUNTS[name]}} of {self._limit(name)} are spent"
+        return None
+
     def _denial(self, request: ImageRequest) -> Denial | None:
         reserved = +self._reserved
         before = self._spent() + self._cost(reserved)
         more = self._cost({Kind.of(request): request.n})
         for name, limit in self._limits.items():
-            so_far, wanted = getattr(before, name), getattr(more, name)
+            so_far, wanted, form = getattr(before, name), getattr(more, name), _AMOUNTS[name]
             if so_far >= limit or so_far + wanted > limit:
-                why = f"{_written(name, wanted)} more would pass the limit of {_written(name, limit)}"
-                return Denial(f"{why}: {_written(name, so_far)} are spent or under way", final=not reserved)
+                why = f"{wanted:{form}} more would pass the limit of {self._limit(name)}"
+                return Denial(f"{why}: {so_far:{form}} are spent or under way", final=not reserved)
         first = next((kind for kind in reserved if not self._is_known(kind)), None)
-        return (
-            Denial(f"the first of {first} is under way: nobody knows its cost yet", final=False)
-            if first
-            else None
-        )
+        why = f"the first of {first} is under way: nobody knows its cost yet"
+        return Denial(why, final=False) if first else None
 
-    def _learn(self, kind: Kind, images: int, usage: Usage) -> None:
+    def _learn(self, kind: Kind, images: int, usage: Usage) -> str:
+        """Note what each of these images took; return how that is more than was known, if it is."""
         before = self._dearest.get(kind) or Usage()
-        tokens = {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "total_tokens": _tokens(usage),
+        took = (usage.input_tokens, usage.output_tokens, _tokens(usage))
+        names = ("input_tokens", "output_tokens", "total_tokens")
+        each = {
+            name: max(getattr(before, name), -(-count // images))
+            for name, count in zip(names, took, strict=True)
         }
-        each = {name: max(getattr(before, name), -(-count // images)) for name, count in tokens.items()}
         self._dearest[kind] = now = Usage(**each)
-        if now.total_tokens > before.total_tokens:
-            known = (
-                f", the dearest before it {before.total_tokens:,}" if before.total_tokens else ", the first"
-            )
-            self._surprise = f"one of {kind} took {now.total_tokens:,} tokens{known}"
+        if now.total_tokens <= before.total_tokens:
+            return ""
+        known = f"the dearest before it {before.total_tokens:,}" if before.total_tokens else "the first"
+        return f"one of {kind} took {now.total_tokens:,} tokens, {known}"
 
 
 def _tokens(usage: Usage) -> int:
     return max(usage.total_tokens, usage.input_tokens + usage.output_tokens)
-
-
-def _written(name: str, amount: Any) -> str:
-    return _WRITTEN[name].format(amount)

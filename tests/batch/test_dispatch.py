@@ -254,7 +254,7 @@ def test_what_others_made_too_dear_has_another_turn():
     assert dispatch.next_lane(0.0) is None
     assert dispatch.finished
     assert dispatch.rows[-1].row.row == 1
-    assert dispatch.rows[-1].row.error.startswith("60 tokens more would pass the limit of 100 tokens")
+    assert dispatch.rows[-1].row.error.startswith("60 more would pass the limit of 100 tokens")
 
 
 def test_a_share_is_what_is_reserved_for_its_lane():
@@ -274,7 +274,7 @@ def test_a_share_is_what_is_reserved_for_its_lane():
     share = pickle.loads(pickle.dumps(one.share))
     assert share.passed() is None
     share.settle(one.items[0].request, 1, Usage(total_tokens=25))
-    assert share.passed() == "25 tokens are spent, the limit is 40 tokens"
+    assert share.passed() == "25 of 40 tokens are spent"
     dear = generated(one.items[0], usage=Usage(total_tokens=25))
     finish(dispatch, shared, one, [dear, skipped(one.items[1], "sandbox", "too dear", "BudgetExceeded")])
     assert dispatch.next_lane(0.0) is None

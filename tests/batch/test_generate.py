@@ -226,7 +226,7 @@ def test_a_first_request_that_is_dearer_than_all_that_is_left_is_named(
     assert sandbox.calls == report.totals.generated == 1
     (note,) = report.notes
     assert note.endswith("tokens, the first")
-    assert f"{report.totals.total_tokens - 1:,} tokens over the limit of 1 tokens: one of gpt-image-1" in note
+    assert f"{report.totals.total_tokens - 1:,} over the limit of 1 tokens: one of gpt-image-1" in note
     assert [record.levelname for record in caplog.records if note in record.getMessage()] == ["WARNING"]
 
 

@@ -40,7 +40,7 @@ def test_a_price_per_image_is_reserved_exactly():
     assert spending.notes() == ()
     denial = spending.reserve(request())
     assert denial == (
-        "0.1000 USD more would pass the limit of 0.3000 USD: 0.3000 USD are spent or under way",
+        "0.1000 more would pass the limit of 0.3000 USD: 0.3000 are spent or under way",
         True,
     )
 
@@ -109,11 +109,24 @@ def test_a_surprise_is_named():
     spending.learn(request(), 1, usage(30))
     assert [spending.reserve(request()) for _ in range(3)] == [None] * 3
     spending.settle(request(), 1, usage(60))
-    assert spending.passed() == "60 tokens are spent, the limit is 100 tokens"
+    assert spending.passed() == "60 of 100 tokens are spent"
     spending.settle(request(), 1, usage(30))
     spending.settle(request(), 1, usage(30))
     assert spending.notes() == (
-        "20 tokens over the limit of 100 tokens: one of gpt-image-1 auto auto took 60 tokens, the dearest before it 30",
+        "20 over the limit of 100 tokens: one of gpt-image-1 auto auto took 60 tokens, the dearest before it 30",
+    )
+
+
+def test_only_what_passed_a_limit_is_named():
+    """Not the first of another kind, which was dear when there was enough, nor what earlier batches knew."""
+    spending, other = Spending(Budget(tokens=100)), request(size="1536x1024")
+    assert spending.reserve(other) is None
+    spending.settle(other, 1, usage(80))
+    assert spending.reserve(request()) is None
+    spending.settle(request(), 1, usage(25))
+    spending.learn(other, 1, usage(90))
+    assert spending.notes() == (
+        "5 over the limit of 100 tokens: one of gpt-image-1 auto auto took 25 tokens, the first",
     )
 
 
@@ -123,7 +136,7 @@ def test_answers_without_tokens_are_told_of():
     assert spending.reserve(request()) is None
     spending.settle(request(), 1, Usage())
     assert [spending.reserve(request()) for _ in range(2)] == [None, None]
-    assert spending.notes() == ("1 images came without a count of tokens: their cost is an estimate",)
+    assert spending.notes() == ("images without a count of tokens: 1; their cost is an estimate",)
 
 
 @pytest.mark.parametrize("limit", [Budget(images=0), Budget(tokens=0), Budget(usd=0, prices=BY_TOKENS)])

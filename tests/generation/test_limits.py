@@ -70,7 +70,7 @@ def test_a_repeated_send_over_the_budget_is_no_error_of_its_own() -> None:
     spending = Spending(Budget(tokens=10))
     limits = Limits(spending=spending)
     spending.settle(REQUEST, 2, Usage(total_tokens=10))
-    with pytest.raises(StopSending, match="10 tokens are spent"):
+    with pytest.raises(StopSending, match="10 of 10 tokens are spent"):
         limits.admit(2)
 
 
