@@ -79,7 +79,7 @@ def listing(
                     found[listed.key] = listed
             complete = next(everything, None) is None
     except (StoreError, StopSending) as error:  # who may not list may still look up
-        logger.info("What is paid for is looked up one by one, as the store can't be listed: %s", error)
+        logger.warning("What is paid for is looked up one by one, as the store can't be listed: %s", error)
         complete = False
     return Listing(found, complete)
 

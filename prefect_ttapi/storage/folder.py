@@ -332,7 +332,5 @@ def _sync_folder(folder: Path) -> None:
 
 def _forget(temporary: Path) -> None:
     """Remove a temporary file, if it is there."""
-    try:
+    with suppress(OSError):  # its folder could not be made: the error that says so is on its way
         temporary.unlink(missing_ok=True)
-    except OSError:
-        return  # its folder could not be made: the error that says so is on its way

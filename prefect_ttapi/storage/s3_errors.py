@@ -40,6 +40,7 @@ _OTHER_REGION = "the bucket is in {region}: set the store's region"
 _EXPIRED = "the credentials have expired: renew them"
 _FULL = "the store is full: make room"
 _UNKNOWN_KEY = "the access key ID is unknown there: correct access_key_id, or AWS_ACCESS_KEY_ID"
+_BUSY = "the service is too busy"
 _DAMAGED_ON_THE_WAY = "it was altered or cut short on the way"
 #: What to do, by the store's error code, or what comes before its dot; by status where an answer has no body.
 _ADVICE: Final[Mapping[str, str]] = {
@@ -70,6 +71,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "BadDigest": _DAMAGED_ON_THE_WAY,
     "XAmzContentSHA256Mismatch": _DAMAGED_ON_THE_WAY,
     "IncompleteBody": _DAMAGED_ON_THE_WAY,
+    **dict.fromkeys(("SlowDown", "Throttling", "ThrottlingException", "429", "503"), _BUSY),
 }
 _NOTHING_ANSWERS = "nothing answers there: check the endpoint's address and that it is up"
 _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {

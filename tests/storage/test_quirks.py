@@ -230,7 +230,9 @@ def test_a_wait_that_gets_long_is_told(quirky: QuirkyServer, caplog: pytest.LogC
     store = quirky.store("SlowDown at first")
     store.check()
     (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert re.search(r"can't read s3://.*SlowDown, HTTP 503\); asked again for 60 s", told)
+    assert re.search(
+        r"can't read s3://.*: the service is too busy \(SlowDown, HTTP 503\); asked again for 60 s", told
+    )
 
 
 def test_a_stop_ends_the_wait_for_a_store(quirky: QuirkyServer) -> None:
