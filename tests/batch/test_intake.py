@@ -99,6 +99,9 @@ def test_what_looks_like_a_secret_is_in_no_row(caplog: pytest.LogCaptureFixture)
         assert isinstance(item, Item)
         assert item.values == secrets | harmless
         assert row_of(item, None).values == harmless
+    illegal = {"prompt": "", "api_key": "x"}
+    (row,) = take_in(iter([illegal]), None, None, None).items
+    assert row.given == {"prompt": ""}
     said = [record.getMessage() for record in caplog.records]
     assert sorted(line.split("'")[1] for line in said) == sorted(secrets)
     assert all(line.endswith("look like a secret: they are not copied into the manifest") for line in said)

@@ -115,7 +115,7 @@ class TestJson:
 
     def test_escaped_marks_without_end_take_no_time(self, problems: Any) -> None:
         """A text that is never closed, and full of escapes, is looked through once."""
-        assert "never closed" in problems("[" + '"\\"' * 300_000, "p.json")[0]
+        assert "never closed" in problems('["' + '\\"' * 300_000, "p.json")[0]
 
     @given(
         st.lists(
@@ -474,3 +474,92 @@ class TestEncodings:
 def test_any_bytes_give_rows_or_faults(data: bytes, start: bytes, extension: str) -> None:
     """No bytes make a reader raise."""
     assert all(isinstance(row, Row | Fault | Note) for row in rows_of(start + data + start, extension))
+
+
+def test_a_hundred_thousand_columns_are_told(problems: Any) -> None:
+    """In each kind the header's line and the most that there may be; nothing else of the file is looked at."""
+    names = [f"c{number}" for number in range(100_000)]
+    assert problems(f"{','.join(names)}\n{',' * 99_999}x\n") == [
+        "line 1: has 100,000 columns; the most is 1,000: leave out some"
+    ]
+    assert problems("[" + json.dumps(dict.fromkeys(names[:60_000], 1)) + "]", "p.json") == [
+        "line 1: has 60,000 columns; the most is 1,000: leave out some"
+    ]
+    assert problems(workbook(names[:9_000], ["x"] * 9_000), "p.xlsx") == [
+        "row 1: has 9,000 columns; the most is 1,000: leave out some"
+    ]
+
+
+def test_control_characters_do_no_harm_where_nobody_uses_them(read: Any, problems: Any) -> None:
+    """What PowerPoint leaves in a description is a fault in a prompt, and a value like any other elsewhere."""
+    assert read("prompt,note\nx,a\x0bb\n").values == [{"note": "a\x0bb"}]
+    assert problems("prompt,note\na\x0bb,x\n") == [
+        "line 2: 'prompt' holds the control character U+000B: take it out there"
+    ]
+
+
+def test_a_column_n_that_counts_up_is_asked_about(problems: Any, read: Any) -> None:
+    """Three rows or more that count up may be row numbers, whichever of them have prompts: unless it is meant."""
+    assert problems("n,prompt\n1,x\n2,y\n3,z\n")[0].startswith("line 1: column 'n' counts up")
+    assert problems("n,prompt\n1,x\n2,\n3,z\n4,w\n", skip_blank=True)[0].startswith(
+        "line 1: column 'n' counts up"
+    )
+    assert problems(workbook(["n", "prompt"], [4, "x"], [5, "y"], [6, "z"]), "p.xlsx")[0].startswith(
+        "row 1: column 'n'"
+    )
+    for meant in ([1, 2], [1, 2, 2], [2, 2, 2], [3, 2, 1]):
+        rows = "".join(f"{n},x\n" for n in meant)
+        assert [request.n for request in read(f"n,prompt\n{rows}").requests] == meant
+    assert [request.n for request in read("n,prompt\n1,x\n2,y\n3,z\n", columns={"n": "n"}).requests] == [
+        1,
+        2,
+        3,
+    ]
+    none = read("n,prompt\n1,x\n2,y\n3,z\n", columns={"n": None})
+    assert ([request.n for request in none.requests], none.values[2]) == ([1, 1, 1], {"n": "3"})
+
+
+class TestColumns:
+    def test_fields_come_from_the_columns_that_are_named(self, read: Any) -> None:
+        """One field from another column, one from none; a prompt named this way is one named by prompt_column."""
+        data = "Title,Size,px,Model\nshirt,M,512x512,AX\n"
+        for options in (
+            {"prompt_column": "Title", "columns": {"size": "px", "model": None}},
+            {"columns": {"prompt": "title", "size": "PX", "model": None}},
+        ):
+            made = read(data, **options)
+            assert made.requests == [ImageRequest(prompt="shirt", size="512x512")]
+            assert made.values == [{"size": "M", "model": "AX"}]
+
+    def test_what_is_hidden_by_an_illegal_model_is_told_with_it(self, problems: Any) -> None:
+        """One hint names all columns that would be illegal as fields, and the rows are fine with it."""
+        data = "Title,Size,Style,Model\nshirt,M,casual,AX-200\nshirt,L,casual,AX-200\n"
+        assert "--columns size=,style=,model= makes" in problems(data, prompt_column="Title")[-1]
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            ({"columns": {"sise": "x"}}, "'sise' is no field of an image request; did you mean size?"),
+            ({"columns": {"prompt": None}}, "columns must name one for the prompts"),
+            ({"columns": {"prompt": "x"}, "prompt_column": "y"}, "and so does prompt_column: leave out one"),
+            ({"columns": {"size": "px"}}, "line 1: no column is named 'px'; columns: 'prompt'"),
+        ],
+    )
+    def test_columns_that_can_not_be_are_told(self, read: Any, options: dict[str, Any], says: str) -> None:
+        """A field that is none, a column that is not there."""
+        with pytest.raises(PromptsError) as caught:
+            read("prompt\nx\n", **options)
+        assert says in str(caught.value)
+
+    def test_a_shop_with_rows_for_further_pictures(self, read: Any, problems: Any) -> None:
+        """Rows without a title are errors that name the option, or passed over and counted."""
+        data = "Handle,Title,Image Src\npot,Clay pot,a.jpg\npot,,b.jpg\nvase,Vase,c.jpg\n"
+        assert problems(data, prompt_column="Title") == [
+            "line 3: the prompt is blank: fill it in, or pass over such rows with --skip-blank"
+        ]
+        made = read(data, prompt_column="Title", skip_blank=True)
+        assert prompts_of(made) == ["Clay pot", "Vase"]
+        assert made.notes == ("rows without a prompt, passed over: 1",)
+        assert len(read(data, prompt_column="Title", skip_blank=True, limit=2).requests) == 2
+        with pytest.raises(PromptsError, match="has no rows with a prompt"):
+            read("Title,x\n,1\n", prompt_column="Title", skip_blank=True)

@@ -234,6 +234,33 @@ def test_quotation_marks_in_tsv_may_be_text() -> None:
     assert cells_of(data, ".tsv") == [('"G I G" painted', '"quoted"'), ('5" nail', '"')]
 
 
+def test_quotation_marks_in_tsv_may_be_a_spreadsheets() -> None:
+    """Marks that are doubled, around a comma, or around all cells are no part of the text; what was taken is said."""
+    for data, first in {
+        b'p\tq\n"a ""red"" cat, sitting"\tx\n': 'a "red" cat, sitting',
+        b'p\tq\n"a red cat, sitting"\tx\n': "a red cat, sitting",
+        b'"p"\t"q"\n"a cat"\t"x"\n': "a cat",
+        b'p\tq\n"a\tb\nc"\tx\n': "a\tb\nc",
+    }.items():
+        note, row = rows_of(data, ".tsv")
+        assert note == Note("quotation marks around cells are a spreadsheet's, and no part of the text")
+        assert isinstance(row, Row)
+        assert row.cells == (first, "x")
+    note, row = rows_of(b'p\tq\n"OPEN"\tx\n', ".tsv")
+    assert (note, row.cells) == (
+        Note("quotation marks are text: they are not as a spreadsheet writes them"),
+        ('"OPEN"', "x"),
+    )
+
+
+def test_quotation_marks_that_can_not_be_told_apart_are_refused() -> None:
+    """A file that has both kinds is paid for under neither meaning: both lines are told."""
+    data = b'p\tq\n"a ""red"" cat"\tx\n5" nail\tx\n'
+    ((line, message),) = faults_of(data, ".tsv")
+    assert line == 3
+    assert message.startswith("has quotation marks as text, and line 2 as a spreadsheet writes them: save")
+
+
 def test_json_values_become_texts_as_written() -> None:
     """Numbers keep their digits, true, false and null are words and nothing."""
     data = b'{"a": 1.10, "b": 12345678901234567890, "c": true, "d": false, "e": null, "f": "1e5", "g": -1E5}'
