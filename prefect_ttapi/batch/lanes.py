@@ -120,18 +120,12 @@ class Breaker:
         limit: this many trip it; None: never.
         refused: this many refused prompts trip it if none passes meanwhile; None: never.
 
-    Raises:
-        ValueError: a limit is less than 1.
-
     >>> breaker = Breaker(limit=2)
     >>> breaker.note("ServerError"), breaker.note("ModerationError"), breaker.note("ServerError")
     (None, None, '2 requests in a row failed with ServerError')
     """
 
     def __init__(self, limit: int | None = 10, refused: int | None = 50) -> None:
-        for number in (limit, refused):
-            if number is not None and number < 1:
-                raise ValueError(f"a breaker trips after at least 1 failure, not {number}")
         self._limit = limit
         self._most_refused = refused
         self._lock = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import inspect
 import logging
 import os
 import pickle
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.transport import decoded
+from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InvalidResponseError, Outcome, TTAPIError
 from prefect_ttapi.requests import ImageRequest
 from tests.support.hostile import (
@@ -330,3 +332,9 @@ def test_failures_leak_nothing(server: HostileServer) -> None:
     # a kind that leaks leaves fifty; this process may open one or two for something else meanwhile
     assert open_files() < before + 25
     assert len(server.requests) == 1
+
+
+def test_read_timeout_is_longer_than_any_model_takes() -> None:
+    """Ten minutes, for the client as for the block: giving up costs the image."""
+    defaults = inspect.signature(TTAPIClient).parameters["read_timeout"].default
+    assert (defaults, TTAPICredentials.model_fields["read_timeout"].default) == (600, 600)

@@ -198,6 +198,7 @@ FIELD: list[tuple[int, bytes, str]] = [
     ),
     (429, said("Limit 5, requested 6 images per min. Add a payment method.", "rate_limit_exceeded"), PACE),
     (403, failed("Quota exceeded: 10 requests per minute"), PACE),
+    (429, said("no", "rate_limit_exceeded", "insufficient_quota"), PACE),
     (200, failed("Too many requests, slow down"), PACE),
     # the account
     (401, said("Incorrect API key provided: sk-1***9.", "invalid_api_key"), ACCOUNT),
@@ -368,6 +369,15 @@ def test_no_word_of_a_prompt_that_an_error_repeats_changes_the_verdict(
         return judge(status, read_error(json.dumps({"error": {"message": message}}).encode(), None), asked)
 
     assert verdict(prompt) == verdict("a cat")
+
+
+@pytest.mark.parametrize("dressing", ["{}", "'{}'"])
+def test_what_the_api_says_first_is_its_own(dressing: str) -> None:
+    """Also where the prompt that it repeats after that has the same words."""
+    message = f"Refused by the safety system. Prompt: {dressing.format('the safety system')}"
+    assert judge(400, ErrorBody(message), "the safety system").error.__name__ == PROMPT
+    message = f"Can't draw {dressing.format('the safety system')}"
+    assert judge(400, ErrorBody(message), "the safety system").error.__name__ == REQUEST
 
 
 @given(

@@ -47,9 +47,6 @@ def test_fifty_refused_prompts_and_none_that_passes_trip_it() -> None:
 
 
 def test_without_a_limit_it_never_trips() -> None:
-    """None is no breaker, and less than one failure can't trip one."""
+    """None is no breaker."""
     breaker = Breaker(None, None)
     assert {breaker.note(kind) for kind in ("ServerError", "ModerationError") * 100} == {None}
-    for limits in ((0, 50), (10, 0)):
-        with pytest.raises(ValueError, match="at least 1"):
-            Breaker(*limits)
