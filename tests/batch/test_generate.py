@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from base64 import b64encode
 from html import unescape
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from prefect_ttapi.batch.lanes import Lane, Plan, generate_lane
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.sandbox import Sandbox
+from tests.support.pictures import png_of
 from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -301,6 +305,46 @@ def test_a_failed_delivery_keeps_the_image(store, shop, credentials, sandbox: Sa
     assert (failed.status, failed.error_type, len(failed.images)) == ("failed", "StoreError", 1)
     generate_batch(prompts(3), credentials, store)
     assert sandbox.calls == 3
+
+
+def test_an_image_of_another_type_than_its_key_says_is_kept(store, shop):
+    """A relay that gives a PNG where WebP was asked for: the row fails with the way out, its image is in the store."""
+    body = json.dumps({"data": [{"b64_json": b64encode(png_of(8, 8)).decode()}]}).encode()
+
+    class Relay(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Relay) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        credentials = TTAPICredentials(api_key="k", base_url=f"http://127.0.0.1:{server.server_port}")
+        report = generate_batch(
+            prompts(1, output_format="webp"),
+            credentials,
+            store,
+            deliver_to=shop,
+            key="{slug}.webp",
+            raise_on_failure=False,
+        )
+        server.shutdown()
+    (row,) = report.rows
+    assert (row.status, row.error_type, len(row.images), row.delivered) == (
+        "failed",
+        "KeyTemplateError",
+        1,
+        (),
+    )
+    assert row.error.endswith(
+        "tree-0.webp ends in .webp, but the image is image/png: end the key template in .{ext}"
+    )
+    assert store.size(row.images[0].uri) == row.images[0].size_bytes
 
 
 def test_nothing_is_sent_where_a_store_is_no_good(store, credentials, sandbox: Sandbox, tmp_path: Path):
