@@ -216,7 +216,7 @@ def test_a_saved_block_is_known_by_its_name(key_file: Path) -> None:
         "https://saved.example.com",
         False,
     )
-    assert account.keys()[:2] == ("AKIASAVED", "secret")
+    assert account.find_keys()[:2] == ("AKIASAVED", "secret")
     with pytest.raises(StoreError, match="can't load the block saved-keys/none"):
         ImageStore(url="s3://pictures", aws_credentials="saved-keys/none").identity  # noqa: B018
 
