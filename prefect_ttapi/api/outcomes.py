@@ -227,7 +227,8 @@ SIGNS: Final = (
         "OpenAI, rate limits guide; Azure OpenAI, quotas and limits",
         (429,),
         "rate_limit_exceeded rate_limit_error too_many_requests slow_down",
-        r"(?:requests|tokens|images|calls) per (?:second|min|minute|hour|day)\b|rate limit|too many requests",
+        r"(?:requests|tokens|images|calls) per (?:second|min|minute|hour|day)\b|rate limit|too many requests"
+        r"|(?:retry|try again) (?:in|after) [0-9.]+ ?(?:m?s|sec|seconds?|min|minutes?)\b",
     ),
     Sign(
         CREDIT,
@@ -256,7 +257,7 @@ SIGNS: Final = (
         (402,),
         words=r"insufficient (?:account |user )?(?:balance|quota|credits?|funds)|please (?:recharge|top up)"
         r"|(?:balance|quota|credits?|credit limit) (?:is |are )?(?:insufficient|not enough|exhausted|used up|too low)"
-        r"|not enough (?:balance|quota|credits?)|out of credit",
+        r"|\b(?:not|no)(?: have)? enough (?:balance|quota|credits?)|out of credit",
     ),
     Sign(
         MODEL,
@@ -284,7 +285,7 @@ SIGNS: Final = (
         PROMPT,
         _RELAYS,
         codes="sensitive_words_detected prompt_blocked",
-        words=r"sensitive words?\b|敏感词|违规内容|内容违规|内容审核",
+        words=r"sensitive (?:words?|content)\b|敏感词|违规内容|内容违规|内容审核",
     ),
     Sign(
         PROMPT,
@@ -296,7 +297,7 @@ SIGNS: Final = (
         "reports about relays of image models; RFC 7725 for 451",
         (451,),
         "data_inspection_failed datainspectionfailed",
-        r"banned (?:words?|prompt)|(?:by|our|content) moderation|(?:community|safety|content) guidelines"
+        r"banned (?:words?|prompt)|(?:by|our|content) moderation|(?:community|safety|content) (?:guidelines|standards)"
         r"|safety (?:filter|policy|checker)|(?:prohibited|inappropriate|nsfw) content|prompt (?:is |was )?blocked",
     ),
     Sign(FIREWALL, _CLOUDFLARE, (400, 403, 405, 406, 418), page=True),

@@ -39,7 +39,6 @@ from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.generation.runs import RunContext, named
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
@@ -160,31 +159,24 @@ class Shared:
 
     Attributes:
         limits: asked before each send.
+        stop: why nothing more is sent, once there is a reason.
         left: set once nobody waits for the lanes any longer.
+        idle: how many workers have nothing to do but to wait for claims of other runs.
     """
 
     def __init__(self, limits: Limits, breaker: Breaker) -> None:
         self.limits = limits
+        self.stop = limits.stop
         self.left = threading.Event()
         self._breaker = breaker
         self._lock = threading.Lock()
-        self._idle = 0
+        self.idle = 0
         self._known: dict[int, Done | None] = {}
-
-    @property
-    def stop(self) -> Stop:
-        """Why nothing more is sent, once there is a reason."""
-        return self.limits.stop
-
-    @property
-    def idle(self) -> int:
-        """How many workers have nothing to do but to wait for claims of other runs."""
-        return self._idle
 
     def rest(self, more: int) -> None:
         """Count workers that begin (1) or cease (-1) to wait for claims of other runs."""
         with self._lock:
-            self._idle += more
+            self.idle += more
 
     def begun(self, item: Item) -> None:
         """Note that an item is being worked on: from now on it may be sent."""

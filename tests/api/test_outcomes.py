@@ -186,6 +186,8 @@ FIELD: list[tuple[int, bytes, str]] = [
     (403, said("User's credit limit is insufficient, remaining credit limit: $0.000000"), CREDIT),
     (500, said("upstream: insufficient account balance"), CREDIT),
     (200, failed("Insufficient balance, please recharge"), CREDIT),
+    (403, failed("Your account does not have enough quota"), CREDIT),
+    (400, failed("The account balance is insufficient"), CREDIT),
     (200, said("Your account or API key has insufficient credits.", 402), CREDIT),
     (403, said(f"bad response: {said('no', 'insufficient_quota').decode()}"), CREDIT),
     # too fast, though a quota is named
@@ -200,6 +202,7 @@ FIELD: list[tuple[int, bytes, str]] = [
     (403, failed("Quota exceeded: 10 requests per minute"), PACE),
     (429, said("no", "rate_limit_exceeded", "insufficient_quota"), PACE),
     (200, failed("Too many requests, slow down"), PACE),
+    (429, said("You exceeded your current quota, please check your plan. Please retry in 34.07s."), PACE),
     # the account
     (401, said("Incorrect API key provided: sk-1***9.", "invalid_api_key"), ACCOUNT),
     (400, said("API key not valid. Please pass a valid one."), ACCOUNT),
@@ -253,6 +256,8 @@ FIELD: list[tuple[int, bytes, str]] = [
     (400, said("The user input was blocked by our content policy"), PROMPT),
     (400, said('upstream error: {"error": {"code": "moderation_blocked"}}'), PROMPT),
     (400, failed("Banned words in your prompt"), PROMPT),
+    (400, failed("The prompt may go against our community standards"), PROMPT),
+    (400, failed("The prompt contains sensitive content"), PROMPT),
     (
         403,
         said("Your chosen model requires moderation and your input was flagged", "content_policy_violation"),
@@ -288,6 +293,8 @@ FIELD: list[tuple[int, bytes, str]] = [
     # the request, the server, nobody knows
     (400, said("Unknown parameter: 'moderation'.", "unknown_parameter", param="moderation"), REQUEST),
     (400, said("Invalid value: 'x'. Supported values are: 'low' and 'auto'.", "invalid_value"), REQUEST),
+    (400, said("Your organization must be verified to stream this model."), REQUEST),
+    (400, said("Invalid value: 'our content policy'."), REQUEST),
     (400, said("Invalid size.", "invalid_size", "image_generation_user_error"), REQUEST),
     (200, said("bad size", 400), REQUEST),
     (200, said("upstream broke", 500), USELESS),

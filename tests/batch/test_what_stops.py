@@ -94,6 +94,19 @@ def test_the_account_stops_the_batch_at_the_first(
     assert sandbox.calls == 2
 
 
+@pytest.mark.parametrize(
+    "name", ["no_credit", "insufficient_quota", "moderation", "model_not_permitted", "firewall"]
+)
+def test_what_was_refused_is_sent_again_by_the_next_run(
+    batches: Batches, sandbox: Sandbox, name: str
+) -> None:
+    """Its claim is given back, whatever the status of the refusal: nothing may have been paid for it."""
+    once = f"{fails(name)}{fails('times=1')}"
+    assert [row.status for row in batches.run(once) + batches.run(once)] == ["failed", "generated"]
+    assert [row.maybe_paid + row.also_paid for row in batches.run(once)] == [()]
+    assert sandbox.calls == 2
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_a_model_that_is_not_permitted_stops_its_rows(
     batches: Batches, sandbox: Sandbox, local: bool
