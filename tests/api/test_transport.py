@@ -157,6 +157,15 @@ FAULTS: dict[str, tuple[Behaviour, type[TTAPIError], str]] = {
         errors.ModerationError,
         "refused for good",
     ),
+    "prompt, as an event": (
+        answer(
+            200,
+            b'event: error\ndata: {"type": "error", "error": {"code": "moderation_blocked", "message": "no"}}\n\n',
+            {"Content-Type": "text/event-stream"},
+        ),
+        errors.ModerationError,
+        "refused for good",
+    ),
     "prompt, by Azure": (
         answer(400, {"error": {"message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),
         errors.ModerationError,
