@@ -18,7 +18,7 @@ from prefect_ttapi.api.outcomes import Failure
 from prefect_ttapi.api.payload import Answer, Item
 from prefect_ttapi.api.redaction import Redactor, checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
-from prefect_ttapi.api.sse import read_answer_of, read_answers
+from prefect_ttapi.api.sse import Body, read_answer_of, read_answers
 from prefect_ttapi.api.transport import UNREADABLE, Opened, Transport, judge_unreadable, may_be_paid
 from prefect_ttapi.errors import DownloadError, Outcome
 from prefect_ttapi.images.headers import PROMISED
@@ -186,7 +186,7 @@ class TTAPIClient:
         """
         name = request.request_hash[:12]
         try:
-            read = read_answer_of(answer.chunks(), answer.media_type, request.n, self._max_body_bytes)
+            read = read_answer_of(Body(answer.chunks(), answer.media_type), request.n, self._max_body_bytes)
             images = tuple(self._had(name, read.items, patience=patience, stop=stop))
         except DownloadError as error:
             error.request_id, error.answer = answer.request_id, answer
@@ -229,9 +229,7 @@ class TTAPIClient:
             sent = (attempts.count, opened.request_id, attempts.earlier)
             with closing(opened):
                 try:
-                    for part in read_answers(
-                        opened.chunks(), opened.media_type, request.n, self._max_body_bytes
-                    ):
+                    for part in read_answers(opened.body(), request.n, self._max_body_bytes):
                         if isinstance(part, PartialImage):
                             yield part
                         elif any(item.image is None for item in part.items):
@@ -281,8 +279,7 @@ class TTAPIClient:
             return opened
         with closing(opened):
             try:
-                chunks = opened.chunks()
-                return read_answer_of(chunks, opened.media_type, request.n, self._max_body_bytes), opened
+                return read_answer_of(opened.body(), request.n, self._max_body_bytes), opened
             except UNREADABLE as error:
                 return opened.failure(error)
 

@@ -67,11 +67,23 @@ class EarlyEnd(DecodingError):  # noqa: N818 - named for what happened
     """The body is the beginning of an answer: perhaps it was cut short on its way."""
 
 
+class Reading:
+    """Where the reading of a body stands, for who keeps what is read.
+
+    Attributes:
+        image: the one whose base64 is being read.
+    """
+
+    def __init__(self) -> None:
+        self.image: Base64 | None = None
+
+
 class StreamingJSON:
     """Decodes a JSON body that is fed in pieces of any size; strings that are images become a `Spool`.
 
     Args:
         max_bytes: the longest body accepted.
+        reading: told where it stands.
 
     >>> decoder = StreamingJSON()
     >>> decoder.feed(b'{"created": 1, "data": [{"b64_json": "aW1h')
@@ -81,16 +93,16 @@ class StreamingJSON:
     (1, b'image', None)
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, reading: Reading | None = None) -> None:
         self._max_bytes = max_bytes
+        self._reading = reading or Reading()
         self._received = 0
         self._rest = (
             b""  # of the last chunk: the start of an escape, or of a string, whose end is still to come
         )
         self._kept = bytearray()
         self._whole = 0  # bytes of what is kept, up to the end of its last whole value
-        self._images: list[_Base64] = []
-        self._image: _Base64 | None = None  # the one that is being read
+        self._images: list[Base64] = []
         self._opening = False  # a string begins, of which is not known whether it is an image
         self._in_text = False
         self._path: list[str | None] = []  # the keys from the top, None for a list
@@ -124,8 +136,8 @@ class StreamingJSON:
         if self._opening:
             with suppress(DecodingError):  # what came before counts
                 self._open(self._rest, 0)
-        if self._image is not None:  # all of it may be there, but for the quotation mark
-            self._image.close()
+        if self._reading.image is not None:  # all of it may be there, but for the quotation mark
+            self._reading.image.close()
             self._whole = len(self._kept)
         text = self._kept
         if early is not None:
@@ -137,7 +149,7 @@ class StreamingJSON:
         return documents, early or wrong
 
     def _early_end(self) -> EarlyEnd | None:
-        if self._in_text or self._opening or self._image is not None:
+        if self._in_text or self._opening or self._reading.image is not None:
             return EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")
         if self._path:
             return EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
@@ -146,8 +158,8 @@ class StreamingJSON:
     # Each scan takes what it can of chunk[start:] and returns how far it came: `start` if it must see more.
 
     def _scan(self, chunk: bytes, start: int) -> int:
-        if self._image is not None:
-            return self._scan_image(chunk, start, self._image)
+        if self._reading.image is not None:
+            return self._scan_image(chunk, start, self._reading.image)
         if self._opening:
             return self._scan_opening(chunk, start)
         return self._scan_text(chunk, start) if self._in_text else self._scan_structure(chunk, start)
@@ -212,9 +224,9 @@ class StreamingJSON:
         if len(self._images) == MAX_IMAGES:
             raise DecodingError(f"the body has more than {MAX_IMAGES} images")
         self._keep(b"NaN")
-        self._image = _Base64()
-        self._images.append(self._image)
-        return self._scan_image(chunk, start, self._image)
+        image = self._reading.image = Base64()
+        self._images.append(image)
+        return self._scan_image(chunk, start, image)
 
     def _is_image(self, opening: bytes) -> bool:
         found = _WHOLE_TEXT.match(opening)
@@ -242,7 +254,7 @@ class StreamingJSON:
         self._keep(chunk[start:])
         return len(chunk)
 
-    def _scan_image(self, chunk: bytes, start: int, image: _Base64) -> int:
+    def _scan_image(self, chunk: bytes, start: int, image: Base64) -> int:
         stop = min(start + SLICE, len(chunk))
         quote = chunk.find(b'"', start, stop)
         stop = stop if quote < 0 else quote
@@ -252,24 +264,24 @@ class StreamingJSON:
             return self._scan_escapes(chunk, escape, stop, image)
         if quote >= 0:
             image.close()
-            self._image = None
+            self._reading.image = None
             self._whole = len(self._kept)
             return quote + 1
         return stop
 
-    def _scan_escapes(self, chunk: bytes, start: int, stop: int, image: _Base64) -> int:
+    def _scan_escapes(self, chunk: bytes, start: int, stop: int, image: Base64) -> int:
         text = chunk[start:stop].removesuffix(b"\\")
         plain = text.replace(b"\\n", b"").replace(b"\\r", b"").replace(b"\\/", b"/")
         if text and b"\\" not in plain:  # all of them at once: there may be one in each line
-            image.write(plain)
+            image.write(plain, escaped=True)
             return start + len(text)
         found = _ESCAPE.match(chunk, start)
         if found is None:
             if len(chunk) - start < _LONGEST_ESCAPE:
                 return start
-            image.write(b"?")  # no base64
+            image.write(b"?", escaped=True)  # no base64
             return start + 1
-        image.write(_meant(found))
+        image.write(_meant(found), escaped=True)
         return found.end()
 
     def _keep(self, piece: bytes) -> None:
@@ -278,25 +290,35 @@ class StreamingJSON:
         self._kept += piece
 
 
-class _Base64:
+class Base64:
     """Decodes base64 in large slices into a spool file; what is no base64 is told in `damage`.
 
     Nearly all of it is plain, which a strict decoder takes at once. What it does not take is undressed first.
+
+    Attributes:
+        is_verbatim: what was decoded so far is what was read, with nothing left out or escaped.
+        received, decoded: characters.
     """
 
     def __init__(self) -> None:
         self.spool = Spool()
         self.damage: DecodingError | None = None
+        self.is_verbatim = True
+        self.received = self.decoded = 0
         self._pending = bytearray()
         self._is_start = self._is_plain = True
 
-    def write(self, text: bytes) -> None:
+    def write(self, text: bytes, *, escaped: bool = False) -> None:
+        """Take the next piece of the text, perhaps one that was escaped in JSON."""
+        self.received += len(text)
+        self.is_verbatim = self.is_verbatim and not escaped
         if self.damage is None:
             self._pending += text
             if len(self._pending) > SLICE:
                 self._decode()
 
     def close(self) -> None:
+        """Take what is left."""
         if self.damage is None:
             self._decode(is_end=True)
 
@@ -304,8 +326,10 @@ class _Base64:
         if self._is_start and (found := _DATA_URI.match(self._pending)):
             end = found.end()
             del found, self._pending[:end]
+            self.is_verbatim = False
         self._is_start = False
         self._is_plain = self._is_plain and self._decode_plain(is_end)
+        self.is_verbatim = self.is_verbatim and self._is_plain
         try:
             if not self._is_plain:
                 self._decode_dressed(is_end)
@@ -323,6 +347,7 @@ class _Base64:
         if not is_end and len(data) * 4 != size * 3:
             return False
         self.spool.write(data)
+        self.decoded += size
         del self._pending[:size]
         return True
 
@@ -368,7 +393,7 @@ def _text(string: bytes | bytearray) -> str:
 
 
 def _documents(
-    text: bytes | bytearray, images: Iterator[_Base64]
+    text: bytes | bytearray, images: Iterator[Base64]
 ) -> tuple[list[object], DecodingError | None]:
     """Return the JSON documents in `text`, up to the first that is none, and why it is none."""
 

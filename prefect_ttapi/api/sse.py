@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
 from typing import Final
 
-from prefect_ttapi.api.json_stream import DecodingError, StreamingJSON
+from prefect_ttapi.api.json_stream import DecodingError, Reading, StreamingJSON
 from prefect_ttapi.api.outcomes import BrokenOff
 from prefect_ttapi.api.payload import (
     Answer,
@@ -49,16 +49,23 @@ _TEXT: Final = re.compile(rb"data:image/|https?://|iVBORw0KGgo|/9j/|R0lGOD|UklGR
 Documents = Iterator[tuple[str, object]]
 
 
+@dataclass(frozen=True)
+class Body:
+    """The body of a 2xx: its bytes as they arrive, what the answer says they are, and how far they are read."""
+
+    chunks: Iterable[bytes]
+    media_type: str = ""
+    reading: Reading = field(default_factory=Reading)
+
+
 def read_answers(
-    chunks: Iterable[bytes], media_type: str, most: int, max_bytes: int, *, streamed: bool = True
+    body: Body, most: int, max_bytes: int, *, streamed: bool = True
 ) -> Iterator[PartialImage | Answer]:
     """Yield previews, and finished images as they come, in one or more answers.
 
     What is wrong with the body does no harm once there is an image: it is a problem of a last answer without images.
 
     Args:
-        chunks: the body's bytes as they arrive.
-        media_type: what the answer says it is.
         most: finished images after which the rest of a stream does not matter.
         max_bytes: the longest event, or body that is no stream.
         streamed: a stream was asked for, so that an image without a word beside it is a preview.
@@ -66,48 +73,47 @@ def read_answers(
     Raises:
         BrokenOff, DecodingError, UnusableAnswer, OSError: no image was finished.
     """
-    is_stream, documents = _recognised(chunks, media_type, max_bytes)
+    is_stream, documents = _recognised(body, max_bytes)
     finished = previews = 0
-    wrong: list[Exception] = []  # and no variable: raised, it would keep this frame, and the images, alive
+    # no variable: an error that is raised would keep this frame, and the images, alive
+    wrong: list[Exception] = []
+    without: list[Exception] = []  # documents that have nothing like an image
     try:
         for name, document in documents:
-            kind = _kind(document, name, streamed and is_stream)
-            if kind is Kind.ERROR:
-                raise _reported(document)
-            if kind is Kind.PARTIAL:
-                preview = _preview(document, previews)
-                if preview is not None:
+            ends = _ends(document, name)
+            try:
+                answer = read_answer(document)
+            except UnusableAnswer as error:
+                if Kind.ERROR in ends or find_error(document):
+                    raise _reported(document) from None
+                if Kind.PARTIAL not in ends:  # a preview must not cost the image that is being paid for
+                    (wrong if has_images(document) else without).append(error)
+                continue
+            if Kind.PARTIAL in ends or (streamed and is_stream and _is_untold(document, ends)):
+                for preview in _previews(answer, document, previews):
                     yield preview
                     previews += 1
-            elif kind is Kind.COMPLETED or not is_stream:
-                try:
-                    answer = read_answer(document)
-                except UnusableAnswer as error:
-                    wrong = wrong or [error]
-                    continue
-                yield answer
-                finished += len(answer.items)
+                continue
+            yield answer
+            finished += len(answer.items)
             if is_stream and finished >= most:
                 break
     except (BrokenOff, DecodingError, UnusableAnswer, OSError) as error:
         wrong = [error]
-    if not finished:
-        raise wrong.pop() if wrong else UnusableAnswer("the stream ended before its image was finished")
-    if wrong:
+    if finished and wrong:
         yield Answer((), problems=(str(wrong[0]),))
+    if not finished:
+        wrong += [] if is_stream else without
+        raise wrong.pop(0) if wrong else UnusableAnswer("the stream ended before its image was finished")
 
 
-def read_answer_of(chunks: Iterable[bytes], media_type: str, most: int, max_bytes: int) -> Answer:
+def read_answer_of(body: Body, most: int, max_bytes: int) -> Answer:
     """Return all images of a body that was not asked to be a stream.
 
     Raises:
         BrokenOff, DecodingError, UnusableAnswer, OSError: it has none.
     """
-    parts = [
-        part
-        for part in read_answers(chunks, media_type, most, max_bytes, streamed=False)
-        if isinstance(part, Answer)
-    ]
+    parts = [part for part in read_answers(body, most, max_bytes, streamed=False) if isinstance(part, Answer)]
     return Answer(
         items=tuple(item for part in parts for item in part.items),
         usage=next((part.usage for part in reversed(parts) if part.usage), None),
@@ -116,17 +122,19 @@ def read_answer_of(chunks: Iterable[bytes], media_type: str, most: int, max_byte
     )
 
 
-def _recognised(chunks: Iterable[bytes], media_type: str, max_bytes: int) -> tuple[bool, Documents]:
+def _recognised(body: Body, max_bytes: int) -> tuple[bool, Documents]:
     """Return whether a body is a stream of events, and its documents."""
-    head, chunks = _peeked(iter(chunks))
+    head, chunks = _peeked(iter(body.chunks))
     if media_type_of(head) is not None:
         return False, _image(chunks, max_bytes)
     told = head.removeprefix(_BOM).lstrip()
     if _TEXT.match(told):  # an image or its URL, and no JSON around it
-        return False, _documents(chain([b'"'], chunks, [b'"']), max_bytes)
-    if _FIELD.match(told) or (media_type == "text/event-stream" and not told.startswith((b"{", b"[", b'"'))):
-        return True, _events(chunks, max_bytes)
-    return False, _documents(chunks, max_bytes)
+        return False, _documents(chain([b'"'], chunks, [b'"']), StreamingJSON(max_bytes))
+    if _FIELD.match(told) or (
+        body.media_type == "text/event-stream" and not told.startswith((b"{", b"[", b'"'))
+    ):
+        return True, _events(chunks, max_bytes, body.reading)
+    return False, _documents(chunks, StreamingJSON(max_bytes, body.reading))
 
 
 def _peeked(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -167,9 +175,8 @@ def _image(chunks: Iterable[bytes], max_bytes: int) -> Documents:
         raise wrong.pop()
 
 
-def _documents(chunks: Iterable[bytes], max_bytes: int) -> Documents:
+def _documents(chunks: Iterable[bytes], decoder: StreamingJSON) -> Documents:
     """Yield the JSON documents of a body, the values of one that broke off, too, before saying what is wrong."""
-    decoder = StreamingJSON(max_bytes=max_bytes)
     wrong: list[Exception] = []
     try:
         for chunk in chunks:
@@ -185,26 +192,24 @@ def _documents(chunks: Iterable[bytes], max_bytes: int) -> Documents:
 
 
 class Kind(StrEnum):
-    """What a document, or an event, is; the values are the ends of the names that events carry."""
+    """What an event is; the values are the ends of the names that events carry."""
 
     PARTIAL = "partial_image"
     COMPLETED = "completed"
     ERROR = "error"
-    OTHER = "other"
 
 
-def _kind(document: object, name: str, streamed: bool) -> Kind:
-    """Tell by its type, else by the event's name; without either, only a finished image has counted tokens."""
-    if not isinstance(document, Mapping):
-        return Kind.COMPLETED if has_images(document) else Kind.OTHER
-    ends = [str(label).rpartition(".")[2] for label in (document.get("type"), name)]
-    if Kind.ERROR in ends:
-        return Kind.ERROR
-    if not has_images(document):
-        return Kind.ERROR if find_error(document) else Kind.OTHER
-    known = [Kind(end) for end in ends if end in (Kind.PARTIAL, Kind.COMPLETED)]
-    untold = streamed and is_bare(document) and not document.get("usage")
-    return known[0] if known else Kind.PARTIAL if untold else Kind.COMPLETED
+def _ends(document: object, name: str) -> list[str]:
+    """Return how the type of a document ends, and the name of its event."""
+    kind = document.get("type") if isinstance(document, Mapping) else ""
+    return [str(label).rpartition(".")[2] for label in (kind, name)]
+
+
+def _is_untold(document: object, ends: list[str]) -> bool:
+    """Tell whether an image says nothing of what it is: it is a preview, as only a finished one has counted tokens."""
+    if Kind.COMPLETED in ends or not isinstance(document, Mapping):
+        return False
+    return is_bare(document) and not document.get("usage")
 
 
 def _reported(document: object) -> UnusableAnswer:
@@ -213,9 +218,9 @@ def _reported(document: object) -> UnusableAnswer:
     return UnusableAnswer(error.message if error else "", error)
 
 
-def _events(chunks: Iterator[bytes], max_bytes: int) -> Documents:
+def _events(chunks: Iterator[bytes], max_bytes: int, reading: Reading) -> Documents:
     """Yield the JSON of each event, up to the one that says that the stream is done."""
-    data = _Data(max_bytes)
+    data = _Data(StreamingJSON(max_bytes, reading))
     for part in _parts(chunks):
         if not isinstance(part, EventEnd):
             data.feed(part)
@@ -224,7 +229,7 @@ def _events(chunks: Iterator[bytes], max_bytes: int) -> Documents:
             return
         for document in data.documents() or [{}]:
             yield part.name, document
-        data = _Data(max_bytes)
+        data = _Data(StreamingJSON(max_bytes, reading))
 
 
 def _parts(chunks: Iterator[bytes]) -> Iterator[bytes | EventEnd]:
@@ -239,25 +244,20 @@ def _parts(chunks: Iterator[bytes]) -> Iterator[bytes | EventEnd]:
     yield from stream.finish()
 
 
-def _preview(document: object, count: int) -> PartialImage | None:
-    """Return the preview, or None where it is no image: it must not cost the image that is being paid for."""
-    try:
-        image = read_answer(document).items[0].image
-    except UnusableAnswer as error:
-        log.debug("a preview is no image: %s", error)
-        return None
-    if image is None or not isinstance(document, Mapping):
-        return None
-    index = document.get("partial_image_index")
-    return PartialImage(image[0], image[1].media_type, index if type(index) is int else count)
+def _previews(answer: Answer, document: object, count: int) -> Iterator[PartialImage]:
+    index = document.get("partial_image_index") if isinstance(document, Mapping) else None
+    for number, item in enumerate(answer.items, count):
+        if item.image is not None:
+            spool, facts = item.image
+            yield PartialImage(spool, facts.media_type, index if type(index) is int else number)
 
 
 class _Data:
-    """The data of one event; of what is no JSON, or longer than `max_bytes`, what came before counts."""
+    """The data of one event; of what is no JSON, or too long, what came before counts."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, decoder: StreamingJSON) -> None:
         self._head = b""
-        self._json = StreamingJSON(max_bytes=max_bytes)
+        self._json = decoder
         self._is_over = False
 
     def feed(self, piece: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -13,9 +14,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
+import pybase64
 from pydantic import SecretStr
 
-from prefect_ttapi.api.json_stream import DecodingError, EarlyEnd
+from prefect_ttapi.api.json_stream import Base64, DecodingError, EarlyEnd, Reading
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.api.outcomes import (
     BREAKS,
@@ -31,8 +33,9 @@ from prefect_ttapi.api.outcomes import (
 from prefect_ttapi.api.payload import UnusableAnswer, read_error
 from prefect_ttapi.api.redaction import Redactor, quiet
 from prefect_ttapi.api.retries import Guard
+from prefect_ttapi.api.sse import Body
 from prefect_ttapi.errors import Outcome
-from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.spool import IN_MEMORY, Spool
 from prefect_ttapi.origins import is_loopback
 from prefect_ttapi.results import RawAnswer
 
@@ -129,29 +132,95 @@ def may_be_paid(verdict: Verdict) -> bool:
 
 
 class Tee:
-    """Keeps a body while it is read, up to `MOST_KEPT` bytes, for whoever could not make images of it."""
+    """Keeps a body while it is read, up to `MOST_KEPT` bytes, for whoever could not make images of it.
+
+    Nearly all of a body is base64 whose images are in temporary files already: of that, it is enough to know where it
+    stood. The rest is written to a file.
+    """
 
     def __init__(self) -> None:
-        self._spool: Spool | None = Spool(hashing=False)
+        self.reading = Reading()
+        self.size = 0
+        self._rest: Spool | None = Spool(hashing=False, in_memory=4 * IN_MEMORY)  # no file for one image
+        self._runs: list[tuple[Spool, int, int]] = []  # of the rest, or of the characters of an image
+        self._pending: deque[tuple[bytes, Base64 | None, int]] = deque()
+        self._chunk = b""  # the one that is being read
 
     @property
     def is_full(self) -> bool:
         """Whether no more is kept."""
-        return self._spool is None or self._spool.size_bytes >= MOST_KEPT
+        return self._rest is None or self.size >= MOST_KEPT
 
-    def write(self, chunk: bytes) -> None:
-        """Append what came."""
-        if self._spool is None or self.is_full:
-            return
-        try:
-            self._spool.write(chunk[: MOST_KEPT - self._spool.size_bytes])
-        except OSError as error:  # the images may be had all the same
-            log.warning("an answer is read without being kept: %s", error.strerror)
-            self._spool = None
+    def through(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield `chunks`, and look at each once it is read."""
+        for chunk in chunks:
+            image = self.reading.image
+            start = image.received if image else 0
+            self._chunk = b"" if self.is_full else chunk[: MOST_KEPT - self.size]
+            self.size += len(self._chunk)
+            yield chunk
+            is_text = image and image is self.reading.image and image.received - start == len(self._chunk)
+            self._pending.append((self._chunk, image if is_text else None, start))
+            self._chunk = b""
+            self._settle()
 
     def body(self) -> Spool | None:
         """Return what came, or None where that is nothing."""
-        return self._spool if self._spool and self._spool.size_bytes else None
+        self._pending.append((self._chunk, None, 0))
+        self._chunk = b""
+        self._settle(is_end=True)
+        if self._rest is None or not self.size:
+            return None
+        body = Spool(hashing=False)
+        for spool, start, end in self._runs:
+            for piece in _raw(spool, start, end) if spool is self._rest else _as_base64(spool, start, end):
+                body.write(piece)
+        return body
+
+    def _settle(self, *, is_end: bool = False) -> None:
+        while self._pending:
+            chunk, image, start = self._pending[0]
+            if image is None or not image.is_verbatim:
+                self._write(chunk)
+            elif image.decoded >= start + len(chunk):
+                self._add(image.spool, start, start + len(chunk))
+            elif is_end:
+                self._write(chunk)
+            else:
+                return  # it is decoded soon
+            self._pending.popleft()
+
+    def _write(self, chunk: bytes) -> None:
+        if self._rest is None:
+            return
+        start = self._rest.size_bytes
+        try:
+            self._rest.write(chunk)
+        except OSError as error:  # the images may be had all the same
+            log.warning("an answer is read without being kept: %s", error.strerror)
+            self._rest = None
+        else:
+            self._add(self._rest, start, start + len(chunk))
+
+    def _add(self, spool: Spool, start: int, end: int) -> None:
+        if self._runs and self._runs[-1][0] is spool and self._runs[-1][2] == start:
+            start = self._runs.pop()[1]
+        self._runs.append((spool, start, end))
+
+
+_STEP: Final = 48 * 1024  # bytes, which are 64 KiB of base64
+
+
+def _raw(spool: Spool, start: int, end: int) -> Iterator[bytes]:
+    for at in range(start, end, _STEP):
+        yield spool.read_at(at, min(_STEP, end - at))
+
+
+def _as_base64(spool: Spool, start: int, end: int) -> Iterator[bytes]:
+    """Yield the characters from `start` to `end` of what an image was in base64."""
+    for at in range(start // 4 * 3, (end + 3) // 4 * 3, _STEP):
+        text, first = pybase64.b64encode(spool.read_at(at, _STEP)), at // 3 * 4
+        yield text[max(0, start - first) : end - first]
 
 
 class Opened:
@@ -168,24 +237,24 @@ class Opened:
         self.request_id = request_id
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    def chunks(self) -> Iterator[bytes]:
-        """Return an iterator over the body's bytes as they arrive.
+    def body(self) -> Body:
+        """Return the body, whose chunks raise what follows.
 
         Raises:
             BrokenOff: the body did not arrive in full.
             DecodingError: it can't be decompressed.
         """
-        self._chunks = self._teed()
-        return self._chunks
-
-    def _teed(self) -> Iterator[bytes]:
-        for chunk in decoded(self._raw(), self._response.headers.get("content-encoding", "")):
-            self._tee.write(chunk)
-            yield chunk
+        chunks = decoded(self._raw(), self._response.headers.get("content-encoding", ""))
+        self._chunks = self._tee.through(chunks)
+        return Body(self._chunks, self.media_type, self._tee.reading)
 
     def answer(self) -> RawAnswer | None:
         """Return what was read so far."""
-        body = self._tee.body()
+        try:
+            body = self._tee.body()
+        except OSError as error:
+            log.warning("an answer that can't be read can't be kept: %s", error.strerror)
+            return None
         return RawAnswer(body, self.media_type, self.request_id) if body else None
 
     def _raw(self) -> Iterator[bytes]:
@@ -204,7 +273,7 @@ class Opened:
 
     def failure(self, error: Exception) -> Failure:
         """Return this answer as a failure, because of `error`, which is one of `UNREADABLE`."""
-        status, began = self._response.status_code, bool(self._tee.body()) or self._ends_with_connection
+        status, began = self._response.status_code, self._tee.size > 0 or self._ends_with_connection
         verdict, message = judge_unreadable(error, self._prompt, status, began=began)
         if isinstance(error, DecodingError):
             self._read_on()

@@ -22,6 +22,7 @@ class Spool:
 
     Args:
         hashing: hash the bytes as they are written, else where the hash is asked for: it may never be.
+        in_memory: bytes up to which no file is made.
 
     >>> spool = Spool()
     >>> spool.write(b"image")
@@ -29,7 +30,8 @@ class Spool:
     (5, b'image', b'im')
     """
 
-    def __init__(self, *, hashing: bool = True) -> None:
+    def __init__(self, *, hashing: bool = True, in_memory: int = IN_MEMORY) -> None:
+        self._in_memory = in_memory
         self._memory = bytearray()
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256() if hashing else None
@@ -40,7 +42,7 @@ class Spool:
         if self._digest is not None:
             self._digest.update(data)
         self.size_bytes += len(data)
-        if self._file is None and self.size_bytes <= IN_MEMORY:
+        if self._file is None and self.size_bytes <= self._in_memory:
             self._memory += data
             return
         if self._file is None:

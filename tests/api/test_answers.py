@@ -9,6 +9,7 @@ import json
 import logging
 import pickle
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -22,7 +23,8 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.json_stream import DecodingError
 from prefect_ttapi.api.outcomes import Break, BrokenOff
 from prefect_ttapi.api.payload import UnusableAnswer
-from prefect_ttapi.api.sse import read_answer_of
+from prefect_ttapi.api.sse import Body, read_answer_of
+from prefect_ttapi.api.transport import Tee
 from prefect_ttapi.errors import InvalidResponseError, TTAPIError, UnknownOutcomeError
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
@@ -292,7 +294,7 @@ def in_pieces(body: bytes, cuts: list[int], broke: bool) -> Iterator[bytes]:
 def images_of(body: bytes, cuts: list[int] | None = None, *, broke: bool = False) -> list[bytes] | None:
     """The images of a body that comes in these pieces; None where it has none."""
     try:
-        read = read_answer_of(in_pieces(body, cuts or [], broke), "", 10, 10**7)
+        read = read_answer_of(Body(in_pieces(body, cuts or [], broke)), 10, 10**7)
     except (BrokenOff, DecodingError, UnusableAnswer):
         return None
     return [item.image[0].read_bytes() for item in read.items if item.image]
@@ -416,6 +418,56 @@ def test_what_nobody_can_read_is_kept_whole(server: HostileServer, client: TTAPI
     assert (again.value.answer, again.value.message) == (kept, caught.value.message)
     assert len(server.requests) == 1
     assert pickle.loads(pickle.dumps(caught.value)).answer is None
+
+
+def noise(size: int) -> str:
+    return b64(random.Random(size).randbytes(size))  # noqa: S311 - no secret
+
+
+LARGE: dict[str, bytes] = {
+    "plain": json.dumps({"data": [{"b64_json": noise(size)} for size in (400_000, 1, 262_144, 300_001)]}).encode(),
+    "in lines": json.dumps({"data": [{"b64_json": lines(noise(400_000))}, {"b64_json": noise(300_000)}]}).encode(),
+    "dressed late": json.dumps({"data": [{"b64_json": noise(400_000) + "\n" + noise(300_001)}]}).encode(),
+    "no base64 late": json.dumps({"data": [{"b64_json": noise(600_000) + "*" + noise(300_001)}]}).encode(),
+    "a data: URI": json.dumps({"data": [{"url": URI + noise(600_000)}]}).encode(),
+    "events": event({"type": "x.completed", "b64_json": noise(500_000)}) + event({"b64_json": noise(300_000)}) + b"x",
+    "no JSON": b"<html>" + noise(400_000).encode(),
+    "cut": json.dumps({"data": [{"b64_json": noise(900_000)}]}).encode()[:-200_001],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1 << 12, 65_536, 100_003, 1 << 21])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_answer_is_kept_byte_for_byte(name: str, size: int) -> None:
+    """What is in the files of images is not written twice, and yet the body comes out as it came."""
+    body, tee = LARGE[name], Tee()
+    chunks = tee.through(iter([body[at : at + size] for at in range(0, len(body), size)]))
+    with pytest.raises((DecodingError, UnusableAnswer)):
+        read_answer_of(Body(chunks, "", tee.reading), 9, 10**7)
+    for _ in chunks:
+        pass
+    kept = tee.body()
+    assert kept is not None
+    assert kept.read_bytes() == body
+
+
+@pytest.mark.parametrize(
+    "dress", [str, lines, "data:image/png;base64,{}".format], ids=["plain", "lines", "URI"]
+)
+def test_memory_is_bounded_in_any_dress(dress: Callable[[str], str]) -> None:
+    """Reading and keeping 12 MB of images takes some 2 MB, whatever they are dressed in."""
+    body = json.dumps({"images": [{"b64_json": dress(noise(3_000_000))}] * 3}).encode()
+    tee = Tee()
+    tracemalloc.start()
+    chunks = tee.through(bytes(body[at : at + 65_536]) for at in range(0, len(body), 65_536))
+    with pytest.raises(UnusableAnswer):
+        read_answer_of(Body(chunks, "", tee.reading), 9, 10**9)
+    kept = tee.body()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept is not None
+    assert kept.size_bytes == len(body)
+    assert peak < 3_000_000
 
 
 def test_an_answer_cut_before_its_first_image_is_kept(server: HostileServer, client: TTAPIClient) -> None:
