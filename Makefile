@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage check integration versions lint types clean
+.PHONY: help demo test coverage check docs integration versions lint types clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,7 +31,11 @@ types: $(VENV)/.installed-dev
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy
 
-check: lint types test ## lint, types and tests
+docs: $(VENV)/.installed-docs ## the documentation site, into ./site; a link that leads nowhere is an error
+	@echo "==> zensical build --strict"
+	@$(BIN)/python -m zensical build --clean --strict
+
+check: lint types docs test ## lint, types, documentation and tests
 
 integration: $(VENV)/.installed-engines ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw
 	@tests/integration/install-packages
@@ -44,7 +48,7 @@ versions: $(VENV)/.installed-dev ## demo, tests and schedule in an environment f
 	@$(BIN)/python tools/versions.py
 
 clean: ## forget the virtual environment and what the demo made
-	rm -rf $(VENV) .prefect-demo out
+	rm -rf $(VENV) .prefect-demo out site .cache
 
 $(VENV)/bin/python:
 	@echo "==> virtual environment in $(VENV)"
@@ -65,6 +69,11 @@ $(VENV)/.installed-engines: pyproject.toml constraints.txt | $(VENV)/.installed-
 	@echo "==> installing Dask and Ray, for the integration tests"
 	@$(call INSTALL,".[dev$(comma)engines]")
 	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "==> installing what builds the documentation"
+	@$(call INSTALL,".[docs]")
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "==> installing prefect-ttapi and what its tests need (a minute or two)"

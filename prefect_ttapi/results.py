@@ -36,6 +36,12 @@ class Usage(BaseModel):
 
     A count that can't be read is taken for not given: it must not cost the images that it came with.
 
+    Attributes:
+        input_tokens: of the prompt.
+        output_tokens: of the images.
+        total_tokens: of both.
+        input_tokens_details, output_tokens_details: what the API says of their kinds.
+
     >>> Usage.model_validate({"input_tokens": 9, "output_tokens": 4160, "total_tokens": 4169}).total_tokens
     4169
     """

@@ -215,7 +215,8 @@ class TTAPIClient:
 
         Args:
             request: what to ask for, always sent with `stream`.
-            guard, patience: as in `generate`.
+            guard: as in `generate`.
+            patience: as in `generate`.
 
         Raises:
             StopSending: as in `generate`.

@@ -31,7 +31,13 @@ class _Numbers(Strict):
 
 
 class Price(_Numbers):
-    """What one model costs, in USD, as you know it from the vendor's price list; this package invents none."""
+    """What one model costs, in USD, as you know it from the vendor's price list; this package invents none.
+
+    Attributes:
+        per_image: for each image.
+        per_million_input_tokens: for a million tokens of prompts.
+        per_million_output_tokens: for a million tokens of images.
+    """
 
     per_image: float = Field(default=0.0, ge=0)
     per_million_input_tokens: float = Field(default=0.0, ge=0)
@@ -66,6 +72,12 @@ class Budget(_Numbers):
     The order of requests is kept: one that does not fit waits for what is under way, which may turn out cheaper, and
     is skipped once nothing is; the next ones then have their turn. Images that are already in the store cost nothing.
     What may have been paid for counts as paid. Each retry of the flow run begins with the whole budget.
+
+    Attributes:
+        images: images to pay for at most.
+        tokens: tokens to pay for at most, of prompts and images together.
+        usd: US dollars to pay at most, by `prices`.
+        prices: what each model costs.
 
     Raises:
         pydantic.ValidationError: a limit is no number or negative, or `usd` comes without `prices`.

@@ -1,0 +1,69 @@
+"""Every Python example of README and documentation runs as it stands, against the sandbox and a stand-in for S3."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+
+from prefect_ttapi.sandbox import Sandbox
+from tests.support.s3 import S3Server
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+#: A block of code: its language, the file that it is the content of, and what is in it.
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+BLOCKS = {page.relative_to(ROOT): BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+WITH_PYTHON = {
+    page: blocks for page, blocks in BLOCKS.items() if any(kind == "python" for kind, *_ in blocks)
+}
+
+BUCKETS = ("acme-images", "acme-shop")
+LIMIT = "ttapi-account"
+
+
+@pytest.fixture
+def surroundings(
+    sandbox: Sandbox, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reader has: a folder, a key, buckets, and the concurrency limit that one page makes."""
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "TTAPI_BASE_URL": sandbox.base_url,
+        "TTAPI_API_KEY": "sandbox",
+        "AWS_ENDPOINT_URL_S3": s3_server.url,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": s3_server.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_access_key,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with closing(s3_server.client()) as s3:
+        for bucket in BUCKETS:
+            s3.create_bucket(Bucket=bucket)
+
+
+@pytest.mark.usefixtures("prefect_server", "surroundings")
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=str)
+def test_examples_run(page: Path) -> None:
+    """A page's files are written and its Python runs, from top to bottom, in one namespace."""
+    if any(LIMIT in code for _, _, code in WITH_PYTHON[page]):
+        with get_client(sync_client=True) as client:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=16))
+    namespace = {"__name__": "example"}
+    for number, (kind, title, code) in enumerate(WITH_PYTHON[page]):
+        if title:
+            Path(title).write_text(code, encoding="utf-8")
+        elif kind == "python":
+            exec(compile(code, f"{page}, block {number}", "exec"), namespace)  # noqa: S102
+
+
+def test_there_are_examples() -> None:
+    """Pages have Python examples at all."""
+    assert Path("README.md") in WITH_PYTHON
+    assert len(WITH_PYTHON) > 8

@@ -1,0 +1,150 @@
+"""The documentation says what the code does: variables, events, messages and options are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import prefect_ttapi
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.publishing import image_facts
+from prefect_ttapi.lineage.report import BatchReport, Totals
+from prefect_ttapi.lineage.shown import Shown
+from prefect_ttapi.storage.keys import NAMES
+from prefect_ttapi.storage.settings import UploadOptions
+from tests.support.generations import generation_of, request_of
+from tests.support.rows import stored
+from tools import reference
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "prefect_ttapi"
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def named(text: str) -> set[str]:
+    """What stands in backticks."""
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """Every text in the package's code; what an f-string fills in is a tab."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\t" for part in node.values)
+                found.append("".join(map(str, parts)))
+    return tuple(found)
+
+
+def in_navigation(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for inner in entry.values():
+                yield from in_navigation([inner] if isinstance(inner, str) else inner)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    project = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert set(in_navigation(project["nav"])) == pages
+
+
+@pytest.mark.parametrize("name", reference.TABLES)
+def test_tables_are_asked_for_and_whole(name: str) -> None:
+    """Each table stands on a page, and says something of each of its lines."""
+    assert any(f"\n{{{{ {name} }}}}\n" in path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
+    made = reference.TABLES[name]()
+    lines = [re.split(r"(?<!\\) \|", line) for line in made.splitlines() if line.startswith("|")]
+    assert len(lines) > 3 or name == "commands"
+    if lines and "meaning" in made.splitlines()[0]:
+        meaning = [cell.strip("| ") for cell in lines[0]].index("meaning")
+        assert [line[0] for line in lines if not line[meaning].strip("| ")] == []
+
+
+def test_actions_are_told_of_options_that_exist() -> None:
+    assert reference.IAM_ACTIONS.keys() <= UploadOptions.model_fields.keys()
+    policy = page("howto/object-stores.md")
+    assert all(action in policy for told in reference.IAM_ACTIONS.values() for action in told.split(", "))
+
+
+def test_the_environment_that_is_read_is_listed() -> None:
+    """Variables that the package reads are in the first table, and no others are."""
+    read = {text for text in texts() if re.fullmatch(r"(TTAPI|AWS|XDG)_[A-Z0-9_]+|TERM", text)}
+    told = page("reference/environment.md").partition("## Read by what")[0]
+    assert {name for name in named(told) if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)} == read
+
+
+def test_the_events_are_those_that_are_sent() -> None:
+    """Names, labels and payloads of events."""
+    told = named(page("reference/events.md"))
+    sent = {text for text in texts() if re.fullmatch(r"ttapi\.\w+(\.\w+)?", text)}
+    assert {name for name in told if re.fullmatch(r"ttapi\.\w+(\.\w+)?", name)} == sent
+    generation = generation_of(request_of(), stored())
+    copy = prefect_ttapi.DeliveredImage(
+        uri="file:///a.png", sha256="0" * 64, source_uri=generation.images[0].uri
+    )
+    assert image_facts(generation, copy, Shown(True)).keys() <= told
+    report = BatchReport(
+        name="batch", flow_run_id="", totals=Totals(), manifest_uri="", gallery_uri="", seconds=0
+    )
+    assert report.facts.keys() <= told
+
+
+def test_messages_are_those_of_the_code() -> None:
+    """What troubleshooting explains is said somewhere; what differs from case to case stands as `...`."""
+    lines = re.findall(r"^\| `([^`]+)` \|", page("troubleshooting.md"), re.MULTILINE)
+    assert len(lines) > 30
+    never_said = []
+    for line in lines:
+        parts = [part.strip() for part in line.split("...") if part.strip(" :;")]
+        pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+        never_said += [] if any(map(pattern.search, texts())) else [line]
+    assert never_said == []
+
+
+def test_key_templates_take_what_is_listed() -> None:
+    told = page("reference/options.md").partition("## Key templates")[2]
+    assert set(re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)) == set(NAMES)
+
+
+def test_every_public_error_is_explained() -> None:
+    errors = {name for name in prefect_ttapi.__all__ if name.endswith(("Error", "Exceeded"))}
+    assert errors <= named(page("errors.md"))
+
+
+@pytest.mark.parametrize("kind", [Row, prefect_ttapi.StoredImage, prefect_ttapi.DeliveredImage])
+def test_what_docstrings_say_of_fields_is_found(kind: type[BaseModel]) -> None:
+    """Each field of a record is explained in its class's docstring, and nothing else is."""
+    assert reference.attributes(kind).keys() == kind.model_fields.keys()
+
+
+def test_files_that_are_named_are_there() -> None:
+    """Paths in the prose of pages lead somewhere in a checkout."""
+    paths = {
+        path
+        for text in (*(DOCS.rglob("*.md")), *ROOT.glob("*.md"))
+        for path in re.findall(
+            r"`((?:docs|deployments|flows|benchmarks|tests|tools)/[\w./-]*)(?:::\w+)?`",
+            text.read_text(encoding="utf-8"),
+        )
+    }
+    assert "tests/ledger/test_ledger_machine.py" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
