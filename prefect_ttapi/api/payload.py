@@ -42,6 +42,11 @@ _BYTES_KEYS: Final = (*BASE64_KEYS, "image", "imagedata", "data")
 _SURELY_URLS: Final = ("url", "imageurl")
 _URL_KEYS: Final = (*_SURELY_URLS, "uri", "imageuri", "src", "link", "downloadurl", "signedurl", "fileurl")
 
+#: What else may be a picture: under such a key none is taken for the image.
+_OTHER_PICTURES: Final = re.compile(
+    "preview|partial|thumb|input|mask|request|reference|original|source|logo|icon"
+)
+
 _URL: Final = re.compile(r"[\s\"'`<]*https?://", re.IGNORECASE)
 _AROUND_URLS: Final = " \t\r\n\"'`<>"
 _LINE_BREAKS: Final = re.compile(r"[\r\n\t]")
@@ -193,7 +198,8 @@ def _found_in_object(
         if found or (wrapped and image is None and not _url_in(named)):
             yield from found or wrapped[0]
             return
-    image = image or next((inner for inner in value.values() if _is_image(inner)), None)
+    others = (inner for key, inner in named.items() if _is_image(inner) and _may_be_the_image(key))
+    image = image or next(others, None)
     if image is not None or _url_in(named):
         yield _read(image, _url_in(named), prompt)
 
@@ -207,6 +213,11 @@ def _wrapped(
             found = list(_found(inner, prompt, wrappers))
             if found:
                 yield found
+    for key, inner in named.items():  # under a name that is not known, bytes alone are surely an image
+        if isinstance(inner, Mapping | list) and _may_be_the_image(key):
+            found = [item for item in _found(inner, prompt, []) if isinstance(item, Item) and item.image]
+            if found:
+                yield list[Item | ErrorBody | str](found)
 
 
 def _url_in(named: Mapping[str, Any]) -> str:
@@ -215,6 +226,10 @@ def _url_in(named: Mapping[str, Any]) -> str:
     return next(
         (text for key, text in texts if _URL.match(text) or (key in _SURELY_URLS and text.strip())), ""
     )
+
+
+def _may_be_the_image(key: str) -> bool:
+    return _OTHER_PICTURES.search(key) is None
 
 
 def _is_image(value: object) -> bool:

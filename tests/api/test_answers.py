@@ -111,6 +111,8 @@ DRESSES: dict[str, object] = {
     "imageUrl": {"data": [{"imageUrl": URI + b64(PNG)}]},
     "image_url with a url": {"images": [{"image_url": {"url": URI + b64(PNG)}}]},
     "an unknown key": {"data": [{"picture": b64(PNG)}]},
+    "an unknown wrapper": {"job": {"id": 7, "files": [{"name": "x", "contents": b64(PNG)}]}},
+    "a thumbnail beside it": {"data": [{"thumbnail": b64(png(4, 4)), **BARE}], "preview": {"b64_json": b64(png(4, 4))}},
     "a bare object": BARE,
     "a bare list": [BARE],
     "a bare text": json.dumps(b64(PNG)).encode(),
@@ -386,6 +388,40 @@ def test_any_dress_gives_the_same_bytes(data: st.DataObject) -> None:
     assert images_of(body, cuts) == [image]
 
 
+@settings(max_examples=100)
+@given(st.data())
+def test_any_dress_gives_the_same_bytes_or_an_error_that_kept_them(data: st.DataObject) -> None:
+    """Wrapped in anything under any name, an image comes out as it is, or all that came is kept."""
+    image = data.draw(IMAGES)
+    value: Any = data.draw(
+        st.sampled_from([{"b64_json": b64(image)}, b64(image), {"file": b64(image)}, [b64(image)]])
+    )
+    for _ in range(data.draw(st.integers(0, 4))):
+        beside = data.draw(
+            st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=9))
+        )
+        value = data.draw(st.sampled_from([[value], {**beside, data.draw(st.text(max_size=8)): value}]))
+    body, tee = json.dumps(value).encode(), Tee()
+    size = data.draw(st.integers(1, len(body)))
+    chunks = tee.through(iter([body[at : at + size] for at in range(0, len(body), size)]))
+    try:
+        (item,) = read_answer_of(Body(chunks, "", tee.reading), 1, 10**7).items
+    except (DecodingError, UnusableAnswer):
+        kept = tee.body()
+        assert kept is not None
+        assert kept.read_bytes() == body
+    else:
+        assert item.image is not None
+        assert item.image[0].read_bytes() == image
+
+
+@pytest.mark.parametrize("key", ["preview", "thumbnail", "partial_image", "input_image", "mask"])
+def test_another_picture_is_not_taken_for_the_image(key: str) -> None:
+    """A preview, or what was sent, must not pass for the image that is paid for."""
+    assert images_of(json.dumps({"status": "queued", key: b64(PNG)}).encode()) is None
+    assert images_of(json.dumps({"status": "queued", key: {"b64_json": b64(PNG)}}).encode()) is None
+
+
 # what can't be read is kept
 
 UNREADABLE: dict[str, tuple[Behaviour, bytes]] = {
@@ -493,11 +529,21 @@ def test_an_answer_to_an_earlier_send_is_kept(server: HostileServer, make_client
     assert caught.value.answer.body.read_bytes() == body[:300]
 
 
-@pytest.mark.parametrize("behaviour", [answer(200), raw(head(204)), answer(400, {"message": "no"})])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        answer(200),
+        raw(head(204)),
+        answer(400, {"message": "no"}),
+        answer(200, {"status": "FAILED", "message": "Insufficient balance, please recharge", "data": None}),
+        answer(200, {"data": [{"error": {"code": "content_policy_violation", "message": "no"}}]}),
+        answer(200, event({"type": "error", "error": {"code": "moderation_blocked", "message": "no"}})),
+    ],
+)
 def test_where_nothing_is_in_hand_nothing_is_kept(
     server: HostileServer, client: TTAPIClient, behaviour: Behaviour
 ) -> None:
-    """An empty answer, and one with an error's status, have nothing to keep."""
+    """An empty answer, one with an error's status, and a refusal under 200, have nothing to keep."""
     server.play(behaviour)
     with pytest.raises(TTAPIError) as caught:
         client.generate(CAT)

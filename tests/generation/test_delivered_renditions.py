@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from prefect_ttapi import Rendition
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.cli.checks import verify
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.images.renditions import versions_of
@@ -18,7 +20,9 @@ from prefect_ttapi.results import DeliveredImage, Generation
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.engines import engine_of
 from tests.support.generations import fresh_image, generation_of
+from tests.support.hostile import HostileServer, answer, answered
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
 
@@ -147,3 +151,31 @@ def test_a_place_knows_what_was_put_there_before(folder_store: ImageStore) -> No
     assert all(place.is_of(copy) for place, copy in zip(places, copies, strict=True))
     assert not any(place.is_of(copies[4]) for place in places[:4] + places[5:])
     assert not replace(places[4], version=Rendition(max_size=32, quality=70)).is_of(copies[4])
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "AVIF"])
+def test_kinds_that_the_api_does_not_promise_are_kept_like_any_other(
+    each_store: ImageStore, form: str
+) -> None:
+    """A paid GIF, BMP or AVIF is stored, found again, delivered and rendered under its own type, and verified."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(out, form)
+    with (
+        HostileServer(answer(200, answered(out.getvalue()))) as server,
+        TTAPIClient("any-key", server.url) as client,
+    ):
+        paid = engine_of(each_store, client, "one").generate(REQUEST)
+        found = engine_of(each_store, client, "two").generate(REQUEST)
+        assert len(server.requests) == 1
+    assert found.generation == paid.generation
+    (image,) = paid.generation.images
+    kind = form.lower()
+    assert (image.media_type, image.uri.rpartition(".")[2]) == (f"image/{kind}", kind)
+    copies = delivered(paid.generation, each_store, "{rendition}.{ext}")
+    assert [copy.uri.rpartition("/")[2] for copy in copies] == [
+        f"original.{kind}",
+        "webp-32.webp",
+        "thumb.jpg",
+    ]
+    assert copies[0].media_type == f"image/{kind}"
+    assert list(verify(each_store)) == []
