@@ -53,6 +53,8 @@ _LINE_BREAKS: Final = re.compile(r"[\r\n\t]")
 
 #: Where errors keep their words: OpenAI's and the vendor's, other relays', web frameworks'.
 _MESSAGE_KEYS: Final = ("message", "msg", "detail", "error")
+#: What `error` says where there is none.
+_NO_ERROR: Final = frozenset({"", "0", "none", "null", "false", "no", "no error", "ok", "success"})
 #: Where the facts of an error are, if not beside each other in the document.
 _ERROR_KEYS: Final = ("error", "errors", "detail")
 #: What Cloudflare's firewall says to programs.
@@ -142,7 +144,13 @@ def _without_images(document: object, found: Sequence[Item | ErrorBody | str]) -
     if not isinstance(document, Mapping):
         return UnusableAnswer("the answer is no JSON object")
     said = _error_body(document)
-    return UnusableAnswer(f"the answer has no images: {said.message}", said)
+    # where there is more than words, it may be images that nobody knows how to read: the words are not about an error
+    more = [value for key, value in document.items() if value and key not in _MESSAGE_KEYS]
+    is_all = not any(
+        isinstance(value, Mapping | list | Spool) or len(str(value)) > _LONGEST_LABEL for value in more
+    )
+    speaks = any(isinstance(document.get(key), str) for key in _MESSAGE_KEYS)
+    return UnusableAnswer(f"the answer has no images: {said.message}", said if is_all and speaks else None)
 
 
 def _told(index: int, wrong: ErrorBody | str) -> str:
@@ -282,7 +290,9 @@ def find_error(document: object) -> ErrorBody | None:
     if not isinstance(document, Mapping):
         return None
     failed = str(document.get("status")).upper() == "FAILED"
-    return _error_body(document) if failed or document.get("error") else None
+    error = document.get("error")
+    is_none = not error or str(error).strip().lower() in _NO_ERROR
+    return _error_body(document) if failed or not is_none else None
 
 
 def read_error(body: bytes, content_type: str | None) -> ErrorBody:

@@ -126,6 +126,7 @@ DRESSES: dict[str, object] = {
     "URL and bytes": {"data": [{"url": "https://host.invalid/x.png", **BARE}]},
     "an empty list before": {"data": [], "images": [BARE]},
     "an error that is none": {"error": None, "data": [BARE]},
+    "an error that says so": {"error": "none", "data": [BARE]},
     "byte-order mark": b"\xef\xbb\xbf" + json.dumps({"data": [BARE]}).encode(),
     "leading blanks": b" \r\n\n\t" * 100 + json.dumps({"data": [BARE]}).encode(),
     "blanks and a byte-order mark": b"\n\n" + json.dumps({"data": [BARE]}).encode() + b"\n\0"[:1],
@@ -188,6 +189,7 @@ PLACES: dict[str, Callable[[str], object]] = {
     "data": lambda url: {"data": url},
     "image_url": lambda url: {"images": [{"image_url": {"url": url}}]},
     "output": lambda url: {"output": url},
+    "beside no error": lambda url: {"error": "None", "data": [{"url": url}]},
 }
 
 
@@ -506,6 +508,25 @@ def test_memory_is_bounded_in_any_dress(dress: Callable[[str], str]) -> None:
     assert peak < 3_000_000
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"blob": {"parts": [1, 2]}, "message": "done, 5 requests per minute left"},
+        {"blob": "AAAA" * 99, "message": "done, 5 requests per minute left"},
+        {"blob": "AAAA", "note": "rate limit: 5 requests per minute"},
+    ],
+)
+def test_words_beside_what_may_be_images_are_no_refusal(
+    server: HostileServer, client: TTAPIClient, document: object
+) -> None:
+    """An answer that nobody can read is paid, whatever words stand in it: it is kept, and not sent again."""
+    server.play(answer(200, document))
+    with pytest.raises(InvalidResponseError) as caught:
+        client.generate(CAT)
+    assert caught.value.answer is not None
+    assert len(server.requests) == 1
+
+
 def test_an_answer_cut_before_its_first_image_is_kept(server: HostileServer, client: TTAPIClient) -> None:
     """Nobody knows what became of it: the outcome is unknown, and what came is in hand."""
     body = json.dumps(answered(png(noise=500))).encode()[:300]
@@ -536,6 +557,7 @@ def test_an_answer_to_an_earlier_send_is_kept(server: HostileServer, make_client
         raw(head(204)),
         answer(400, {"message": "no"}),
         answer(200, {"status": "FAILED", "message": "Insufficient balance, please recharge", "data": None}),
+        answer(200, {"code": 400, "message": "Insufficient balance", "data": []}),
         answer(200, {"data": [{"error": {"code": "content_policy_violation", "message": "no"}}]}),
         answer(200, event({"type": "error", "error": {"code": "moderation_blocked", "message": "no"}})),
     ],
