@@ -1,28 +1,45 @@
+"""The README: short, with pictures that are there, and fit for a package index, which has nothing beside it."""
+
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from tools.readme import for_an_index
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+#: Bytes of a picture that whoever reads the README fetches.
+LARGEST_PICTURE = 150_000
 
 
-def test_links_work_on_a_package_index():
-    """A package index has no files beside the README: links lead to whole addresses or to its own headings."""
-    headings = {
-        "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
-    }
-    prose = re.sub(r"```.*?```|`[^`\n]*`", "", README, flags=re.DOTALL)
-    links = re.findall(
+def targets(text: str) -> set[str]:
+    """Where links and pictures of a text lead."""
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    found = re.findall(
         r"\]\(([^)\s]*)|^\[[^\]]+\]:\s*(\S+)|(?:href|src)=[\"']?([^\"'\s>]+)", prose, re.MULTILINE
     )
-    targets = {target for found in links for target in found if target}
-    assert "https://www.prefect.io" in targets
-    assert [target for target in targets - headings if not target.startswith("https://")] == []
+    return {target for targets in found for target in targets if target}
 
 
-def test_files_that_are_named_are_there():
-    """Paths in the README's prose lead somewhere in a checkout."""
-    paths = re.findall(r"`((?:docs|deployments|flows|benchmarks|tests)/[\w./-]*)`", README)
-    assert "docs/versions.md" in paths
-    assert [path for path in paths if not (Path(__file__).parent.parent / path).exists()] == []
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 700
+
+
+def test_links_lead_somewhere() -> None:
+    """Links lead to whole addresses, or to files of a checkout, of which two are small pictures."""
+    files = [ROOT / target for target in targets(README) if not target.startswith("https://")]
+    assert [path for path in files if not path.is_file()] == []
+    pictures = [path for path in files if path.suffix == ".webp"]
+    assert len(pictures) == 2
+    assert all(path.stat().st_size <= LARGEST_PICTURE for path in pictures)
+
+
+def test_links_work_on_a_package_index() -> None:
+    """There, pages are named by their paths, pictures are left out, and what remains are whole addresses."""
+    shown = for_an_index(README)
+    assert "https://www.prefect.io" in targets(shown)
+    assert [target for target in targets(shown) if not target.startswith("https://")] == []
+    assert "`docs/troubleshooting.md`" in shown
+    assert ".webp" not in shown

@@ -146,5 +146,13 @@ def test_files_that_are_named_are_there() -> None:
             text.read_text(encoding="utf-8"),
         )
     }
-    assert "tests/ledger/test_ledger_machine.py" in paths
+    assert {"tests/ledger/test_ledger_machine.py", "tests/test_secrets.py"} <= paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_each_threat_has_its_tests() -> None:
+    """Each line of the table of threats names tests; that they are there is tested above."""
+    table = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("| threat |")[2]
+    threats = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(threats) > 12
+    assert [line for line in threats if "`tests/" not in line.split("|")[3]] == []

@@ -1,4 +1,4 @@
-"""README's "On a schedule": the server's own scheduler makes the runs, a worker executes them, and they pay once."""
+"""A deployment with a schedule: the server's own scheduler makes the runs, a worker executes them, and they pay once."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Pool:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    """What README starts, in a folder that holds what a checkout holds."""
+    """What the documentation starts, in a folder that holds what a checkout holds."""
     home, checkout = tmp_path_factory.mktemp("prefect"), tmp_path_factory.mktemp("checkout")
     for folder in ("flows", "deployments"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
