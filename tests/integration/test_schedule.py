@@ -1,4 +1,4 @@
-"""A deployment with a schedule: the server's own scheduler makes the runs, a worker executes them, and they pay once."""
+"""A deployment with a schedule: the server's own scheduler makes the runs, a worker runs them, and they pay once."""
 
 from __future__ import annotations
 
