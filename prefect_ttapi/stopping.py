@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from weakref import WeakSet
 
 
 class StopSending(Exception):  # noqa: N818 - a decision of the caller, not an error
@@ -35,6 +36,11 @@ class Stop:
         self.cancelled = False
         self._lock = threading.Lock()
         self._is_set = threading.Event()
+        self._waiting: WeakSet[threading.Condition] = WeakSet()
+
+    def wake(self, condition: threading.Condition) -> None:
+        """Notify whoever waits for `condition` once it is set."""
+        self._waiting.add(condition)
 
     def set(self, reason: str, error_type: str | None = None) -> None:
         """Stop sending. The first reason stays."""
@@ -42,6 +48,9 @@ class Stop:
             if self.reason is None:  # whoever sees the reason must see its type
                 self.error_type, self.reason = error_type, reason
         self._is_set.set()
+        for condition in list(self._waiting):
+            with condition:
+                condition.notify_all()
 
     def cancel(self, reason: str, error_type: str | None = None) -> None:
         """Stop sending, because whoever asked waits no longer."""

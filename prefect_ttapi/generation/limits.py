@@ -20,10 +20,6 @@ SURELY_UNPAID: Final = frozenset({Outcome.NEVER_DELIVERED, Outcome.REJECTED, Out
 #: Seconds between two looks at stop and budget while a request waits for its turn.
 _POLL: Final = 0.1
 
-#: Seconds between two looks at the stop while a request waits for a place. Each wakes a thread: of 24 that wait,
-#: ten looks a second took a twelfth of a batch's CPU.
-_LOOK: Final = 0.5
-
 
 def perhaps_paid(error: BaseException) -> bool:
     """Return whether a request that ended in `error` may cost money all the same."""
@@ -99,9 +95,10 @@ class Limits:
         self.rate = rate
         self.spending = spending or Spending(None)
         self.barred: dict[str, str] = {}
-        self._free = threading.Semaphore(in_flight) if in_flight is not None else None
-        self._lock = threading.Lock()
+        self._most = in_flight
         self._taken = 0
+        self._changed = threading.Condition()
+        self.stop.wake(self._changed)
 
     @property
     def in_flight(self) -> int:
@@ -135,17 +132,17 @@ class Limits:
         Raises:
             StopSending: nothing more is sent, and there was none.
         """
-        while self._free is not None and not self._free.acquire(timeout=_LOOK):
-            self.stop.check()
-        with self._lock:
+        with self._changed:
+            while self._most is not None and self._taken >= self._most:
+                self.stop.check()
+                self._changed.wait()
             self._taken += 1
 
     def give_back(self) -> None:
         """Give a place back."""
-        with self._lock:
+        with self._changed:
             self._taken -= 1
-        if self._free is not None:
-            self._free.release()
+            self._changed.notify()
 
 
 class Place:
