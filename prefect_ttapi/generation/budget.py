@@ -65,9 +65,9 @@ class Budget(_Numbers):
     """Limits of one batch; None is no limit.
 
     Each is reserved before a request is sent: images, and USD where a price is per image, exactly; tokens, and USD
-    by tokens, by the dearest image of the same model, size and quality so far. The first of these is sent when
+    by tokens, by the most expensive image of the same model, size and quality so far. The first of these is sent when
     something is left, and nothing after it until it is back. So a limit can be passed by what the requests then under
-    way cost more than the dearest before them, and by no more: see the page "Budgets".
+    way cost more than the most expensive one before them, and by no more: see the page "Budgets".
 
     The order of requests is kept: one that does not fit waits for what is under way, which may turn out cheaper, and
     is skipped once nothing is; the next ones then have their turn. Images that are already in the store cost nothing.
