@@ -61,6 +61,8 @@ def test_examples_run(page: Path) -> None:
             Path(title).write_text(code, encoding="utf-8")
         elif kind == "python":
             exec(compile(code, f"{page}, block {number}", "exec"), namespace)  # noqa: S102
+    if page.name == "README.md":
+        assert {path.name for path in Path("website/seasons").iterdir()} > {"a-village-in-spring.png"}
 
 
 def test_there_are_examples() -> None:

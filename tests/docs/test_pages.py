@@ -97,11 +97,21 @@ def test_the_events_are_those_that_are_sent() -> None:
     told = named(page("reference/events.md"))
     sent = {text for text in texts() if re.fullmatch(r"ttapi\.\w+(\.\w+)?", text)}
     assert {name for name in told if re.fullmatch(r"ttapi\.\w+(\.\w+)?", name)} == sent
-    generation = generation_of(request_of(), stored())
+    image = stored(revised_prompt="a tall lighthouse")
+    known = {"request_id": "r", "flow_run_id": "f", "task_run_id": "t"}
+    generation = generation_of(request_of(), image).model_copy(update=known)
+    facts = image.model_dump(include={"size_bytes", "media_type", "width", "height"})
     copy = prefect_ttapi.DeliveredImage(
-        uri="file:///a.png", sha256="0" * 64, source_uri=generation.images[0].uri
+        uri="file:///a.webp",
+        url="https://example.com/a.webp",
+        sha256=image.sha256,
+        source_uri=image.uri,
+        rendition="webp",
+        recipe="webp",
+        **facts,
     )
-    assert image_facts(generation, copy, Shown(True)).keys() <= told
+    payload = page("reference/events.md").partition("The payload has")[2].partition("Prompts are cut")[0]
+    assert image_facts(generation, copy, Shown(True)).keys() == named(payload)
     report = BatchReport(
         name="batch", flow_run_id="", totals=Totals(), manifest_uri="", gallery_uri="", seconds=0
     )
