@@ -171,25 +171,25 @@ def generate_images(
     preview: bool = False,
     record_prompts: bool = True,
 ) -> Generation:
-    """Return the images of `request`, in `store`: paid for now, or found there, paid for before.
+    """Return the images of `request` in `store`, where they are found, or are put after they were paid for now.
 
-    Prefect's `refresh_cache` and `cache_expiration` decide what of the past counts; retries of the task are off,
-    since the client repeats what is surely not paid for.
+    Prefect's `refresh_cache` and `cache_expiration` decide which earlier answers count. The task has no retries of its
+    own, because the client repeats what is surely not paid for.
 
     Args:
-        request: what to make; a mapping of its fields will do.
+        request: what to make: a request, or a mapping of its fields.
         credentials: the API key, and how patient to be.
         store: where the images and the ledger are.
-        preview: show the picture as it grows, in an artifact of the run. GPT Image models only, by a stream of
-            `partial_images` previews (3 where the request doesn't say), which the vendor may bill a little for.
-        record_prompts: show the prompt beside a preview, and where the API quotes it; else the request's hash.
+        preview: show the picture while it grows, in an artifact of the run. This works for GPT Image models only. It
+            asks for `partial_images` previews (3 unless the request says), which the vendor may charge a little for.
+        record_prompts: show the prompt beside a preview, and where the API quotes it; otherwise the request's hash.
 
     Returns:
         References to the stored images; no bytes.
 
     Raises:
         pydantic.ValidationError: the request is illegal; nothing was sent.
-        TTAPIError: the API did not give the images; `outcome` tells whether it may have been paid.
+        TTAPIError: the API did not give the images; `outcome` says whether they may have been paid for.
         StoreError: the store failed.
     """
     stop = stop_of_caller()
@@ -221,9 +221,9 @@ def deliver_images(
     keep_original: bool = True,
     overwrite: bool = False,
 ) -> list[DeliveredImage]:
-    """Copy the images to where their consumers look, under keys made by a template.
+    """Copy the images to where their consumers look, under keys that a template makes.
 
-    Each copy is a Prefect asset with its address for a key, which the run materialises, and an event
+    Each copy is a Prefect asset that the run materialises, with the copy's address as its key, and causes an event
     `ttapi.image.delivered`.
 
     Args:
@@ -231,11 +231,11 @@ def deliver_images(
         to: the store to deliver to; keys are below its `url`.
         key: a template over `name slug hash index ext model size date batch rendition` and the names in `values`.
         values: more names for the template.
-        source: the store the images came from, needed where the settings of `to` can't read it.
-        record_prompts: let the prompt, and what the model made of it, into artifact, asset, event and object; else
-            the request's hash stands in its place, in a key's `slug` too. The ledger has it in either case.
-        renditions: smaller or lighter versions to deliver too, e.g. `[Rendition(max_size=1024)]`; in a key template
-            `{rendition}` tells them from each other and from the image itself, which is called `original`.
+        source: the store that the images came from; needed if it can't be read with the settings of `to`.
+        record_prompts: show the prompt, and what the model made of it, in artifact, asset, event and object; otherwise
+            the request's hash stands in its place, also in a key's `slug`. The ledger has it in either case.
+        renditions: smaller or lighter versions to deliver too, e.g. `[Rendition(max_size=1024)]`. In a key template
+            `{rendition}` is the name of each; that of the image itself is `original`.
         keep_original: deliver the image itself, too.
         overwrite: replace whatever is at a key.
 

@@ -79,47 +79,48 @@ def generate_batch(
     overwrite: bool = False,
     record_prompts: bool = True,
 ) -> BatchReport:
-    """Generate, and deliver, every request; each ends as a row of the report, and one bad prompt costs one row.
+    """Generate and deliver every request; each ends as a row of the report, and one bad prompt costs one row.
 
-    To be called inside any flow, whose task runs and artifacts its own then are; outside, it opens a flow run. The
-    manifest lies beside the images, at `batches/<flow run>/manifest.jsonl` in `store`, and a gallery page with it;
-    those of the run's second batch at `batches/<flow run>/2/`, and so on; of a batch in one of the flow's tasks at
+    Call it inside any flow, whose task runs and artifacts it then makes; outside of one, it opens a flow run of its
+    own. The manifest is written to `batches/<flow run>/manifest.jsonl` in `store`, and a gallery page beside it. The
+    second batch of a run has `batches/<flow run>/2/`, and so on; a batch in one of the flow's tasks has
     `batches/<flow run>/<task run>/`.
 
     Args:
-        requests: requests or mappings of their fields. A sequence is checked whole before anything is paid for; in
-            any other iterable, read in a thread of the batch as room comes up, an illegal item is a failed row. It
-            should come to an end: where nothing more may be sent, the rest of it is listed as skipped.
+        requests: requests, or mappings of their fields. A sequence is checked as a whole before anything is paid for.
+            Any other iterable is read as room comes up, in a thread of the batch, and an illegal item in it is a
+            failed row. It should come to an end: once nothing more may be sent, the rest of it is listed as skipped.
         credentials: the API key, and how patient to be.
         store: where the images and the ledger are.
-        deliver_to: where copies go under keys of the template `key`; None delivers nothing.
-        key: template over `name slug hash index ext model size date batch` and the names in `values`.
-        values: a mapping per request, in order, or a function of the request.
+        deliver_to: where copies go, under keys that the template `key` makes. None delivers nothing.
+        key: a template over `name slug hash index ext model size date batch rendition` and the names in `values`.
+        values: a mapping for each request, in order, or a function of the request.
         max_in_flight: how many requests are under way at once, as far as the flow's task runner has room for their
-            task runs: `ThreadPoolTaskRunner(max_workers=2)` needs a `shard_size` that keeps two of them busy.
-        shard_size: requests per task run; by default 1 for up to 300 requests, and more beyond: some 15 s of work.
+            task runs: `ThreadPoolTaskRunner(max_workers=2)` needs a `shard_size` that keeps both workers busy.
+        shard_size: requests for each task run. By default it is 1 for up to 300 requests; beyond that a task run gets
+            some 15 s of work.
         budget: limits of this batch; what does not fit ends as a skipped row.
-        raise_on_failure: raise `BatchError` at the end, after all else is delivered and recorded.
+        raise_on_failure: raise `BatchError` at the end, after everything else is delivered and recorded.
         name: names the batch in artifacts, pages and key templates.
-        refresh_cache: pay anew for what was paid for before this run; by default as Prefect's setting says.
+        refresh_cache: pay anew for what was paid for before this run. By default Prefect's setting decides.
         cache_expiration: pay anew for what was paid for longer ago than this.
-        breaker: so many failures of one kind in a row stop the batch; refused prompts don't count. None: never.
-        max_refused: so many refused prompts in a row, while none passes, stop the batch: accounts are closed for
-            hammering a filter. None: never.
-        rate_limit: requests per minute, at most.
-        grace: seconds after a cancellation, SIGTERM or Ctrl-C for what is under way to be finished and recorded,
-            before the manifest is written without it.
-        thumbnails: show small pictures in the gallery and the artifact; about 10 ms of CPU each.
+        breaker: this many failures of one kind in a row stop the batch; refused prompts don't count. None: never.
+        max_refused: this many refused prompts in a row, while none passes, stop the batch, because accounts are closed
+            for that. None: never.
+        rate_limit: requests per minute at most.
+        grace: after a cancellation, SIGTERM or Ctrl-C, seconds for what is under way to be finished and recorded before
+            the manifest is written without it.
+        thumbnails: show small pictures in the gallery and the artifact; each takes about 10 ms of CPU.
         renditions: smaller or lighter versions to deliver beside each image.
         keep_original: deliver the image itself, too.
-        overwrite: replace what is at the delivered keys; else another object there is a failed row.
-        record_prompts: False keeps prompts out of what is shown (artifacts, pages, logs, events, metadata of delivered
-            objects, keys); the manifest and the ledger, which are the store's, have them.
+        overwrite: replace other objects at the delivered keys; otherwise one there makes a failed row.
+        record_prompts: False keeps prompts out of everything that is shown (artifacts, pages, logs, events, metadata of
+            delivered objects, keys). The manifest and the ledger in the store have them in either case.
 
     Raises:
-        IllegalBatchError: illegal requests, keys or arguments; nothing was sent.
+        IllegalBatchError: requests, keys or arguments are illegal; nothing was sent.
         StoreError: a store can't be reached or written; nothing was sent.
-        BatchError: rows failed, and `raise_on_failure`; its `report` has them.
+        BatchError: rows failed, and `raise_on_failure` is on; its `report` has them.
     """
     options = BatchOptions(
         deliver_to=deliver_to,
