@@ -10,7 +10,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.installed ## generate a small campaign against the sandbox into ./out
-	@PREFECT_HOME=.prefect-demo $(BIN)/python -m flows.campaign flows/prompts.csv --sandbox --store ./out \
+	@PREFECT_HOME=.prefect-demo $(BIN)/prefect-ttapi run flows/prompts.csv --sandbox --store ./out \
 		--deliver ./out/delivered --key '{shot}/{name}-{index}.{ext}'
 
 test: $(VENV)/.installed-dev ## the tests

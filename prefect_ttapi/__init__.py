@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_ttapi.api.client import TTAPIClient
-    from prefect_ttapi.batch import BatchReport, Budget, Price, agenerate_batch, generate_batch
+    from prefect_ttapi.batch import (
+        BatchReport,
+        Budget,
+        Estimate,
+        Price,
+        Prompts,
+        agenerate_batch,
+        check_batch,
+        estimate_batch,
+        generate_batch,
+        read_prompts,
+    )
     from prefect_ttapi.caching import REQUEST_HASH
     from prefect_ttapi.credentials import TTAPICredentials
     from prefect_ttapi.errors import (
@@ -56,6 +67,7 @@ __all__ = [
     "CompletedImage",
     "DeliveredImage",
     "DownloadError",
+    "Estimate",
     "GeneratedImages",
     "Generation",
     "IllegalBatchError",
@@ -71,6 +83,7 @@ __all__ = [
     "PartialImage",
     "PictureError",
     "Price",
+    "Prompts",
     "PromptsError",
     "QueueFullError",
     "RateLimitError",
@@ -86,9 +99,12 @@ __all__ = [
     "adeliver_images",
     "agenerate_batch",
     "agenerate_images",
+    "check_batch",
     "deliver_images",
+    "estimate_batch",
     "generate_batch",
     "generate_images",
+    "read_prompts",
 ]
 
 #: Where the names are, light modules first: Prefect and S3 are imported by whoever asks for what needs them.

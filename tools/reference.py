@@ -19,7 +19,8 @@ from pydantic import BaseModel, SecretStr
 
 from prefect_ttapi import ImageRequest, ImageStore, TTAPICredentials
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES
-from prefect_ttapi.cli.main import COMMANDS, main
+from prefect_ttapi.cli.commands import app
+from prefect_ttapi.cli.main import main
 from prefect_ttapi.generation.budget import Budget, Price
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.manifest import Row
@@ -142,7 +143,8 @@ def fields(kind: type[BaseModel]) -> str:
 def commands() -> str:
     """Return the help of each command."""
     os.environ["COLUMNS"] = "100"
-    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}```" for name, *_ in COMMANDS)
+    names = [name for name in app if not name.startswith("-")]
+    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}```" for name in names)
 
 
 def _help(name: str) -> str:

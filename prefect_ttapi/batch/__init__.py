@@ -1,6 +1,12 @@
 """Many requests in one call: what goes in, what keeps it going, and the report of what came out."""
 
-from prefect_ttapi.batch.generate import agenerate_batch, check_batch, estimate_batch, generate_batch
+from prefect_ttapi.batch.generate import (
+    Estimate,
+    agenerate_batch,
+    check_batch,
+    estimate_batch,
+    generate_batch,
+)
 from prefect_ttapi.batch.prompts import Prompts, read_prompts
 from prefect_ttapi.generation.budget import Budget, Price
 from prefect_ttapi.lineage.report import BatchReport
@@ -8,6 +14,7 @@ from prefect_ttapi.lineage.report import BatchReport
 __all__ = [
     "BatchReport",
     "Budget",
+    "Estimate",
     "Price",
     "Prompts",
     "agenerate_batch",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import wraps
 from inspect import signature
@@ -20,17 +21,19 @@ from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
 from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
-from prefect_ttapi.capabilities import nearest
+from prefect_ttapi.capabilities import Model, nearest
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError
-from prefect_ttapi.generation.budget import Budget, Spending
+from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, stop_of_caller, to_the_end
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.publishing import batch_completed, materialise_batch
 from prefect_ttapi.lineage.report import BatchReport
+from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.results import Usage
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.store import ImageStore
@@ -209,11 +212,26 @@ class Estimate:
     paid: int
     to_send: int
     images: int
+    images_by_model: Mapping[Model, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
-            f"{self.requests} requests: {self.paid} already paid for, {self.requests - self.paid - self.to_send} "
-            f"duplicates, {self.to_send} to send for {self.images} images"
+            f"{counted(self.requests, 'request')}: {self.paid:,} already paid for, "
+            f"{counted(self.requests - self.paid - self.to_send, 'duplicate')}, "
+            f"{self.to_send:,} to send for {counted(self.images, 'image')}"
+        )
+
+    def usd(self, prices: Mapping[Model, Price]) -> float | None:
+        """Return what the images cost; None without a price per image for each of their models.
+
+        >>> Estimate(3, 1, 2, 4, {"dall-e-3": 4}).usd({"dall-e-3": Price(per_image=0.04)})
+        0.16
+        """
+        known = {model: prices.get(model, Price()) for model in self.images_by_model}
+        if not all(price.per_image for price in known.values()):
+            return None
+        return float(
+            sum(known[model].exactly(count, Usage()) for model, count in self.images_by_model.items())
         )
 
 
@@ -223,8 +241,9 @@ def estimate_batch(
     """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
     ledger = ledger_for(credentials, store, uuid.uuid4().hex)
     plan = Plan("", RunContext.current(), BatchOptions(name=name, thumbnails=False))
-    requests = paid = images = 0
+    requests = paid = 0
     to_send: set[str] = set()
+    images: Counter[Model] = Counter()
     for found in Known(store, ledger, plan, intake.hashes).sort_out(intake.items):
         requests += 1
         if isinstance(found, Done):
@@ -234,8 +253,8 @@ def estimate_batch(
             paid += record is not None
             if record is None:
                 to_send.add(found.request.request_hash)
-                images += found.request.n
-    return Estimate(requests, paid, len(to_send), images)
+                images[found.request.model] += found.request.n
+    return Estimate(requests, paid, len(to_send), images.total(), images)
 
 
 def _run(

@@ -49,6 +49,7 @@ class Prompts:
         columns: the names in `values`, in the file's order.
         path: the file, as it was given.
         notes: how the file was taken where it could have been taken otherwise, and what was passed over.
+        lines: for each row, the line of the file that it starts on, from 1; of a workbook, the row.
     """
 
     requests: list[ImageRequest]
@@ -56,6 +57,7 @@ class Prompts:
     columns: tuple[str, ...]
     path: str
     notes: tuple[str, ...] = ()
+    lines: tuple[int, ...] = ()
 
 
 def read_prompts(
@@ -113,7 +115,9 @@ def read_prompts(
         raise PromptsError(
             f"{name!r} has no rows{' with a prompt' if skip_blank else ''}: it needs one for each request"
         )
-    return Prompts(file.requests, file.values, tuple(file.columns), name, tuple(file.notes))
+    return Prompts(
+        file.requests, file.values, tuple(file.columns), name, tuple(file.notes), tuple(file.lines)
+    )
 
 
 def _wanted(prompt_column: str | None, columns: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -175,6 +179,7 @@ class _Reading:
         self.problems = _Problems(unit)
         self.requests: list[ImageRequest] = []
         self.values: list[dict[str, str | None]] = []
+        self.lines: list[int] = []
         self.columns: dict[str, None] = {}
         self.notes: dict[str, None] = {}
 
@@ -231,6 +236,7 @@ class _Reading:
             wrong = self._wrong(given, error)
             self._misread |= dict.fromkeys(name for name in given if name in wrong)
         self.values.append(plan.values_of(row))
+        self.lines.append(row.line)
 
     def _wrong(self, given: Mapping[str, str], error: ValidationError) -> set[str]:
         """Return the fields that are illegal and were not asked for: perhaps their columns mean something else."""

@@ -1,15 +1,19 @@
-"""Long reading of a store: several things at once, with a line that tells how far it has come."""
+"""What commands say: tables, errors, how far a long reading has come; and the reading of several things at once."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TextIO, TypeVar
+from contextvars import ContextVar
+from enum import Enum
+from typing import Any, Final, TextIO, TypeVar
 
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
@@ -21,6 +25,66 @@ _LOGGED: Final = 10.0
 
 #: Things that are read at once: enough to keep an S3 service busy, and not too many for a disk.
 THREADS: Final = 16
+
+
+class Loudness(Enum):
+    """How much a command says."""
+
+    QUIET = "quiet"
+    NORMAL = "normal"
+    VERBOSE = "verbose"
+
+    @classmethod
+    def of(cls, *, quiet: bool, verbose: bool) -> Loudness:
+        """Return what the options -q and -v ask for. ValueError: both were given."""
+        if quiet and verbose:
+            raise ValueError("--quiet and --verbose exclude each other")
+        return cls.QUIET if quiet else cls.VERBOSE if verbose else cls.NORMAL
+
+
+loudness: ContextVar[Loudness] = ContextVar("loudness", default=Loudness.NORMAL)
+
+
+def say(*lines: object) -> None:
+    """Print lines of a result, unless --quiet."""
+    if loudness.get() is not Loudness.QUIET:
+        print(*lines, sep="\n")
+
+
+def complain(error: object) -> None:
+    """Print what is wrong, in the error stream; in red where that is a terminal with colours."""
+    from pydantic_core import ValidationError
+
+    told = str(error)
+    if isinstance(error, ValidationError):
+        told = "; ".join(_problem(detail) for detail in error.errors(include_url=False, include_input=False))
+    Console(file=sys.stderr, highlight=False).print(
+        Text("error: ", "bold red"), Text(told), sep="", soft_wrap=True
+    )
+
+
+def _problem(detail: Any) -> str:
+    return f"{'.'.join(map(str, detail['loc']))} {detail['msg'].removeprefix('Value error, ')}".strip()
+
+
+def show_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print a table: within the width of a terminal, and at full width elsewhere.
+
+    Args:
+        right: the heads of columns of numbers.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in right else "left", no_wrap=head in right)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 class Progress:
@@ -35,7 +99,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.done: dict[str, int] = {}
-        self._stream = stream
+        self._stream = stream = None if loudness.get() is Loudness.QUIET else stream
         self._line: Live | None = None
         if stream is not None and stream.isatty():
             # other output is never redirected to this console: it may be the program's result

@@ -1,4 +1,4 @@
-"""The subcommand `run`: a file of prompts in, images in a folder or on S3 out, each paid for once.
+"""The command `run`: a file of prompts in, images in a folder or on S3 out, each paid for once.
 
 prefect-ttapi run prompts.csv --store ./out
 prefect-ttapi run prompts.csv --store s3://bucket/images --deliver s3://shop/assets --key "{name}-{size}.{ext}"
@@ -6,9 +6,9 @@ prefect-ttapi run prompts.csv --store s3://bucket/images --deliver s3://shop/ass
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prefect import flow
@@ -18,23 +18,20 @@ from prefect.states import Completed, Failed
 from prefect_ttapi.batch import (
     BatchReport,
     Budget,
+    Estimate,
+    Price,
     check_batch,
     estimate_batch,
     generate_batch,
     read_prompts,
 )
-from prefect_ttapi.capabilities import MODELS
-from prefect_ttapi.cli.running import (
-    add_store_options,
-    credentials_from,
-    exit_status,
-    failures,
-    place,
-    run_url,
-    sandbox_if,
-)
+from prefect_ttapi.capabilities import Model
+from prefect_ttapi.cli.commands import Paying, Reading
+from prefect_ttapi.cli.reporting import complain, say
+from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
 from prefect_ttapi.cli.signals import start_server
-from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.cli.stores import prices_of, store_at
+from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.layout import BATCHES, IMAGES
 
@@ -112,148 +109,123 @@ def campaign(
     return (Completed if report.ok else Failed)(message=report.summary, data=report)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `run`."""
-    parser.epilog = "Exit status: 0 every row has its images; 1 some failed; 2 the input is wrong."
-    add = parser.add_argument
-    add(
-        "prompts",
-        help="CSV, TSV, text, JSON, Excel or Parquet; columns are request fields, others serve the key",
-    )
-    add_store_options(parser)
-    add("--deliver", metavar="URL", help="where copies go, written like --store")
-    add("--key", metavar="TEMPLATE", help=f"of delivered keys ({DEFAULT_KEY})")
-    add("--prompt-column", metavar="NAME", help="the column with the prompts (prompt)")
-    add(
-        "--columns",
-        action="append",
-        type=_columns,
-        metavar="FIELD=NAME,...",
-        help="columns of a request's other fields; size=image_size,model= takes one, and leaves one to the key",
-    )
-    add("--encoding", help="of a text file that is not UTF-8, e.g. windows-1252")
-    add("--skip-blank", action="store_true", help="pass over rows without a prompt")
-    add("--model", help="for rows without one")
-    add("--size", help="for rows without one")
-    add("--limit", type=int, metavar="N", help="only the first N rows")
-    add("--max-images", type=int, metavar="N", help="pay for at most N images")
-    add("--max-usd", type=float, metavar="USD", help="pay USD at most, by --price")
-    add(
-        "--price",
-        type=_price,
-        action="append",
-        metavar="MODEL=USD",
-        help="of an image: gpt-image-2=0.04; of a million tokens in and out: gpt-image-2=5/40",
-    )
-    add("--rate-limit", type=float, metavar="N", help="at most N requests per minute")
-    add("--name", default="campaign", help="of the batch (campaign)")
-    add("--dry-run", action="store_true", help="check everything, count what is paid for, call nothing")
+def run(prompts: str, paying: Paying, reading: Reading) -> int:
+    """Generate and deliver; return the exit status."""
+    return exit_status(lambda: _run(prompts, paying, reading))
 
 
-def _price(given: str) -> tuple[str, dict[str, str]]:
-    """Return a model and its price, as `Budget` takes it.
-
-    >>> _price("gpt-image-2=0.04"), _price("gpt-image-1=5/40")[1]["per_million_output_tokens"]
-    (('gpt-image-2', {'per_image': '0.04'}), '40')
-    """
-    model, _, usd = given.partition("=")
-    names = ("per_million_input_tokens", "per_million_output_tokens") if "/" in usd else ("per_image",)
-    try:
-        price = dict(zip(names, usd.split("/"), strict=True))
-        Budget.model_validate({"prices": {model: price}})
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{given!r} is none: write gpt-image-2=0.04, or gpt-image-2=5/40; models: {', '.join(MODELS)}"
-        ) from None
-    return model, price
+def _run(path: str, paying: Paying, reading: Reading) -> int:
+    with sandbox_if(paying.sandbox):
+        prices = prices_of(paying.price)
+        if paying.max_usd is not None and not prices:
+            raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
+        if paying.key and not paying.deliver:
+            raise ValueError(_NOT_DELIVERED)
+        file: dict[str, Any] = {
+            "prompt_column": reading.prompt_column,
+            "columns": {field: name for part in reading.columns for field, name in _columns(part).items()},
+            "defaults": {name: value for name in ("model", "size") if (value := getattr(reading, name))},
+            "limit": reading.limit,
+            "encoding": reading.encoding,
+            "skip_blank": reading.skip_blank,
+            "key": paying.key,
+        }
+        given = read_prompts(path, **file)
+        say(*given.notes)
+        credentials, store = credentials_from(paying.credentials), store_at(paying.store)
+        # Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it
+        intake = check_batch(
+            given.requests,
+            credentials,
+            store,
+            deliver_to=store_at(paying.deliver) if paying.deliver else None,
+            key=paying.key or DEFAULT_KEY,
+            values=given.values,
+            max_in_flight=paying.max_in_flight,
+            budget=Budget(images=paying.max_images, usd=paying.max_usd, prices=prices or None),
+            rate_limit=paying.rate_limit,
+            name=paying.name,
+        )
+        if paying.dry_run:
+            estimate = estimate_batch(intake, credentials, store, paying.name)
+            say(*_estimated(estimate, prices, paying.max_images))
+            return 0
+        passed_on = ("name", "deliver", "credentials", "max_in_flight", "max_images", "max_usd", "rate_limit")
+        settings = file | {name: getattr(paying, name) for name in passed_on}
+        settings["prices"] = {model: price.model_dump() for model, price in prices.items()} or None
+        start_server()
+        state = campaign(path, paying.store, **settings, return_state=True)
+        return tell(state.result(raise_on_failure=False), paying.deliver, given.lines)
 
 
 def _columns(text: str) -> dict[str, str | None]:
     """Return the columns by field that `size=image_size,model=` names."""
     pairs = [part.partition("=") for part in re.split(r",(?=\s*\w+\s*=)", text)]  # names may have commas
     if not all(equals for _, equals, _ in pairs):
-        raise argparse.ArgumentTypeError("it is written like size=image_size,model=")
+        raise ValueError(f"--columns {text} is written like --columns size=image_size,model=")
     return {field.strip(): name.strip() or None for field, _, name in pairs}
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Generate and deliver; return the exit status."""
-    return exit_status(lambda: _run(arguments))
+def _estimated(estimate: Estimate, prices: Mapping[Model, Price], most: int | None) -> Iterator[str]:
+    """Yield what a dry run found, and what the rest costs."""
+    yield str(estimate)
+    if not estimate.images:
+        yield "Nothing is to be paid for."
+        return
+    usd = estimate.usd(prices)
+    by_tokens = any(price.per_million_output_tokens for price in prices.values())
+    unknown = (
+        "only the answers tell the tokens" if by_tokens else "give each model's --price to see the money"
+    )
+    yield f"To be paid for: {counted(estimate.images, 'image')}, " + (
+        f"{usd:,.2f} USD" if usd is not None else f"in money unknown: {unknown}"
+    )
+    if most is not None and most < estimate.images:
+        yield f"--max-images {most} leaves {counted(estimate.images - most, 'image')} at least to the next run."
 
 
-def _run(options: argparse.Namespace) -> int:
-    with sandbox_if(options.sandbox):
-        defaults = {name: value for name in ("model", "size") if (value := getattr(options, name))}
-        prices: dict[str, Any] | None = dict(options.price or ()) or None
-        if options.max_usd is not None and not prices:
-            raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
-        columns = {field: name for part in options.columns or [] for field, name in part.items()}
-        if options.key and not options.deliver:
-            raise ValueError(_NOT_DELIVERED)
-        given = read_prompts(
-            options.prompts,
-            prompt_column=options.prompt_column,
-            columns=columns,
-            defaults=defaults,
-            limit=options.limit,
-            encoding=options.encoding,
-            skip_blank=options.skip_blank,
-            key=options.key,
-        )
-        for note in given.notes:
-            print(note)
-        # Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it
-        intake = check_batch(
-            given.requests,
-            credentials_from(options.credentials),
-            store_at(options.store),
-            deliver_to=store_at(options.deliver) if options.deliver else None,
-            key=options.key or DEFAULT_KEY,
-            values=given.values,
-            max_in_flight=options.max_in_flight,
-            budget=Budget(images=options.max_images, usd=options.max_usd, prices=prices),
-            rate_limit=options.rate_limit,
-            name=options.name,
-        )
-        if options.dry_run:
-            print(
-                estimate_batch(
-                    intake, credentials_from(options.credentials), store_at(options.store), options.name
-                )
-            )
-            return 0
-        start_server()
-        passed_on = ("name", "deliver", "key", "credentials", "prompt_column", "limit", "max_in_flight",
-                     "max_images", "max_usd", "rate_limit", "encoding", "skip_blank")  # fmt: skip
-        settings: dict[str, Any] = {name: getattr(options, name) for name in passed_on}
-        settings |= {"defaults": defaults, "prices": prices, "columns": columns}
-        state = campaign(options.prompts, options.store, **settings, return_state=True)
-        return _tell(state.result(raise_on_failure=False))
+def tell(report: object, deliver: str | None, lines: Sequence[int]) -> int:
+    """Say what became of a batch, and where things are; return the exit status.
 
-
-def _tell(report: object) -> int:
-    """Print what became of it and where things are; the exit status."""
+    Args:
+        report: of the batch; anything else is why there is none.
+        deliver: where copies went, as it was given.
+        lines: for each request the line of the prompts file; empty where it came from elsewhere.
+    """
     if not isinstance(report, BatchReport):
-        print(f"error: the run ended without a report: {report}", file=sys.stderr)
+        complain(f"the run ended without a report: {report}")
         return 1
-    totals = report.totals
-    if totals.api_calls:
-        paid = f"Paid for {totals.images - totals.images_cached} images in {totals.api_calls} calls."
-    else:
-        paid = "Nothing was paid for: every image was in the store already."
-    if totals.generated or totals.cached:
-        print(f"\n{report.summary}\n{paid}\n")
-    for note in report.notes:
-        print(note)
-    if totals.maybe_paid:
-        print(
-            f"{totals.maybe_paid} may have been paid for without giving images: see maybe_paid in the manifest."
-        )
-    store = report.manifest_uri.rpartition(f"/{BATCHES}")[0]
-    print(f"Images    {place(f'{store}/{IMAGES}'.rstrip('/'))}")
-    print(f"Gallery   {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}")
-    print(f"Manifest  {place(report.manifest_uri)}")
-    print(f"Run       {run_url(report.flow_run_id)}")
-    for line in failures(report):
+    say("", *_summary(report), "", *_places(report, deliver))
+    for line in failures(report, lines):
         print(line, file=sys.stderr)
     return 0 if report.ok else 1
+
+
+def _summary(report: BatchReport) -> Iterator[str]:
+    totals = report.totals
+    yield report.summary
+    paid = totals.images - totals.images_cached
+    money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
+    if totals.api_calls:
+        yield f"Paid for {counted(paid, 'image')} in {counted(totals.api_calls, 'call')}{money}."
+    elif totals.images:
+        yield "Nothing was paid for: every image was in the store already."
+    else:
+        yield "Nothing was paid for."
+    yield from report.notes
+    if totals.maybe_paid:
+        yield (
+            f"{counted(totals.maybe_paid, 'request')} may have been paid for without giving images: "
+            "see maybe_paid in the manifest."
+        )
+
+
+def _places(report: BatchReport, deliver: str | None) -> Iterator[str]:
+    store = report.manifest_uri.rpartition(f"/{BATCHES}")[0]
+    yield f"Images     {place(f'{store}/{IMAGES}'.rstrip('/'))}"
+    if deliver and report.totals.delivered:
+        copies = counted(report.totals.delivered, "file")
+        yield f"Delivered  {place(store_at(deliver).uri('x').removesuffix('/x'))} ({copies})"
+    yield f"Gallery    {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}"
+    yield f"Manifest   {place(report.manifest_uri)}"
+    yield f"Run        {run_url(report.flow_run_id)}"

@@ -6,7 +6,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import cast
@@ -19,13 +19,13 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
-from pydantic import ValidationError
 
 from prefect_ttapi.batch import BatchReport
-from prefect_ttapi.batch.items import problems_of
+from prefect_ttapi.cli.reporting import complain
 from prefect_ttapi.cli.signals import Interrupted, interruptible, leave_soon
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
+from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.sandbox import Sandbox
 
 
@@ -83,11 +83,17 @@ def run_url(flow_run_id: str) -> str:
     return f"`{home}prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"
 
 
-def failures(report: BatchReport, most: int = 20) -> Iterator[str]:
-    """Return a line for each row without its images, the first `most` of them."""
+def failures(report: BatchReport, lines: Sequence[int] = (), most: int = 20) -> Iterator[str]:
+    """Return a line for each row without its images, the first `most` of them.
+
+    Args:
+        lines: for each request the line of the prompts file, to name it by; else it has its number.
+    """
     bad = (row for row in report.rows if row.status in ("failed", "skipped"))
     for row in islice(bad, most):
-        yield f"request {row.row} {row.status}: {row.error}"
+        where = f"line {lines[row.row]}" if row.row < len(lines) else f"request {row.row}"
+        name = f" ({one_line(known, 60)})" if (known := row.values.get("name")) else ""
+        yield f"{where}{name} {row.status}: {row.error}"
     more = report.totals.failed + report.totals.skipped - most
     if more > 0:
         yield f"and {more} more, in the manifest"
@@ -104,11 +110,8 @@ def exit_status(main: Callable[[], int]) -> int:
     try:
         with interruptible(), temporary_settings(set_defaults=temporary_server):
             return main()
-    except ValidationError as error:
-        print(f"error: {'; '.join(problems_of(error))}", file=sys.stderr)
-        return 2
     except (ValueError, OSError, StoreError, TTAPIError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except Interrupted as interruption:
         print(

@@ -1,12 +1,15 @@
-"""Stores and objects as a command line names them."""
+"""Stores, objects and prices as a command line names them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from pydantic import ValidationError
 
+from prefect_ttapi.capabilities import MODELS, Model
+from prefect_ttapi.generation.budget import Budget, Price
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri, sidecar_key
 from prefect_ttapi.storage.store import ImageStore
 
@@ -43,3 +46,29 @@ def object_at(uri: str, endpoint_url: str | None) -> tuple[ImageStore, str]:
     described = (root for root, key in key_by_root.items() if (root / sidecar_key(key)).is_file())
     root = next(described, path.parent)
     return ImageStore(url=str(root)), key_by_root[root]
+
+
+def prices_of(given: Iterable[str]) -> Mapping[Model, Price]:
+    """Return prices by model.
+
+    >>> prices_of(["gpt-image-2=0.04", "gpt-image-1=5/40"])["gpt-image-1"].per_million_output_tokens
+    40.0
+
+    Raises:
+        ValueError: one is written in another way.
+    """
+    prices: dict[Model, Price] = {}
+    for text in given:
+        model, _, usd = text.partition("=")
+        names = _PRICES[:2] if "/" in usd else _PRICES[2:]
+        try:
+            price = dict(zip(names, usd.split("/"), strict=True))
+            prices |= Budget.model_validate({"prices": {model: price}}).prices or {}
+        except ValueError:
+            raise ValueError(
+                f"{text!r} is no price: write gpt-image-2=0.04, or gpt-image-2=5/40; models: {', '.join(MODELS)}"
+            ) from None
+    return prices
+
+
+_PRICES: Final = ("per_million_input_tokens", "per_million_output_tokens", "per_image")

@@ -1,14 +1,14 @@
-"""The subcommand `trace`: who made this, and what did this make? A chain as a tree of lines, or as JSON."""
+"""The command `trace`: who made this, and what did this make? Words, then a chain as a tree of lines; or JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
+from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.chain import (
     Copy,
     Entry,
@@ -19,63 +19,69 @@ from prefect_ttapi.cli.chain import (
     trace_request,
     trace_run,
 )
-from prefect_ttapi.cli.reporting import Progress, size
-from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.cli.reporting import Progress, complain, size
+from prefect_ttapi.cli.stores import prices_of, store_at
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.ledger.documents import Payment
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.shown import one_line
+from prefect_ttapi.lineage.shown import counted, one_line
 from prefect_ttapi.results import Generation, StoredImage
 from prefect_ttapi.storage.layout import BATCHES, is_sha256, object_uri, run_in, split_at
 from prefect_ttapi.storage.store import ImageStore
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `trace`."""
-    parser.epilog = "Exit status: 0 found; 1 a part of the chain is lost, or all of it; 2 bad arguments."
-    add = parser.add_argument
-    add("address", metavar="ADDRESS", nargs="?",
-        help="an image or a delivered copy (s3://bucket/key, a path), a manifest, or a request's hash")  # fmt: skip
-    add("--run", dest="run_id", metavar="ID", help="a flow run, in place of an address: what it made")
-    add("--store", metavar="STORE", help="where the ledger is: a folder, s3://bucket/prefix, or block:NAME")
-    add("--endpoint-url", metavar="URL", help="of an S3 service other than AWS")
-    add("--everywhere", action="store_true", help="look through all manifests, not only the paying run's")
-    add("--json", action="store_true", help="all of it, as JSON")
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(
+    address: str | None,
+    run_id: str | None,
+    store: str | None,
+    endpoint_url: str | None,
+    *,
+    everywhere: bool,
+    prices: Sequence[str],
+    as_json: bool,
+) -> int:
     """Trace, and print the chain; return the exit status."""
     progress = Progress(sys.stderr)
-    store = store_at(arguments.store, arguments.endpoint_url) if arguments.store else None
+    asked = _Asked(
+        address, run_id, store_at(store, endpoint_url) if store else None, endpoint_url, everywhere
+    )
+    known = prices_of(prices)
     try:
-        found = _trace(arguments, store, progress)
-        text = _as_json(found) if arguments.json else _as_tree(found)
+        found = _trace(asked, progress)
+        text = _as_json(found) if as_json else _told_to_people(found, known)
         for piece in text:
             progress.clear()
             print(_encodable(piece))
+    except StoreError as error:
+        complain(error)
+        return 1
     finally:
         progress.clear()
     return 1 if isinstance(found, Origin) and found.gaps else 0
 
 
-def _trace(arguments: argparse.Namespace, store: ImageStore | None, progress: Progress) -> Origin | Made:
-    address, run_id = arguments.address, arguments.run_id
-    if (address is None) == (run_id is None):
-        raise ValueError("say either what to trace, or --run and a flow run's id")
-    if run_id is not None:
+class _Asked(NamedTuple):
+    address: str | None
+    run_id: str | None
+    store: ImageStore | None
+    endpoint_url: str | None
+    everywhere: bool
+
+
+def _trace(asked: _Asked, progress: Progress) -> Origin | Made:
+    address, run_id, store, endpoint_url, everywhere = asked
+    if run_id is not None and address is None:
         return trace_run(run_id, _needed(store, "--run"), progress=progress)
+    if address is None or run_id is not None:
+        raise ValueError("say either what to trace, or --run and a flow run's id")
     if is_sha256(address):
         where = _needed(store, "a request's hash")
-        return trace_request(address, where, everywhere=arguments.everywhere, progress=progress)
+        return trace_request(address, where, everywhere=everywhere, progress=progress)
     root, folder = split_at(object_uri(address), BATCHES) or ("", "")
     if run := run_in(folder):
-        return trace_run(run, store or store_at(root, arguments.endpoint_url), progress=progress)
-    return trace_object(
-        address,
-        store,
-        endpoint_url=arguments.endpoint_url,
-        everywhere=arguments.everywhere,
-        progress=progress,
-    )
+        return trace_run(run, store or store_at(root, endpoint_url), progress=progress)
+    return trace_object(address, store, endpoint_url=endpoint_url, everywhere=everywhere, progress=progress)
 
 
 def _needed(store: ImageStore | None, by: str) -> ImageStore:
@@ -84,8 +90,31 @@ def _needed(store: ImageStore | None, by: str) -> ImageStore:
     return store
 
 
-def _as_tree(found: Origin | Made) -> Iterator[str]:
-    return lines(origin_tree(found) if isinstance(found, Origin) else made_tree(found))
+def _told_to_people(found: Origin | Made, prices: Mapping[Model, Price]) -> Iterator[str]:
+    if isinstance(found, Made):
+        yield from lines(made_tree(found))
+        return
+    made = next((entry.generation for entry in found.entries if entry.generation), None)
+    if made:
+        yield from _in_short(made, prices)
+        yield ""
+    yield from lines(origin_tree(found))
+
+
+def _in_short(made: Generation, prices: Mapping[Model, Price]) -> Iterator[str]:
+    """Yield what most people ask: the prompt, who drew it when, what it cost, and the run that paid."""
+    price = prices.get(made.request.model)
+    cost = [counted(len(made.images), "image"), counted(made.api_calls, "API call")]
+    cost += [counted(made.usage.total_tokens, "token")] if made.usage else []
+    cost += [f"{price.of(len(made.images), made.usage):,.4f} USD"] if price else []
+    told = {
+        "Prompt": made.request.prompt,
+        "Model": made.request.model,
+        "Date": f"{made.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "Cost": ", ".join(cost),
+        "Run": made.flow_run_id or "no Prefect run",
+    }
+    yield from (one_line(f"{name:<8}{text}", _LINE) for name, text in told.items())
 
 
 def _as_json(found: Origin | Made) -> Iterator[str]:

@@ -1,8 +1,7 @@
-"""The subcommand `verify`: read a whole store, say what is wrong, put right what surely can be."""
+"""The command `verify`: read a whole store, say what is wrong, put right what surely can be."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sqlite3
 import sys
@@ -15,7 +14,6 @@ from prefect_ttapi.cli.findings import HEADINGS, Finding, Kind
 from prefect_ttapi.cli.repair import Repair, repair
 from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
-from prefect_ttapi.errors import StoreError
 
 #: Findings of each kind that are shown; --json has all.
 SHOWN: Final = 10
@@ -24,43 +22,31 @@ SHOWN: Final = 10
 _TOTALS: Final = {"records": LEDGER, "images": LISTING, "images_read": IMAGES, "manifest_rows": MANIFESTS}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `verify`."""
-    parser.epilog = "Exit status: 0 all is well, or was put right; 1 something is wrong; 2 it can't be told."
-    add = parser.add_argument
-    add("store", metavar="STORE", help="a folder, s3://bucket/prefix, or block:NAME")
-    add("--endpoint-url", metavar="URL", help="of an S3 service other than AWS")
-    add("--quick", action="store_true", help="compare lengths only: don't read the images")
-    add("--repair", action="store_true", help="put right what surely can be: a lost image, and an answer that can't be "
-        "read, is paid for anew by the next run")  # fmt: skip
-    add("--delete-orphans", action="store_true",
-        help="with --repair: delete what nothing names and half-written files, older than an hour")  # fmt: skip
-    add("--json", action="store_true", help="all findings as JSON Lines, the totals last")
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(
+    address: str,
+    endpoint_url: str | None,
+    *,
+    quick: bool,
+    repairs: bool,
+    delete_orphans: bool,
+    as_json: bool,
+) -> int:
     """Verify, and repair where asked to; return the exit status."""
-    if arguments.delete_orphans and not arguments.repair:
+    if delete_orphans and not repairs:
         raise ValueError("--delete-orphans needs --repair")
     progress = Progress(sys.stderr)
-    shown = _Shown(as_json=arguments.json)
-    trouble: tuple[int, object] | None = None
+    shown = _Shown(as_json=as_json)
     try:
-        store = store_at(arguments.store, arguments.endpoint_url)
-        for finding in verify(store, quick=arguments.quick, progress=progress):
-            mend = arguments.repair and finding.wrong
-            done = repair(store, finding, delete_orphans=arguments.delete_orphans) if mend else None
+        store = store_at(address, endpoint_url)
+        for finding in verify(store, quick=quick, progress=progress):
+            mend = repairs and finding.wrong
+            done = repair(store, finding, delete_orphans=delete_orphans) if mend else None
             progress.clear()
             shown.add(finding, done)
-    except (StoreError, sqlite3.Error) as error:  # the latter: no room for temporary files
-        trouble = 2, error
-    except KeyboardInterrupt:
-        trouble = 130, "interrupted; nothing is left half done"
+    except sqlite3.Error as error:
+        raise OSError(f"there is no room for temporary files: {error}") from error
     finally:
         progress.clear()
-    if trouble:
-        print(f"prefect-ttapi verify: {trouble[1]}", file=sys.stderr)
-        return trouble[0]
     totals = {name: progress.done.get(doing, 0) for name, doing in _TOTALS.items()}
     for line in shown.summary(store.identity, totals):
         print(line)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from prefect_ttapi.errors import BatchError
 from prefect_ttapi.lineage.manifest import Row, Rows
+from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.results import Usage
 from prefect_ttapi.storage.layout import BATCHES, split_at
 from prefect_ttapi.storage.store import ImageStore
@@ -285,8 +286,8 @@ class BatchReport(BaseModel):
         shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
         tokens = f", {totals.total_tokens:,} tokens" if totals.total_tokens else ""
         money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
-        costs = f"{totals.images} images, {totals.api_calls} API calls{tokens}{money}, {self.seconds:.1f} s"
-        return f"{totals.rows} requests: {shown}; {costs}"
+        costs = f"{counted(totals.images, 'image')}, {counted(totals.api_calls, 'API call')}{tokens}{money}"
+        return f"{counted(totals.rows, 'request')}: {shown}; {costs}, {self.seconds:.1f} s"
 
     def raise_for_failures(self) -> None:
         """Raise `BatchError` if a row failed or was skipped, with counts by kind and some examples."""

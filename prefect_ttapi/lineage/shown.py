@@ -173,6 +173,15 @@ _ACTIVE: Final = re.compile(
 _LINKED: Final = re.compile(r"(https?|s3|file)://", re.IGNORECASE)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "image"), counted(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def one_line(text: str, limit: int) -> str:
     r"""Return `text` on one line of at most `limit` characters, without characters that control or reorder.
 

@@ -310,7 +310,10 @@ def normalised(url: str) -> str:
 
 
 def _from_path(url: str) -> str:
-    return str(Path(url).expanduser().absolute())
+    try:
+        return str(Path(url).expanduser().absolute())
+    except RuntimeError:
+        raise ValueError(f"{url!r}: this machine knows no home of such a user") from None
 
 
 def _from_file_url(url: str) -> str:

@@ -116,7 +116,7 @@ class TestRun:
         prompts = prompts_file(tmp_path, "prompt\na boat\n[[sandbox:moderation]] bad\n")
         assert run([prompts, "--store", str(tmp_path / "out")]) == 1
         said = capsys.readouterr()
-        assert "request 1 failed: " in said.err
+        assert "line 3 failed: " in said.err
         assert "Traceback" not in said.err + said.out
         assert len(list((tmp_path / "out" / "images").iterdir())) == 1
 
@@ -138,7 +138,7 @@ class TestRun:
         """--dry-run says what would be sent, duplicates apart."""
         assert run([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--dry-run"]) == 0
         assert (
-            "3 requests: 0 already paid for, 1 duplicates, 2 to send for 2 images" in capsys.readouterr().out
+            "3 requests: 0 already paid for, 1 duplicate, 2 to send for 2 images" in capsys.readouterr().out
         )
         assert sandbox.calls == 0
 
@@ -148,19 +148,19 @@ class TestRun:
             (
                 "Title,Size,Model,px\nshirt,M,AX-200,512x512\n,L,AX-201,\n",
                 ("--prompt-column", "Title", "--columns", "size=px,model=", "--skip-blank"),
-                ["rows without a prompt, passed over: 1", "1 requests: 0 already paid for"],
+                ["rows without a prompt, passed over: 1", "1 request: 0 already paid for"],
             ),
             ("n,prompt\n1,x\n2,y\n3,z\n", ("--columns", "n=n"), ["3 to send for 6 images"]),
             ("n,prompt\n1,x\n2,y\n3,z\n", ("--columns", "n="), ["3 to send for 3 images"]),
             (
                 "prompt\nf\u00fcr\n".encode("cp1252"),
                 ("--encoding", "windows-1252"),
-                ["1 to send for 1 images"],
+                ["1 to send for 1 image"],
             ),
             (
                 "Image path,prompt\nassets/img/hero.jpg,a factory\n",
                 ("--deliver", "shop", "--key", "{Image path.stem:path}.{ext}"),
-                ["1 to send for 1 images"],
+                ["1 to send for 1 image"],
             ),
         ],
     )
@@ -258,7 +258,9 @@ class TestRun:
     def test_a_price_that_is_none(self, price: str, tmp_path: Path, capsys):
         """The line says how one is written."""
         assert run([prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--price", price]) == 2
-        assert f"{price!r} is none: write gpt-image-2=0.04, or gpt-image-2=5/40" in capsys.readouterr().err
+        assert (
+            f"{price!r} is no price: write gpt-image-2=0.04, or gpt-image-2=5/40" in capsys.readouterr().err
+        )
 
     def test_a_missing_file_and_a_missing_bucket(
         self, s3_server: S3Server, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch

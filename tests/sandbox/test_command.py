@@ -53,7 +53,6 @@ def test_it_serves_until_it_is_stopped(number: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "COMMAND"),
         (["sandcastle"], "sandcastle"),
         (["sandbox", "--port", "99999"], "99999"),
         (["sandbox", "--port", "-1"], "-1"),
@@ -78,10 +77,10 @@ def test_bad_arguments_are_one_line(words: list[str], says: str, capsys: pytest.
 
 
 def test_a_busy_port_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that is taken is status 1 and one line."""
+    """A port that is taken is status 2 and one line."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert main(["sandbox", "--port", str(taken.getsockname()[1])]) == 1
-    assert re.fullmatch(r"prefect-ttapi sandbox: .*in use.*\n", capsys.readouterr().err)
+        assert main(["sandbox", "--port", str(taken.getsockname()[1])]) == 2
+    assert re.fullmatch(r"error: .*in use.*\n", capsys.readouterr().err)
 
 
 def test_help_names_the_failures(capsys: pytest.CaptureFixture[str]) -> None:
