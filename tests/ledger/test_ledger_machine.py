@@ -24,14 +24,26 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from prefect_ttapi.cli.findings import Finding, Kind
+from prefect_ttapi.cli.repair import repair
 from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
-from prefect_ttapi.ledger.documents import Answer, Document, Record, State, decode
+from prefect_ttapi.ledger.documents import (
+    Answer,
+    Document,
+    Kept,
+    Record,
+    State,
+    decode,
+    facts_of_generation,
+)
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
+from prefect_ttapi.ledger.transitions import unread
 from prefect_ttapi.storage.layout import image_key
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of, stored
+from tests.support.ledgers import unreadable
 from tests.support.stage import WRITES, Lane, StagedStore, halt
 
 TTL = 60.0
@@ -44,7 +56,7 @@ STOPS = {"goes on": {"wait", "prove", "send", "api"}, "goes far": {"wait", "api"
 GOING_ON = [*STOPS] * 5
 
 #: What may happen besides: death, renewals, seconds that pass.
-ELSEWHERE = ["dies", "vanishes", "renewals", "1", "31", "61", "a late write", "a loss"]
+ELSEWHERE = ["dies", "vanishes", "renewals", "1", "31", "61", "a late write", "a loss", "a repair"]
 
 #: What may become of a step.
 FATES = {
@@ -52,7 +64,8 @@ FATES = {
     "look": ["works", "fails"],
     "put": ["works", "fails"],
     "write": list(WRITES),
-    "api": ["answers", "refuses", "says nothing", "wants it again"],
+    "api": ["answers", "refuses", "says nothing", "wants it again", "can't be understood"],
+    "reading": ["works", "fails"],
 }
 
 
@@ -125,7 +138,7 @@ class Holders(RuleBasedStateMachine):
         self.patch.setattr(leases, "clock", lambda: self.now)
         self.patch.setattr(leases, "RENEW_AFTER", math.inf)  # but when an actor is told to
         self.runs = 3
-        self.rescued: Answer | None = None  # paid for, and not stored yet
+        self.rescued: Answer | None = None  # paid for, and not stored yet; perhaps one that nobody can read
         self.actors = [Actor(Run(f"run-{number}")) for number in range(3)]
         self.gone: list[Actor] = []  # on machines that nobody hears of any more
         self.tokens: dict[str, Token] = {}
@@ -164,6 +177,8 @@ class Holders(RuleBasedStateMachine):
             self.store.bring_a_late_write()
         elif fate == "a loss":
             self.lose_images()
+        elif fate == "a repair":
+            self.give_up_answers()
         elif fate.isdigit():
             self.pass_time(float(fate))
         else:
@@ -191,6 +206,10 @@ class Holders(RuleBasedStateMachine):
             self.real.objects.delete(image_key(image["sha256"], image["media_type"]))
             for token in self.tokens.values():
                 token.excused = True
+
+    def give_up_answers(self) -> None:
+        """Somebody says that what can't be read may be paid for anew."""
+        repair(self.real, Finding(Kind.KEPT, "", "", records=(self.key(),)))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -221,13 +240,16 @@ class Holders(RuleBasedStateMachine):
                 with found as claim:
                     answer = self.rescued if has_answer else None
                     if not has_answer:
-                        self.send(claim)
-                    elif answer is not None and not is_too_old(answer, run):
-                        self.keep(claim, answer)
-                    else:
-                        has_answer = False
+                        if self.read_again(ledger, claim):
+                            self.send(claim)
+                        return
+                    has_answer = False
+                    if answer is None or is_too_old(answer, run):
                         continue
-                    return
+                    if not isinstance(answer, Kept):
+                        self.keep(claim, answer)
+                        return
+                    self.keep_unread(claim, answer)
         except UnknownOutcomeError:
             assert run.name in self.doubtful or run.on_dead_claim == "unknown"
             assert not run.opted_in
@@ -261,12 +283,38 @@ class Holders(RuleBasedStateMachine):
                 token.sends -= 1
         if outcome == "refuses":
             claim.release()
+        elif outcome == "can't be understood":
+            self.excuse(token)
+            self.keep_unread(
+                claim, unreadable(claim, REQUEST, whole=len(self.tokens) % 3 > 0, when=self.wall())
+            )
         elif outcome == "says nothing":
             self.excuse(token)
             claim.mark_unknown("read timed out")
         else:
             image = self.real.reference(fresh_image(claim.token.encode()))
             self.keep(claim, claim.answer(generation_of(REQUEST, image, created_at=self.wall())))
+
+    def read_again(self, ledger: Ledger, claim: Claim) -> bool:
+        """Read what nobody could read before; return whether the request is to be sent all the same."""
+        for kept in claim.unread:
+            if halt("reading") == "works":
+                image = self.real.reference(fresh_image(kept.token.encode()))
+                made = generation_of(REQUEST, image, created_at=kept.when)
+                facts = {"run_id": kept.run_id, "generation": facts_of_generation(made)}
+                self.keep(claim, Answer(token=kept.token, **facts))
+                return False
+        return not ledger.keeps_from_sending(claim)
+
+    def keep_unread(self, claim: Claim, kept: Kept) -> None:
+        """Note an answer that nobody can read; where that can't be, others of the machine find it."""
+        try:
+            noted = claim.keep(kept)
+        except StoreError:
+            noted = False
+            if kept.token == claim.token:
+                claim.mark_unknown("paid for, not stored")
+        self.rescued = None if noted else self.rescued or kept
 
     def keep(self, claim: Claim, answer: Answer) -> None:
         """Store the images and record the answer; try again, with the answer where others of the machine find it."""
@@ -311,6 +359,8 @@ class Holders(RuleBasedStateMachine):
     def check_send(self, name: str) -> None:
         """Whoever else paid has recorded it, or has an excuse; a run sends once unless it opted in."""
         token = self.tokens[name]
+        kept = unread(self.standing(), token.run.not_before, token.run.name)
+        assert token.run.opted_in or not any(each.whole for each in kept), "there is an answer to be read"
         others = [other for other in self.tokens.values() if other is not token and other.sends]
         if not token.excused and not token.overruled:
             assert all(other.excused or other.recorded or other.overruled for other in others)
@@ -328,6 +378,9 @@ class Holders(RuleBasedStateMachine):
             self.tokens[new.answer.token].recorded = True
         if old is None:
             return
+        if {kept.token for kept in old.kept} - {kept.token for kept in new.kept}:
+            assert new.state is State.GENERATED
+            assert (old.answer, old.also_paid) != (new.answer, new.also_paid), "an answer in hand is given up"
         if old.answer is not None and (new.answer is None or new.answer.token != old.answer.token):
             beaten = old.state is State.CLAIMED and old.answer.token in named(
                 new
@@ -432,6 +485,7 @@ class Holders(RuleBasedStateMachine):
 def is_too_old(answer: Answer, run: Run) -> bool:
     """For a run that refreshes."""
     made = datetime.fromisoformat(answer.generation["created_at"])
+    made = answer.when if isinstance(answer, Kept) else made
     return run.not_before is not None and answer.run_id != run.name and made < run.not_before
 
 

@@ -65,10 +65,15 @@ def recorded(claim: Claim, generation: Generation, result_key: str | None = None
 
 
 def unreadable(
-    claim: Claim, request: ImageRequest = REQUEST, body: bytes = b"<html>", *, whole: bool = True
+    claim: Claim,
+    request: ImageRequest = REQUEST,
+    body: bytes = b"<html>",
+    *,
+    whole: bool = True,
+    when: datetime | None = None,
 ) -> Kept:
     """What is noted of an answer to a claimed request that nobody can read."""
-    made = generation_of(request)
+    made = generation_of(request, created_at=when)
     return Kept(
         token=claim.token,
         run_id=claim.run_id,
