@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     rule,
     run_state_machine_as_test,
@@ -52,7 +53,7 @@ HASH = REQUEST.request_hash
 ACTORS = st.sampled_from([0, 1, 2])
 
 #: Where an actor that goes on without trouble comes to a stop: where it waits, or may be held up before it sends.
-STOPS = {"goes on": {"wait", "prove", "send", "api"}, "goes far": {"wait", "api"}}
+STOPS = {"goes on": {"wait", "prove", "send", "api", "reading"}, "goes far": {"wait", "api", "reading"}}
 GOING_ON = [*STOPS] * 5
 
 #: What may happen besides: death, renewals, seconds that pass.
@@ -64,8 +65,8 @@ FATES = {
     "look": ["works", "fails"],
     "put": ["works", "fails"],
     "write": list(WRITES),
-    "api": ["answers", "refuses", "says nothing", "wants it again", "can't be understood"],
-    "reading": ["works", "fails"],
+    "api": ["answers", "refuses", "says nothing", "wants it again", *3 * ["can't be understood"]],
+    "reading": ["works", *4 * ["fails"]],
 }
 
 
@@ -155,6 +156,16 @@ class Holders(RuleBasedStateMachine):
             self.folder.cleanup()
 
     # what happens
+
+    @initialize(sealed=st.booleans())
+    def find(self, sealed: bool) -> None:
+        """There is nothing, or an answer that nobody could read."""
+        actor = self.actors[0]
+        if sealed:
+            self.begin(actor)
+        while actor.lane is not None:
+            actor.lane.proceed("can't be understood" if actor.lane.at == "api" else "works")
+            self.look_after(actor)
 
     @rule(number=ACTORS, data=st.data())
     def act(self, number: int, data: st.DataObject) -> None:
@@ -344,6 +355,9 @@ class Holders(RuleBasedStateMachine):
             self.runs += 1
             not_before = self.wall() if "refreshes" in kind else None
             actor.run = replace(RUNS[kind], name=f"run-{self.runs}", not_before=not_before)
+        self.begin(actor)
+
+    def begin(self, actor: Actor) -> None:
         lane = actor.lane = Lane(partial(self.pay, actor, actor.run))
         self.run_of[lane] = actor.run
         lane.begin()
