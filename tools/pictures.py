@@ -29,6 +29,7 @@ ARTIFACTS: Final = "[...document.querySelectorAll('*')].filter(one => one.innerT
 
 def keep(tab: Tab, name: str) -> None:
     """Keep what the tab shows as a small WebP."""
+    tab.run("document.documentElement.style.scrollbarWidth = 'none'")
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder, "shot.png")
         tab.screenshot(shot)
