@@ -5,10 +5,7 @@ A page asks for one with a line of its own: `{{ models }}`. `tools.site` puts it
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -20,7 +17,6 @@ from pydantic import BaseModel, SecretStr
 from prefect_ttapi import ImageRequest, ImageStore, TTAPICredentials
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES
 from prefect_ttapi.cli.commands import app
-from prefect_ttapi.cli.main import main
 from prefect_ttapi.generation.budget import Budget, Price
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.manifest import Row
@@ -141,16 +137,10 @@ def fields(kind: type[BaseModel]) -> str:
 
 
 def commands() -> str:
-    """Return the help of each command."""
-    os.environ["COLUMNS"] = "100"
-    names = [name for name in app if not name.startswith("-")]
-    return "\n\n".join(f"## {name}\n\n```text\n{_help(name)}```" for name in names)
-
-
-def _help(name: str) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as told:
-        main([name, "--help"])
-    return told.getvalue()
+    """Return what each command takes; the page has a title and a table of contents of its own."""
+    told = app.generate_docs(usage_name="prefect-ttapi")
+    told = re.sub(r"\A# .*\n|^## Table of Contents\n\n(- .*\n)+", "", told, flags=re.MULTILINE)
+    return told.replace(" *[default: ]*", "")
 
 
 #: What a page may ask for.

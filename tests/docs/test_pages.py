@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 import prefect_ttapi
+from prefect_ttapi.cli.commands import app
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.publishing import image_facts
 from prefect_ttapi.lineage.report import BatchReport, Totals
@@ -26,6 +28,7 @@ from tools import reference
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
 PACKAGE = ROOT / "prefect_ttapi"
 
 
@@ -36,6 +39,13 @@ def page(name: str) -> str:
 def named(text: str) -> set[str]:
     """What stands in backticks."""
     return set(re.findall(r"`([^`\n]+)`", text))
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """What a page tells its readers to run, but where `...` stands for more."""
+    for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield from (line for line in block.splitlines() if line.startswith("prefect-ttapi "))
+    yield from re.findall(r"`(prefect-ttapi [a-z]+ (?!\.\.\.)[^`\n]+)`", text)
 
 
 @cache
@@ -77,6 +87,14 @@ def test_tables_are_asked_for_and_whole(name: str) -> None:
     if lines and "meaning" in made.splitlines()[0]:
         meaning = [cell.strip("| ") for cell in lines[0]].index("meaning")
         assert [line[0] for line in lines if not line[meaning].strip("| ")] == []
+
+
+def test_commands_are_taken() -> None:
+    """Each `prefect-ttapi COMMAND ARGUMENTS` of shell examples and prose is one that the program takes."""
+    lines = [line for path in PAGES for line in commands_in(path.read_text(encoding="utf-8"))]
+    assert len(lines) > 8
+    for line in lines:
+        app.parse_args(shlex.split(line)[1:], exit_on_error=False, print_error=False)
 
 
 def test_actions_are_told_of_options_that_exist() -> None:
@@ -150,7 +168,7 @@ def test_files_that_are_named_are_there() -> None:
     """Paths in the prose of pages lead somewhere in a checkout."""
     paths = {
         path
-        for text in (*(DOCS.rglob("*.md")), *ROOT.glob("*.md"))
+        for text in PAGES
         for path in re.findall(
             r"`((?:docs|deployments|flows|benchmarks|tests|tools)/[\w./-]*)(?:::\w+)?`",
             text.read_text(encoding="utf-8"),
