@@ -1,4 +1,4 @@
-"""Tell how a batch is getting on: in the last line of a terminal, or in the log every so often."""
+"""Tell how a batch is getting on: a bar and a line at the end of a terminal, or lines in the log every so often."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.control import Control
 from rich.live import Live as RichLive
+from rich.progress_bar import ProgressBar
 from rich.segment import ControlType
+from rich.table import Table
 from rich.text import Text
 
 from prefect_ttapi.lineage.report import Totals
@@ -42,6 +43,7 @@ class Standing:
         in_flight: requests under way, where that is known.
         sent: rows of requests that had to be sent.
         sending: seconds since the first of them was sent.
+        over: nothing more is to come.
     """
 
     totals: Totals
@@ -49,11 +51,17 @@ class Standing:
     in_flight: int | None = None
     sent: int = 0
     sending: float = 0.0
+    over: bool = False
+
+    @property
+    def done(self) -> int:
+        """Rows that came to an end: what was skipped is left to another run."""
+        return self.totals.rows - self.totals.skipped
 
     @property
     def seconds_left(self) -> float | None:
         """Time left by the pace of what was sent so far, as if all of the rest had to be; None while unknown."""
-        if self.total is None or self.sent < ENOUGH:
+        if self.over or self.total is None or self.sent < ENOUGH:
             return None
         return (self.total - self.totals.rows) * self.sending / self.sent
 
@@ -62,6 +70,8 @@ class Standing:
 
         >>> Standing(Totals(rows=120, cached=30, failed=2, usd=3.2), 1_000, in_flight=8).line()
         '120 of 1,000 done, 30 cached, 2 failed, 8 in flight, 3.20 USD'
+        >>> Standing(Totals(rows=5, skipped=3), 5).line()
+        '2 of 5 done, 3 skipped'
         """
         told = [part for part in self._told() if part[1]]
         while width is not None and len(told) > 1 and len(_joined(told)) > width:
@@ -74,10 +84,11 @@ class Standing:
         of = f" of {self.total:,}" if self.total is not None else ""
         images = totals.images - totals.images_cached
         pace = 60 * images / self.sending if images and self.sending else 0.0
-        yield 0, f"{totals.rows:,}{of} done"
+        yield 0, f"{self.done:,}{of} done"
         yield 4, f"{totals.cached:,} cached" if totals.cached else ""
         yield 1, f"{totals.failed:,} failed" if totals.failed else ""
-        yield 3, f"{self.in_flight:,} in flight" if self.in_flight is not None else ""
+        yield 1, f"{totals.skipped:,} skipped" if totals.skipped else ""
+        yield 3, f"{self.in_flight:,} in flight" if self.in_flight is not None and not self.over else ""
         yield 6, f"{pace:,.0f} images/min" if pace >= 10 else f"{pace:.1f} images/min" if pace else ""
         yield 7, f"{totals.total_tokens:,} tokens" if totals.total_tokens else ""
         yield 5, f"{totals.usd:,.2f} USD" if totals.usd is not None else ""
@@ -126,7 +137,8 @@ class Background:
 class Live(Background):
     """Tell how a batch stands until it is ended.
 
-    In a terminal that is one line, below what is logged meanwhile; else, and for TERM=dumb, lines in the log.
+    In a terminal that is a bar and a line, below what is logged meanwhile, and stays there at the end; else, and for
+    TERM=dumb, lines in the log.
 
     Args:
         standing: asked for each line, from the thread.
@@ -149,10 +161,11 @@ class Live(Background):
         self._every = every
 
     def _run(self) -> None:
-        with _terminal(self._stream) as line:
-            if line is not None:
+        with _terminal(self._stream) as display:
+            if display is not None:
                 while not self._ended.wait(REDRAW):
-                    line.draw(self._standing())
+                    display.draw(self._standing())
+                display.end(self._standing())
                 return
         first, every = self._every
         ended = self._ended.wait(first)
@@ -162,19 +175,18 @@ class Live(Background):
 
 
 @contextmanager
-def _terminal(stream: TextIO) -> Iterator[_Line | None]:
-    """Yield the line at the end of a terminal, gone again afterwards; None where there is no terminal to have."""
+def _terminal(stream: TextIO) -> Iterator[_Display | None]:
+    """Yield the display of a terminal; None where there is no terminal to have."""
     if not _is_terminal(stream) or not _TERMINAL.acquire(blocking=False):
         yield None
         return
-    line = _Line(stream)
+    display = _Display(stream)
     with ExitStack() as after:
         after.callback(_TERMINAL.release)
         for handler in _handlers():
-            handler.addFilter(line.make_room)
-            after.callback(handler.removeFilter, line.make_room)
-        after.callback(line.clear)
-        yield line
+            handler.addFilter(above := display.above(handler))
+            after.callback(handler.removeFilter, above)
+        yield display
 
 
 def _is_terminal(stream: TextIO) -> bool:
@@ -195,14 +207,18 @@ def _handlers() -> list[logging.Handler]:
     ]
 
 
-class _Line:
-    """The last line of a terminal, drawn again and again, which makes room for what others write.
+#: Columns of the bar: at least, or there is none; and at most.
+_BAR: Final = (8, 24)
+
+
+class _Display:
+    """The last line of a terminal, drawn again and again, below what log handlers write.
 
     The cursor waits at its beginning, so that what is written by no log handler writes over it.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        console = Console(file=stream, force_terminal=True, force_jupyter=False)
+        console = Console(file=stream, force_terminal=True, force_jupyter=False, highlight=False)
         self._live = RichLive(
             console=console,
             auto_refresh=False,
@@ -211,34 +227,61 @@ class _Line:
             redirect_stderr=False,
         )
         self._lock = threading.RLock()  # a signal's handler may log while its thread is at it
-        self._quiet_until = 0.0
-        self._shown = ""
+        self._shown: tuple[int, str] | None = None
 
     def draw(self, standing: Standing) -> None:
-        """Show it, unless it is shown already or something else is just being written."""
+        """Show it, unless it is shown already."""
         with self._lock, suppress(OSError, ValueError):  # a terminal that was closed needs no line
-            if time.monotonic() < self._quiet_until:
-                return
-            console = self._live.console
-            with suppress(OSError):  # rich asks the standard streams only
-                console.width = os.get_terminal_size(console.file.fileno()).columns or console.width
-            text = standing.line(console.width - 1)
-            if self._live.is_started and text == self._shown:
-                return
-            self._live.start()
-            self._live.update(Text(text), refresh=True)
-            self._shown = text
-            # a process that is killed must not leave a terminal without its cursor
-            console.control(Control(ControlType.CARRIAGE_RETURN, ControlType.SHOW_CURSOR))
+            drawn, shown = self._drawn(standing)
+            if shown != self._shown:
+                self._live.start()
+                self._live.update(drawn)
+                self._shown = shown
+                self._refresh()
 
-    def clear(self) -> None:
-        """Take it away."""
+    def end(self, standing: Standing) -> None:
+        """Leave how it ended on the screen."""
         with self._lock, suppress(OSError, ValueError):
+            drawn, _ = self._drawn(replace(standing, over=True))
             self._live.stop()
+            self._live.console.print(drawn)
 
-    def make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter of log handlers, passing all
-        """Take it away for a while, before a log handler writes."""
-        with self._lock:
-            self.clear()
-            self._quiet_until = time.monotonic() + REDRAW
-        return True
+    def above(self, handler: logging.Handler) -> Callable[[logging.LogRecord], bool]:
+        """Return a filter that has the handler write above the line, and then nothing more: it has written."""
+
+        def write(record: logging.LogRecord) -> bool:
+            with self._lock:
+                with suppress(OSError, ValueError):
+                    self._live.stop()
+                handler.acquire()
+                try:
+                    handler.emit(record)
+                finally:
+                    handler.release()
+                with suppress(OSError, ValueError):
+                    if self._shown is not None:
+                        self._live.start()
+                        self._refresh()
+            return False
+
+        return write
+
+    def _refresh(self) -> None:
+        self._live.refresh()
+        # a process that is killed must not leave a terminal without its cursor
+        self._live.console.control(Control(ControlType.CARRIAGE_RETURN, ControlType.SHOW_CURSOR))
+
+    def _drawn(self, standing: Standing) -> tuple[RenderableType, tuple[int, str]]:
+        """Return a bar and a line within the width of the terminal, and what tells them from others."""
+        console = self._live.console
+        with suppress(OSError):  # rich asks the standard streams only
+            console.width = os.get_terminal_size(console.file.fileno()).columns or console.width
+        line = standing.line(console.width - 1)
+        least, most = _BAR
+        width = min(most, console.width - len(line) - 2)
+        if width < least or not standing.total:
+            return Text(line), (0, line)
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(standing.total, standing.done, width, complete_style="cyan", finished_style="green")
+        grid.add_row(bar, Text(line, no_wrap=True))
+        return grid, (width, line)

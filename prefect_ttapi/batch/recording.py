@@ -200,7 +200,8 @@ class Recorder:
             if thumbnail is not None:
                 self._thumbnails.add(image.sha256, thumbnail)
         self._tell(row)
-        self._progress.update(self._totals.rows, self._total, self._standing().line())
+        standing = self._standing()
+        self._progress.update(standing.done, self._total, standing.line())
 
     def finish(self, notes: Sequence[str] = ()) -> BatchReport:
         """Write thumbnails, pages and manifest, publish the artifacts, and report.

@@ -20,18 +20,13 @@ def _version() -> str:
     return f"prefect-ttapi {VERSION}"
 
 
-def _shown(default: object) -> str:
-    """Return a default as help tells it: what is off, or empty, needs no word."""
-    return str(default) if default else ""
-
-
 app = App(
     name="prefect-ttapi",
     help="TTAPI images in Prefect: each image is paid for once, and can be traced.",
     help_format="plaintext",
     help_epilogue=_DONE,
     version=_version,
-    default_parameter=Parameter(negative="", show_default=_shown),
+    default_parameter=Parameter(negative="", show_default=False),
 )
 
 
@@ -53,7 +48,7 @@ def launch(
     """
     from prefect_ttapi.cli.reporting import Loudness, loudness
 
-    loudness.set(Loudness.of(quiet=quiet, verbose=verbose))
+    loudness(Loudness.of(quiet=quiet, verbose=verbose))
     return app(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
@@ -68,13 +63,13 @@ class Paying:
         sandbox: start a sandbox and use it: nothing is paid for.
         deliver: where copies go, written like --store.
         key: template of the delivered keys; {slug}-{hash}-{index}.{ext} if none is given.
-        max_in_flight: requests under way at once.
+        max_in_flight: requests under way at once; 8 if nothing is said.
         max_images: pay for at most so many images; the next run goes on from there.
         max_usd: pay at most so many US dollars, by --price.
         price: what a model costs, MODEL=USD; an image, as gpt-image-2=0.04, or a million tokens in and out,
             as gpt-image-2=5/40. Once for each model.
         rate_limit: at most so many requests per minute.
-        name: of the batch.
+        name: of the batch; "campaign" if nothing is said.
         dry_run: check everything and count what is paid for; nothing is sent.
     """
 
@@ -226,8 +221,8 @@ def sandbox(
     """Serve a stand-in for the API, which draws placeholders, until Ctrl-C.
 
     Args:
-        host: address to listen at; by default only this machine can reach it.
-        port: 0 is any free one.
+        host: address to listen at; 127.0.0.1, which only this machine can reach, if nothing is said.
+        port: 8787 if nothing is said; 0 is any free one.
         latency: seconds that images take, e.g. 2 or 0.5-1.5.
         fail: NAME:RATE, e.g. --fail 429:0.1 --fail cut:0.01. Names are 400, moderation, 401, 402, 403, 404, 408, 413,
             422, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 524, insufficient_quota, no_credit,

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Final, TextIO, TypeVar
 
@@ -42,12 +42,19 @@ class Loudness(Enum):
         return cls.QUIET if quiet else cls.VERBOSE if verbose else cls.NORMAL
 
 
-loudness: ContextVar[Loudness] = ContextVar("loudness", default=Loudness.NORMAL)
+_asked = Loudness.NORMAL
+
+
+def loudness(asked: Loudness | None = None) -> Loudness:
+    """Return how much is to be said; from now on as `asked`, if that is given."""
+    global _asked
+    _asked = asked or _asked
+    return _asked
 
 
 def say(*lines: object) -> None:
     """Print lines of a result, unless --quiet."""
-    if loudness.get() is not Loudness.QUIET:
+    if loudness() is not Loudness.QUIET:
         print(*lines, sep="\n")
 
 
@@ -87,6 +94,17 @@ def show_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Se
         print(line.rstrip())
 
 
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Show on a terminal what is waited for."""
+    console = Console(file=sys.stderr)
+    if loudness() is Loudness.QUIET or not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
 class Progress:
     """Shows what is being done: one line that changes on a terminal, a line every 10 seconds in a log.
 
@@ -99,7 +117,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.done: dict[str, int] = {}
-        self._stream = stream = None if loudness.get() is Loudness.QUIET else stream
+        self._stream = stream = None if loudness() is Loudness.QUIET else stream
         self._line: Live | None = None
         if stream is not None and stream.isatty():
             # other output is never redirected to this console: it may be the program's result

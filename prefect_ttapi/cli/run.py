@@ -27,7 +27,7 @@ from prefect_ttapi.batch import (
 )
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.commands import Paying, Reading
-from prefect_ttapi.cli.reporting import complain, say
+from prefect_ttapi.cli.reporting import complain, say, waiting_for
 from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import prices_of, store_at
@@ -153,7 +153,8 @@ def _run(path: str, paying: Paying, reading: Reading) -> int:
         passed_on = ("name", "deliver", "credentials", "max_in_flight", "max_images", "max_usd", "rate_limit")
         settings = file | {name: getattr(paying, name) for name in passed_on}
         settings["prices"] = {model: price.model_dump() for model, price in prices.items()} or None
-        start_server()
+        with waiting_for("Starting Prefect's server"):
+            start_server()
         state = campaign(path, paying.store, **settings, return_state=True)
         return tell(state.result(raise_on_failure=False), paying.deliver, given.lines)
 
@@ -206,9 +207,9 @@ def _summary(report: BatchReport) -> Iterator[str]:
     yield report.summary
     paid = totals.images - totals.images_cached
     money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
-    if totals.api_calls:
+    if paid:
         yield f"Paid for {counted(paid, 'image')} in {counted(totals.api_calls, 'call')}{money}."
-    elif totals.images:
+    elif totals.images and report.ok:
         yield "Nothing was paid for: every image was in the store already."
     else:
         yield "Nothing was paid for."

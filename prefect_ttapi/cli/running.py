@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import cast
+from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_LOGGING_SERVER_LEVEL,
     PREFECT_SERVER_ANALYTICS_ENABLED,
@@ -21,7 +23,7 @@ from prefect.settings import (
 )
 
 from prefect_ttapi.batch import BatchReport
-from prefect_ttapi.cli.reporting import complain
+from prefect_ttapi.cli.reporting import Loudness, complain, loudness
 from prefect_ttapi.cli.signals import Interrupted, interruptible, leave_soon
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
@@ -99,6 +101,35 @@ def failures(report: BatchReport, lines: Sequence[int] = (), most: int = 20) -> 
         yield f"and {more} more, in the manifest"
 
 
+#: Levels below which a person needs no log line: what task runs say, the run's own warnings tell again.
+_LEAST: Final = {
+    Loudness.QUIET: {"": logging.WARNING, "prefect.task_runs": logging.CRITICAL},
+    Loudness.NORMAL: {"prefect.task_runs": logging.CRITICAL},
+    Loudness.VERBOSE: {},
+}
+#: The same beside a display of the progress, which tells how a run begins and goes on.
+_BESIDE_PROGRESS: Final = {"prefect": logging.WARNING}
+
+
+def quiet_logs() -> None:
+    """Show of the logs what a person needs, till the end of the process: Prefect's server gets all of them."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler for logger in loggers for handler in getattr(logger, "handlers", ())}
+    for handler in handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    asked = loudness()
+    least = _LEAST[asked]
+    if asked is not Loudness.VERBOSE and sys.stderr.isatty():
+        least = _BESIDE_PROGRESS | least
+    return record.levelno >= max(
+        (level for name, level in least.items() if record.name.startswith(name)), default=logging.NOTSET
+    )
+
+
 def exit_status(main: Callable[[], int]) -> int:
     """Run `main`; return its status, 2 where input, store or credentials are wrong, 130 after Ctrl-C."""
     # a temporary server may be slow to start, and has nothing to say that a person at this command line could use
@@ -107,6 +138,7 @@ def exit_status(main: Callable[[], int]) -> int:
         PREFECT_LOGGING_SERVER_LEVEL: "CRITICAL",
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
+    quiet_logs()
     try:
         with interruptible(), temporary_settings(set_defaults=temporary_server):
             return main()

@@ -36,6 +36,7 @@ def test_what_a_line_tells() -> None:
     """Done, cached, failed, in flight, pace, tokens, money and time left; what is not known is not told."""
     assert BUSY.line() == WHOLE
     assert Standing(Totals(rows=7)).line() == "7 done"
+    assert Standing(Totals(rows=9, skipped=4, cached=5), total=9).line() == "5 of 9 done, 5 cached, 4 skipped"
     assert Standing(Totals(), total=5, in_flight=0).line() == "0 of 5 done, 0 in flight"
 
 
@@ -80,7 +81,7 @@ class Terminal:
         """The lines that a person sees."""
         lines = [""]
         row = column = 0
-        for piece in re.findall(r"\x1b\[[?0-9]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.written):
+        for piece in re.findall(r"\x1b\[[?0-9;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", self.written):
             match piece:
                 case "\n":
                     row, column = row + 1, 0
@@ -93,6 +94,8 @@ class Terminal:
                     row -= 1
                 case "\x1b[?25l" | "\x1b[?25h":
                     self.has_cursor = piece.endswith("h")
+                case colours if colours.endswith("m") and "\x1b" in colours:
+                    pass
                 case _:
                     assert "\x1b" not in piece, f"{piece!r} is not understood here"
                     before = lines[row][:column].ljust(column)
@@ -123,8 +126,8 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name == "ttapi-live"}
 
 
-def test_a_line_lives_in_a_terminal_and_leaves(terminal: Callable[[int], Terminal]) -> None:
-    """The line is drawn without anything happening, fits the terminal, and is gone at the end, as its thread is."""
+def test_a_line_lives_in_a_terminal_and_stays(terminal: Callable[[int], Terminal]) -> None:
+    """The line is drawn without anything happening, fits the terminal, and stays at the end, without its thread."""
     screen = terminal(60)
     with Live(lambda: BUSY, print, screen.stream):
         screen.until("left\r")
@@ -134,7 +137,7 @@ def test_a_line_lives_in_a_terminal_and_leaves(terminal: Callable[[int], Termina
     screen.stream.write("$ ")
     screen.stream.flush()
     screen.until("$ ")
-    assert screen.screen() == ["$ "]
+    assert screen.screen() == ["━╺━━━━━━━━ 120 of 1,000 done, 30 cached, 2 failed, 3.20 USD", "$ "]
     assert screen.has_cursor
     assert not threads()
 
@@ -157,7 +160,12 @@ def test_logs_and_the_line_are_never_mixed(terminal: Callable[[int], Terminal]) 
         log.removeHandler(handler)
         log.removeHandler(not_open_yet)
         not_open_yet.close()
-    assert screen.screen()[:4] == ["record 0", "record 1", "record 2", "the end"]
+    shown = screen.screen()
+    assert shown[:3] == ["record 0", "record 1", "record 2"]
+    assert shown[3].endswith(
+        "━ 120 of 1,000 done, 30 cached, 2 failed, 44 images/min, 1,234,567 tokens, 3.20 USD"
+    )
+    assert shown[4:] == ["the end", ""]
     assert not handler.filters
 
 
