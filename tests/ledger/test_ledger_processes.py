@@ -26,7 +26,7 @@ from tests.support.generations import API, generation_of, request_of, stored
 from tests.support.ledgers import acquire, recorded
 from tests.support.processes import context, start
 
-PROCESSES, KEYS = 6, 20
+PROCESSES, KEYS = 6, 10
 
 
 def pay_for_all(settings: dict, number: int, together: object, calls: Queue) -> None:
@@ -52,7 +52,7 @@ def pay_for_all(settings: dict, number: int, together: object, calls: Queue) -> 
 
 
 def test_six_processes_pay_once_for_each_request(store: ImageStore) -> None:
-    """6 processes that ask for the same 20 requests at the same moment send 20, and all see the same records."""
+    """6 processes that ask for the same 10 requests at the same moment send 10, and all see the same records."""
     settings = store.model_dump(mode="json", context={"include_secrets": True})
     together, calls = context.Barrier(PROCESSES), context.Queue()
     racers = [start(pay_for_all, settings, number, together, calls) for number in range(PROCESSES)]
