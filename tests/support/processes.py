@@ -1,11 +1,11 @@
-"""Child processes for tests: forked from a helper without threads or connections, which has imported us already."""
+"""Child processes for tests: forked from a helper without threads or connections that has imported what they run."""
 
 from __future__ import annotations
 
 import multiprocessing
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.support.generations", "prefect_ttapi.ledger.ledger"])
+context.set_forkserver_preload(["tests.ledger.test_ledger_processes", "tests.storage.test_folder"])
 
 
 def start(target: object, *arguments: object) -> multiprocessing.Process:
