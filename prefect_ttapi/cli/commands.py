@@ -140,6 +140,78 @@ def models() -> None:
             print(f"  {field:<19}{rule.legal}")
 
 
+@app.command
+def ls(
+    store: str, /, *, endpoint_url: str | None = None, price: Sequence[str] = (), json: bool = False
+) -> None:
+    """List the batches of a store, the newest first, with what became of their requests.
+
+    Args:
+        store: a folder, s3://bucket/prefix, or block:NAME.
+        endpoint_url: of an S3 service other than AWS.
+        price: what a model costs, MODEL=USD, as for `run`; without it no money is told.
+        json: a JSON object for each batch.
+    """
+    from prefect_ttapi.cli.batches import show
+
+    show(store, endpoint_url, price, as_json=json)
+
+
+@app.command(name="open")
+def open_(
+    store: str,
+    batch: str | None = None,
+    /,
+    *,
+    endpoint_url: str | None = None,
+    only_print: Annotated[bool, Parameter(name="--print")] = False,
+) -> None:
+    """Open the gallery of a batch in a browser; from a private bucket, until Ctrl-C.
+
+    Args:
+        store: a folder, s3://bucket/prefix, or block:NAME.
+        batch: its id as `ls` shows it, the beginning of it, or its name; the newest batch if none is given.
+        endpoint_url: of an S3 service other than AWS.
+        only_print: print the address, and open nothing.
+    """
+    from prefect_ttapi.cli.batches import open_gallery
+
+    open_gallery(store, endpoint_url, batch, only_print=only_print)
+
+
+@app.command(
+    help_epilogue="Exit status: 0 done; 1 a record can't be read; 2 it can't be done as asked; 130 interrupted."
+)
+def costs(
+    store: str,
+    /,
+    *,
+    since: str | None = None,
+    by: Literal["model", "day", "batch"] = "model",
+    price: Sequence[str] = (),
+    sandbox: bool = False,
+    endpoint_url: str | None = None,
+    json: bool = False,
+) -> int:
+    """Tell what was paid for, by the records of the ledger.
+
+    Each answer counts once, in the run that paid for it. "saved" are images that batches found in the store;
+    "maybe paid" are requests that were sent without an answer; "in vain" are answers that are not used.
+
+    Args:
+        store: a folder, s3://bucket/prefix, or block:NAME.
+        since: a year, a month or a day, as 2026-11 (UTC).
+        by: what the sums are told for.
+        price: what a model costs, MODEL=USD, as for `run`; without it no money is told.
+        sandbox: count the sandbox's answers, in place of the API's.
+        endpoint_url: of an S3 service other than AWS.
+        json: a JSON object for each sum.
+    """
+    from prefect_ttapi.cli.costs import run
+
+    return run(store, endpoint_url, since, by, price, sandbox=sandbox, as_json=json)
+
+
 @app.command(
     help_epilogue="Exit status: 0 all is well, or was put right; 1 something is wrong; 2 it can't be told; "
     "130 interrupted."

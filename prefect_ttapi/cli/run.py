@@ -7,6 +7,7 @@ prefect-ttapi run prompts.csv --store s3://bucket/images --deliver s3://shop/ass
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -230,3 +231,5 @@ def _places(report: BatchReport, deliver: str | None) -> Iterator[str]:
     yield f"Gallery    {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}"
     yield f"Manifest   {place(report.manifest_uri)}"
     yield f"Run        {run_url(report.flow_run_id)}"
+    if report.gallery_uri:
+        yield f"To look at the images: prefect-ttapi open {shlex.quote(place(store))}"

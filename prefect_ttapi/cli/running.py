@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
@@ -73,7 +74,10 @@ def sandbox_if(asked_for: bool) -> Iterator[None]:
 def place(uri: str) -> str:
     """Return an address as a person opens it: a path for a file of this machine."""
     parts = urlsplit(uri)
-    return os.path.relpath(unquote(parts.path)) if parts.scheme == "file" else uri
+    if parts.scheme != "file":
+        return uri
+    path = Path(unquote(parts.path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def run_url(flow_run_id: str) -> str:

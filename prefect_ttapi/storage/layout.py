@@ -27,6 +27,7 @@ IMAGES: Final = "images/"
 LEDGER: Final = "ledger/"
 ANSWERS: Final = "answers/"
 BATCHES: Final = "batches/"
+LATEST: Final = f"{BATCHES}latest/"
 PROBE: Final = f"{LEDGER}probe.json"
 SIDECARS: Final = ".metadata"
 
@@ -214,7 +215,7 @@ def part_key(folder: str, number: int) -> str:
 def latest_key(name: str, api_origin: str) -> str:
     """Return where the folders of the last batches of a name are told."""
     digest = hashlib.sha256(f"{api_origin}\n{name}".encode(errors="replace")).hexdigest()
-    return f"{BATCHES}latest/{digest[:32]}.json"
+    return f"{LATEST}{digest[:32]}.json"
 
 
 def sidecar_key(key: str) -> str:
