@@ -27,45 +27,40 @@ HEIGHT: Final = 860
 ARTIFACTS: Final = "[...document.querySelectorAll('*')].filter(one => one.innerText?.trim() === 'Artifacts')"
 
 
-def keep(tab: Tab, name: str) -> None:
-    """Keep what the tab shows as a small WebP."""
-    tab.run("document.documentElement.style.scrollbarWidth = 'none'")
+def take(server: Server, tab: Tab, pictures: Path) -> None:
+    """Run the example campaign against the sandbox, and keep what its gallery and its run look like."""
     with tempfile.TemporaryDirectory() as folder:
-        shot = Path(folder, "shot.png")
-        tab.screenshot(shot)
-        picture = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
-    picture.save(PICTURES / f"{name}.webp", quality=82, method=6)
-
-
-def campaign(server: Server, folder: Path) -> None:
-    """Run the example campaign against the sandbox."""
-    server.run("-m", "prefect_ttapi", "run", str(ROOT / "flows" / "prompts.csv"), "--sandbox",
-               "--store", str(folder / "images"), "--deliver", str(folder / "website"),
-               "--key", "{shot}/{name}-{index}.{ext}", "--name", "lighthouse")  # fmt: skip
-
-
-def main() -> None:
-    """Make both pictures."""
-    PICTURES.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as home,
-        tempfile.TemporaryDirectory() as folder,
-        prefect_server(Path(home)) as server,
-        browser() as tab,
-    ):
-        campaign(server, Path(folder))
+        server.run("-m", "prefect_ttapi", "run", str(ROOT / "flows" / "prompts.csv"), "--sandbox",
+                   "--store", f"{folder}/images", "--deliver", f"{folder}/website",
+                   "--key", "{shot}/{name}-{index}.{ext}", "--name", "lighthouse")  # fmt: skip
         tab.screen(WIDTH, HEIGHT)
         (page,) = Path(folder).glob("images/batches/*/index.html")
         tab.open(page.as_uri())
         tab.until(
             "[...document.querySelectorAll('#grid img')].filter(image => image.naturalWidth).length > 4"
         )
-        keep(tab, "gallery")
-        run = page.parent.name
-        tab.open(f"{server.url}/runs/flow-run/{run}")
-        tab.until(f"(found => found.length && (found.at(-1).click(), true))({ARTIFACTS})")
-        time.sleep(5)  # Prefect's graph draws itself
-        keep(tab, "run")
+        _keep(tab, pictures / "gallery.webp")
+    tab.open(f"{server.url}/runs/flow-run/{page.parent.name}")
+    tab.until(f"(found => found.length && (found.at(-1).click(), true))({ARTIFACTS})")
+    time.sleep(5)  # Prefect's graph draws itself
+    _keep(tab, pictures / "run.webp")
+
+
+def _keep(tab: Tab, path: Path) -> None:
+    """Keep what the tab shows as a small WebP."""
+    tab.run("document.documentElement.style.scrollbarWidth = 'none'")
+    with tempfile.TemporaryDirectory() as folder:
+        shot = Path(folder, "shot.png")
+        tab.screenshot(shot)
+        picture = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
+    picture.save(path, quality=82, method=6)
+
+
+def main() -> None:
+    """Make both pictures."""
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as home, prefect_server(Path(home)) as server, browser() as tab:
+        take(server, tab, PICTURES)
 
 
 if __name__ == "__main__":

@@ -64,14 +64,14 @@ _FREE: Final = Price()
 class Budget(_Numbers):
     """Limits of one batch; None is no limit.
 
-    Each is reserved before a request is sent: images, and USD where a price is per image, exactly; tokens, and USD
-    by tokens, by the most expensive image of the same model, size and quality so far. The first of these is sent when
-    something is left, and nothing after it until it is back. So a limit can be passed by what the requests then under
-    way cost more than the most expensive one before them, and by no more: see the page "Budgets".
+    Before a request is sent, its cost is reserved: images, and USD with a price per image, exactly; tokens, and USD with
+    prices by tokens, by the most expensive image of the same model, size and quality so far. The first request of such
+    a kind is sent if anything is left, and nothing is sent after it until its answer is there. A limit can therefore be
+    exceeded only by what the requests under way cost above the most expensive one before them: see the page "Budgets".
 
-    The order of requests is kept: one that does not fit waits for what is under way, which may turn out cheaper, and
-    is skipped once nothing is; the next ones then have their turn. Images that are already in the store cost nothing.
-    What may have been paid for counts as paid. Each retry of the flow run begins with the whole budget.
+    Requests keep their order. One that does not fit waits for those under way, which may turn out cheaper, and is
+    skipped when none is left; then the next ones are tried. Images that are in the store already cost nothing. What may
+    have been paid for counts as paid. Each retry of the flow run begins with the whole budget.
 
     Attributes:
         images: images to pay for at most.
