@@ -64,9 +64,9 @@ _FREE: Final = Price()
 class Budget(_Numbers):
     """Limits of one batch; None is no limit.
 
-    Before a request is sent, its cost is reserved: images, and USD with a price per image, exactly; tokens, and USD with
-    prices by tokens, by the most expensive image of the same model, size and quality so far. The first request of such
-    a kind is sent if anything is left, and nothing is sent after it until its answer is there. A limit can therefore be
+    Before a request is sent, its cost is reserved: images, and USD with a price per image, exactly; tokens, and USD
+    with prices by tokens, by the most expensive image of the same model, size and quality so far. The first request of
+    such a kind is sent if anything is left, and nothing is sent after it until its answer is there. A limit can be
     exceeded only by what the requests under way cost above the most expensive one before them: see the page "Budgets".
 
     Requests keep their order. One that does not fit waits for those under way, which may turn out cheaper, and is
