@@ -137,8 +137,7 @@ class StreamingJSON:
             with suppress(DecodingError):  # what came before counts
                 self._open(self._rest, 0)
         if self._reading.image is not None:  # all of it may be there, but for the quotation mark
-            self._reading.image.close()
-            self._whole = len(self._kept)
+            self._end_image(self._reading.image)
         text = self._kept
         if early is not None:
             text = text[: self._whole]
@@ -263,11 +262,14 @@ class StreamingJSON:
         if escape >= 0:
             return self._scan_escapes(chunk, escape, stop, image)
         if quote >= 0:
-            image.close()
-            self._reading.image = None
-            self._whole = len(self._kept)
+            self._end_image(image)
             return quote + 1
         return stop
+
+    def _end_image(self, image: Base64) -> None:
+        image.close()
+        self._reading.image = None  # another event's document goes on with the same reading
+        self._whole = len(self._kept)
 
     def _scan_escapes(self, chunk: bytes, start: int, stop: int, image: Base64) -> int:
         text = chunk[start:stop].removesuffix(b"\\")

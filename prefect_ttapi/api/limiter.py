@@ -1,4 +1,4 @@
-"""How fast the API may be asked: the pace that it allows, found out as it rejects requests, and a rate that is given.
+"""How fast the API may be asked: the pace that it allows, found out as it rejects requests.
 
 Nothing is limited until the API says that it is too much (429, 499). Then the number of requests in flight is
 halved, once for each burst of such answers, and grows by one for each such number of answers in a row that are none:
@@ -23,7 +23,7 @@ from prefect_ttapi.stopping import Stop
 
 log: Final = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether a wait is still wanted.
+#: Seconds between two looks at whether a wait for a place is still wanted.
 POLL: Final = 0.5
 
 
@@ -42,11 +42,9 @@ class Clock:
         """Wait so long.
 
         Raises:
-            StopSending: `stop` was set meanwhile, at most `POLL` seconds ago.
+            StopSending: `stop` was set meanwhile.
         """
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            stop.wait(min(POLL, left))
+        if stop.wait(seconds):
             stop.check()
 
     def jitter(self, most: float) -> float:

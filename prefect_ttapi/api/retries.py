@@ -18,6 +18,10 @@ log: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: Seconds: before send k + 1 the wait is random between 0 and the first of these times 2**(k - 1), at most the second.
+_BACKOFF: Final = 1.0
+_LONGEST_BACKOFF: Final = 30.0
+
 #: From the least to the most likely to have been paid.
 _BY_DOUBT: Final = (
     Outcome.NEVER_DELIVERED,
@@ -79,8 +83,6 @@ class RetryPolicy:
         retry_after_ceiling: the longest wait, in seconds, that the API may ask for.
         total_timeout: seconds from the first send after which none is begun; one under way is never cut off,
             since it may be paid already. None: no limit.
-        backoff: seconds; before send k + 1 the wait is random between 0 and `backoff` * 2**(k - 1).
-        backoff_ceiling: the longest such wait in seconds.
 
     Raises:
         ValueError: an argument makes no sense.
@@ -90,13 +92,11 @@ class RetryPolicy:
     retry_unknown_outcome: bool = False
     retry_after_ceiling: float = 120.0
     total_timeout: float | None = None
-    backoff: float = 1.0
-    backoff_ceiling: float = 30.0
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
-        for name in ("retry_after_ceiling", "total_timeout", "backoff", "backoff_ceiling"):
+        for name in ("retry_after_ceiling", "total_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of seconds, 0 or more")
@@ -129,7 +129,11 @@ class RetryPolicy:
             return Step(None, f"the API asks to wait {retry_after:.0f} s, which is more than {ceiling}")
         slower_anyway = rejection in (Rejection.SLOWED, Rejection.IN_COMPANY)
         # the wait that was asked for is the same for every caller: jitter spreads them here, too
-        wait = asked if slower_anyway else asked + clock.jitter(self._backoff(len(past)))
+        wait = (
+            asked
+            if slower_anyway
+            else asked + clock.jitter(min(_LONGEST_BACKOFF, _BACKOFF * 2.0 ** min(len(past) - 1, 60)))
+        )
         late = self.too_late(elapsed + wait)
         return Step(None, late, asked) if late else Step(wait, pause=wait)
 
@@ -153,9 +157,6 @@ class RetryPolicy:
             Again.NEVER: 1,
         }[again]
         return again if sum(verdict.again is again for verdict in past) >= allowed else None
-
-    def _backoff(self, sends: int) -> float:
-        return min(self.backoff_ceiling, self.backoff * 2.0 ** min(sends - 1, 60))
 
 
 class Attempts:

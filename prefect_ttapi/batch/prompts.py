@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -35,7 +35,7 @@ from prefect_ttapi.storage.store import ImageStore
 logger = logging.getLogger(__name__)
 
 #: What reads a file, by its extension.
-READERS: Final[Mapping[str, Callable[[Source], Read]]] = {**tables.READERS, **workbooks.READERS}
+READERS: Final = {**tables.READERS, **workbooks.READERS}
 
 
 @dataclass(frozen=True)

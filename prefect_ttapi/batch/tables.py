@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -384,7 +384,7 @@ def _refuse(word: str) -> NoReturn:
 
 
 #: What reads a file, by its extension.
-READERS: Final[Mapping[str, Callable[[Source], Read]]] = {
+READERS: Final = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".tab": _tsv,

@@ -9,7 +9,7 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -178,7 +178,7 @@ def _missing(module: str, extra: str) -> PromptsError:
 
 
 #: What reads a file, by its extension; rows are counted in them, and not lines.
-READERS: Final[Mapping[str, Callable[[Source], Read]]] = {
+READERS: Final = {
     ".xlsx": _xlsx,
     ".xlsm": _xlsx,
     ".parquet": _parquet,

@@ -306,7 +306,7 @@ def sandbox(
         image_bytes: fill each PNG up to this length.
         room: work on so many calls at once; further ones get 429.
     """
-    from prefect_ttapi.sandbox.command import serve
+    from prefect_ttapi.sandbox.server import serve
 
     serve(
         fail,

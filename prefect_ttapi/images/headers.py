@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -335,7 +335,7 @@ _MAGIC: Final[Mapping[str, re.Pattern[bytes]]] = {
     }.items()
 }
 
-_SIZES: Final[Mapping[str, Callable[[Spool], Size]]] = {
+_SIZES: Final = {
     "image/png": _png_size,
     "image/jpeg": _jpeg_size,
     "image/webp": _webp_size,

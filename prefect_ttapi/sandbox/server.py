@@ -1,13 +1,15 @@
-"""The sandbox as a context manager: an ASGI application, and uvicorn in a thread of its own."""
+"""The sandbox as a context manager and as a subcommand: an ASGI application, and uvicorn in a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -16,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
 
-from prefect_ttapi.origins import SANDBOX_PATH
+from prefect_ttapi.origins import SANDBOX_PATH, is_loopback
 from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Failure, written
 from prefect_ttapi.sandbox.endpoint import Counters, Endpoint
 from prefect_ttapi.sandbox.pictures import Studio
@@ -124,3 +126,35 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
 async def _our_fault(_request: Request, error: Exception) -> Response:
     log.error("the sandbox itself failed", exc_info=error)
     return written(FAILURES["500"])
+
+
+def serve(fail: Iterable[str], **options: Any) -> None:
+    """Serve until SIGINT or SIGTERM: the subcommand `sandbox`.
+
+    Args:
+        fail: failures with their rates, as `429:0.1`.
+        options: of the sandbox, which says itself which values are out of range.
+    """
+    ends = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the server's threads inherit it
+    try:
+        with Sandbox(fail=dict(map(_rate, fail)), **options) as sandbox:
+            key = "sandbox" if sandbox.api_key is None else "the key that --api-key says"
+            print(f"The sandbox draws placeholder pictures at {sandbox.base_url}; stop it with Ctrl-C.")
+            if not is_loopback(sandbox.host):
+                print("Anyone who reaches this machine can use it.")
+            print(f"\n  export TTAPI_BASE_URL={sandbox.base_url}\n  export TTAPI_API_KEY={key}\n", flush=True)
+            signal.sigwait(ends)
+        print(f"{sandbox.calls} calls, {sandbox.paid} of them answered with images.")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _rate(text: str) -> tuple[str, float]:
+    name, _, rate = text.partition(":")
+    try:
+        return name, float(rate)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no failure with its rate, e.g. --fail 429:0.1 --fail cut:0.01"
+        ) from None

@@ -105,6 +105,10 @@ FINISHED = {
     "CR": [event({**IMAGE, "type": "image_generation.completed"}, end="\r")],
     "byte-order mark": [b"\xef\xbb\xbf" + completed()],
     "comments": [b": ping\n\n", completed()],
+    "after a preview that breaks off": [
+        b'data: {"type": "x.partial_image", "b64_json": "%s\n\n' % b64(png())[:60].encode(),
+        completed(),
+    ],
     "several lines of data": [
         b'data: {"type": "x.completed",\ndata:  "b64_json":\ndata: "%s"}\n\n' % b64(png()).encode()
     ],

@@ -351,7 +351,6 @@ def test_no_send_begins_after_the_total_timeout() -> None:
         {"retry_after_ceiling": float("nan")},
         {"total_timeout": float("inf")},
         {"total_timeout": -0.1},
-        {"backoff": float("nan")},
     ],
 )
 def test_a_policy_without_sense_is_refused(policy: dict[str, float]) -> None:
