@@ -248,3 +248,12 @@ class KeyTemplateError(ValueError):
 
 class PromptsError(ValueError):
     """A prompts file can't be used: a line that says so, then one for each problem, with its lines."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line without control characters: parts of it may be somebody else's words.
+
+    >>> printable("no\n such \x1b[31mkey")
+    'no such [31mkey'
+    """
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from prefect_ttapi.api.json_stream import BASE64_KEYS, DecodingError, StreamingJSON
 from prefect_ttapi.api.outcomes import ErrorBody
+from prefect_ttapi.errors import printable
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.results import Usage
@@ -341,8 +342,7 @@ def _label(value: object) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    line = " ".join(printable.split())
+    line = printable(text)
     if len(line) <= LONGEST_MESSAGE:
         return line
     # cut between words: half a word could be half a key, which nobody would recognise later and take out

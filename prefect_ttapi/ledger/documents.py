@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import StoreError, printable
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.layout import (
@@ -239,7 +239,7 @@ def record_of(document: Document, store: ImageStore) -> Record | None:
 
 def line_of(text: str) -> str:
     """Return a text on one line and of bounded length."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:_LONGEST_TEXT]
+    return printable(text)[:_LONGEST_TEXT]
 
 
 def payment(token: str, run_id: str, what: str, found_by: str | None = None) -> Payment:

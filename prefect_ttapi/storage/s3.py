@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import hashlib
 import io
-import os
 import re
-import ssl
-import threading
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode
 
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.session import Session
-from urllib3.exceptions import HTTPError, InsecureRequestWarning
+from urllib3.exceptions import HTTPError
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import Spool
-from prefect_ttapi.results import VERSION
 from prefect_ttapi.storage.layout import s3_uri
 from prefect_ttapi.storage.objects import (
     Answer,
@@ -40,76 +32,26 @@ from prefect_ttapi.storage.objects import (
     checked_key,
     patience,
 )
-from prefect_ttapi.storage.s3_errors import explain, is_missing, may_be_expired, refused_conditions
-
-#: botocore makes its clients' methods from a description of the service: no type checker knows them.
-Client = Any
-
-#: Key ID, secret and session token.
-Keys = tuple[str | None, str | None, str | None]
-
-#: Enough for 100 requests in flight, their renewals and look-ups.
-_CONNECTIONS: Final = 128
-
-#: Seconds. Short of a claim's life, so that a renewal can be tried more than once.
-_CONNECT_TIMEOUT: Final = 10
-_READ_TIMEOUT: Final = 20
-
-#: Clients of this process, by account; the one that was made first goes first.
-_clients: dict[Account, Client] = {}
-_MOST_CLIENTS: Final = 32
-_making = threading.Lock()
+from prefect_ttapi.storage.s3_service import (
+    MD5,
+    Account,
+    Client,
+    base64_of,
+    client_for,
+    explain,
+    forget,
+    is_missing,
+    may_be_expired,
+    refused_conditions,
+)
 
 _CHUNK: Final = 256 * 1024
-
-#: Against accidents on the way, which is all that S3 offers it for.
-_MD5: Final = partial(hashlib.md5, usedforsecurity=False)
 
 #: What may go wrong with a request, on either side.
 _FAILURES: Final = (BotoCoreError, ClientError, HTTPError, OSError, EOFError, zlib.error)
 
-_AWS_CHECKSUM: Final = re.compile("x-amz-(sdk-)?checksum-", re.IGNORECASE)
-
 #: What proxies add to a tag, which conditions don't know: that it is weak, and how the answer was packed.
 _NOT_THE_TAG: Final = re.compile(r'^W/|"|(--?|;)(gzip|br|deflate|zstd)(?="?$)')
-
-
-@dataclass(frozen=True)
-class Account:
-    """A service, how it is reached and who asks it; None leaves it to the AWS chain.
-
-    Attributes:
-        verify: as botocore takes it: whether to verify, or against which file.
-        find_keys: gives the keys as of now, where they are not written down here.
-    """
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    addressing_style: str = "auto"
-    verify: bool | str = True
-    find_keys: Callable[[], Keys] | None = field(default=None, repr=False)
-
-    def or_environment(self) -> Account:
-        """Return this account, with what it lacks from the usual AWS variables.
-
-        The key of the environment comes first in AWS's own chain, too. It is read here because clients are shared by
-        their account, and another environment is to mean another client. AWS_REGION is unknown to botocore.
-        """
-        environ = os.environ.get
-        own = (self.access_key_id, self.secret_access_key, self.session_token)
-        found = (environ("AWS_ACCESS_KEY_ID"), environ("AWS_SECRET_ACCESS_KEY"), environ("AWS_SESSION_TOKEN"))
-        key = found if all(found[:2]) and not own[0] and self.find_keys is None else own
-        return replace(
-            self,
-            endpoint_url=self.endpoint_url or environ("AWS_ENDPOINT_URL_S3") or environ("AWS_ENDPOINT_URL"),
-            region=self.region or environ("AWS_REGION"),
-            access_key_id=key[0],
-            secret_access_key=key[1],
-            session_token=key[2],
-        )
 
 
 @dataclass(frozen=True)
@@ -200,9 +142,9 @@ class S3(ObjectStore):
         self, key: str, body: Body, facts: Facts, expected: Condition | str = Condition.ANYTHING
     ) -> str:
         with body() as stream:
-            md5 = hashlib.file_digest(stream, _MD5)  # type: ignore[arg-type]
+            md5 = hashlib.file_digest(stream, MD5)  # type: ignore[arg-type]
         arguments = self._description(key, facts) | _conditions(expected)
-        arguments["ContentMD5"] = _base64(md5.digest())
+        arguments["ContentMD5"] = base64_of(md5.digest())
 
         def attempt(client: Client) -> str:
             try:
@@ -317,11 +259,11 @@ class S3(ObjectStore):
         for renewable in (self.account.access_key_id is None, False):
             client = None
             try:
-                client = _client(self.account)
+                client = client_for(self.account)
                 return attempt(client)
             except _FAILURES as error:
                 if renewable and may_be_expired(error):
-                    _forget(self.account, client)
+                    forget(self.account, client)
                     continue
                 raise explain(error, f"{doing} {self._shown(key)}") from error
         raise AssertionError("a second failure is final")
@@ -385,98 +327,3 @@ def _tag_in(answer: Mapping[str, Any]) -> str:
 def _name_below(base: str, listed: str) -> str:
     """Return the name of an object whose listing was asked for, which some services encode and don't say so."""
     return listed if listed.startswith(base) else unquote(listed)
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()
-
-
-def _client(account: Account) -> Client:
-    if found := _clients.get(account):
-        return found
-    with _making:
-        if account not in _clients:
-            _clients[account] = _made(account)
-            for oldest in list(_clients)[:-_MOST_CLIENTS]:
-                del _clients[oldest]
-        return _clients[account]
-
-
-def _forget(account: Account, expired: Client) -> None:
-    """Have the next client ask for its credentials anew, unless another thread has made one already."""
-    with _making:
-        if _clients.get(account) is expired:
-            _clients.pop(account, None)
-
-
-def _start_anew() -> None:
-    """Forget clients and lock in a forked process: it shares no connections, and nobody would release the lock."""
-    global _making
-    _making = threading.Lock()
-    _clients.clear()
-
-
-os.register_at_fork(after_in_child=_start_anew)
-
-
-def _made(account: Account) -> Client:
-    if isinstance(account.verify, str):
-        _check_authorities(account.verify)
-    if account.verify is False and account.endpoint_url:
-        # urllib3 says it of each connection, and it was asked for
-        host = re.escape(urlsplit(account.endpoint_url).hostname or "")
-        warnings.filterwarnings("ignore", f"Unverified HTTPS .* host '{host}'", InsecureRequestWarning)
-    # auto is botocore's own choice, which its configuration file may settle
-    style = (
-        {} if account.addressing_style == "auto" else {"s3": {"addressing_style": account.addressing_style}}
-    )
-    own = (account.access_key_id, account.secret_access_key, account.session_token)
-    key, secret, token = account.find_keys() if account.find_keys else own
-    client = Session().create_client(
-        "s3",
-        region_name=account.region,
-        endpoint_url=account.endpoint_url,
-        verify=None if account.verify is True else account.verify,
-        aws_access_key_id=key,
-        aws_secret_access_key=secret,
-        aws_session_token=token,
-        config=Config(
-            # tries are counted here, in one place: botocore would multiply them
-            retries={"total_max_attempts": 1},
-            max_pool_connections=_CONNECTIONS,
-            connect_timeout=_CONNECT_TIMEOUT,
-            read_timeout=_READ_TIMEOUT,
-            signature_version="s3v4",
-            # trailing checksums are AWS's own; other stores refuse or ignore them
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # botocore's own is long, and made anew for each request
-            user_agent=f"prefect-ttapi/{VERSION}",
-            **style,
-        ),
-    )
-    client.meta.events.register_last("before-call.s3", _send_at_once)
-    client.meta.events.register("before-sign.s3.PutObjectTagging", _say_md5)
-    return client
-
-
-def _say_md5(request: Any, **_: Any) -> None:
-    """Send the MD5 of a body, which botocore takes for none, in place of checksums that AWS alone knows."""
-    for name in filter(_AWS_CHECKSUM.match, list(request.headers)):
-        del request.headers[name]
-    request.headers["Content-MD5"] = _base64(_MD5(request.body).digest())
-
-
-def _send_at_once(params: dict[str, Any], **_: Any) -> None:
-    """Don't ask first whether a body is wanted that is in memory: it would cost more than it could spare."""
-    if isinstance(params.get("body"), io.BytesIO):
-        params["headers"].pop("Expect", None)
-
-
-def _check_authorities(file: str) -> None:
-    """Raise a StoreError if the file holds no certificates: botocore would tell of it as of a lost connection."""
-    try:
-        ssl.create_default_context(cafile=file)
-    except OSError as error:  # also where it is no PEM
-        why = f"can't use the certificates in {file}: {error.strerror or error}"
-        raise StoreError(f"{why}: correct connection.ca_file") from error

@@ -31,8 +31,8 @@ from pydantic import (
 from prefect_ttapi.capabilities import Strict, unmasked
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
-from prefect_ttapi.storage.s3 import S3, Account, Keys
-from prefect_ttapi.storage.s3_errors import explain
+from prefect_ttapi.storage.s3 import S3
+from prefect_ttapi.storage.s3_service import Account, Keys, explain
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, Facts
-from prefect_ttapi.storage.s3 import Account
+from prefect_ttapi.storage.s3_service import Account
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import stored
 from tests.support.meddling import Order, meddling_proxy

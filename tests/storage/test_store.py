@@ -16,8 +16,9 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.storage import s3
+from prefect_ttapi.storage import s3_service
 from prefect_ttapi.storage.objects import MOST_METADATA, ascii_metadata, read_metadata
+from prefect_ttapi.storage.s3 import S3
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import delivery_to, fresh_image, sha256, stored
 from tests.support.meddling import meddling_proxy
@@ -219,9 +220,9 @@ def test_all_threads_share_one_client(store: ImageStore) -> None:
     assert again.objects == store.objects
     with ThreadPoolExecutor(16) as threads:
         images = list(threads.map(lambda number: stored(again, b"%d" % number), range(48)))
-        if isinstance(store.objects, s3.S3):
+        if isinstance(store.objects, S3):
             accounts = [store.objects.account, again.objects.account] * 8
-            assert len(set(map(id, threads.map(s3._client, accounts)))) == 1
+            assert len(set(map(id, threads.map(s3_service.client_for, accounts)))) == 1
     assert store.missing(images) == []
 
 

@@ -13,7 +13,7 @@ from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, SS
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import NoAnswerError
-from prefect_ttapi.storage.s3_errors import explain
+from prefect_ttapi.storage.s3_service import explain
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import delivery_to
 from tests.support.meddling import meddling_proxy
