@@ -42,6 +42,9 @@ LEDGER: Final = "reading the ledger"
 MANIFESTS: Final = "reading manifests"
 IMAGES: Final = "reading images"
 
+#: What may name images, and can't be read.
+_UNREAD: Final = (Kind.SENSELESS, Kind.UNREADABLE)
+
 #: Rows that a finding quotes.
 _EXAMPLES: Final = 5
 
@@ -70,6 +73,15 @@ def verify(store: ImageStore, *, quick: bool = False, progress: Progress | None 
     orphan damaged
     """
     return _Check(store, progress or Progress()).findings(quick)
+
+
+def unneeded(store: ImageStore, progress: Progress) -> Iterator[Finding]:
+    """Return the findings of `verify` that only take room: orphans, and half-written files.
+
+    Raises:
+        StoreError: the store can't be reached or listed.
+    """
+    return _Check(store, progress).unneeded()
 
 
 class Wrong(NamedTuple):
@@ -104,20 +116,27 @@ class _Check:
         yield from self._list_images()
         unread = False
         for finding in chain(self._read_ledger(), self._read_manifests(), self._look_again()):
-            unread |= finding.kind in (Kind.SENSELESS, Kind.UNREADABLE)
+            unread |= finding.kind in _UNREAD
             yield finding
         if self._empty:
             raise StoreError(
                 f"{self._store.identity} holds no images, no ledger, no manifests: is it a store?"
             )
         yield from self._broken()
+        yield from self._unneeded(unread=unread)
+        if not quick:
+            yield from self._read_images()
+        yield from self._dead_claims()
+
+    def unneeded(self) -> Iterator[Finding]:
+        found = [*self._list_images(), *self._read_ledger(), *self._read_manifests(), *self._look_again()]
+        yield from self._unneeded(unread=any(each.kind in _UNREAD for each in found))
+
+    def _unneeded(self, *, unread: bool) -> Iterator[Finding]:
         if not unread:  # what could not be read may name them
             yield from self._orphans()
         yield from self._orphaned_answers()
         yield from self._half_written()
-        if not quick:
-            yield from self._read_images()
-        yield from self._dead_claims()
 
     def _list(self, prefix: str) -> Iterator[Listed]:
         for listed in self._store.list(prefix):
@@ -301,7 +320,7 @@ class _Check:
 
     def _file(self, kind: Kind, file: Listed) -> Finding:
         found = self._finding(Wrong(kind, f"{file.size:,} bytes"), file.key, images=(file.key,))
-        return replace(found, modified=file.modified)
+        return replace(found, modified=file.modified, size_bytes=file.size)
 
     def _finding(
         self,

@@ -55,10 +55,9 @@ def launch(
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Paying:
-    """Where images go, who makes them, and what may be paid.
+    """Who makes images, what may be paid, and where copies go.
 
     Attributes:
-        store: where images are kept: a folder, s3://bucket/prefix, or block:NAME for a saved block.
         credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
         sandbox: start a sandbox and use it: nothing is paid for.
         deliver: where copies go, written like --store.
@@ -69,11 +68,10 @@ class Paying:
         price: what a model costs, MODEL=USD; an image, as gpt-image-2=0.04, or a million tokens in and out,
             as gpt-image-2=5/40. Once for each model.
         rate_limit: at most so many requests per minute.
-        name: of the batch; "campaign" if nothing is said.
+        name: of the batch; if nothing is said, "campaign", or that of the batch that is tried again.
         dry_run: check everything and count what is paid for; nothing is sent.
     """
 
-    store: str
     credentials: str | None = None
     sandbox: bool = False
     deliver: str | None = None
@@ -83,7 +81,7 @@ class Paying:
     max_usd: float | None = None
     price: Sequence[str] = ()
     rate_limit: float | None = None
-    name: str = "campaign"
+    name: str | None = None
     dry_run: bool = False
 
 
@@ -116,17 +114,37 @@ class Reading:
     help_epilogue="Exit status: 0 every row has its images; 1 some failed, or were left over; "
     "2 the input is wrong, and nothing was sent; 130 interrupted."
 )
-def run(prompts: str, /, *, paying: Paying, reading: Reading | None = None) -> int:
+def run(prompts: str, /, *, store: str, paying: Paying | None = None, reading: Reading | None = None) -> int:
     """Generate and deliver the images of a prompts file.
 
     Args:
         prompts: CSV, TSV, text, JSON, Excel or Parquet; its columns are request fields, and others serve the key.
+        store: where images are kept: a folder, s3://bucket/prefix, or block:NAME for a saved block.
         paying: what may be paid.
         reading: how the file is read.
     """
     from prefect_ttapi.cli.run import run
 
-    return run(prompts, paying, reading or Reading())
+    return run(prompts, store, paying or Paying(), reading or Reading())
+
+
+@app.command(
+    help_epilogue="Exit status: 0 every request has its images; 1 some failed again, or were left over; "
+    "2 it can't be done, and nothing was sent; 130 interrupted."
+)
+def retry(store: str, batch: str | None = None, /, *, paying: Paying | None = None) -> int:
+    """Ask again for what failed in a batch, or was skipped, as a batch of its own.
+
+    Copies are delivered only where --deliver and --key say so.
+
+    Args:
+        store: a folder, s3://bucket/prefix, or block:NAME.
+        batch: its id as `ls` shows it, the beginning of it, or its name; the newest batch if none is given.
+        paying: what may be paid.
+    """
+    from prefect_ttapi.cli.run import retry
+
+    return retry(store, batch, paying or Paying())
 
 
 @app.command
@@ -138,6 +156,55 @@ def models() -> None:
         print(model)
         for field, rule in rules.items():
             print(f"  {field:<19}{rule.legal}")
+
+
+@app.command(
+    help_epilogue="Exit status: 0 all is well; 1 something is wrong; 2 wrong arguments; 130 interrupted."
+)
+def doctor(
+    *, store: Sequence[str] = (), credentials: str | None = None, endpoint_url: str | None = None
+) -> int:
+    """Look whether everything is there that a run needs: key, API, clock, stores, versions, Prefect's server.
+
+    Nothing is paid for, and the key is sent nowhere.
+
+    Args:
+        store: a folder, s3://bucket/prefix, or block:NAME; once for each store.
+        credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
+        endpoint_url: of an S3 service other than AWS.
+    """
+    from prefect_ttapi.cli.doctor import run
+
+    return run(list(store), credentials, endpoint_url)
+
+
+@app.command(
+    help_epilogue="Exit status: 0 done; 1 something could not be deleted; 2 it can't be done as asked; 130 interrupted."
+)
+def gc(
+    store: str,
+    /,
+    *,
+    older_than: str | None = None,
+    keep: int | None = None,
+    yes: bool = False,
+    endpoint_url: str | None = None,
+) -> int:
+    """Show what a store holds that nobody needs, and delete it.
+
+    That is what nothing names, half-written files, parts of batches that ended, answers in this machine's rescue folder
+    that the store has, and old batches (manifest and gallery; never their images), if it is said which are old.
+
+    Args:
+        store: a folder, s3://bucket/prefix, or block:NAME.
+        older_than: batches that were written longer ago, as 90d or 12h, are old.
+        keep: all batches but the last ones, so many, are old; with --older-than, those of them that are older.
+        yes: delete without asking; where there is no terminal, nothing is deleted without it.
+        endpoint_url: of an S3 service other than AWS.
+    """
+    from prefect_ttapi.cli.cleaning import run
+
+    return run(store, endpoint_url, older_than, keep, yes=yes)
 
 
 @app.command

@@ -59,6 +59,7 @@ class Finding:
         records: keys of the ledger's documents it is about.
         tag: of the document, where it must not change before it is put right.
         modified: when the file was written, Unix seconds, where its age matters.
+        size_bytes: of that file.
     """
 
     kind: Kind
@@ -68,6 +69,7 @@ class Finding:
     records: tuple[str, ...] = ()
     tag: str | None = None
     modified: float | None = None
+    size_bytes: int = 0
 
     @property
     def wrong(self) -> bool:

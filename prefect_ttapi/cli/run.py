@@ -27,14 +27,17 @@ from prefect_ttapi.batch import (
     read_prompts,
 )
 from prefect_ttapi.capabilities import Model
+from prefect_ttapi.cli.batches import batch_called, rows_of
 from prefect_ttapi.cli.commands import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, say, waiting_for
 from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import prices_of, store_at
 from prefect_ttapi.lineage.shown import counted
+from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.layout import BATCHES, IMAGES
+from prefect_ttapi.storage.store import ImageStore
 
 _NOT_DELIVERED = "a key is given, but no place to deliver to: say --deliver, or leave out --key"
 
@@ -110,15 +113,14 @@ def campaign(
     return (Completed if report.ok else Failed)(message=report.summary, data=report)
 
 
-def run(prompts: str, paying: Paying, reading: Reading) -> int:
+def run(prompts: str, store: str, paying: Paying, reading: Reading) -> int:
     """Generate and deliver; return the exit status."""
-    return exit_status(lambda: _run(prompts, paying, reading))
+    return exit_status(lambda: _run(prompts, store, paying, reading))
 
 
-def _run(path: str, paying: Paying, reading: Reading) -> int:
+def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
     with sandbox_if(paying.sandbox):
-        prices = prices_of(paying.price)
-        if paying.max_usd is not None and not prices:
+        if paying.max_usd is not None and not paying.price:
             raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
         if paying.key and not paying.deliver:
             raise ValueError(_NOT_DELIVERED)
@@ -133,31 +135,83 @@ def _run(path: str, paying: Paying, reading: Reading) -> int:
         }
         given = read_prompts(path, **file)
         say(*given.notes)
-        credentials, store = credentials_from(paying.credentials), store_at(paying.store)
-        # Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it
-        intake = check_batch(
-            given.requests,
-            credentials,
-            store,
-            deliver_to=store_at(paying.deliver) if paying.deliver else None,
-            key=paying.key or DEFAULT_KEY,
-            values=given.values,
-            max_in_flight=paying.max_in_flight,
-            budget=Budget(images=paying.max_images, usd=paying.max_usd, prices=prices or None),
-            rate_limit=paying.rate_limit,
-            name=paying.name,
-        )
-        if paying.dry_run:
-            estimate = estimate_batch(intake, credentials, store, paying.name)
-            say(*_estimated(estimate, prices, paying.max_images))
+        name = paying.name or "campaign"
+        if _is_dry(given.requests, given.values, store_at(address), paying, name):
             return 0
-        passed_on = ("name", "deliver", "credentials", "max_in_flight", "max_images", "max_usd", "rate_limit")
-        settings = file | {name: getattr(paying, name) for name in passed_on}
-        settings["prices"] = {model: price.model_dump() for model, price in prices.items()} or None
+        passed_on = ("deliver", "credentials", "max_in_flight", "max_images", "max_usd", "rate_limit")
+        settings = file | {"name": name} | {option: getattr(paying, option) for option in passed_on}
+        prices = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
         with waiting_for("Starting Prefect's server"):
             start_server()
-        state = campaign(path, paying.store, **settings, return_state=True)
-        return tell(state.result(raise_on_failure=False), paying.deliver, given.lines)
+        state = campaign(path, address, prices=prices or None, **settings, return_state=True)
+        names = [f"line {line}" for line in given.lines]
+        return tell(state.result(raise_on_failure=False), paying.deliver, names)
+
+
+def _options(paying: Paying, name: str) -> dict[str, Any]:
+    """Return the options of `generate_batch` that a command line gives."""
+    budget = Budget(images=paying.max_images, usd=paying.max_usd, prices=prices_of(paying.price) or None)
+    return {
+        "deliver_to": store_at(paying.deliver) if paying.deliver else None,
+        "key": paying.key or DEFAULT_KEY,
+        "max_in_flight": paying.max_in_flight,
+        "budget": budget,
+        "rate_limit": paying.rate_limit,
+        "name": name,
+    }
+
+
+def _is_dry(
+    requests: Sequence[ImageRequest],
+    values: Sequence[Mapping[str, Any]],
+    store: ImageStore,
+    paying: Paying,
+    name: str,
+) -> bool:
+    """Check a batch; for a dry run, tell what it would do, and return True.
+
+    Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it.
+    """
+    credentials = credentials_from(paying.credentials)
+    intake = check_batch(requests, credentials, store, values=values, **_options(paying, name))
+    if paying.dry_run:
+        estimate = estimate_batch(intake, credentials, store, name)
+        say(*_estimated(estimate, prices_of(paying.price), paying.max_images))
+    return paying.dry_run
+
+
+def retry(address: str, wanted: str | None, paying: Paying) -> int:
+    """Ask again for what failed in a batch; return the exit status."""
+    return exit_status(lambda: _retry(address, wanted, paying))
+
+
+def _retry(address: str, wanted: str | None, paying: Paying) -> int:
+    with sandbox_if(paying.sandbox):
+        store = store_at(address)
+        batch = batch_called(store, wanted)
+        rows = [row for row in rows_of(store, batch) if row.status in ("failed", "skipped")]
+        legal = [(row, row.request) for row in rows if row.request]
+        if illegal := len(rows) - len(legal):
+            say(
+                f"{counted(illegal, 'request')} of the batch can't be asked for as they are: correct the prompts file."
+            )
+        if not legal:
+            say(f"Nothing is to be asked for again in the batch {batch.id}.")
+            return 1 if illegal else 0
+        say(f"Asked for again: {counted(len(legal), 'request')} of the batch {batch.id}.")
+        requests, values = [request for _, request in legal], [row.values for row, _ in legal]
+        name = paying.name or batch.name or "retry"
+        if paying.key and not paying.deliver:
+            raise ValueError(_NOT_DELIVERED)
+        if _is_dry(requests, values, store, paying, name):
+            return 0
+        with waiting_for("Starting Prefect's server"):
+            start_server()
+        credentials, options = credentials_from(paying.credentials), _options(paying, name)
+        report = generate_batch(
+            requests, credentials, store, values=values, raise_on_failure=False, **options
+        )
+        return tell(report, paying.deliver, [f"request {row.row}" for row, _ in legal])
 
 
 def _columns(text: str) -> dict[str, str | None]:
@@ -186,19 +240,19 @@ def _estimated(estimate: Estimate, prices: Mapping[Model, Price], most: int | No
         yield f"--max-images {most} leaves {counted(estimate.images - most, 'image')} at least to the next run."
 
 
-def tell(report: object, deliver: str | None, lines: Sequence[int]) -> int:
+def tell(report: object, deliver: str | None, names: Sequence[str]) -> int:
     """Say what became of a batch, and where things are; return the exit status.
 
     Args:
         report: of the batch; anything else is why there is none.
         deliver: where copies went, as it was given.
-        lines: for each request the line of the prompts file; empty where it came from elsewhere.
+        names: what each request is called.
     """
     if not isinstance(report, BatchReport):
         complain(f"the run ended without a report: {report}")
         return 1
     say("", *_summary(report), "", *_places(report, deliver))
-    for line in failures(report, lines):
+    for line in failures(report, names):
         print(line, file=sys.stderr)
     return 0 if report.ok else 1
 

@@ -89,15 +89,15 @@ def run_url(flow_run_id: str) -> str:
     return f"`{home}prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"
 
 
-def failures(report: BatchReport, lines: Sequence[int] = (), most: int = 20) -> Iterator[str]:
+def failures(report: BatchReport, names: Sequence[str] = (), most: int = 20) -> Iterator[str]:
     """Return a line for each row without its images, the first `most` of them.
 
     Args:
-        lines: for each request the line of the prompts file, to name it by; else it has its number.
+        names: what each request is called; else it has its number.
     """
     bad = (row for row in report.rows if row.status in ("failed", "skipped"))
     for row in islice(bad, most):
-        where = f"line {lines[row.row]}" if row.row < len(lines) else f"request {row.row}"
+        where = names[row.row] if row.row < len(names) else f"request {row.row}"
         name = f" ({one_line(known, 60)})" if (known := row.values.get("name")) else ""
         yield f"{where}{name} {row.status}: {row.error}"
     more = report.totals.failed + report.totals.skipped - most

@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ from prefect_ttapi.ledger.documents import (
 )
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import Stop, backoff
-from prefect_ttapi.storage.layout import answer_key, image_key, slug_of
+from prefect_ttapi.storage.layout import answer_key, image_key, is_sha256, slug_of
 from prefect_ttapi.storage.objects import Facts
 from prefect_ttapi.storage.store import ImageStore
 
@@ -170,16 +170,35 @@ class Keeper:
 
     def forget(self, record: Record) -> None:
         """Remove what is in the rescue folder of a standing record: whoever stored it had no time to."""
-        made = record.generation
         try:
-            rescued = self.take(made.request_hash)
+            if self.is_stored(record):
+                self.remove(record.generation.request_hash)
         except StoreError as error:
             self.log.warning("what the store has is left in the rescue folder: %s", error)
-            return
+
+    def is_stored(self, record: Record) -> bool:
+        """Return whether a standing record has all that is in the rescue folder of its request.
+
+        Raises:
+            StoreError: it can't be read now.
+        """
+        made = record.generation
+        rescued = self.take(made.request_hash)
         if rescued is None or any(hand.answer.when > made.created_at for hand in rescued.unread):
-            return
-        if rescued.record is None or rescued.record.generation.created_at == made.created_at:
-            self.remove(made.request_hash)
+            return False
+        return rescued.record is None or rescued.record.generation.created_at == made.created_at
+
+    def rescued(self) -> Iterator[str]:
+        """Yield the requests that have something in the rescue folder, whole or not.
+
+        Raises:
+            StoreError: this user has no home, and no folder is set, or it can't be read.
+        """
+        folder = self.folder("x").parent
+        try:
+            yield from (found.name for found in sorted(folder.glob("*")) if is_sha256(found.name))
+        except OSError as error:
+            raise StoreError(f"can't read {folder}: {error.strerror}") from error
 
     def folder(self, request_hash: str) -> Path:
         """Return where the answer to a request is kept. StoreError: this user has no home, and no folder is set."""

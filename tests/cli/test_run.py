@@ -14,7 +14,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL
 
 from prefect_ttapi.cli.main import main
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.store import ImageStore
+from tests.cli.test_batches import batch
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -336,3 +340,24 @@ def test_an_interrupted_campaign_goes_on_from_there(tmp_path: Path):
         )
         assert second.returncode == 0, second.stderr
         assert slow.calls == 12
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_failed_is_asked_for_again(sandbox: Sandbox, store: ImageStore, tmp_path: Path, capsys):
+    """Failed and skipped rows are one new batch, under the same name and keys; what has its images is left alone."""
+    made = ImageRequest(prompt="a red boat")
+    asked = {"failed": "a blue boat", "skipped": "a green boat"}
+    rows = [Row(row=0, status="cached", request=made)] + [
+        Row(row=number, status=status, request=ImageRequest(prompt=prompt), values={"name": prompt[2:5]})
+        for number, (status, prompt) in enumerate(asked.items(), 1)
+    ]
+    batch(store, "first", *rows, name="boats")
+    words = ["retry", store.url, "boats", "--deliver", str(tmp_path / "shop"), "--key", "{name}.{ext}"]
+    assert main([*words, "--dry-run"]) == 0
+    assert sandbox.calls == 0
+    assert main(words) == 0
+    assert "Paid for 2 images in 2 calls" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "shop").glob("*.png")) == ["blu.png", "gre.png"]
+    assert main(["retry", store.url, "boats"]) == 0
+    assert "Nothing is to be asked for again" in capsys.readouterr().out
+    assert sandbox.calls == 2

@@ -1,0 +1,175 @@
+"""The command `gc`: what a store holds that nobody needs, shown before it is deleted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import Final
+
+from prefect_ttapi.cli.batches import Batch, batches_of
+from prefect_ttapi.cli.checks import unneeded
+from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
+from prefect_ttapi.cli.repair import repair
+from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say, size
+from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.ledger.documents import Documents
+from prefect_ttapi.lineage.shown import counted
+from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+#: Things of each kind that are named, without --verbose.
+SHOWN: Final = 5
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something that nobody needs.
+
+    Attributes:
+        kind: what it is, in words.
+        where: its address.
+        size_bytes: its length.
+        delete: deletes it, unless that is wrong by now; returns whether it is gone.
+    """
+
+    kind: str
+    where: str
+    size_bytes: int
+    delete: Callable[[], bool]
+
+
+def run(
+    address: str, endpoint_url: str | None, older_than: str | None, keep: int | None, *, yes: bool
+) -> int:
+    """Show what nobody needs, and delete it if that is wanted; return 1 where something could not be deleted."""
+    age = _age(older_than)
+    if keep is not None and keep < 0:
+        raise ValueError("--keep takes a number of batches from 0")
+    store, progress = store_at(address, endpoint_url), Progress(sys.stderr)
+    found = [*_batches(store, age, keep), *_unnamed(store, progress), *_rescued(store)]
+    progress.clear()
+    if not found:
+        say(f"{store.identity} holds nothing that is not needed.")
+        return 0
+    _show(found)
+    if not yes and not _confirmed():
+        say("Nothing was deleted: --yes deletes without asking.")
+        return 0
+    gone = [each for each in progress.count("deleting", found) if each.delete()]
+    progress.clear()
+    say(f"Deleted: {counted(len(gone), 'thing')}, {size(sum(each.size_bytes for each in gone))}.")
+    if left := len(found) - len(gone):
+        complain(
+            f"{counted(left, 'thing')} could not be deleted, or may be needed by now: look again with gc"
+        )
+    return 1 if left else 0
+
+
+def _age(text: str | None) -> timedelta | None:
+    """Return an age as `90d` or `12h` says it.
+
+    >>> _age("90d").days
+    90
+
+    Raises:
+        ValueError: it says none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})([dh])", text)
+    if found is None:
+        raise ValueError(f"--older-than {text} is written like 90d or 12h")
+    return timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
+
+
+def _batches(store: ImageStore, age: timedelta | None, keep: int | None) -> Iterator[Waste]:
+    """Yield files of old batches, where it is said what is old; and parts whose rows a manifest has."""
+    now = datetime.now(UTC)
+    for number, batch in enumerate(batches_of(store)):
+        old = age is not None and now - batch.written > age
+        if keep is not None:
+            # both together: neither of the last ones, nor younger
+            old = number >= keep and (age is None or old)
+        if old:
+            yield from (_file(store, "files of old batches", file.key, file.size) for file in batch.files)
+        elif batch.manifest and _is_settled(batch):
+            yield from (
+                _file(store, "parts of batches that ended", part.key, part.size) for part in batch.parts
+            )
+
+
+def _is_settled(batch: Batch) -> bool:
+    return time.time() - batch.written.timestamp() > SETTLED
+
+
+def _file(store: ImageStore, kind: str, key: str, size_bytes: int) -> Waste:
+    def delete() -> bool:
+        store.remove(key)
+        return True
+
+    return Waste(kind, store.uri(key), size_bytes, delete)
+
+
+def _unnamed(store: ImageStore, progress: Progress) -> Iterator[Waste]:
+    """Yield what no record and no manifest names, and what killed writers left behind."""
+    kinds = {
+        Kind.ORPHAN: "images and answers that nothing names",
+        Kind.HALF_WRITTEN: "half-written files",
+    }
+    for finding in unneeded(store, progress):
+        if finding.modified is not None and time.time() - finding.modified > SETTLED:
+            yield Waste(kinds[finding.kind], finding.uri, finding.size_bytes, _repairing(store, finding))
+
+
+def _repairing(store: ImageStore, finding: Finding) -> Callable[[], bool]:
+    # which looks once more whether anything names it by now
+    return lambda: repair(store, finding, delete_orphans=True).line.startswith("deleted")
+
+
+def _rescued(store: ImageStore) -> Iterator[Waste]:
+    """Yield what the rescue folder of this machine still has though the store has it; the rest is left."""
+    waiting = 0
+    for origin in (DEFAULT_BASE_URL, SANDBOX_ORIGIN):
+        keeper, documents = Keeper(store, origin, logger), Documents(store, origin)
+        for request_hash in keeper.rescued():
+            seen = documents.read(request_hash)
+            record = documents.record(seen) if seen else None
+            if record is None or store.missing(record.generation.images) or not keeper.is_stored(record):
+                waiting += 1
+                continue
+            folder = keeper.folder(request_hash)
+            length = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+            def delete(keeper: Keeper = keeper, request_hash: str = request_hash) -> bool:
+                keeper.remove(request_hash)
+                return not keeper.holds(request_hash)
+
+            yield Waste("rescued answers that the store has", str(folder), length, delete)
+    if waiting:
+        say(
+            f"{counted(waiting, 'answer')} in the rescue folder of this machine: the next run puts them into the store."
+        )
+
+
+def _show(found: Sequence[Waste]) -> None:
+    ordered = sorted(found, key=lambda each: each.kind)
+    most = None if loudness() is Loudness.VERBOSE else SHOWN
+    for kind, group in groupby(ordered, key=lambda each: each.kind):
+        each = list(group)
+        say(f"{kind[0].upper()}{kind[1:]}: {len(each):,}, {size(sum(one.size_bytes for one in each))}")
+        say(*(f"  {one.where}" for one in each[:most]))
+        if most and len(each) > most:
+            say(f"  and {len(each) - most:,} more; --verbose shows all")
+
+
+def _confirmed() -> bool:
+    return sys.stdin.isatty() and input("Delete all of it? [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,16 @@
+"""What tests of the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from prefect_ttapi.cli.reporting import Loudness, loudness
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before() -> Iterator[None]:
+    """A command with -q or -v, which holds for its process, is not the last word here."""
+    yield
+    loudness(Loudness.NORMAL)
