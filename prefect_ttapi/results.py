@@ -215,6 +215,7 @@ class GeneratedImages:
         seconds: from the first attempt to the complete answer.
         request_id: the API's id of the call, where it sent one.
         earlier_outcomes: what became of the sends before the answered one, of which some may be paid, too.
+        rest: the whole answer, where not all of its URLs could be fetched: for `TTAPIClient.read_again`.
     """
 
     images: tuple[GeneratedImage, ...]
@@ -224,11 +225,12 @@ class GeneratedImages:
     seconds: float = 0.0
     request_id: str | None = None
     earlier_outcomes: tuple[Outcome, ...] = ()
+    rest: RawAnswer | None = None
 
 
 @dataclass(frozen=True)
 class RawAnswer:
-    """What is in hand of an answer that was paid for and gave no images: an error has it, and keeps it from being lost.
+    """What is in hand of an answer that was paid for and did not give all its images: it keeps these from being lost.
 
     Attributes:
         body: the answer's body as it came, or as much of it as came, with its content encoding undone.

@@ -150,11 +150,12 @@ class TTAPIClient:
         with self._pace.turn(guard.stop) as turn:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             answer, opened = attempts.run(partial(self._ask, request, guard))
-        try:
-            images = tuple(self._had(name, answer.items, 0, patience, guard.stop))
-        except DownloadError as error:
-            raise self._paid(error, attempts, opened) from None
-        self._warn(name, request.n, len(images), answer.problems)
+        images, lost = _all(self._had(name, answer.items, 0, patience, guard.stop))
+        if lost is not None:
+            lost = self._paid(lost, attempts, opened)
+            if not images:
+                raise lost
+        self._warn(name, request.n, len(images), answer.problems, lost)
         return GeneratedImages(
             images=images,
             usage=answer.usage,
@@ -163,6 +164,7 @@ class TTAPIClient:
             seconds=attempts.elapsed,
             request_id=opened.request_id,
             earlier_outcomes=attempts.earlier,
+            rest=lost.answer if lost else None,
         )
 
     def read_again(
@@ -187,10 +189,7 @@ class TTAPIClient:
         name = request.request_hash[:12]
         try:
             read = read_answer_of(Body(answer.chunks(), answer.media_type), request.n, self._max_body_bytes)
-            images = tuple(self._had(name, read.items, patience=patience, stop=stop))
-        except DownloadError as error:
-            error.request_id, error.answer = answer.request_id, answer
-            raise
+            images, lost = _all(self._had(name, read.items, patience=patience, stop=stop))
         except UNREADABLE as error:
             verdict, message = judge_unreadable(error, request.prompt)
             raise verdict.error(
@@ -198,9 +197,16 @@ class TTAPIClient:
                 request_id=answer.request_id,
                 answer=answer if may_be_paid(verdict) else None,
             ) from None
-        self._warn(name, request.n, len(images), read.problems)
+        if lost is not None and not images:
+            lost.request_id, lost.answer = answer.request_id, answer
+            raise lost
+        self._warn(name, request.n, len(images), read.problems, lost)
         return GeneratedImages(
-            images=images, usage=read.usage, created=read.created, request_id=answer.request_id
+            images=images,
+            usage=read.usage,
+            created=read.created,
+            request_id=answer.request_id,
+            rest=answer if lost else None,
         )
 
     def stream(
@@ -220,7 +226,8 @@ class TTAPIClient:
 
         Raises:
             StopSending: as in `generate`.
-            TTAPIError: no image was finished, or the stream reports an error; `answer` is what came.
+            TTAPIError: no image was finished, one can't be fetched, or the stream reports an error; `answer` is what
+                came.
         """
         name, guard = request.request_hash[:12], guard or Guard()
         with self._pace.turn(guard.stop) as turn:
@@ -243,6 +250,7 @@ class TTAPIClient:
                     failure = opened.failure(error)
                 if failure is not None:  # raised here, not above, so as not to show what httpx says
                     raise attempts.error(failure)
+        lost: DownloadError | None = None
         for part in elsewhere:
             problems += part.problems
             try:
@@ -253,7 +261,7 @@ class TTAPIClient:
                     finished += 1
             except DownloadError as error:
                 lost = self._paid(error, attempts, opened)
-        if not finished:
+        if lost is not None:
             raise lost
         self._warn(name, request.n, finished, problems)
 
@@ -292,10 +300,10 @@ class TTAPIClient:
         patience: float | None = None,
         stop: Stop | None = None,
     ) -> Iterator[GeneratedImage]:
-        """Yield the images of an answer, fetched where they came as URLs: not all, perhaps, but at least one.
+        """Yield the images of an answer, fetched where they came as URLs.
 
         Raises:
-            DownloadError: none of them could be fetched.
+            DownloadError: after the others, where one could not be fetched.
         """
         index, lost = first, None
         over = self._clock.monotonic() + (PATIENCE if patience is None else patience)
@@ -313,7 +321,7 @@ class TTAPIClient:
                 )
             yield GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
             index += 1
-        if lost is not None and index == first:
+        if lost is not None:
             raise lost
 
     @staticmethod
@@ -324,7 +332,19 @@ class TTAPIClient:
         return error
 
     @staticmethod
-    def _warn(name: str, asked: int, came: int, problems: Iterable[str]) -> None:
+    def _warn(
+        name: str, asked: int, came: int, problems: Iterable[str], lost: DownloadError | None = None
+    ) -> None:
         fewer = [f"{asked} images were asked for, {came} came"] if came < asked else []
-        if wrong := [*fewer, *problems]:
+        if wrong := [*fewer, *problems, *([lost.message] if lost else [])]:
             log.warning("%s: %s", name, "; ".join(wrong))
+
+
+def _all(had: Iterator[GeneratedImage]) -> tuple[tuple[GeneratedImage, ...], DownloadError | None]:
+    """Return the images that can be had, and why others can't."""
+    images = list[GeneratedImage]()
+    try:
+        images.extend(had)
+    except DownloadError as error:
+        return tuple(images), error
+    return tuple(images), None

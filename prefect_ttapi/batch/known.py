@@ -175,7 +175,7 @@ class _Told:
         if listed is None:
             return replace(item, known_absent=self.records.complete)
         row = self.earlier.row(request_hash)
-        if row is not None and self._stands(row, listed):
+        if row is not None and len(row.images) == item.request.n and self._stands(row, listed):
             copies = self._standing_copies(item, row)
             if copies is None:
                 return item
@@ -241,8 +241,8 @@ class _Told:
                 record = self.ledger.look_up(item.request.request_hash, missing=missing)
         except (StoreError, StopSending):
             return item  # its lane meets the store's error, or the stop
-        if record is None:
-            return item
+        if record is None or record.rest:
+            return item  # its lane pays for it, or has the rest of its images
         shown = thumbnails_of(self.store, record.generation.images) if self.plan.options.thumbnails else ()
         return Done(row_of_paid(item, Paid(record, sent=False)), shown)
 

@@ -142,7 +142,9 @@ def _paid(
         heading = _heading(by, model, made.created_at, made.flow_run_id or record.run_id)
         yield heading, Sum(len(made.images), made.api_calls, usage.total_tokens, usd)
     in_vain = [(each.token, each.when, each.run_id) for each in document.also_paid]
-    in_vain += [(each.token, each.when, each.run_id) for each in document.kept]
+    in_vain += [
+        (each.token, each.when, each.run_id) for each in document.kept if each != (record and record.rest)
+    ]
     tokens = {token for token, _, _ in in_vain}
     maybe = [(each.when, each.run_id) for each in document.maybe_paid if each.token not in tokens]
     yield from ((_heading(by, model, when, run), Sum(maybe_paid=1)) for when, run in maybe if when >= begin)

@@ -100,9 +100,8 @@ def _give_up_answers(store: ImageStore, finding: Finding) -> Repair:
         return Repair(True, f"left {key}: it names no such answer any more")
     if seen.document.state is State.CLAIMED:
         return Repair(False, f"left {key}: somebody is at work on it")
-    said = (
-        f"gave up what can't be read of {key}: the next run pays for it anew; the answer stays, as an orphan"
-    )
+    then = "its images stay" if seen.document.answer else "the next run pays for it anew"
+    said = f"gave up what can't be read of {key}: {then}; the answer stays, as an orphan"
     return _swap(documents, seen, facts_of(seen.document) | {"kept": ()}, said)
 
 

@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 #: Bytes that must be free for each image before it is paid for: a large one, as the models make them.
 IMAGE_ROOM: Final = 8 * 1024 * 1024
 
+_REST: Final = "the answer is kept, and the next run tries again"
+
 #: Given each partial picture of a request that is read as a stream.
 OnPreview = Callable[[PartialImage], None]
 
@@ -183,7 +185,7 @@ class Engine:
                 if isinstance(found, Record):
                     if has_answer:
                         keeper.forget(found)
-                    return Paid(found, sent=False)
+                    return self._had_rest(found, request, keeper) if found.rest else Paid(found, sent=False)
                 try:
                     with found as claim:
                         if not has_answer:
@@ -224,7 +226,14 @@ class Engine:
             request_id=answer.request_id,
             earlier_outcomes=answer.earlier_outcomes,
         )
-        hand = Read(claim.answer(generation, result_key), answer.images)
+        rest = None
+        if answer.rest is not None:
+            facts = generation.model_copy(update={"images": ()})
+            why = f"images that were had: {len(answer.images)}; others could not be fetched"
+            kept = _kept(claim, facts, answer.rest, why, whole=False)
+            rest = Unread(kept, answer.rest.body)
+            self.ledger.log.warning("request %s: %s; %s", request.request_hash[:12], why, _REST)
+        hand = Read(claim.answer(generation, result_key), answer.images, rest)
         record = keeper.keep(claim, hand, stop=self.limits.stop)
         is_own = record.generation.images == generation.images
         return Paid(record, sent=True, fresh=answer.images if is_own else ())
@@ -256,16 +265,7 @@ class Engine:
                 failed = failed or (error, kept)
                 continue
             images = tuple(map(self.store.reference, answer.images))
-            made = generation_of(kept.generation, name, self.store).model_copy(
-                update={"images": images, "usage": answer.usage, "package_version": VERSION}
-            )
-            recorded = Answer(
-                token=kept.token,
-                run_id=kept.run_id,
-                generation=facts_of_generation(made),
-                result_key=result_key,
-            )
-            record = keeper.keep(claim, Read(recorded, answer.images), stop=stop)
+            record = keeper.keep(claim, self._read(kept, answer, result_key), stop=stop)
             self.ledger.log.info(
                 "request %s was paid for on %s UTC; its answer could be read now, and nothing was sent",
                 name[:12],
@@ -281,6 +281,44 @@ class Engine:
         self.ledger.log.warning("request %s is sent again as a decision of this run: %s", name[:12], failure)
         return None
 
+    def _had_rest(self, found: Record, request: ImageRequest, keeper: Keeper) -> Paid:
+        """Return a record of which not all images could be had yet, with those that can by now."""
+        paid, name, kept = Paid(found, sent=False), request.request_hash, found.rest
+        assert kept is not None  # noqa: S101 - asked before
+        try:
+            claim = self.ledger.claim_rest(name)
+            if claim is None:
+                return paid
+            with claim:
+                raw = RawAnswer(keeper.body(name, kept), kept.media_type)
+                answer = self.client.read_again(request, raw, patience=0, stop=self.limits.stop)
+                if len(answer.images) <= len(found.generation.images):
+                    return paid
+                record = keeper.keep(claim, self._read(kept, answer, found.result_key), stop=self.limits.stop)
+        except (TTAPIError, StoreError) as error:
+            self.ledger.log.info("request %s: what is left of its answer is not had: %s", name[:12], error)
+            return paid
+        had = len(record.generation.images)
+        self.ledger.log.info(
+            "request %s: %d of its images are had by now, and nothing was sent", name[:12], had
+        )
+        return Paid(record, sent=False)
+
+    def _read(self, kept: Kept, answer: GeneratedImages, result_key: str | None) -> Read:
+        """Return what could be read of an answer that was kept."""
+        images = tuple(map(self.store.reference, answer.images))
+        made = generation_of(kept.generation, kept.generation["request_hash"], self.store).model_copy(
+            update={"images": images, "usage": answer.usage, "package_version": VERSION}
+        )
+        recorded = Answer(
+            token=kept.token,
+            run_id=kept.run_id,
+            generation=facts_of_generation(made),
+            result_key=result_key,
+        )
+        rest = Unread(kept.model_copy(update={"whole": False}), answer.rest.body) if answer.rest else None
+        return Read(recorded, answer.images, rest)
+
     def _keep_unread(self, claim: Claim, request: ImageRequest, error: TTAPIError, keeper: Keeper) -> None:
         """Keep the answer of an error, and let the error say where."""
         raw = error.answer
@@ -292,17 +330,8 @@ class Engine:
             seconds=round(error.elapsed, 3),
             request_id=error.request_id,
         )
-        kept = Kept(
-            token=claim.token,
-            run_id=claim.run_id,
-            generation=facts_of_generation(facts),
-            when=facts.created_at,
-            why=line_of(f"{error.outcome}: {error}"),
-            whole=isinstance(error, InvalidResponseError | DownloadError),
-            media_type=line_of(raw.media_type),
-            size_bytes=raw.body.size_bytes,
-            sha256=raw.body.sha256,
-        )
+        is_whole = isinstance(error, InvalidResponseError | DownloadError)
+        kept = _kept(claim, facts, raw, f"{error.outcome}: {error}", whole=is_whole)
         try:
             keeper.keep_unread(claim, Unread(kept, raw.body), stop=self.limits.stop)
             error.kept_at, error.answer = keeper.place(request.request_hash, kept), None
@@ -328,6 +357,20 @@ class Engine:
             else:
                 claim.mark_unknown(str(error), error.outcome)
             raise
+
+
+def _kept(claim: Claim, facts: Generation, raw: RawAnswer, why: str, *, whole: bool) -> Kept:
+    return Kept(
+        token=claim.token,
+        run_id=claim.run_id,
+        generation=facts_of_generation(facts),
+        when=facts.created_at,
+        why=line_of(why),
+        whole=whole,
+        media_type=line_of(raw.media_type),
+        size_bytes=raw.body.size_bytes,
+        sha256=raw.body.sha256,
+    )
 
 
 class _SendGuard(Guard):
@@ -393,6 +436,7 @@ def _read_stream(
     """Return the completed images of a stream, as `TTAPIClient.generate` would."""
     started = time.monotonic()
     completed: list[CompletedImage] = []
+    rest: RawAnswer | None = None
     try:
         for event in events:
             if isinstance(event, CompletedImage):
@@ -402,6 +446,7 @@ def _read_stream(
     except TTAPIError as error:
         if not completed:
             raise
+        rest = error.answer if isinstance(error, DownloadError) else None
         logger.warning(
             "%s: %d of %d images came: %s", request.request_hash[:12], len(completed), request.n, error
         )
@@ -412,6 +457,7 @@ def _read_stream(
         seconds=time.monotonic() - started,
         request_id=completed[0].request_id,
         earlier_outcomes=completed[0].earlier_outcomes,
+        rest=rest,
     )
 
 

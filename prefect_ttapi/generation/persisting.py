@@ -54,19 +54,20 @@ _UNREAD: Final = Facts("application/octet-stream")
 
 
 @dataclass(frozen=True)
-class Read:
-    """An answer in hand: what to record of it, and its images."""
-
-    answer: Answer
-    images: tuple[GeneratedImage, ...]
-
-
-@dataclass(frozen=True)
 class Unread:
     """An answer in hand that nobody can read yet: what to note of it, and its body as it came."""
 
     answer: Kept
     body: Spool
+
+
+@dataclass(frozen=True)
+class Read:
+    """An answer in hand: what to record of it, its images, and all of it where some of these could not be had."""
+
+    answer: Answer
+    images: tuple[GeneratedImage, ...]
+    rest: Unread | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Keeper:
         Raises:
             NotStoredError: the store's patience is over; the message says where the images are.
         """
-        superseded = claim.kept
+        superseded = (*claim.kept, *([hand.rest.answer] if hand.rest else []))
         record = self._persist(claim, hand, rescued, stop)
         assert record is not None  # noqa: S101 - what can be read is recorded
-        for kept in superseded:
+        for kept in (kept for kept in superseded if kept not in claim.kept):
             try:
                 self.store.remove(self._key(claim.request_hash, kept))
             except StoreError as error:
@@ -159,7 +160,8 @@ class Keeper:
         if rescued and rescued.read and rescued.record and claim.counts(rescued.record):
             answer = rescued.read.answer.model_copy(update={"result_key": result_key})
             made, images = rescued.record.generation, rescued.read.images
-            record = self.keep(claim, Read(answer, images), rescued=True)
+            rest = next((hand for hand in rescued.unread if hand.answer.token == answer.token), None)
+            record = self.keep(claim, Read(answer, images, rest), rescued=True)
             self.log.info(said, claim.request_hash[:12], _minute(made.created_at), "its images were")
             return record, images if record.generation.images == made.images else ()
         unread = rescued.unread if rescued else ()
@@ -245,6 +247,9 @@ class Keeper:
                 key = image_key(image.sha256, image.media_type)
                 objects.write(key, image.open, Facts(image.media_type))
             facts = {"answer": hand.answer}
+            if hand.rest is not None:
+                objects.write(self._key(request_hash, hand.rest.answer), hand.rest.body.open, _UNREAD)
+                facts["kept"] = (hand.rest.answer,)
         self._write(documents, request_hash, facts)
 
     def take(self, request_hash: str) -> Rescued | None:
@@ -290,7 +295,9 @@ class Keeper:
     def _persist(self, claim: Claim, hand: Read | Unread, rescued: bool, stop: Stop | None) -> Record | None:
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
         there, where, warned = rescued, "", False
-        to_store: list[GeneratedImage | Spool] = [*hand.images] if isinstance(hand, Read) else [hand.body]
+        unread = hand.rest if isinstance(hand, Read) else hand
+        to_store: list[GeneratedImage | Spool] = [*hand.images] if isinstance(hand, Read) else []
+        to_store += [unread.body] if unread else []
         for pause in backoff(*_PAUSES):
             try:
                 while to_store:
@@ -393,7 +400,7 @@ class Keeper:
 
 def _end(claim: Claim, hand: Read | Unread) -> Record | None:
     if isinstance(hand, Read):
-        return claim.record_answer(hand.answer)
+        return claim.record_answer(hand.answer, hand.rest.answer if hand.rest else None)
     if not claim.keep(hand.answer):
         raise ClaimLostError("somebody else holds the claim by now")
     return None

@@ -176,20 +176,21 @@ class Claim:
         facts = facts_of_generation(generation)
         return Answer(token=self.token, run_id=self.run_id, generation=facts, result_key=result_key)
 
-    def record_answer(self, answer: Answer) -> Record:
+    def record_answer(self, answer: Answer, rest: Kept | None = None) -> Record:
         """Record an answer, whose images are stored, and return the record that stands.
 
         That is somebody else's where theirs was first; this payment is then noted in its `also_paid`.
 
         Args:
             answer: this claim's, or an earlier one's that came to light before anything was sent under this.
+            rest: the same, where not all of its images could be had yet; its body is stored.
 
         Raises:
             NoAnswerError: it may be recorded or not: try again.
             StoreError: it is not recorded.
         """
         with self._lock:
-            seen = self._settle(answer)
+            seen = self._settle(answer, rest)
         record = self.documents.record(seen) if seen else None
         assert record is not None  # noqa: S101 - a document with an answer stands now
         if any(note.token == answer.token for note in record.also_paid):
@@ -263,27 +264,28 @@ class Claim:
             self._settled = True
             self.log.warning("the claim on request %s stays until it expires: %s", self._name, error)
 
-    def _settle(self, end: Answer | Payment | None) -> Seen | None:
+    def _settle(self, end: Answer | Payment | None, rest: Kept | None = None) -> Seen | None:
         """Write how the claim ends, whoever changes the document meanwhile, and return what stands then.
 
         Args:
             end: the answer, read or kept unread; a payment that may have been made; None: surely nothing was paid.
+            rest: of an answer that is read in part.
         """
         won = False
-        while not won and (facts := self._facts_after(end)) is not None:
+        while not won and (facts := self._facts_after(end, rest)) is not None:
             swap = self._swap(self._seen, **facts)
             won, self._seen = swap.won, swap.seen
         self._settled = True
         return self._seen
 
-    def _facts_after(self, end: Answer | Payment | None) -> dict[str, Any] | None:
+    def _facts_after(self, end: Answer | Payment | None, rest: Kept | None) -> dict[str, Any] | None:
         standing = self._seen.document if self._seen else None
         match end:
             case Kept():
                 return transitions.unreadable(standing, self.token, end)
             case Answer():
                 tokens, stands = {end.token, self.token}, self._is_answered_beside(end)
-                return transitions.answered(standing, end, tokens, stands=stands)
+                return transitions.answered(standing, end, tokens, stands=stands, rest=rest)
             case Payment():
                 return transitions.unknown(standing, end)
         return transitions.released(standing, self.token)

@@ -108,7 +108,7 @@ class Kept(Answer):
         generation: all that is known of it: no images yet.
         when: when it came, UTC.
         why: why it could not be read.
-        whole: it came to its end; nothing is sent while such an answer can't be read.
+        whole: it came to its end, and nothing of it was had; nothing is sent while such an answer can't be read.
         media_type, size_bytes, sha256: of the body.
     """
 
@@ -150,6 +150,7 @@ class Record(_Part):
         state: `generated`, or `claimed` while somebody refreshes it.
         run_id: the run that paid.
         result_key: an opaque text that was recorded with it.
+        rest: the whole answer, where not all of its images could be had yet.
         maybe_paid: earlier sends whose outcome nobody knows.
         also_paid: other answers to the same request, paid for and not used.
         tag, size: of the stored document, as a listing of the store shows them.
@@ -159,6 +160,7 @@ class Record(_Part):
     state: State
     run_id: str
     result_key: str | None = None
+    rest: Kept | None = None
     maybe_paid: tuple[Payment, ...] = ()
     also_paid: tuple[Payment, ...] = ()
     tag: str | None = None
@@ -232,9 +234,16 @@ def record_of(document: Document, store: ImageStore) -> Record | None:
         state=document.state,
         run_id=document.answer.run_id,
         result_key=document.answer.result_key,
+        rest=rest_of(document),
         maybe_paid=document.maybe_paid,
         also_paid=document.also_paid,
     )
+
+
+def rest_of(document: Document) -> Kept | None:
+    """Return the recorded answer as it came, where not all of its images could be had yet."""
+    answer = document.answer
+    return next((kept for kept in document.kept if answer and kept.token == answer.token), None)
 
 
 def line_of(text: str) -> str:

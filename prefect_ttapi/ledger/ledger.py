@@ -31,6 +31,7 @@ from prefect_ttapi.ledger.documents import (
     Seen,
     State,
     payment,
+    rest_of,
 )
 from prefect_ttapi.ledger.transitions import counts, unread
 from prefect_ttapi.results import StoredImage
@@ -175,6 +176,18 @@ class Ledger:
                     notes[-1].what,
                 )
             return claim
+
+    def claim_rest(self, request_hash: str) -> Claim | None:
+        """Return a claim for having the `rest` of a recorded answer; None where somebody else is at it, or was.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        seen = self.documents.read(request_hash)
+        if seen is None or seen.document.state is not State.GENERATED or rest_of(seen.document) is None:
+            return None
+        claim = Claim(self.documents, request_hash, self.run_id, self.ttl, None, self.log)
+        return claim if claim.take(seen, seen.document.maybe_paid, seen.document.answer).won else None
 
     def _wait(self, seen: Seen, before: Waiting | None) -> Waiting:
         if before is None:

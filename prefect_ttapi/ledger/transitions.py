@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, TypeVar
 
-from prefect_ttapi.ledger.documents import Answer, Document, Kept, Payment, Record, State, payment
+from prefect_ttapi.ledger.documents import Answer, Document, Kept, Payment, Record, State, payment, rest_of
 
 Named = TypeVar("Named", Payment, Kept)
 
@@ -85,6 +85,7 @@ def answered(
     tokens: Collection[str],
     *,
     stands: bool,
+    rest: Kept | None = None,
 ) -> dict[str, Any] | None:
     """Record an answer in hand: it beats any claim, but not an answer that was recorded first and `stands`.
 
@@ -94,25 +95,33 @@ def answered(
     Args:
         tokens: of the claims that end with this answer: the one it was paid for under, the one that records it.
         stands: another answer is there, which counts and has its images.
+        rest: this one as it came, where not all of its images could be had yet.
     """
+    of_this = {"state": State.GENERATED, "answer": answer, "kept": (rest,) if rest else ()}
     if standing is None:
-        return {"state": State.GENERATED, "answer": answer}
+        return of_this
     kept = standing.answer
-    if kept is not None and kept.token == answer.token:
+    if kept is not None and kept.token == answer.token and _count(kept) >= _count(answer):
         return None  # written before, and the store's answer lost; or by whoever found it in a rescue folder
     maybe = _without(standing.maybe_paid, *tokens)
     also = standing.also_paid
     if stands and standing.state is State.GENERATED:
         note = payment(answer.token, answer.run_id, "answered too, after another answer was recorded")
         also = (*_without(also, answer.token), note)
-        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also, "kept": ()}
+        theirs = rest_of(standing)
+        unread = (theirs,) if theirs else ()
+        return {**facts_of(standing), "maybe_paid": maybe, "also_paid": also, "kept": unread}
     if standing.holder is not None and standing.token not in tokens:
         what = "held the claim when another answer was recorded"
         maybe = (*maybe, payment(standing.token, standing.holder.run_id, what))
-    if kept is not None and stands:
+    if kept is not None and stands and kept.token != answer.token:
         note = payment(kept.token, kept.run_id, "was the record, until a late answer beat a refresh")
         also = (*also, note)
-    return {"state": State.GENERATED, "answer": answer, "maybe_paid": maybe, "also_paid": also}
+    return {**of_this, "maybe_paid": maybe, "also_paid": also}
+
+
+def _count(answer: Answer) -> int:
+    return len(answer.generation.get("images", ()))
 
 
 def _without(notes: Iterable[Named], *tokens: str) -> tuple[Named, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Iterator
@@ -321,6 +322,86 @@ def test_many_who_read_it_at_once_record_it_once(store, client, server: HostileS
     assert len({one.generation.model_dump_json() for one in paid}) == 1
     assert paid[0].record.maybe_paid == paid[0].record.also_paid == ()
     assert (bodies(store), sends(server)) == ([], 1)
+
+
+def in_part(server: HostileServer) -> Behaviour:
+    """An answer with an image, and the URLs of two more on the same server."""
+    urls = [{"url": f"{server.url}/{number}.png"} for number in range(2)]
+    return answer(200, {"data": [{"b64_json": base64.b64encode(png()).decode()}, *urls]})
+
+
+TWINS = ImageRequest(prompt="three sealed letters", model="gpt-image-1", n=3)
+
+
+def had(store: ImageStore, client: TTAPIClient, run: str, **options: Any) -> int:
+    paid = engine_of(store, client, run, **options).generate(TWINS)
+    assert not store.missing(paid.generation.images)
+    return len(paid.generation.images)
+
+
+def test_urls_that_were_down_beside_images_are_fetched_by_the_next_run(
+    each_store: ImageStore, client, server: HostileServer, tmp_path
+):
+    """What was had counts at once; the URLs are kept with the answer until all of them are had, and cost nothing."""
+    store, fine = impatient(each_store, tmp_path), answer(200, png())
+    server.play(
+        in_part(server), answer(503), answer(503), fine, answer(503), answer(503), answer(503), fine, fine
+    )
+    counts = [had(store, client, run) for run in ("one", "two", "three")]
+    assert counts == [1, 2, 2]
+    assert len(bodies(store)) == 1
+    assert had(store, client, "four") == 3
+    assert bodies(store) == []
+    assert had(store, client, "five") == 3
+    assert sends(server) == 1
+
+
+def test_the_rest_of_an_answer_waits_in_the_rescue_folder(store, client, server: HostileServer, tmp_path):
+    """With the images that were had; who brings them into the store brings the URLs, too."""
+    store.check_once()
+    (obstacle := Path(store.url) / "images").touch()
+    server.play(in_part(server), answer(503), answer(503), answer(200, png()))
+    with pytest.raises(NotStoredError):
+        had(store, client, "one")
+    obstacle.unlink()
+    assert had(store, client, "two") == 1
+    assert rescued(tmp_path) == []
+    assert had(store, client, "three") == 3
+    assert sends(server) == 1
+
+
+def test_many_who_want_the_rest_have_it_once(store, client, server: HostileServer):
+    """Nobody waits for it, and nobody pays."""
+    server.play(in_part(server), answer(503), answer(503), answer(200, png()))
+    assert had(store, client, "one") == 1
+    with ThreadPoolExecutor(8) as threads:
+        counts = set(threads.map(lambda number: had(store, client, f"run-{number}"), range(8)))
+    assert counts <= {1, 3}
+    assert had(store, client, "last") == 3
+    assert (bodies(store), sends(server)) == ([], 1)
+
+
+def test_the_rest_of_a_streamed_answer_is_kept(store, client, server: HostileServer):
+    """A stream's image counts at once, and its URL is tried again."""
+    events = [{"b64_json": base64.b64encode(png()).decode()}, {"url": f"{server.url}/x.png"}]
+    body = "".join(
+        f"data: {json.dumps({'type': 'image_generation.completed', **event})}\n\n" for event in events
+    )
+    streamed = answer(200, body.encode(), {"Content-Type": "text/event-stream"})
+    server.play(streamed, answer(503), answer(200, png()))
+    request = TWINS.model_copy(update={"stream": True})
+    counts = [
+        len(engine_of(store, client, run).generate(request).generation.images) for run in ("one", "two")
+    ]
+    assert (counts, sends(server)) == ([1, 2], 1)
+
+
+def test_a_refresh_gives_the_rest_up(store, client, server: HostileServer):
+    """Who pays anew has a whole answer: nothing is left of the old one."""
+    server.play(in_part(server), answer(503), answer(503), answer(200, answered(png())))
+    assert had(store, client, "one") == 1
+    assert had(store, client, "two", not_before=datetime.now(UTC)) == 1
+    assert (bodies(store), sends(server)) == ([], 2)
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
