@@ -208,6 +208,18 @@ def gc(
 
 
 @app.command
+def init(folder: str, /) -> None:
+    """Write a file of prompts, a flow that works on it, and a deployment of the flow.
+
+    Args:
+        folder: where they go; it is made where it is not there, and files that are there are not written over.
+    """
+    from prefect_ttapi.cli.beginning import run
+
+    run(folder)
+
+
+@app.command
 def ls(
     store: str, /, *, endpoint_url: str | None = None, price: Sequence[str] = (), json: bool = False
 ) -> None:
