@@ -181,6 +181,14 @@ def problem(kind: LiteralString, message: str) -> PydanticCustomError:
     return PydanticCustomError(kind, "{message}", {"message": message})
 
 
+def problems_of(error: ValidationError) -> list[str]:
+    """Return a line per problem, without what was given: `size is '1x1' for dall-e-3; legal: ...`."""
+    return [
+        f"{'.'.join(map(str, detail['loc']))} {detail['msg'].removeprefix('Value error, ')}".strip()
+        for detail in error.errors(include_url=False, include_input=False)
+    ]
+
+
 def unmasked(secret: SecretStr | None) -> SecretStr | None:
     """Return the secret.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -171,11 +172,11 @@ class Tee:
         self._settle(is_end=True)
         if self._rest is None or not self.size:
             return None
-        body = Spool(hashing=False)
-        for spool, start, end in self._runs:
-            for piece in _raw(spool, start, end) if spool is self._rest else _as_base64(spool, start, end):
-                body.write(piece)
-        return body
+        pieces = (
+            _raw(spool, start, end) if spool is self._rest else _as_base64(spool, start, end)
+            for spool, start, end in self._runs
+        )
+        return Spool.of(chain.from_iterable(pieces), hashing=False)
 
     def _settle(self, *, is_end: bool = False) -> None:
         while self._pending:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from prefect_ttapi.api.redaction import withholding
 from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.capabilities import problems_of
 from prefect_ttapi.errors import (
     BudgetExceeded,
     IllegalBatchError,
@@ -33,7 +33,7 @@ from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.publishing import balance_exhausted, images_delivered
-from prefect_ttapi.lineage.shown import Shown, secrets_among
+from prefect_ttapi.lineage.shown import Shown, places, secrets_among
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import StopSending
@@ -255,14 +255,14 @@ def take_in(
         raise IllegalBatchError([f"there are {len(requests)} requests but {len(values)} values"])
     hashes: set[bytes] = set()
     told: set[str] = set()
-    failed: list[Row] = []
+    failed: dict[str, list[int]] = {}
     for item in _items(requests, values, keys, budget, told):
         if isinstance(item, Row):
-            failed.append(item)
+            failed.setdefault(item.error or "", []).append(item.row)
         else:
             hashes.add(bytes.fromhex(item.request.request_hash))
     if failed:
-        raise IllegalBatchError(_told_once(failed))
+        raise IllegalBatchError([f"{places('request', rows)}: {error}" for error, rows in failed.items()])
     # read again as they are needed: to keep them all would take a hundred times the memory of their hashes
     return Intake(_items(requests, values, None, None, told), len(requests), frozenset(hashes))
 
@@ -342,25 +342,3 @@ def _refused(row: int, given: Any, error: str, error_type: str) -> Row:
         secrets = secrets_among(given)
         given = {name: value for name, value in given.items() if name not in secrets}
     return Row(row=row, status="failed", given=given, error=error, error_type=error_type)
-
-
-def _told_once(failed: Iterable[Row]) -> list[str]:
-    """Return a line per problem, with the requests that have it: `requests 1, 2 and 7 more: ...`."""
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row in failed:
-        rows[row.error or ""].append(row.row)
-    return [f"{_requests(positions)}: {problem}" for problem, positions in rows.items()]
-
-
-def _requests(positions: Sequence[int]) -> str:
-    shown = ", ".join(map(str, positions[:5]))
-    more = f" and {len(positions) - 5} more" if len(positions) > 5 else ""
-    return f"request{'s' if len(positions) > 1 else ''} {shown}{more}"
-
-
-def problems_of(error: ValidationError) -> list[str]:
-    """Return a line per problem: `size is '1x1' for dall-e-3; legal: ...`."""
-    return [
-        f"{'.'.join(map(str, problem['loc'])) or 'request'} {problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors(include_url=False, include_input=False)
-    ]

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from pydantic import ValidationError
 
 from prefect_ttapi.batch import tables, workbooks
-from prefect_ttapi.batch.columns import Plan, listed, nearest_field, plan_of, quoted, warning_for
+from prefect_ttapi.batch.columns import Plan, listed, plan_of, quoted, warning_for
 from prefect_ttapi.batch.tables import (
     LARGEST_FILE,
     MOST_COLUMNS,
@@ -27,7 +27,9 @@ from prefect_ttapi.batch.tables import (
     Source,
     UnreadableError,
 )
+from prefect_ttapi.capabilities import nearest, problems_of
 from prefect_ttapi.errors import PromptsError, StoreError
+from prefect_ttapi.lineage.shown import places
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri
 from prefect_ttapi.storage.store import ImageStore
@@ -124,8 +126,7 @@ def _wanted(prompt_column: str | None, columns: Mapping[str, str | None]) -> dic
     """Return the columns that were asked for, by field."""
     for field in columns:
         if field not in ImageRequest.model_fields:
-            near = nearest_field(field)
-            hint = f"did you mean {near}?" if near else "legal: " + ", ".join(ImageRequest.model_fields)
+            hint = nearest(field, ImageRequest.model_fields)
             raise PromptsError(f"columns: {quoted(field)} is no field of an image request; {hint}")
     if prompt_column and "prompt" in columns:
         raise PromptsError("columns name the one with the prompts, and so does prompt_column: leave out one")
@@ -232,7 +233,7 @@ class _Reading:
         try:
             self.requests.append(ImageRequest.model_validate({**self._defaults, **given}))
         except ValidationError as error:
-            self.problems.add(row.line, _in_words(error))
+            self.problems.add(row.line, problems_of(error))
             wrong = self._wrong(given, error)
             self._misread |= dict.fromkeys(name for name in given if name in wrong)
         self.values.append(plan.values_of(row))
@@ -323,11 +324,6 @@ def _open(address: str) -> BinaryIO:
     return store.open(address)
 
 
-def _in_words(error: ValidationError) -> list[str]:
-    details = error.errors(include_url=False, include_input=False)
-    return [f"{detail['loc'][0]} {detail['msg']}" for detail in details]
-
-
 class _Problems:
     """Problems with the lines they are on; the same one on many lines is told once.
 
@@ -352,16 +348,10 @@ class _Problems:
                 self.count += 1
 
     def __str__(self) -> str:
-        told = [f"{self._places(lines)}: {message}" for message, lines in self._lines.items()]
+        told = [
+            f"{places(self._unit, lines, self.LINES)}: {message}" for message, lines in self._lines.items()
+        ]
         untold = self.count - sum(map(len, self._lines.values()))
         summary = "1 problem" if self.count == 1 else f"{self.count:,} problems"
         rest = [f"and {untold:,} more"] if untold else []
         return "\n  ".join([summary, *told, *rest, *([self.hint] if self.hint else [])])
-
-    def _places(self, lines: list[int]) -> str:
-        first = [f"{line}" for line in lines[: self.LINES]]
-        if len(lines) == 1:
-            return f"{self._unit} {first[0]}"
-        if more := len(lines) - len(first):
-            return f"{self._unit}s {', '.join(first)} and {more:,} more"
-        return f"{self._unit}s {', '.join(first[:-1])} and {first[-1]}"

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -263,7 +263,7 @@ class Recorder:
             manifest=MANIFEST,
         )
         for file, pieces in gallery:
-            page = _spooled(piece.encode() for piece in pieces)
+            page = Spool.of(piece.encode() for piece in pieces)
             self._upload(file, page.open, "text/html; charset=utf-8")
         return self._store.uri(f"{self._folder}/{page_name(1)}")
 
@@ -275,7 +275,7 @@ class Recorder:
 
     def _write_manifest(self) -> str:
         """Write it last, and as patiently as images, since nothing else tells why rows failed; return its address."""
-        lines = _spooled(self._rows.lines())
+        lines = Spool.of(self._rows.lines())
         with waiting(UPLOAD_PATIENCE):
             return self._upload(MANIFEST, lines.open, "application/x-ndjson")
 
@@ -335,10 +335,3 @@ def _harmless(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         logger.warning("The %s not written: %s: %s", what, type(error).__name__, error)
-
-
-def _spooled(pieces: Iterable[bytes]) -> Spool:
-    spool = Spool()
-    for piece in pieces:
-        spool.write(piece)
-    return spool

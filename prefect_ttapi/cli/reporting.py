@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any, Final, TextIO, TypeVar
+from typing import Final, TextIO, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -62,16 +62,14 @@ def complain(error: object) -> None:
     """Print what is wrong, in the error stream; in red where that is a terminal with colours."""
     from pydantic_core import ValidationError
 
+    from prefect_ttapi.capabilities import problems_of
+
     told = str(error)
     if isinstance(error, ValidationError):
-        told = "; ".join(_problem(detail) for detail in error.errors(include_url=False, include_input=False))
+        told = "; ".join(problems_of(error))
     Console(file=sys.stderr, highlight=False).print(
         Text("error: ", "bold red"), Text(told), sep="", soft_wrap=True
     )
-
-
-def _problem(detail: Any) -> str:
-    return f"{'.'.join(map(str, detail['loc']))} {detail['msg'].removeprefix('Value error, ')}".strip()
 
 
 def show_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:

@@ -26,6 +26,7 @@ from prefect_ttapi.storage.objects import (
     NoConditionsError,
     ObjectStore,
     patience,
+    sha256_of,
 )
 from prefect_ttapi.storage.store import ImageStore
 
@@ -83,7 +84,7 @@ class Original:
         """
         if self.at_hand is None:
             body = self.place.fetch(self.key)
-            if _sha256(body) != self.image.sha256:
+            if sha256_of(body) != self.image.sha256:
                 raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
             self.at_hand = body
         return self.at_hand
@@ -403,7 +404,7 @@ class Delivery:
         return f"{self.to.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
 
     def _sha256_at(self, key: str, found: Found) -> str:
-        return found.metadata.get("sha256") or _sha256(self.to.objects.fetch(key))
+        return found.metadata.get("sha256") or sha256_of(self.to.objects.fetch(key))
 
     def _delivered(self, image: StoredImage, key: str, found: Found, **facts: Any) -> DeliveredImage:
         uri = self.to.uri(key)
@@ -413,11 +414,6 @@ class Delivery:
 
     def _template(self, values: Mapping[str, Any]) -> KeyTemplate:
         return key_template(self.key, tuple(sorted(values)))
-
-
-def _sha256(body: Body) -> str:
-    with body() as reader:
-        return hashlib.file_digest(reader, hashlib.sha256).hexdigest()  # type: ignore[arg-type]
 
 
 def _is_made(image: StoredImage, rendition: Rendition, found: Found | None) -> bool:

@@ -308,9 +308,7 @@ def _rendered(image: Image, rendition: Rendition) -> Rendered:
         small = page
     encoded = io.BytesIO()
     small.save(encoded, rendition.format, **_FORMATS[rendition.format] | {"quality": rendition.used_quality})
-    spool = Spool()
-    spool.write(encoded.getbuffer())
-    return Rendered(spool, *size)
+    return Rendered(Spool.of([encoded.getbuffer()]), *size)
 
 
 @in_worker

@@ -10,8 +10,9 @@ import hashlib
 import io
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 #: Bytes up to which an image stays in memory: a file would cost more than they do.
 IN_MEMORY = 64 * 1024
@@ -24,8 +25,7 @@ class Spool:
         hashing: hash the bytes as they are written, else where the hash is asked for: it may never be.
         in_memory: bytes up to which no file is made.
 
-    >>> spool = Spool()
-    >>> spool.write(b"image")
+    >>> spool = Spool.of([b"ima", b"ge"])
     >>> spool.size_bytes, spool.read_bytes(), spool.open().read(2)
     (5, b'image', b'im')
     """
@@ -36,6 +36,14 @@ class Spool:
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256() if hashing else None
         self.size_bytes = 0
+
+    @classmethod
+    def of(cls, pieces: Iterable[bytes | memoryview], *, hashing: bool = True) -> Self:
+        """Return a spool of all of `pieces`."""
+        spool = cls(hashing=hashing)
+        for piece in pieces:
+            spool.write(piece)
+        return spool
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append `data`."""

@@ -269,10 +269,8 @@ class RowFile:
 
     def between(self, one: Mark, other: Mark) -> Spool:
         """Return the lines that came from one mark to the other, as they came."""
-        part = Spool()
-        for start in range(one.size_bytes, other.size_bytes, _CHUNK):
-            part.write(self._spool.read_at(start, min(_CHUNK, other.size_bytes - start)))
-        return part
+        starts = range(one.size_bytes, other.size_bytes, _CHUNK)
+        return Spool.of(self._spool.read_at(at, min(_CHUNK, other.size_bytes - at)) for at in starts)
 
     def _put(self, number: int, line: bytes) -> None:
         missing = [0] * (number + 1 - len(self))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -180,6 +180,19 @@ def counted(count: int, noun: str) -> str:
     ('1 image', '1,200 images')
     """
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def places(noun: str, numbers: Sequence[int], most: int = 5) -> str:
+    """Return in words where something is, at most so many of the places by their numbers.
+
+    >>> places("line", [7]), places("line", [1, 2, 4]), places("line", [1, 2, 4], most=2)
+    ('line 7', 'lines 1, 2 and 4', 'lines 1, 2 and 1 more')
+    """
+    first = [f"{number}" for number in numbers[:most]]
+    if len(numbers) == 1:
+        return f"{noun} {first[0]}"
+    last = f"{len(numbers) - most:,} more" if len(numbers) > most else first.pop()
+    return f"{noun}s {', '.join(first)} and {last}"
 
 
 def one_line(text: str, limit: int) -> str:

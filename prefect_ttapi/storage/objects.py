@@ -121,6 +121,12 @@ def waiting(seconds: float, stop: Stop | None = None) -> Iterator[None]:
         _patience.reset(before)
 
 
+def sha256_of(body: Body) -> str:
+    """Return the hex digest of an object's bytes."""
+    with body() as reader:
+        return hashlib.file_digest(reader, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
 class Condition(Enum):
     """What a write expects to find at its key; a tag expects exactly the object that has this tag."""
 

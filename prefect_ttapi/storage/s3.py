@@ -31,6 +31,7 @@ from prefect_ttapi.storage.objects import (
     ObjectStore,
     checked_key,
     patience,
+    sha256_of,
 )
 from prefect_ttapi.storage.s3_service import (
     MD5,
@@ -114,14 +115,11 @@ class S3(ObjectStore):
                         f"{where} has no ETag: use a service, or a proxy before it, that gives them"
                     )
                 answer = client.get_object(**at)
-            spool = Spool()
             # what `with` over the body itself gives is urllib3's response, which may not check its length
             with closing(answer["Body"]) as body:
                 packed = "gzip" in answer.get("ContentEncoding", "")  # by a proxy: nothing is put there so
                 reader = gzip.GzipFile(fileobj=body) if packed else body
-                for chunk in iter(partial(reader.read, _CHUNK), b""):
-                    spool.write(chunk)
-            return spool, tag
+                return Spool.of(iter(partial(reader.read, _CHUNK), b"")), tag
 
         return self._run("can't read", key, attempt)
 
@@ -171,9 +169,7 @@ class S3(ObjectStore):
         if found and (found.size, found.metadata.get("sha256")) == (size, facts.sha256):
             return found.tag
         there = self._get(key)
-        with body() as stream:
-            sent = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-        if there and there[0].sha256 == sent:
+        if there and there[0].sha256 == sha256_of(body):
             return there[1]
         raise ConflictError(f"can't write {self._shown(key)}: the service has something else than was sent")
 
