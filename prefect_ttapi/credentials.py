@@ -1,8 +1,11 @@
-"""The block that holds the API key."""
+"""The block that holds the API key, and the client that a process has for it."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import threading
+from collections.abc import Hashable
 from typing import Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
@@ -84,3 +87,31 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
             retry_unknown_outcome=self.retry_unknown_outcome,
             max_attempts=self.max_attempts,
         )
+
+
+_LOCK = threading.Lock()
+_CLIENTS: dict[Hashable, TTAPIClient] = {}
+
+
+def shared_client(credentials: TTAPICredentials) -> TTAPIClient:
+    """Return the process's client for these credentials, which is closed when the process ends.
+
+    Task runs in threads share its connections, and its pace.
+    """
+    settings = tuple(getattr(credentials, name) for name in TTAPICredentials.model_fields)
+    with _LOCK:
+        if settings not in _CLIENTS:
+            _CLIENTS[settings] = credentials.get_client()
+        return _CLIENTS[settings]
+
+
+@atexit.register
+def _close() -> None:
+    with _LOCK:
+        for client in _CLIENTS.values():
+            client.close()
+        _CLIENTS.clear()
+
+
+# connections must not be shared with a child process
+os.register_at_fork(after_in_child=_CLIENTS.clear)

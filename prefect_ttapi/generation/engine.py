@@ -11,25 +11,19 @@ Here the API, the store and the ledger meet. No Prefect run is needed.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.api.retries import Guard
-from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.credentials import TTAPICredentials, shared_client
 from prefect_ttapi.errors import DownloadError, InvalidResponseError, NotStoredError, StoreError, TTAPIError
-from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, perhaps_paid
+from prefect_ttapi.generation.limits import SURELY_UNPAID, Limits, Place, SendGuard, perhaps_paid
 from prefect_ttapi.generation.persisting import Keeper, Read, Unread
 from prefect_ttapi.generation.runs import RunContext
-from prefect_ttapi.images.spool import check_room
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import (
     Answer,
@@ -51,13 +45,9 @@ from prefect_ttapi.results import (
     PartialImage,
     RawAnswer,
 )
-from prefect_ttapi.stopping import StopSending
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
-
-#: Bytes that must be free for each image before it is paid for: a large one, as the models make them.
-IMAGE_ROOM: Final = 8 * 1024 * 1024
 
 _REST: Final = "the answer is kept, and the next run tries again"
 
@@ -343,7 +333,7 @@ class Engine:
         self, claim: Claim, request: ImageRequest, on_preview: OnPreview | None, keeper: Keeper
     ) -> GeneratedImages:
         """Return the answer to a claimed request; where there is none, the claim says what became of it."""
-        guard = _SendGuard(claim, request, self.store, self.limits)
+        guard = SendGuard(claim, request, self.store, self.limits)
         try:
             if request.stream or on_preview is not None:
                 events = self.client.stream(request, guard, patience=self.store.patience)
@@ -371,61 +361,6 @@ def _kept(claim: Claim, facts: Generation, raw: RawAnswer, why: str, *, whole: b
         size_bytes=raw.body.size_bytes,
         sha256=raw.body.sha256,
     )
-
-
-class _SendGuard(Guard):
-    """Asked right before bytes go to the API: stop, rate and budget of the run, room for the answer, the lease."""
-
-    def __init__(self, claim: Claim, request: ImageRequest, store: ImageStore, limits: Limits) -> None:
-        super().__init__(limits.stop)
-        self._claim = claim
-        self._images = request.n
-        self._store = store
-        self._limits = limits
-        self._attempt = 0
-
-    def admit(self, attempt: int) -> None:
-        self._attempt = attempt
-        self._limits.admit(attempt)
-        with _as_decision(attempt):
-            _check_room(self._store, self._images)
-            # last: each send, a repeated one too, needs a claim that is proven to stand
-            self._claim.before_sending()
-
-    def confirm(self) -> None:
-        try:
-            self.stop.check()
-            with _as_decision(self._attempt):
-                self._claim.before_writing()
-        except (StoreError, StopSending):
-            if self._attempt == 1:
-                self._claim.release()
-            raise
-
-
-@contextmanager
-def _as_decision(attempt: int) -> Iterator[None]:
-    """Make of an error before a repeated send the decision not to send: the earlier send may be paid for."""
-    try:
-        yield
-    except StoreError as error:
-        if attempt == 1 or isinstance(error, ClaimLostError):
-            raise
-        raise StopSending(str(error)) from error
-
-
-def _check_room(store: ImageStore, images: int) -> None:
-    """Raise StoreError where this machine has no room for the answer, which would be paid for and lost."""
-    size = images * IMAGE_ROOM
-    room = store.objects.room()
-    if room is not None and room < size:
-        raise StoreError(
-            f"nothing is sent: the store's disk has {room:,} bytes free, and {size:,} may be needed"
-        )
-    try:
-        check_room(size)
-    except OSError as error:
-        raise StoreError(f"nothing is sent: no temporary file can be written ({error.strerror})") from error
 
 
 def _read_stream(
@@ -472,31 +407,3 @@ def ledger_for(credentials: TTAPICredentials, store: ImageStore, run_id: str, lo
         retry_unknown_outcome=credentials.retry_unknown_outcome,
         log=log,
     )
-
-
-_LOCK = threading.Lock()
-_CLIENTS: dict[Hashable, TTAPIClient] = {}
-
-
-def shared_client(credentials: TTAPICredentials) -> TTAPIClient:
-    """Return the process's client for these credentials, which is closed when the process ends.
-
-    Task runs in threads share its connections, and its pace.
-    """
-    settings = tuple(getattr(credentials, name) for name in TTAPICredentials.model_fields)
-    with _LOCK:
-        if settings not in _CLIENTS:
-            _CLIENTS[settings] = credentials.get_client()
-        return _CLIENTS[settings]
-
-
-@atexit.register
-def _close() -> None:
-    with _LOCK:
-        for client in _CLIENTS.values():
-            client.close()
-        _CLIENTS.clear()
-
-
-# connections must not be shared with a child process
-os.register_at_fork(after_in_child=_CLIENTS.clear)

@@ -1,21 +1,30 @@
-"""What a request asks before it is sent, for all requests of a run together: stop, places in flight, rate, budget."""
+"""What a request asks before it is sent: stop, places in flight, rate and budget of all of a run, and its own claim."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
+from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.errors import BudgetExceeded, NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.generation.budget import Spending
+from prefect_ttapi.images.spool import check_room
+from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImages, Usage
 from prefect_ttapi.stopping import Stop, StopSending
+from prefect_ttapi.storage.store import ImageStore
 
 #: After these nothing was paid, so that the claim can be given back and anyone may send again.
 SURELY_UNPAID: Final = frozenset({Outcome.NEVER_DELIVERED, Outcome.REJECTED, Outcome.REFUSED})
+
+#: Bytes that must be free for each image before it is paid for: a large one, as the models make them.
+IMAGE_ROOM: Final = 8 * 1024 * 1024
 
 #: Seconds between two looks at stop and budget while a request waits for its turn.
 _POLL: Final = 0.1
@@ -192,3 +201,59 @@ def may_cost(error: BaseException) -> bool:
     """Return whether this very call may have paid: an error without a send is the ledger's, of an earlier call."""
     refused_by_the_ledger = isinstance(error, TTAPIError) and not error.attempts
     return perhaps_paid(error) and not refused_by_the_ledger
+
+
+class SendGuard(Guard):
+    """Asked right before bytes go to the API: stop, rate and budget of the run, room for the answer, the lease."""
+
+    def __init__(self, claim: Claim, request: ImageRequest, store: ImageStore, limits: Limits) -> None:
+        super().__init__(limits.stop)
+        self._claim = claim
+        self._images = request.n
+        self._store = store
+        self._limits = limits
+        self._attempt = 0
+
+    def admit(self, attempt: int) -> None:
+        """Ask all of it; the claim last, which each send, a repeated one too, needs to be proven to stand."""
+        self._attempt = attempt
+        self._limits.admit(attempt)
+        with _as_decision(attempt):
+            _check_room(self._store, self._images)
+            self._claim.before_sending()
+
+    def confirm(self) -> None:
+        """Ask for the stop, and for the age of the lease; a first send that is not made gives the claim back."""
+        try:
+            self.stop.check()
+            with _as_decision(self._attempt):
+                self._claim.before_writing()
+        except (StoreError, StopSending):
+            if self._attempt == 1:
+                self._claim.release()
+            raise
+
+
+@contextmanager
+def _as_decision(attempt: int) -> Iterator[None]:
+    """Make of an error before a repeated send the decision not to send: the earlier send may be paid for."""
+    try:
+        yield
+    except StoreError as error:
+        if attempt == 1 or isinstance(error, ClaimLostError):
+            raise
+        raise StopSending(str(error)) from error
+
+
+def _check_room(store: ImageStore, images: int) -> None:
+    """Raise StoreError where this machine has no room for the answer, which would be paid for and lost."""
+    size = images * IMAGE_ROOM
+    room = store.objects.room()
+    if room is not None and room < size:
+        raise StoreError(
+            f"nothing is sent: the store's disk has {room:,} bytes free, and {size:,} may be needed"
+        )
+    try:
+        check_room(size)
+    except OSError as error:
+        raise StoreError(f"nothing is sent: no temporary file can be written ({error.strerror})") from error
