@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
 from prefect_ttapi.cli.running import place
-from prefect_ttapi.cli.stores import prices_of, store_at
+from prefect_ttapi.cli.stores import prices_of, standing_store
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.lineage.manifest import Row, read_manifest
@@ -139,7 +139,7 @@ def totals_of(store: ImageStore, batch: Batch, prices: Mapping[Model, Price]) ->
 
 def show(address: str, endpoint_url: str | None, prices: Sequence[str], *, as_json: bool) -> None:
     """List the batches of a store."""
-    store, known, progress = store_at(address, endpoint_url), prices_of(prices), Progress(sys.stderr)
+    store, known, progress = standing_store(address, endpoint_url), prices_of(prices), Progress(sys.stderr)
     batches = batches_of(store)
     counted = side_by_side(lambda batch: totals_of(store, batch, known), batches)
     lines = []
@@ -189,7 +189,7 @@ def open_gallery(address: str, endpoint_url: str | None, wanted: str | None, *, 
 
     A browser can't read a private bucket: its objects are then passed on by this machine, to whoever knows the address.
     """
-    store = store_at(address, endpoint_url)
+    store = standing_store(address, endpoint_url)
     batch = batch_called(store, wanted)
     key = f"{batch.folder}/{layout.page_name(1)}"
     if not any(file.key == key for file in batch.files):

@@ -17,7 +17,7 @@ from prefect_ttapi.cli.checks import unneeded
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.repair import repair
 from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say, size
-from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.cli.stores import standing_store
 from prefect_ttapi.generation.persisting import Keeper
 from prefect_ttapi.ledger.documents import Documents
 from prefect_ttapi.lineage.shown import counted
@@ -54,7 +54,7 @@ def run(
     age = _age(older_than)
     if keep is not None and keep < 0:
         raise ValueError("--keep takes a number of batches from 0")
-    store, progress = store_at(address, endpoint_url), Progress(sys.stderr)
+    store, progress = standing_store(address, endpoint_url), Progress(sys.stderr)
     found = [*_batches(store, age, keep), *_unnamed(store, progress), *_rescued(store)]
     progress.clear()
     if not found:

@@ -13,7 +13,7 @@ from typing import Literal
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of
 from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
-from prefect_ttapi.cli.stores import prices_of, store_at
+from prefect_ttapi.cli.stores import prices_of, standing_store
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.ledger.documents import Document, Record, documents_at
@@ -64,7 +64,7 @@ def run(
 ) -> int:
     """Show the costs; return 1 where a record could not be read."""
     store, known, begin, progress = (
-        store_at(address, endpoint_url),
+        standing_store(address, endpoint_url),
         prices_of(prices),
         since_of(since),
         Progress(sys.stderr),

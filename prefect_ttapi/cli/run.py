@@ -32,7 +32,7 @@ from prefect_ttapi.cli.commands import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, say, waiting_for
 from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
 from prefect_ttapi.cli.signals import start_server
-from prefect_ttapi.cli.stores import prices_of, store_at
+from prefect_ttapi.cli.stores import prices_of, standing_store, store_at
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import DEFAULT_KEY
@@ -187,7 +187,7 @@ def retry(address: str, wanted: str | None, paying: Paying) -> int:
 
 def _retry(address: str, wanted: str | None, paying: Paying) -> int:
     with sandbox_if(paying.sandbox):
-        store = store_at(address)
+        store = standing_store(address)
         batch = batch_called(store, wanted)
         rows = [row for row in rows_of(store, batch) if row.status in ("failed", "skipped")]
         legal = [(row, row.request) for row in rows if row.request]

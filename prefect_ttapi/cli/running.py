@@ -16,16 +16,13 @@ from urllib.parse import unquote, urlsplit
 
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import (
-    PREFECT_LOGGING_SERVER_LEVEL,
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     get_current_settings,
     temporary_settings,
 )
 
 from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.cli.reporting import Loudness, complain, loudness
-from prefect_ttapi.cli.signals import Interrupted, interruptible, leave_soon
+from prefect_ttapi.cli.signals import TEMPORARY_SERVER, Interrupted, interruptible, leave_soon
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
 from prefect_ttapi.lineage.shown import one_line
@@ -50,9 +47,10 @@ def credentials_from(block: str | None) -> TTAPICredentials:
     """Return the saved block of this name, else what the environment says."""
     if not block:
         return TTAPICredentials.from_env()
-    return cast(
-        TTAPICredentials, TTAPICredentials.load(block)
-    )  # which could also be awaited, where a loop runs
+    with temporary_settings(set_defaults=TEMPORARY_SERVER):
+        return cast(
+            TTAPICredentials, TTAPICredentials.load(block)
+        )  # which could also be awaited, where a loop runs
 
 
 @contextmanager
@@ -136,15 +134,9 @@ def _matters(record: logging.LogRecord) -> bool:
 
 def exit_status(main: Callable[[], int]) -> int:
     """Run `main`; return its status, 2 where input, store or credentials are wrong, 130 after Ctrl-C."""
-    # a temporary server may be slow to start, and has nothing to say that a person at this command line could use
-    temporary_server = {
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
-        PREFECT_LOGGING_SERVER_LEVEL: "CRITICAL",
-        PREFECT_SERVER_ANALYTICS_ENABLED: False,
-    }
     quiet_logs()
     try:
-        with interruptible(), temporary_settings(set_defaults=temporary_server):
+        with interruptible(), temporary_settings(set_defaults=TEMPORARY_SERVER):
             return main()
     except (ValueError, OSError, StoreError, TTAPIError) as error:
         complain(error)

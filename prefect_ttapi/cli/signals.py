@@ -8,18 +8,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from importlib import import_module
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_LOGGING_SERVER_LEVEL, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_LOGGING_SERVER_LEVEL,
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    get_current_settings,
+    temporary_settings,
+)
 
 if TYPE_CHECKING:
     from prefect.server.api.server import SubprocessASGIServer
+
+#: A temporary server may be slow to start, and has nothing to say that a person at a command line could use.
+TEMPORARY_SERVER: Final[Mapping[Any, Any]] = {
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
+    PREFECT_LOGGING_SERVER_LEVEL: "CRITICAL",
+    PREFECT_SERVER_ANALYTICS_ENABLED: False,
+}
 
 _STOPPING = b"\nStopping: what is under way is finished and recorded. Press Ctrl-C again to leave at once.\n"
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, cast
 
+from prefect.settings import temporary_settings
 from pydantic import ValidationError
 
 from prefect_ttapi.capabilities import MODELS, Model
+from prefect_ttapi.cli.signals import TEMPORARY_SERVER
 from prefect_ttapi.generation.budget import Budget, Price
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri, sidecar_key
 from prefect_ttapi.storage.store import ImageStore
@@ -30,10 +32,23 @@ def store_at(address: str, endpoint_url: str | None = None) -> ImageStore:
     try:
         if kind != "block":
             return ImageStore(url=address, endpoint_url=endpoint_url)
-        store = cast(ImageStore, ImageStore.load(name))  # which could also be awaited, where a loop runs
+        with temporary_settings(set_defaults=TEMPORARY_SERVER):
+            store = cast(ImageStore, ImageStore.load(name))  # which could also be awaited, where a loop runs
         return store.model_copy(update={"endpoint_url": endpoint_url}) if endpoint_url else store
     except ValidationError as error:
         raise ValueError("; ".join(problem["msg"] for problem in error.errors(include_input=False))) from None
+
+
+def standing_store(address: str, endpoint_url: str | None = None) -> ImageStore:
+    """Return a store to look into, of which a folder has to be there.
+
+    Raises:
+        ValueError: it is not, that is no address, or there is no such block.
+    """
+    store = store_at(address, endpoint_url)
+    if not is_s3(store.url) and not Path(store.url).is_dir():
+        raise ValueError(f"there is no folder {store.url}: is the store elsewhere?")
+    return store
 
 
 def object_at(uri: str, endpoint_url: str | None) -> tuple[ImageStore, str]:

@@ -78,7 +78,18 @@ def test_the_newest_is_first_and_a_killed_batch_is_told(
     assert older.startswith("older ")
 
 
+@pytest.mark.parametrize("command", ["ls", "open", "costs", "gc", "retry"])
+def test_a_folder_that_is_not_there(
+    command: str, store: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt store is no empty one, and is not made."""
+    assert main([command, store.url]) == 2
+    assert f"there is no folder {store.url}" in capsys.readouterr().err
+    assert not Path(store.url).exists()
+
+
 def test_a_store_without_batches(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(store.url).mkdir()
     assert main(["ls", store.url]) == 0
     assert "holds no batches yet" in capsys.readouterr().out
     assert main(["open", store.url]) == 2

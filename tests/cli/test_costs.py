@@ -73,5 +73,6 @@ def test_a_record_that_makes_no_sense_is_told(store: ImageStore, capsys: pytest.
 
 
 def test_since_is_a_date(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    paid(store, "a meadow")
     assert main(["costs", store.url, "--since", "yesterday"]) == 2
     assert "2026-11" in capsys.readouterr().err
