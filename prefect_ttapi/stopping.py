@@ -67,8 +67,8 @@ class Stop:
             raise StopSending(self.reason)
 
 
-def backoff(first: float, longest: float, factor: float = 2.0) -> Iterator[float]:
-    """Yield pauses in seconds without end, each `factor` times the one before, up to `longest`.
+def backoff(first: float, longest: float) -> Iterator[float]:
+    """Yield pauses in seconds without end, each twice the one before, up to `longest`.
 
     >>> pauses = backoff(0.5, 3.0)
     >>> [next(pauses) for _ in range(4)]
@@ -77,4 +77,4 @@ def backoff(first: float, longest: float, factor: float = 2.0) -> Iterator[float
     pause = first
     while True:
         yield min(pause, longest)
-        pause = min(pause * factor, longest)
+        pause = min(2 * pause, longest)

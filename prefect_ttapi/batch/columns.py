@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prefect_ttapi.batch.tables import MOST_COLUMNS, Cell, Row, Unfit
+from prefect_ttapi.batch.tables import MOST_COLUMNS, Row, Unfit
 from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import NAMES, KeyTemplate, plain_name
+from prefect_ttapi.storage.keys import NAMES, KeyTemplate, is_blank, plain_name
 
 #: Names to which key templates give a meaning of their own, whatever a value says.
 _TAKEN: Final = frozenset(NAMES) - {"name", "slug"}
@@ -59,7 +59,7 @@ class Plan:
 
     def is_blank(self, row: Row) -> bool:
         """Return whether the row has no prompt."""
-        return "prompt" in self.fields and _is_blank(row.cells[self.fields["prompt"]])
+        return "prompt" in self.fields and is_blank(row.cells[self.fields["prompt"]])
 
     def faults_in(self, row: Row) -> Iterator[str]:
         """Return the faults of cells: what can't be text in any of them, what can't be used in some."""
@@ -69,7 +69,7 @@ class Plan:
             if odd and (at in used or odd in _NOT_DECODED):
                 yield f"{quoted(name)} holds {odd}"
         for at in self.nameless:
-            if not _is_blank(row.cells[at]):
+            if not is_blank(row.cells[at]):
                 yield (
                     f"has a cell in column {at + 1}, which has no name of letters or digits: give it one; or does "
                     "a cell before it lack its quotation marks?"
@@ -83,7 +83,7 @@ class Plan:
             cell = row.cells[self.values[name]]
             if isinstance(cell, Unfit):
                 yield f"{name} holds {cell.what}, of which no key can be made"
-            elif _is_blank(cell):
+            elif is_blank(cell):
                 yield f"{name} is {'null' if cell is None else 'blank'}, and the key template needs it"
 
 
@@ -164,10 +164,6 @@ def quoted(text: str) -> str:
 def _is(name: str, wanted: str) -> bool:
     plain = plain_name(wanted)
     return name.strip() == wanted.strip() or bool(plain and plain_name(name) == plain)
-
-
-def _is_blank(cell: Cell) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def listed(names: Sequence[str]) -> str:

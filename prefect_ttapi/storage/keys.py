@@ -321,7 +321,7 @@ def _facts(
     yours = {
         name: value
         for name, value in values.items()
-        if name not in _EXAMPLES or (name in _YOURS and not _is_blank(value))
+        if name not in _EXAMPLES or (name in _YOURS and not is_blank(value))
     }
     slugged = slug(request.prompt if prompt is None else prompt)
     return {
@@ -340,7 +340,8 @@ def is_null(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _is_blank(value: object) -> bool:
+def is_blank(value: object) -> bool:
+    """Return whether there is no value, or only blanks."""
     return is_null(value) or not str(value).strip()
 
 
@@ -398,7 +399,7 @@ def _filled(piece: _Field, facts: Mapping[str, Any]) -> str:
     if piece.name is None:
         return piece.text
     value = facts.get(piece.name)
-    if _is_blank(value):
+    if is_blank(value):
         what = "null" if is_null(value) and piece.name in facts else "missing or blank"
         raise KeyTemplateError(f"the key template needs a value for {piece.name!r}, but it is {what}")
     if piece.stem:
