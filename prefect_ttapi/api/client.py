@@ -150,6 +150,7 @@ class TTAPIClient:
         with self._pace.turn(guard.stop) as turn:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             answer, opened = attempts.run(partial(self._ask, request, guard))
+        guard.in_hand = opened.answer
         images, lost = _all(self._had(name, answer.items, 0, patience, guard.stop))
         if lost is not None:
             lost = self._paid(lost, attempts, opened)
@@ -251,6 +252,7 @@ class TTAPIClient:
                 if failure is not None:  # raised here, not above, so as not to show what httpx says
                     raise attempts.error(failure)
         lost: DownloadError | None = None
+        guard.in_hand = opened.answer
         for part in elsewhere:
             problems += part.problems
             try:

@@ -38,7 +38,12 @@ class Guard:
 
     Args:
         stop: looked at before each send, and at least every half second while the request waits to be sent.
+
+    Attributes:
+        in_hand: makes the answer that came, for whoever is interrupted while its images are fetched.
     """
+
+    in_hand: Callable[[], RawAnswer | None] | None = None
 
     def __init__(self, stop: Stop | None = None) -> None:
         self.stop = stop or Stop()

@@ -347,6 +347,11 @@ class Engine:
             else:
                 claim.mark_unknown(str(error), error.outcome)
             raise
+        except BaseException as interruption:  # Ctrl-C, SIGTERM, a time-out
+            if guard.in_hand is not None and (raw := guard.in_hand()) is not None:
+                why = f"{type(interruption).__name__} while its images were fetched"
+                self._keep_unread(claim, request, DownloadError(why, answer=raw), keeper)
+            raise
 
 
 def _kept(claim: Claim, facts: Generation, raw: RawAnswer, why: str, *, whole: bool) -> Kept:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -310,6 +312,25 @@ def test_whoever_is_interrupted_keeps_the_url_at_once(store, client, server: Hos
         pay(patient, client, "one", limits=Limits(stop))
     assert len(bodies(store)) == 1
     assert not pay(store, client, "two").sent
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_is_cut_off_while_fetching_keeps_the_url(store, client, server: HostileServer, stream: bool):
+    """Ctrl-C, or SIGTERM as Prefect raises it, does not cost the image: the next run fetches it."""
+
+    def interrupt(wire: Wire) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        wire.wait(5)
+        return False
+
+    event = {"type": "image_generation.completed", "url": f"{server.url}/x.png"}
+    events = answer(200, f"data: {json.dumps(event)}\n\n".encode(), {"Content-Type": "text/event-stream"})
+    server.play(events if stream else linked(server), interrupt, answer(200, png()))
+    request = REQUEST.model_copy(update={"stream": stream})
+    with pytest.raises(KeyboardInterrupt):
+        engine_of(store, client, "one").generate(request)
+    assert not engine_of(store, client, "one").generate(request).sent
+    assert sends(server) == 1
 
 
 def test_many_who_read_it_at_once_record_it_once(store, client, server: HostileServer):
