@@ -285,7 +285,7 @@ SIGNS: Final = (
         PROMPT,
         _RELAYS,
         codes="sensitive_words_detected prompt_blocked",
-        words=r"sensitive (?:words?|content)\b|敏感词|违规内容|内容违规|内容审核",
+        words=r"sensitive (?:words?|content)\b|敏感(?:词|信息|内容)|违规内容|内容违规|内容审核",
     ),
     Sign(
         PROMPT,

@@ -102,11 +102,13 @@ class UnusableAnswer(ValueError):  # noqa: N818 - named for what it is about
 
     Attributes:
         reported: what the API says instead, if anything.
+        is_failure: that is an error by its form, too, and no images are to come.
     """
 
-    def __init__(self, message: str, reported: ErrorBody | None = None) -> None:
+    def __init__(self, message: str, reported: ErrorBody | None = None, *, is_failure: bool = False) -> None:
         super().__init__(message)
         self.reported = reported
+        self.is_failure = is_failure
 
 
 def read_answer(document: object) -> Answer:
@@ -124,8 +126,11 @@ def read_answer(document: object) -> Answer:
     found = list(_found(document, None, wrappers))
     items = tuple(item for item in found if isinstance(item, Item))
     error = next((error for wrapper in wrappers if (error := find_error(wrapper))), None)
-    if error is not None and not any(item.image for item in items):
-        raise UnusableAnswer(error.message, error)
+    # a URL that stands right beside an error may be that of a manual
+    bare = isinstance(document, Mapping) and is_bare(document)
+    paid = any(item.image or (not bare and _URL.match(item.url.get_secret_value())) for item in items)
+    if error is not None and not paid:
+        raise UnusableAnswer(error.message, error, is_failure=not found)
     if not items:
         raise _without_images(document, found)
     wrong = [_told(index, item) for index, item in enumerate(found) if not isinstance(item, Item)]
@@ -141,7 +146,8 @@ def read_answer(document: object) -> Answer:
 
 def _without_images(document: object, found: Sequence[Item | ErrorBody | str]) -> UnusableAnswer:
     if found and not isinstance(found[0], Item):
-        return UnusableAnswer(_told(0, found[0]), found[0] if isinstance(found[0], ErrorBody) else None)
+        reported = found[0] if isinstance(found[0], ErrorBody) else None
+        return UnusableAnswer(_told(0, found[0]), reported, is_failure=reported is not None)
     if not isinstance(document, Mapping):
         return UnusableAnswer("the answer is no JSON object")
     said = _error_body(document)

@@ -215,7 +215,7 @@ def _is_untold(document: object, ends: list[str]) -> bool:
 def _reported(document: object) -> UnusableAnswer:
     facts = {**document, "status": "FAILED"} if isinstance(document, Mapping) and document else _NO_WORDS
     error = find_error(facts)
-    return UnusableAnswer(error.message if error else "", error)
+    return UnusableAnswer(error.message if error else "", error, is_failure=not has_images(document))
 
 
 def _events(chunks: Iterator[bytes], max_bytes: int, reading: Reading) -> Documents:

@@ -121,7 +121,9 @@ def judge_unreadable(
     if isinstance(error, EarlyEnd) and began:
         return BREAKS[Break.CUT], str(error)
     if isinstance(error, UnusableAnswer) and error.reported is not None:
-        return judge(status, error.reported, prompt), str(error)
+        verdict = judge(status, error.reported, prompt)
+        is_known = error.is_failure or verdict.error.outcome is not Outcome.UNUSABLE
+        return verdict if is_known else UNUSABLE, str(error)
     if isinstance(error, OSError):
         return UNUSABLE, f"the answer could not be kept in a temporary file: {error.strerror}"
     return UNUSABLE, str(error)

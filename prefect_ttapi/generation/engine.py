@@ -320,7 +320,8 @@ class Engine:
             seconds=round(error.elapsed, 3),
             request_id=error.request_id,
         )
-        is_whole = isinstance(error, InvalidResponseError | DownloadError)
+        # what was taken for an error has no images, whoever reads it
+        is_whole = isinstance(error, InvalidResponseError | DownloadError) and error.taken_for is None
         kept = _kept(claim, facts, raw, f"{error.outcome}: {error}", whole=is_whole)
         try:
             keeper.keep_unread(claim, Unread(kept, raw.body), stop=self.limits.stop)

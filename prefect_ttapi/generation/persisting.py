@@ -128,10 +128,12 @@ class Keeper:
 
     def place(self, request_hash: str, kept: Kept) -> str:
         """Return in words where an answer is kept that nobody could read, and what becomes of it."""
-        return (
-            f"it is kept at {self.store.uri(self._key(request_hash, kept))}: the next run reads it again, and sends "
-            "nothing until refresh_cache, or prefect-ttapi verify --repair, says to pay anew"
+        then = (
+            "sends nothing until refresh_cache, or prefect-ttapi verify --repair, says to pay anew"
+            if kept.whole
+            else "where that is in vain, sends the request anew"
         )
+        return f"it is kept at {self.store.uri(self._key(request_hash, kept))}: the next run reads it again, and {then}"
 
     def body(self, request_hash: str, kept: Kept) -> Spool:
         """Return the body of an answer that nobody could read.

@@ -189,6 +189,7 @@ PLACES: dict[str, Callable[[str], object]] = {
     "data": lambda url: {"data": url},
     "image_url": lambda url: {"images": [{"image_url": {"url": url}}]},
     "output": lambda url: {"output": url},
+    "beside another's error": lambda url: {"data": [{"url": url}], "error": {"code": "moderation_blocked"}},
     "beside no error": lambda url: {"error": "None", "data": [{"url": url}]},
 }
 

@@ -99,6 +99,7 @@ UNUSABLE = {
     ),
     "a failure in lower case": ({"status": "failed", "message": "no"}, "^no$"),
     "a failure beside images": ({"status": "FAILED", "message": "no", "data": [{"url": "u"}]}, "^no$"),
+    "a failure and its manual": ({"status": "FAILED", "message": "no", "url": "https://host/errors"}, "^no$"),
     "OpenAI's error": (
         {"error": {"message": "bad size", "type": "t", "code": "c", "param": "p"}},
         "^bad size$",

@@ -227,6 +227,25 @@ def test_what_was_cut_off_is_kept_and_a_new_run_decides_anew(store, client, serv
     assert bodies(store) == []
 
 
+def test_a_failure_that_is_told_is_sent_again_by_a_new_run(store, client, server: HostileServer):
+    """It has no images, whoever reads it; but a ticket for images to come is no failure, and may be paid."""
+    failed = answer(200, {"status": "FAILED", "message": "queue timeout", "data": None})
+    server.play(failed, answer(200, answered(png())))
+    assert "where that is in vain, sends the request anew" in str(refused(store, client, "one"))
+    assert refused(store, client, "one").attempts == 0
+    paid = pay(store, client, "two")
+    assert paid.sent
+    assert [note.run_id for note in paid.record.maybe_paid] == ["one"]
+    assert (bodies(store), sends(server)) == ([], 2)
+
+    ticket = {"status": "PENDING", "jobId": "1f", "message": "success"}
+    server.play(answer(200, ticket))
+    other = store.model_copy(update={"url": f"{store.url}-2"})
+    for run in ("one", "two"):
+        refused(other, client, run)
+    assert sends(server) == 1
+
+
 def test_where_the_store_fails_the_rescue_folder_keeps_it(store, client, server: HostileServer, tmp_path):
     """The error says where; the next run with this folder brings it into the store, and reads it from there."""
     store.check_once()
