@@ -245,9 +245,9 @@ FIELD: list[tuple[int, bytes, str]] = [
         ),
         PROMPT,
     ),
+    (400, said("该请求内容包含敏感信息，已被拒绝"), PROMPT),
     (
         400,
-        said("该请求内容包含敏感信息，已被拒绝"),
         said("Your request was rejected as a result of our safety system. Your prompt may contain text ..."),
         PROMPT,
     ),
