@@ -114,7 +114,7 @@ def _in_short(made: Generation, prices: Mapping[Model, Price]) -> Iterator[str]:
         "Cost": ", ".join(cost),
         "Run": made.flow_run_id or "no Prefect run",
     }
-    yield from (one_line(f"{name:<8}{text}", _LINE) for name, text in told.items())
+    yield from (f"{name:<8}{one_line(text, _LINE)}" for name, text in told.items())
 
 
 def _as_json(found: Origin | Made) -> Iterator[str]:

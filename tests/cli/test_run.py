@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,9 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
 
 from prefect_ttapi.cli.main import main
+from prefect_ttapi.cli.reporting import Loudness, loudness
+from prefect_ttapi.cli.running import quiet_logs
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
@@ -116,11 +121,15 @@ class TestRun:
     def test_failed_rows_are_told_without_a_traceback(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
-        """A refused prompt ends as one line and exit status 1; the other image is there."""
-        prompts = prompts_file(tmp_path, "prompt\na boat\n[[sandbox:moderation]] bad\n")
-        assert run([prompts, "--store", str(tmp_path / "out")]) == 1
+        """A refused prompt ends as one line, with its line and name, and exit status 1; the other image is there."""
+        prompts = prompts_file(tmp_path, 'prompt,name\n"a\nboat",boat\n[[sandbox:moderation]] bad,worse\n')
+        store, shop = tmp_path / "out", tmp_path / "shop"
+        assert run([prompts, "--store", str(store), "--deliver", str(shop), "--key", "{name}.{ext}"]) == 1
         said = capsys.readouterr()
-        assert "line 3 failed: " in said.err
+        assert "line 4 (worse) failed: " in said.err
+        assert f"Delivered  {shop} (1 file)" in said.out
+        assert "Paid for 1 image in 2 calls." in said.out
+        assert f"prefect-ttapi open {store}" in said.out
         assert "Traceback" not in said.err + said.out
         assert len(list((tmp_path / "out" / "images").iterdir())) == 1
 
@@ -145,6 +154,22 @@ class TestRun:
             "3 requests: 0 already paid for, 1 duplicate, 2 to send for 2 images" in capsys.readouterr().out
         )
         assert sandbox.calls == 0
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ((), "2 images, in money unknown: give each model's --price"),
+            (("--price", "dall-e-3=0.08"), "in money unknown"),
+            (("--price", "dall-e-3=0.08", "--price", "gpt-image-1=0.04"), "2 images, 0.12 USD"),
+            (("--price", "dall-e-3=0.08", "--price", "gpt-image-1=5/40"), "only the answers tell the tokens"),
+            (("--max-images", "1"), "--max-images 1 leaves 1 image at least to the next run"),
+        ],
+    )
+    def test_a_dry_run_estimates_the_money(self, options: tuple[str, ...], told: str, tmp_path: Path, capsys):
+        """As far as it can be known: by the price of an image, for every model that is asked."""
+        words = [prompts_file(tmp_path, THREE), "--store", str(tmp_path / "out"), "--dry-run", *options]
+        assert run(words) == 0
+        assert told in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("content", "options", "told"),
@@ -361,3 +386,30 @@ def test_what_failed_is_asked_for_again(sandbox: Sandbox, store: ImageStore, tmp
     assert main(["retry", store.url, "boats"]) == 0
     assert "Nothing is to be asked for again" in capsys.readouterr().out
     assert sandbox.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        (Loudness.QUIET, ["run warning"]),
+        (Loudness.NORMAL, ["run info", "run warning"]),
+        (Loudness.VERBOSE, ["task info", "task error", "run info", "run warning"]),
+    ],
+)
+def test_task_runs_do_not_fill_the_terminal(asked: Loudness, shown: list[str]):
+    """What task runs say, which the run tells again where it matters, is shown with -v only."""
+    loudness(asked)
+    written = io.StringIO()
+    handler = PrefectConsoleHandler(written)
+    loggers = {name: logging.getLogger(f"prefect.{name}_runs.test") for name in ("task", "flow")}
+    for logger in loggers.values():
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    quiet_logs()
+    loggers["task"].info("task info")
+    loggers["task"].error("task error")
+    loggers["flow"].info("run info")
+    loggers["flow"].warning("run warning")
+    for logger in loggers.values():
+        logger.removeHandler(handler)
+    assert written.getvalue().splitlines() == shown

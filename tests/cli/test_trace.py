@@ -123,6 +123,21 @@ def test_who_made_it(
     assert [source.row.row for source in origin.rows] == [1]
 
 
+def test_what_most_people_ask_comes_first(campaign: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompt, model, date, cost at the given price, and the run, before the chain."""
+    price = ["--price", "gpt-image-1=0.04"]
+    _, out, _ = campaign.trace(campaign.copy.uri, *price, capsys=capsys)
+    made = campaign.generation
+    assert out.splitlines()[:6] == [
+        "Prompt  a lighthouse [2J at dusk",
+        "Model   gpt-image-1",
+        f"Date    {made.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "Cost    1 image, 1 API call, 4,169 tokens, 0.0400 USD",
+        f"Run     {RUN}",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     "ask",
     [
