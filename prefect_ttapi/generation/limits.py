@@ -180,7 +180,9 @@ class Place:
 
     def answered(self, answer: GeneratedImages) -> None:
         """Count what the answer cost, and give the place back."""
-        self._settle(len(answer.images), answer.usage or Usage())
+        # what is left of an answer is paid, too
+        images = len(answer.images) if answer.rest is None else self._request.n
+        self._settle(images, answer.usage or Usage())
         self._give_back()
 
     def wait(self) -> None:

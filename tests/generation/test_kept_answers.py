@@ -410,6 +410,18 @@ def test_the_rest_of_an_answer_waits_in_the_rescue_folder(store, client, server:
     assert sends(server) == 1
 
 
+def test_what_could_not_be_fetched_counts_as_spent(store, client, server: HostileServer):
+    """All of the answer is paid; having the rest of it costs nothing more."""
+    server.play(in_part(server), answer(503), answer(503), answer(200, png()))
+    spent = []
+    for run in ("one", "two"):
+        spending = Spending(Budget(images=3))
+        assert spending.reserve(TWINS) is None
+        had(store, client, run, limits=Limits(spending=spending))
+        spent.append((spending.spent.images, spending.reserved))
+    assert spent == [(3, 0), (0, 0)]
+
+
 def test_many_who_want_the_rest_have_it_once(store, client, server: HostileServer):
     """Nobody waits for it, and nobody pays."""
     server.play(in_part(server), answer(503), answer(503), answer(200, png()))
