@@ -162,8 +162,7 @@ class Tee:
             self._chunk = b"" if self.is_full else chunk[: MOST_KEPT - self.size]
             self.size += len(self._chunk)
             yield chunk
-            is_text = image and image is self.reading.image and image.received - start == len(self._chunk)
-            self._pending.append((self._chunk, image if is_text else None, start))
+            self._pending.append((self._chunk, image if image is self.reading.image else None, start))
             self._chunk = b""
             self._settle()
 
@@ -171,7 +170,8 @@ class Tee:
         """Return what came, or None where that is nothing."""
         self._pending.append((self._chunk, None, 0))
         self._chunk = b""
-        self._settle(is_end=True)
+        self.reading.image = None  # nothing more is decoded
+        self._settle()
         if self._rest is None or not self.size:
             return None
         pieces = (
@@ -180,17 +180,15 @@ class Tee:
         )
         return Spool.of(chain.from_iterable(pieces), hashing=False)
 
-    def _settle(self, *, is_end: bool = False) -> None:
+    def _settle(self) -> None:
         while self._pending:
             chunk, image, start = self._pending[0]
-            if image is None or not image.is_verbatim:
-                self._write(chunk)
-            elif image.decoded >= start + len(chunk):
+            if image is not None and image.is_verbatim and image.decoded >= start + len(chunk):
                 self._add(image.spool, start, start + len(chunk))
-            elif is_end:
-                self._write(chunk)
-            else:
+            elif image is not None and image.is_verbatim and image is self.reading.image:
                 return  # it is decoded soon
+            else:
+                self._write(chunk)
             self._pending.popleft()
 
     def _write(self, chunk: bytes) -> None:
