@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -136,12 +136,12 @@ class Folder(ObjectStore):
 
     def list(self, prefix: str) -> Iterator[Listed]:
         inside = prefix.rpartition("/")[0]
-        for found in self._walk(self._path(inside) if inside else self.root, _is_object):
+        for found in self._walk(self._path(inside) if inside else self.root):
             if found.key.startswith(prefix):
                 yield found
 
     def half_written(self) -> Iterator[Listed]:
-        return self._walk(self.root, _is_temporary)
+        return self._walk(self.root, unfinished=True)
 
     def delete_half_written(self, key: str) -> None:
         path = self.root / key
@@ -149,11 +149,12 @@ class Folder(ObjectStore):
             raise StoreError(f"{path} is no half-written object of this folder")
         _forget(path)
 
-    def _walk(self, top: Path, wanted: Callable[[str], bool]) -> Iterator[Listed]:
-        """Yield files below `top` whose names are wanted; one that goes while it is listed is left out."""
+    def _walk(self, top: Path, *, unfinished: bool = False) -> Iterator[Listed]:
+        """Yield objects below `top`, or unfinished files; one that goes while it is listed is left out."""
         for folder, below, names in os.walk(top, onerror=self._not_listed, followlinks=True):
             below[:] = [name for name in below if not reserved(name)]
-            for path in (Path(folder, name) for name in names if wanted(name)):
+            wanted = [name for name in names if (_is_temporary(name) if unfinished else not reserved(name))]
+            for path in (Path(folder, name) for name in wanted):
                 with self._explaining("can't list", folder):
                     facts = _stat(path)
                 if facts:
@@ -204,10 +205,6 @@ class Folder(ObjectStore):
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return {}
         return {str(name): str(value) for name, value in metadata.items()}
-
-
-def _is_object(name: str) -> bool:
-    return not reserved(name)
 
 
 def _is_temporary(name: str) -> bool:
