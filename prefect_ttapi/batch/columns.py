@@ -110,7 +110,10 @@ def plan_of(names: Sequence[str], wanted: Mapping[str, str | None], key: str | N
     plain = [(name, at) for at, name in enumerate(map(plain_name, names)) if at not in taken]
     asked += [(name, at) for name, at in plain if name in ImageRequest.model_fields and name not in wanted]
     taken = {at for _, at in asked}
-    others = [(name, at) for name, at in plain if name and at not in taken]
+    # a shop's own `Size` keeps its capital, since `{size}` is the template's
+    others = [
+        (names[at].strip() if name in _TAKEN else name, at) for name, at in plain if name and at not in taken
+    ]
     nameless = [at for name, at in plain if not name]
     problems = [f"the name {quoted(name)} holds {odd}" for name in names if (odd := _odd(name))]
     problems += [*_twice(names, asked), *_twice(names, others)]

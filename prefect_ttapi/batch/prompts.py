@@ -31,6 +31,7 @@ from prefect_ttapi.capabilities import nearest, problems_of
 from prefect_ttapi.errors import PromptsError, StoreError
 from prefect_ttapi.lineage.shown import places
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.keys import plain_name
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri
 from prefect_ttapi.storage.store import ImageStore
 
@@ -109,7 +110,7 @@ def read_prompts(
     for note in file.notes:
         logger.info("%r: %s", name, note)
     for column in file.columns:
-        if warning := warning_for(column, meant=column in columns):
+        if warning := warning_for(column, meant=plain_name(column) in columns):
             logger.warning("%r: column %r: %s", name, column, warning)
     if file.problems.count:
         raise PromptsError(f"{name!r} can't be used: {file.problems}")

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 import zipfile
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from prefect_ttapi.batch.prompts import read_prompts, rows_of
 from prefect_ttapi.batch.tables import LARGEST_FILE, MOST_ROWS, Fault, Note, Row, Unfit
 from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.storage.keys import KeyTemplate
 
 cells = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12
@@ -529,7 +530,19 @@ class TestColumns:
         ):
             made = read(data, **options)
             assert made.requests == [ImageRequest(prompt="shirt", size="512x512")]
-            assert made.values == [{"size": "M", "model": "AX"}]
+            assert made.values == [{"Size": "M", "Model": "AX"}]
+
+    def test_a_shop_s_own_size_is_named_as_it_is_written(
+        self, read: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """`{Size}` is the column, `{size}` the image's; that it is meant needs no warning."""
+        key = "{Title}-{Size}-{size}.{ext}"
+        made = read("Title,Size,text\nshirt,M,a shirt\n", columns={"prompt": "text", "size": None}, key=key)
+        (planned,) = KeyTemplate(key, ["title", "Size"]).planned_keys(
+            made.requests[0], made.values[0], date=datetime(2031, 5, 4, tzinfo=UTC)
+        )
+        assert planned.startswith("shirt-M-")
+        assert not caplog.records
 
     def test_what_is_hidden_by_an_illegal_model_is_told_with_it(self, problems: Any) -> None:
         """One hint names all columns that would be illegal as fields, and the rows are fine with it."""
