@@ -86,11 +86,8 @@ def run(
     progress.clear()
     _show(sums, by, as_json=as_json, with_money=bool(known))
     if left_out and not as_json:
-        whose = "the API's" if sandbox else "the sandbox's"
-        say(
-            f"{counted(left_out, 'record')} of {whose} are left out"
-            + ("." if sandbox else ": --sandbox counts those alone.")
-        )
+        whose = "the API" if sandbox else "the sandbox, which --sandbox counts"
+        say(f"Left out: {counted(left_out, 'record')} of {whose}.")
     if unread:
         complain(f"{counted(unread, 'record')} can't be read: prefect-ttapi verify says why")
     return 1 if unread else 0

@@ -7,10 +7,14 @@ import json
 import pytest
 
 from prefect_ttapi.cli.main import main
+from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 from tests.cli.test_batches import batch
 from tests.support.damaged_stores import kept, paid, unknown
+from tests.support.generations import fresh_image, generation_of
+from tests.support.ledgers import acquire, recorded
 
 
 def costs(store: ImageStore, *words: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
@@ -60,6 +64,19 @@ def test_since_a_month_by_day(store: ImageStore, capsys: pytest.CaptureFixture[s
     heads, *_, total = capsys.readouterr().out.splitlines()
     assert heads.split() == ["day", "images", "calls", "tokens", "saved", "maybe", "paid", "in", "vain"]
     assert total.split()[:2] == ["total", "1"]
+
+
+def test_the_sandbox_costs_nothing(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its answers are counted apart, when they are asked for."""
+    request = ImageRequest(prompt="a meadow")
+    with acquire(Ledger(store, "sandbox", "run-1"), request.request_hash) as claim:
+        claim.before_sending()
+        image = store.put_image(fresh_image(b"pixels"), {})
+        recorded(claim, generation_of(request, image).model_copy(update={"api_origin": "sandbox"}))
+    assert costs(store, capsys=capsys) == []
+    assert [each["images"] for each in costs(store, "--sandbox", capsys=capsys)] == [1]
+    assert main(["costs", store.url]) == 0
+    assert "Left out: 1 record of the sandbox, which --sandbox counts." in capsys.readouterr().out
 
 
 def test_a_record_that_makes_no_sense_is_told(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:

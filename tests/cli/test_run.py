@@ -405,6 +405,7 @@ def test_task_runs_do_not_fill_the_terminal(asked: Loudness, shown: list[str]):
     for logger in loggers.values():
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        logger.propagate = False
     quiet_logs()
     loggers["task"].info("task info")
     loggers["task"].error("task error")
