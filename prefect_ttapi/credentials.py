@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import AfterValidator, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
@@ -36,29 +36,30 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
 
     _block_type_name = "TTAPI Credentials"
     _block_type_slug = "ttapi-credentials"
-    _description = "Key and address of the TTAPI image-generation API."
-    _documentation_url = HttpUrl("https://docs.ttapi.io/")
+    _description = "This block holds the key to the TTAPI image API, and its address."
 
     api_key: Annotated[SecretStr, AfterValidator(checked_key)]
-    """From the TTAPI dashboard; sent as TT-API-KEY."""
+    """The key is in the TTAPI dashboard. It is sent as the header TT-API-KEY."""
     base_url: Annotated[str, AfterValidator(checked_base_url)] = Field(
         default=DEFAULT_BASE_URL,
-        description="https://api.ttapi.org is the same service for calls that take long. "
-        "http only for this machine, as the sandbox.",
+        title="Base URL",
+        description="For calls that take long, https://api.ttapi.org is another address of the same service. "
+        "Only a service on this machine, such as the sandbox, can be reached by http.",
     )
     connect_timeout: float = Field(default=10, gt=0)
-    """Seconds to reach the API."""
+    """A connection must be made within so many seconds."""
     read_timeout: float = Field(default=600, gt=0)
-    """Seconds of silence after which a call's outcome is unknown: longer than any model takes."""
+    """After so many seconds of silence the outcome of a call is unknown. No model takes that long."""
     retry_unknown_outcome: bool = False
-    """Send again after a time-out or a lost connection: the image may then be paid for twice."""
+    """A call is sent again after a time-out or a lost connection. Its images may then be paid for twice."""
     on_dead_claim: Literal["retry", "unknown"] = Field(
         default="retry",
-        description="Where a run died while it was sending: retry sends again, and may pay twice; unknown makes it a "
-        "failed row, for the next run to decide.",
+        title="After a run died while it was sending",
+        description="With retry, the request is sent again, and may be paid for twice. With unknown, it fails, and the "
+        "next run decides.",
     )
     max_attempts: int = Field(default=4, ge=1)
-    """How often a call that surely was not paid for is tried."""
+    """A call that surely was not paid for is tried so many times."""
 
     @property
     def api_origin(self) -> str:

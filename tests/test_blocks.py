@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pickle
 import traceback
 from collections.abc import Callable
@@ -37,6 +36,10 @@ class TestBlockStandards(BlockStandardTestSuite):
     def test_has_a_valid_image(self, block: type[Block]) -> None:
         """There is no logo, since none has a public address; Prefect's own test would download it."""
         assert block._logo_url is None
+
+    def test_has_a_documentation_url(self, block: type[Block]) -> None:
+        """There is no "View docs", since our own pages have no public address."""
+        assert block._documentation_url is None
 
 
 def secretive() -> list[Block]:
@@ -224,10 +227,26 @@ def test_from_env(monkeypatch: pytest.MonkeyPatch):
         TTAPICredentials.from_env()
 
 
-def test_form_fields_make_sense():
-    """Every field has a title and a description for the UI's form."""
-    for block in BLOCKS:
-        for name, field in block.model_json_schema()["properties"].items():
-            assert field.get("title"), name
-            assert field.get("description"), name
-            json.dumps(field)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_form_is_plain(block: type[Block]):
+    """Each field has one kind and a sentence; nothing is "or null", which the UI makes tabs of, nor a docstring."""
+    schema = block.model_json_schema()
+    boxes = schema.get("definitions", {})
+    fields = [field for form in (schema, *boxes.values()) for field in form["properties"].values()]
+    for field in fields:
+        title = field.get("title") or boxes[field["$ref"].rpartition("/")[2]]["title"]
+        assert " " in title or title[0].isupper()
+        assert field["description"][0].isupper() or field["description"].startswith("https")
+        assert field["description"].endswith(".")
+        assert "anyOf" not in field
+        assert field.get("default", "none") is not None
+    assert not {"ConnectionOptions", "UploadOptions"} & {box["title"] for box in boxes.values()}
+    assert not any("description" in box for box in boxes.values())
+    assert ">>>" not in f"{schema} {block.get_description()} {block.get_code_example()}"
+
+
+def test_the_store_is_asked_for_in_three_groups():
+    """First where it is, then how it is reached, then how objects are written."""
+    names = list(ImageStore.model_fields)
+    marks = ["url", "endpoint_url", "connection", "cache_control", "upload", "patience"]
+    assert [name for name in names if name in marks] == marks

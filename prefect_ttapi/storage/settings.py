@@ -21,12 +21,15 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SecretStr,
     SerializationInfo,
     WithJsonSchema,
     field_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from prefect_ttapi.capabilities import Strict, unmasked
 from prefect_ttapi.errors import StoreError
@@ -150,8 +153,31 @@ _FORM: Final = ConfigDict(
 )
 
 
-class _Options(Strict):
-    model_config = ConfigDict(**_FORM, frozen=True, extra="forbid")
+class _Plain(Strict):
+    """A form whose schema says of an optional field what may be given only: Prefect's UIs make tabs of "or null"."""
+
+    model_config = _FORM
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema that the form is made of; docstrings are for readers of the code."""
+        schema = handler(core_schema)
+        form = handler.resolve_ref_schema(schema)
+        form.pop("description", None)
+        for field in form["properties"].values():
+            given = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+            if len(given) == 1:
+                del field["anyOf"]
+                field |= given[0]
+            if field.get("default", ...) is None:
+                del field["default"]
+        return schema
+
+
+class _Options(_Plain):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class UploadOptions(_Options):
@@ -161,22 +187,24 @@ class UploadOptions(_Options):
     attachment; filename="Zo_.png"; filename*=UTF-8''Zo%C3%AB.png
     """
 
+    model_config = ConfigDict(title="How objects are written")
+
     content_disposition: Literal["attachment", "inline"] | None = Field(
         default=None, title="Content-Disposition"
     )
-    """Of delivered images: whether browsers save them under their name, or show them."""
+    """With attachment, browsers save a delivered image under its name. With inline, they show it."""
     tags: Annotated[dict[str, str], AfterValidator(_legal_tags)] = Field(default_factory=dict)
-    """Of delivered images; at most 10."""
+    """Each delivered image gets these tags. There can be 10 at most."""
     acl: _Acl | None = None
-    """Of delivered images, where a bucket still uses access control lists."""
+    """Delivered images get this canned ACL. Most buckets no longer use access control lists."""
     prompt_in_metadata: bool = False
-    """Of delivered images, percent-encoded: whoever may read an image can then read its prompt."""
+    """Each delivered image carries its prompt, percent-encoded. Whoever may read the image can read it, too."""
     storage_class: Annotated[str | None, AfterValidator(_readable_at_once)] = None
-    """Of all images, as STANDARD_IA; not one that has to be restored before it can be read."""
+    """All images get this storage class, for example STANDARD_IA. Images must be readable at once."""
     encryption: Literal["AES256", "aws:kms"] | None = Field(default=None, title="Server-side encryption")
-    """Of everything written, the ledger too: AES256 with the service's own keys, or aws:kms."""
+    """The service encrypts all objects, with its own keys (AES256) or with a key of AWS KMS (aws:kms)."""
     kms_key_id: _HeaderText = None
-    """ID or ARN of the key for aws:kms; else the service's default key."""
+    """This is the ID or the ARN of the key for aws:kms. Without it, the service uses its default key."""
 
     @model_validator(mode="after")
     def _has_a_key_for_kms_only(self) -> Self:
@@ -197,15 +225,17 @@ class UploadOptions(_Options):
 class ConnectionOptions(_Options):
     """How an S3 service is reached."""
 
+    model_config = ConfigDict(title="How the service is reached")
+
     addressing_style: Literal["auto", "path", "virtual"] = Field(
         default="auto",
-        description="Where the bucket's name goes: path (host/bucket/key), virtual (bucket.host/key), or auto: "
-        "virtual on AWS, path elsewhere.",
+        description="The bucket's name is in the path (host/bucket/key) or in the host name, which is called virtual "
+        "(bucket.host/key). Auto means virtual on AWS, and path elsewhere.",
     )
-    verify_tls: bool = True
-    """Whether the service must prove who it is. Off, anybody on the way can read and alter."""
+    verify_tls: bool = Field(default=True, title="Verify TLS")
+    """The service must prove its identity. If this is off, anybody on the way can read and alter everything."""
     ca_file: Annotated[str | None, AfterValidator(_absolute)] = None
-    """Certificates to trust, in PEM, where the service's own is from a private authority."""
+    """This file, in PEM, has the certificates to trust if the service's own is from a private authority."""
 
     @model_validator(mode="after")
     def _verifies_with_its_file(self) -> Self:
@@ -236,10 +266,8 @@ class NotMapped:
         return vars(self)[name]
 
 
-class SavedForm(Strict):
+class SavedForm(_Plain):
     """A block's fields; what another version saved is read without the names that this one does not know."""
-
-    model_config = _FORM
 
     _added: ClassVar[frozenset[str]] = frozenset(
         {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
@@ -270,55 +298,60 @@ def _known(form: type[Strict], saved: Any) -> Any:
 class StoreSettings(SavedForm):
     """The fields of an `ImageStore`."""
 
+    # where
     url: Annotated[str, AfterValidator(normalised)] = Field(title="Folder or S3 address")
-    """A local folder, or s3://bucket/prefix. Images, ledger and manifests are kept below it."""
+    """Images, ledger and manifests are kept in this local folder, or below this s3://bucket/prefix."""
+    public_base_url: _WebAddress = None
+    """If the public can read the folder or prefix, for example through a CDN, delivered images link to this address."""
+    # how it is reached
     endpoint_url: _WebAddress = Field(
         default=None,
-        description="Of an S3 service other than AWS: Cloudflare R2, MinIO, Ceph. "
-        "Else AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, else AWS.",
+        description="Cloudflare R2, MinIO, Ceph and other S3 services are reached at this address. Without it, "
+        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is used, and otherwise AWS.",
     )
     region: str | None = None
-    """Else AWS_REGION, else as AWS's tools find it."""
-    access_key_id: str | None = None
-    """Else as AWS's tools find it: environment, profile, role."""
-    secret_access_key: _Secret = None
-    """Belongs to the access key ID."""
-    session_token: _Secret = None
-    """Only with temporary credentials."""
+    """Without a region, AWS_REGION is used, and otherwise what AWS's own tools find."""
     aws_credentials: Annotated[Any, AfterValidator(_checked_block), WithJsonSchema({"type": "string"})] = (
         Field(
             default=None,
             title="AWS credentials block",
-            description="Instead of keys, a block of prefect-aws: aws-credentials/NAME or minio-credentials/NAME. "
-            "In code also the block itself.",
+            description="A block of prefect-aws can be used instead of keys: aws-credentials/NAME or "
+            "minio-credentials/NAME.",
             repr=False,  # a block's own session token is no secret to it
         )
     )
-    public_base_url: _WebAddress = None
-    """Public address of the folder or prefix above, as a CDN's: delivered images get a link."""
+    access_key_id: str | None = None
+    """Without keys, they are found as AWS's own tools find them: environment, profile, role."""
+    secret_access_key: _Secret = None
+    """This is the secret of the access key ID."""
+    session_token: _Secret = None
+    """Only temporary credentials have a session token."""
     signed_links: int | None = Field(
         default=None,
         ge=1,
         le=604_800,
-        description="Seconds for which links of Prefect's artifacts to a private bucket are signed: whoever sees the "
-        "run may then open them. Else they are not signed.",
+        description="Links in Prefect to a private bucket are signed for so many seconds: whoever sees the run can "
+        "then open the images. Without a number, they are not signed.",
     )
+    connection: ConnectionOptions = Field(
+        default_factory=ConnectionOptions, title="How the service is reached"
+    )
+    """Most services need nothing of this."""
+    # how objects are written
     cache_control: _HeaderText = Field(default=None, title="Cache-Control")
-    """Said to browsers and CDNs of images on S3, as public, max-age=31536000, immutable."""
-    upload: UploadOptions = Field(default_factory=UploadOptions)
-    """What is said of objects on S3: disposition, tags, ACL, storage class, encryption."""
-    connection: ConnectionOptions = Field(default_factory=ConnectionOptions)
-    """How the S3 service is reached: addressing style, TLS."""
+    """S3 sends this header with images, for example public, max-age=31536000, immutable."""
+    upload: UploadOptions = Field(default_factory=UploadOptions, title="How objects are written")
+    """Most buckets need nothing of this."""
     patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False)
-    """Seconds to go on trying to store images that are paid for while the store fails."""
+    """If the store fails, images that are paid for are tried again for so many seconds."""
     patience_before: float = Field(default=60, ge=0, allow_inf_nan=False, title="Patience before paying")
-    """Seconds to wait for a store that is busy or silent, as long as nothing is paid for yet."""
-    claim_ttl: float = Field(default=60, gt=0, le=3600, title="Claim's life")
-    """Seconds for which others wait for a run that has fallen silent while it was sending a request."""
+    """If the store fails before anything is paid for, it is tried again for so many seconds."""
+    claim_ttl: float = Field(default=60, gt=0, le=3600, title="Life of a claim")
+    """If a run falls silent while it sends a request, others take the request over after so many seconds."""
     rescue_folder: str | None = Field(
         default=None,
-        description="Where images that are paid for wait on this machine when the store fails for longer than that; "
-        "the next run takes them from there. Else $XDG_STATE_HOME/prefect-ttapi/rescue, or below ~/.local/state.",
+        description="If the store fails for longer than that, images that are paid for wait in this folder for the "
+        "next run. Without it, $XDG_STATE_HOME/prefect-ttapi/rescue is used, or the same below ~/.local/state.",
     )
 
     @field_serializer("aws_credentials")

@@ -12,7 +12,6 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import HttpUrl
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.results import GeneratedImage, StoredImage
@@ -54,10 +53,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
     _block_type_name = "TTAPI Image Store"
     _block_type_slug = "ttapi-image-store"
     _description = (
-        "Keeps generated images in a local folder or an S3 bucket, and remembers what was paid for."
-    )
-    _documentation_url = HttpUrl(
-        "https://boto3.amazonaws.com/v1/documentation/api/latest/guide/credentials.html"
+        "This block keeps generated images in a folder or an S3 bucket, and remembers what was paid for."
     )
 
     @property
