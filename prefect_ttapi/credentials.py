@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
@@ -33,6 +33,8 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
     >>> credentials.api_origin
     'https://api.ttapi.io'
     """
+
+    model_config = ConfigDict(title="Credentials block")
 
     _block_type_name = "TTAPI Credentials"
     _block_type_slug = "ttapi-credentials"

@@ -10,11 +10,12 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from prefect_ttapi.batch import (
     BatchReport,
@@ -33,6 +34,7 @@ from prefect_ttapi.cli.reporting import complain, say, waiting_for
 from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
 from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import prices_of, standing_store, store_at
+from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import DEFAULT_KEY
@@ -42,75 +44,98 @@ from prefect_ttapi.storage.store import ImageStore
 _NOT_DELIVERED = "a key is given, but no place to deliver to: say --deliver, or leave out --key"
 
 
+# what the form of a deployment offers; it submits null only where null may be given
+_Size = Literal["auto", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792", "512x512", "256x256"]
+_Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
+_Address = Annotated[str, Field(title="Address")]
+_Name = Annotated[str, Field(title="Name")]
+_Number = Annotated[int, Field(title="Number")]
+_Amount = Annotated[float, Field(title="Number")]
+
+
 @flow(name="campaign", flow_run_name="campaign-{name}", persist_result=False)
 def campaign(
     prompts: str,
-    store: str,
+    store: ImageStore | _Address,
     name: str = "campaign",
-    deliver: str | None = None,
-    key: str | None = None,
-    credentials: str | None = None,
-    prompt_column: str | None = None,
-    defaults: dict[str, Any] | None = None,
-    limit: int | None = None,
+    deliver: ImageStore | _Address | None = None,
+    key: str = "",
+    credentials: TTAPICredentials | _Name | None = None,
+    model: Model = "dall-e-2",
+    size: _Size = "auto",
+    quality: _Quality = "auto",
+    max_images: _Number | None = None,
+    max_usd: _Amount | None = None,
+    prices: Mapping[str, Any] = {},
+    limit: _Number | None = None,
     max_in_flight: int = 8,
-    max_images: int | None = None,
-    max_usd: float | None = None,
-    prices: dict[str, Any] | None = None,
-    rate_limit: float | None = None,
-    columns: dict[str, str | None] | None = None,
-    encoding: str | None = None,
+    rate_limit: _Amount | None = None,
+    prompt_column: str = "",
+    columns: Mapping[str, str | None] = {},
+    defaults: Mapping[str, Any] = {},
+    encoding: str = "",
     skip_blank: bool = False,
 ) -> State[BatchReport]:
-    """Generate every prompt of a file into `store`, and deliver copies under keys that people know.
+    """Generate every prompt of a file into a store, and deliver copies under names that people know.
 
     Args:
-        prompts: a file of prompts; its columns are request fields, any others can be used in `key`.
-        store: a folder, `s3://bucket/prefix`, or `block:NAME` of an image store block.
-        name: names the batch.
-        deliver: where copies go; written like `store`.
-        key: template of the delivered keys; by default `{slug}-{hash}-{index}.{ext}`.
-        credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
-        prompt_column: the column that holds the prompts, where it isn't called `prompt`.
-        defaults: request fields for rows without their own, e.g. `{"model": "gpt-image-2"}`.
-        limit: only the first rows of the file.
-        max_in_flight: requests under way at once.
-        max_images: images to pay for at most; what is left over is skipped, and the next run goes on from there.
-        max_usd: the same in money, by `prices`.
-        prices: what a model costs, in USD: `{"gpt-image-2": {"per_image": 0.04}}`, or `per_million_input_tokens` and
-            `per_million_output_tokens`.
-        rate_limit: requests per minute at most.
-        columns: the columns of a request's fields, e.g. `{"size": "image_size", "model": None}`; None: no column.
-        encoding: of a text file that is not UTF-8.
-        skip_blank: pass over rows without a prompt.
+        prompts: The file of prompts. Its columns are fields of a request, and any others can be used in the key.
+        store: Images are kept in this block, or in a folder, s3://bucket/prefix or block:NAME.
+        name: The batch is called so.
+        deliver: Copies go to this block, or to a folder, s3://bucket/prefix or block:NAME. By default, there are none.
+        key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
+        credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
+        model: This model answers where a row of the file names none.
+        size: Images get this size where a row of the file has none. More sizes of gpt-image-2 can be said in defaults.
+        quality: Images get this quality where a row of the file has none. Each model knows some of them.
+        max_images: A run pays for so many images at most. The next run goes on from there.
+        max_usd: A run pays so many USD at most, by the prices below.
+        prices: What a model costs in USD, for example {"gpt-image-2": {"per_image": 0.04}}. Instead of that, there
+            can be per_million_input_tokens and per_million_output_tokens.
+        limit: Only so many rows from the beginning of the file are used.
+        max_in_flight: So many requests are under way at once.
+        rate_limit: So many requests are sent per minute at most.
+        prompt_column: The prompts are in this column, if it is not called prompt.
+        columns: Columns of a request's fields, for example {"size": "image_size", "model": null}. With null, no
+            column is used.
+        defaults: More fields of requests for rows that have none, for example {"output_format": "webp"}.
+        encoding: The encoding of a text file that is not UTF-8.
+        skip_blank: Rows without a prompt are passed over.
     """
     if key and not deliver:
         raise ValueError(_NOT_DELIVERED)
+    asked = {"size": size, "quality": quality}
     given = read_prompts(
         prompts,
-        prompt_column=prompt_column,
-        columns=columns or {},
-        defaults=defaults or {},
+        prompt_column=prompt_column or None,
+        columns=columns,
+        defaults={"model": model}
+        | {field: of for field, of in asked.items() if of != "auto"}
+        | dict(defaults),
         limit=limit,
-        encoding=encoding,
+        encoding=encoding or None,
         skip_blank=skip_blank,
-        key=key,
+        key=key or None,
     )
     report = generate_batch(
         given.requests,
-        credentials_from(credentials),
-        store_at(store),
-        deliver_to=store_at(deliver) if deliver else None,
+        credentials if isinstance(credentials, TTAPICredentials) else credentials_from(credentials),
+        _store(store),
+        deliver_to=_store(deliver) if deliver else None,
         key=key or DEFAULT_KEY,
         values=given.values,
         max_in_flight=max_in_flight,
-        budget=Budget(images=max_images, usd=max_usd, prices=prices),
+        budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
         rate_limit=rate_limit,
         name=name,
         raise_on_failure=False,
     )
     # a Failed state and no exception: the report says what is wrong, a traceback would only hide it
     return (Completed if report.ok else Failed)(message=report.summary, data=report)
+
+
+def _store(given: ImageStore | str) -> ImageStore:
+    return given if isinstance(given, ImageStore) else store_at(given)
 
 
 def run(prompts: str, store: str, paying: Paying, reading: Reading) -> int:
@@ -140,12 +165,16 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
             return 0
         passed_on = ("deliver", "credentials", "max_in_flight", "max_images", "max_usd", "rate_limit")
         settings = file | {"name": name} | {option: getattr(paying, option) for option in passed_on}
-        prices = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
+        settings["prices"] = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
         with waiting_for("Starting Prefect's server"):
             start_server()
-        state = campaign(path, address, prices=prices or None, **settings, return_state=True)
+        state = campaign(path, address, **_given(settings), return_state=True)
         names = [f"line {line}" for line in given.lines]
         return tell(state.result(raise_on_failure=False), paying.deliver, names)
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _options(paying: Paying, name: str) -> dict[str, Any]:

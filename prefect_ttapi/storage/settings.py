@@ -153,8 +153,18 @@ _FORM: Final = ConfigDict(
 )
 
 
+def _plain(field: JsonSchemaValue) -> JsonSchemaValue:
+    """Return what a form says of a field, without "or null": of that, Prefect's UIs make tabs."""
+    said = {
+        name: value for name, value in field.items() if name != "anyOf" and (name, value) != ("default", None)
+    }
+    for kind in field.get("anyOf", ()):
+        said |= {} if kind == {"type": "null"} else kind
+    return said
+
+
 class _Plain(Strict):
-    """A form whose schema says of an optional field what may be given only: Prefect's UIs make tabs of "or null"."""
+    """A form whose optional fields are plain."""
 
     model_config = _FORM
 
@@ -162,17 +172,11 @@ class _Plain(Strict):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Return the schema that the form is made of; docstrings are for readers of the code."""
+        """Return the schema that the form is made of, without docstrings, which are for readers of the code."""
         schema = handler(core_schema)
         form = handler.resolve_ref_schema(schema)
         form.pop("description", None)
-        for field in form["properties"].values():
-            given = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
-            if len(given) == 1:
-                del field["anyOf"]
-                field |= given[0]
-            if field.get("default", ...) is None:
-                del field["default"]
+        form["properties"] = {name: _plain(field) for name, field in form["properties"].items()}
         return schema
 
 

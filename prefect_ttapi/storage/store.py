@@ -12,6 +12,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
+from pydantic import ConfigDict
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.results import GeneratedImage, StoredImage
@@ -49,6 +50,8 @@ class ImageStore(NotMapped, StoreSettings, Block):
     >>> ImageStore(url="s3://pictures/campaigns", endpoint_url="https://minio.example.com").identity
     's3://pictures/campaigns at https://minio.example.com'
     """
+
+    model_config = ConfigDict(title="Image store block")
 
     _block_type_name = "TTAPI Image Store"
     _block_type_slug = "ttapi-image-store"

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from pathlib import Path
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema
 
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.cli.reporting import Loudness, loudness
+from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.cli.running import quiet_logs
+from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
@@ -414,3 +418,40 @@ def test_task_runs_do_not_fill_the_terminal(asked: Loudness, shown: list[str]):
     for logger in loggers.values():
         logger.removeHandler(handler)
     assert written.getvalue().splitlines() == shown
+
+
+def test_the_form_of_a_deployment():
+    """It lists models, sizes and qualities, offers the saved blocks, and says each thing in a sentence."""
+    form = parameter_schema(campaign)
+    fields, choices = form.properties, form.definitions
+    for name in ("model", "size", "quality"):
+        assert fields[name]["default"] in fields[name]["enum"]
+    for name, block in (("store", ImageStore), ("deliver", ImageStore), ("credentials", TTAPICredentials)):
+        slugs = [
+            choices[kind["$ref"].rpartition("/")[2]]["block_type_slug"] for kind in fields[name]["anyOf"][:1]
+        ]
+        assert slugs == [block._block_type_slug]
+    assert all(re.match(r"[A-Z].*\.$", field["description"], re.DOTALL) for field in fields.values())
+    assert not {"ImageStore", "TTAPICredentials"} & {choice.get("title") for choice in choices.values()}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_deployment_with_blocks(sandbox: Sandbox, tmp_path: Path):
+    """What its form submits makes a campaign: blocks in place of names, empty texts for what is not given."""
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\na red boat\n")
+    shop = ImageStore(url=str(tmp_path / "shop"))
+    report = campaign(
+        str(prompts),
+        ImageStore(url=str(tmp_path / "store")),
+        deliver=shop,
+        credentials=TTAPICredentials(api_key="k", base_url=sandbox.base_url),
+        model="gpt-image-1",
+        quality="low",
+        **dict.fromkeys(("key", "prompt_column", "encoding"), ""),
+        **dict.fromkeys(("max_images", "max_usd", "limit", "rate_limit")),
+        return_state=True,
+    ).result()
+    (row,) = report.rows
+    assert (row.request.model, row.request.quality, row.request.size) == ("gpt-image-1", "low", "auto")
+    assert len(list(shop.list(""))) == 1
