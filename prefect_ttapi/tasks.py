@@ -30,7 +30,7 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures, preview_markdown
 from prefect_ttapi.lineage.publishing import (
     balance_exhausted,
-    delivery_key,
+    image_key,
     images_delivered,
     materialise_images,
     publish_markdown,
@@ -118,7 +118,7 @@ def _with_previews(request: ImageRequest) -> ImageRequest:
 def _publish_preview(request_hash: str, caption: str, preview: PartialImage) -> None:
     """Show `preview` in the run's artifact for this request; each is a new version of it."""
     publish_markdown(
-        f"ttapi-preview-{request_hash}",
+        image_key(caption, request_hash, "preview"),
         preview_markdown(caption, preview),
         description=f"Request {request_hash[:12]} as it grows",
     )
@@ -140,13 +140,14 @@ def _publish_artifact(
     originals: Sequence[Original],
     to: ImageStore,
     may_show: Shown,
+    name: str,
 ) -> None:
     """Publish the artifact of one delivery, with thumbnails of the bytes that were fetched to be delivered."""
     by_uri = {original.image.uri: original for original in originals}
     row = may_show.row(Row.of(0, generation, delivered=tuple(delivered)))
     shown = pictures([row], lambda image: thumbnail_or_none(lambda: by_uri[image.uri].fetch()()))
     publish_markdown(
-        delivery_key(generation.request_hash),
+        image_key(name or may_show.prompt(generation.request), generation.request_hash),
         delivery_markdown(generation, list(islice(shown, PICTURES)), StoreLinks(to), may_show),
         description=f"Where the images of request {generation.request_hash[:12]} are, and where they come from",
     )
@@ -265,7 +266,8 @@ def deliver_images(
     )
     materialise_images(generation, delivered, shown)
     images_delivered(generation, delivered, shown)
-    _publish_artifact(generation, delivered, originals, to, shown)
+    name = str((values or {}).get("name") or "")
+    _publish_artifact(generation, delivered, originals, to, shown, name)
     return delivered
 
 

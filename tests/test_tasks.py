@@ -26,6 +26,7 @@ from prefect_ttapi import (
     deliver_images,
     generate_images,
 )
+from prefect_ttapi.lineage.publishing import image_key
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.meddling import meddling_proxy
 from tests.support.s3 import S3Server
@@ -324,7 +325,7 @@ def test_a_preview_shows_the_picture_as_it_grows(store, credentials, sandbox: Sa
         return generate_images(REQUEST, credentials, store, preview=True)
 
     generation = watched()
-    found = artifacts_like(f"ttapi-preview-{REQUEST.request_hash}")
+    found = artifacts_like(image_key(REQUEST.prompt, REQUEST.request_hash, "preview"))
     assert len(found) == 3
     assert all("data:image/webp;base64," in data for data in found)
     assert generation.request_hash == REQUEST.request_hash

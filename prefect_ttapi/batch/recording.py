@@ -30,7 +30,6 @@ from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table
 from prefect_ttapi.lineage.publishing import (
     Progress,
     batch_key,
-    publish_link,
     publish_markdown,
     publish_table,
 )
@@ -301,10 +300,6 @@ class Recorder:
         manifest = self._store.public_url(report.manifest_uri) or report.manifest_uri
         table = image_table(self._shown(), manifest)
         publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")
-        if report.gallery_uri is not None:
-            page = self._links.to(report.gallery_uri)
-            about = " ".join([f"The gallery page of {self._name}.", *self._links.notes()])
-            publish_link(batch_key(self._name, "gallery"), page, "All images", description=about)
 
     def _shown(self) -> Iterator[Row]:
         return map(self._may_show.row, self._rows.rows())

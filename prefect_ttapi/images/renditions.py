@@ -67,7 +67,7 @@ ORIGINAL: Final = "original"
 LARGEST_SIDE: Final = 16_383
 
 #: Side of the square, in pixels, that a thumbnail fits into.
-ARTIFACT_BOX: Final = 128
+ARTIFACT_BOX: Final = 180
 GALLERY_BOX: Final = 256
 
 #: Bytes of a colour profile that is believed in. Those of displays have 500 to 4,000, of presses some 500,000.

@@ -6,10 +6,12 @@ read the escapes of `inert`. Markdown around them holds numbers and words of our
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.images.renditions import ARTIFACT_BOX, GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.lineage.manifest import Row
@@ -30,6 +32,7 @@ from prefect_ttapi.lineage.shown import (
     one_line,
 )
 from prefect_ttapi.results import DeliveredImage, Generation, PartialImage, StoredImage
+from prefect_ttapi.storage.layout import BATCHES
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ PICTURES: Final = 60
 TABLE_ROWS: Final = 1_000
 COLUMNS: Final = 4
 
+#: Digits of a hash: enough to find it by.
+SHORT: Final = 12
+
 
 def batch_markdown(
     name: str,
@@ -89,7 +95,7 @@ def batch_markdown(
         name: the batch's name.
         totals: of the whole batch.
         failures: failed rows; 20 are taken.
-        pictures: images with thumbnails of 128 pixels; 60 are taken.
+        pictures: images with thumbnails of 180 pixels; 60 are taken.
         manifest_uri: where every row is.
         gallery_uri: the gallery page, where there is one.
         links: where a browser finds images, page and manifest.
@@ -98,12 +104,13 @@ def batch_markdown(
     parts = [
         f"## {_count(totals.images, 'image')} for {_count(totals.rows, 'request')}",
         _block("p", f"<strong>{_shown(name)}</strong>"),
+        *_opening(gallery_uri, links),
         _totals(totals),
         *_warning(totals),
         *[_block("p", _shown(note, REASON)) for note in notes],
-        *_speed(totals),
         *_failures(totals, list(islice(failures, FAILURES))),
         *_gallery(totals.images, list(islice(pictures, PICTURES)), links),
+        *_speed(totals),
         _places({"Gallery": gallery_uri, "Manifest": manifest_uri}, links),
         *links.notes(),
     ]
@@ -117,7 +124,7 @@ def delivery_markdown(
 
     Args:
         generation: the answered request.
-        pictures: its images with their delivered copies, and thumbnails of 128 pixels.
+        pictures: its images with their delivered copies, and thumbnails of 180 pixels.
         links: where a browser finds the images.
         shown: whether the prompt may be shown.
     """
@@ -163,21 +170,22 @@ def image_table(rows: Iterable[Row], manifest_uri: str, limit: int = TABLE_ROWS)
         return lines
     nothing: dict[str, object] = dict.fromkeys(lines[0], "")
     place = address(manifest_uri) if manifest_uri.startswith("http") else cell(manifest_uri)
-    return [*lines[:limit], nothing | {"prompt": "more in the manifest", "object": place}]
+    return [*lines[:limit], nothing | {"delivered": place, "prompt": "more in the manifest"}]
 
 
 def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
     for row in rows:
         for image in row.images:
             yield {
+                "name": cell(one_line(str(row.values.get("name") or ""), CELL)),
+                "delivered": cell(one_line(Picture(row, image).uri, ADDRESS)),
                 "row": row.row,
                 "status": row.status,
                 "prompt": cell(one_line(row.prompt, CELL)),
                 "model": cell(row.model),
                 "tokens": row.usage.total_tokens if row.usage else None,
-                "object": cell(one_line(Picture(row, image).uri, ADDRESS)),
-                "sha256": image.sha256,
-                "request hash": row.request_hash,
+                "image": image.sha256[:SHORT],
+                "request": (row.request_hash or "")[:SHORT],
             }
 
 
@@ -212,17 +220,31 @@ def _warning(totals: Totals) -> list[str]:
     return [f"**{_count(totals.maybe_paid, 'request')} may have been paid for without giving images.**"]
 
 
+def _opening(gallery_uri: str | None, links: StoreLinks) -> list[str]:
+    """Say how to open the gallery: by a link where a browser can follow it from Prefect's page, else by a command."""
+    if gallery_uri is None:
+        return []
+    page = links.to(gallery_uri)
+    if page.startswith(("http://", "https://")):
+        return [_block("p", f"<strong>{_link(page, 'Open the gallery')}</strong>")]
+    store, _, rest = gallery_uri.rpartition(f"/{BATCHES}")
+    path = unquote(urlsplit(store).path) if store.startswith("file:") else store
+    command = f"prefect-ttapi open {shlex.quote(path)} {shlex.quote(rest.rpartition('/')[0])}"
+    return [_block("p", f"To open the gallery: <code>{_shown(command, ADDRESS)}</code>")]
+
+
 def _speed(totals: Totals) -> list[str]:
     """Say how long answers took, by model, and how many requests were side by side."""
     told = [
-        f"{_shown(model)}: half of the answers within {took['p50']:g} s, 90 % within {took['p90']:g} s, "
-        f"99 % within {took['p99']:g} s"
+        [f"<td>{_shown(model)}</td>", *(f"<td>{took[share]:g} s</td>" for share in ("p50", "p90", "p99"))]
         for model in sorted(totals.latencies)
         if (took := totals.latency(model))
     ]
-    if told and totals.concurrency:
-        told.append(f"{totals.concurrency:.1f} requests side by side on average")
-    return [_block("p", "<br>\n".join(told))] if told else []
+    if not told:
+        return []
+    head = "<th>answers within</th><th>50 %</th><th>90 %</th><th>99 %</th>"
+    beside = f"On average, {totals.concurrency:.1f} requests were under way." if totals.concurrency else ""
+    return ["### Time", _table(told, header=head), beside]
 
 
 def _failures(totals: Totals, failures: Sequence[Row]) -> list[str]:
@@ -262,7 +284,7 @@ def _gallery(images: int, pictures: Sequence[Picture], links: StoreLinks) -> lis
 def _cell(picture: Picture, links: StoreLinks) -> str:
     image, prompt = picture.image, _shown(picture.row.prompt)
     small = (
-        f'<img width="{ARTIFACT_BOX}" alt="{prompt}" src="{as_data_uri(picture.thumbnail)}">'
+        f'<img width="{_wide(image)}" alt="{prompt}" src="{as_data_uri(picture.thumbnail)}">'
         if picture.thumbnail
         else f"{image.width} x {image.height}"
     )
@@ -271,6 +293,11 @@ def _cell(picture: Picture, links: StoreLinks) -> str:
     return (
         f'<td width="{100 // COLUMNS}%" valign="top">{_link(links.to(picture.uri), small)}<br>{caption}</td>'
     )
+
+
+def _wide(image: StoredImage) -> int:
+    """Return the width of an image's thumbnail."""
+    return max(1, round(ARTIFACT_BOX * min(1, image.width / image.height)))
 
 
 def _copies(pictures: Iterable[Picture], links: StoreLinks) -> Iterator[str]:
@@ -297,11 +324,11 @@ def _linked(uri: str, links: StoreLinks) -> str:
 
 def _table(rows: Iterable[Sequence[str]], header: str = "") -> str:
     head = f"<thead><tr>{header}</tr></thead>\n" if header else ""
-    return _block("table", head + "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows))
+    return _block('table cellpadding="6"', head + "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows))
 
 
 def _block(tag: str, inner: str) -> str:
-    return f"<{tag}>\n{inner}\n</{tag}>"
+    return f"<{tag}>\n{inner}\n</{tag.partition(' ')[0]}>"
 
 
 def _shown(text: str, limit: int = CAPTION) -> str:

@@ -39,6 +39,7 @@ from pydantic import ValidationError
 from prefect_ttapi.lineage.report import BatchReport
 from prefect_ttapi.lineage.shown import REASON, Shown, cell, one_line
 from prefect_ttapi.results import DeliveredImage, Generation
+from prefect_ttapi.storage.keys import slug
 
 #: Seconds between two updates of a progress artifact, and after one that failed: Prefect's client tries for a
 #: minute, and whoever waits for it here is a worker that should generate images.
@@ -50,23 +51,43 @@ def batch_key(name: str, kind: str = "") -> str:
     """Return the key of a batch's artifact: runs of the same batch are versions of it.
 
     >>> batch_key("Autumn campaign", "images"), batch_key("秋")
-    ('ttapi-autumn-campaign-60278b25-images', 'ttapi-batch-5a2e5e4b')
+    ('batch-autumn-campaign-60278b-images', 'batch-5a2e5e')
     >>> batch_key("autumn-campaign")
-    'ttapi-autumn-campaign'
+    'batch-autumn-campaign'
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "batch"
+    return "-".join(part for part in ("batch", _words(name), kind) if part)
+
+
+def _words(name: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60]
     # two names that read alike stay two
-    lost = "" if slug == name else "-" + hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
-    return f"ttapi-{slug}{lost}" + (f"-{kind}" if kind else "")
+    lost = "" if words == name else hashlib.sha256(name.encode(errors="replace")).hexdigest()[:6]
+    return f"{words}-{lost}".strip("-")
 
 
-def delivery_key(request_hash: str) -> str:
-    """Return the key of a delivery's artifact: its versions are the history of that request.
+def image_key(name: str, request_hash: str, kind: str = "image") -> str:
+    """Return the key of a request's artifact; of very many in a flow run, one key that they share.
 
-    >>> delivery_key("3f9a12" + 58 * "0")
-    'ttapi-3f9a120000000000000000000000000000000000000000000000000000000000'
+    A page that lists 300 artifacts of one run has no place for anybody else's. Each is on its task run in any case.
+
+    Args:
+        name: of the image, else its prompt.
+        request_hash: of the request.
+        kind: what the artifact shows.
+
+    >>> image_key("A lighthouse at dusk", "3f9a12" + 58 * "0")
+    'image-a-lighthouse-at-dusk-3f9a12'
     """
-    return f"ttapi-{request_hash}"
+    flow = FlowRunContext.get()
+    own = f"{kind}-{slug(name)}-{request_hash[:6]}"
+    if not (flow and flow.flow_run):
+        return own
+    with _KEYS_LOCK:
+        keys = _KEYS.setdefault((str(flow.flow_run.id), flow.flow_run.run_count), set())
+        if own in keys or len(keys) < OWN_KEYS:
+            keys.add(own)
+            return own
+    return f"{kind}s-{_words(flow.flow.name if flow.flow else '')}".strip("-")
 
 
 def publish_markdown(key: str, markdown: str, description: str | None = None) -> UUID | None:
@@ -79,11 +100,10 @@ def publish_table(key: str, table: list[dict[str, object]], description: str | N
     return _publish("table", key, json.dumps(table), description)
 
 
-def publish_link(key: str, link: str, text: str, description: str | None = None) -> UUID | None:
-    """Publish a link artifact of the current run; return None also where `link` is no web address."""
-    if not link.startswith(("http://", "https://")):
-        return None
-    return _publish("markdown", key, f"[{text}]({link})", description)
+#: Requests of a flow run whose artifacts have a key of their own, and which have one, in this process.
+OWN_KEYS: Final = 5
+_KEYS: Final[dict[tuple[str, int], set[str]]] = {}
+_KEYS_LOCK: Final = threading.Lock()
 
 
 class Progress:

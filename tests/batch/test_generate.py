@@ -375,7 +375,7 @@ def test_signed_addresses_are_in_artifacts_only(s3_server: S3Server, new_bucket,
     assert [text for text in told if b"X-Amz-Signature" in text] == []
     shown = {each.key: unescape(f"{each.data} {each.description}") for each in artifacts(report)}
     signed = {key: text for key, text in shown.items() if "X-Amz-Signature" in text}
-    assert signed.keys() == {"ttapi-batch", "ttapi-batch-gallery"}
+    assert signed.keys() == {"batch-batch"}
     assert [text for text in signed.values() if "Links are signed and end on" not in text] == []
 
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 DEPLOY = ("--no-prompt", "deploy", "--all", "--prefect-file")
 #: Seconds from one scheduled run to the next.
 INTERVAL = 15
-ARTIFACTS = {"ttapi-nightly", "ttapi-nightly-images", "ttapi-nightly-progress"}
+ARTIFACTS = {"batch-nightly", "batch-nightly-images", "batch-nightly-progress"}
 
 
 @dataclass(frozen=True)

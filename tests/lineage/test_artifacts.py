@@ -17,10 +17,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import Artifact
 
 from prefect_ttapi.lineage.publishing import (
+    OWN_KEYS,
     Progress,
     batch_key,
-    delivery_key,
-    publish_link,
+    image_key,
     publish_markdown,
     publish_table,
 )
@@ -44,16 +44,16 @@ class Clock:
 @given(st.text(st.characters()), st.sampled_from(["", "images"]))
 def test_keys_are_what_prefect_takes(name: str, kind: str) -> None:
     """Whatever a batch is called, its key has lower case letters, digits and dashes only."""
-    assert re.fullmatch("ttapi-[a-z0-9-]+", batch_key(name, kind))
-    assert len(batch_key(name, kind)) < 100
+    for key in (batch_key(name, kind), image_key(name, "ab" * 32)):
+        assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", key)
+        assert len(key) < 100
 
 
 def test_names_that_read_alike_stay_apart() -> None:
     """Two batches whose names differ in case or script only don't share their history."""
     names = ["campaign", "Campaign", "campaign!", "秋", "春", "x" * 100, "x" * 101]
     assert len({batch_key(name) for name in names}) == len(names)
-    assert batch_key("campaign") == "ttapi-campaign"
-    assert delivery_key("ab" * 32) == "ttapi-" + "ab" * 32
+    assert batch_key("campaign") == "batch-campaign"
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -105,19 +105,31 @@ class TestPublishing:
         ]
         assert published("ttapi-in-an-async-flow-progress")[0].data == 100.0
 
-    def test_links_and_descriptions(self) -> None:
-        """Only what a browser opens becomes a link artifact, and nothing in a description is markup."""
+    def test_descriptions(self) -> None:
+        """Nothing in a description is markup."""
 
         @flow
-        def lineage() -> UUID | None:
-            publish_link("ttapi-link", "https://cdn.example.com/index.html", "All images", "of a <img src=x>")
-            return publish_link("ttapi-no-link", "s3://bucket/index.html", "All images")
+        def lineage() -> None:
+            publish_markdown("ttapi-described", "hello", "of a <img src=x>")
 
-        assert lineage() is None
-        assert published("ttapi-no-link") == []
-        (artifact,) = published("ttapi-link")
-        assert artifact.data == "[All images](https://cdn.example.com/index.html)"
+        lineage()
+        (artifact,) = published("ttapi-described")
         assert artifact.description == "`of a <img src=x>`"
+
+    def test_many_images_do_not_bury_the_page_of_artifacts(self) -> None:
+        """Of 300 requests of a flow run the first few have a key each, and keep it; the others share one."""
+        hashes = [f"{n:06x}" + "0" * 58 for n in range(300)]
+
+        @flow(name="Catalogue")
+        def lineage() -> list[str]:
+            return [image_key("a fox", each) for each in [*hashes, hashes[0]]]
+
+        made = lineage()
+        assert made[0] == made[-1] == "image-a-fox-000000"
+        assert len(set(made[:OWN_KEYS])) == OWN_KEYS
+        (shared,) = set(made[OWN_KEYS:-1])
+        assert re.fullmatch("images-catalogue-[0-9a-f]{6}", shared)
+        assert lineage()[0] == made[0]
 
     def test_versions_of_a_key_are_a_history(self) -> None:
         """Publishing a key again adds to its history."""

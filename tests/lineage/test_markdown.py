@@ -107,7 +107,7 @@ def test_nothing_from_outside_is_markup(prompts: list[str], name: str) -> None:
     )
     assert Page(made).tags == Page(expected).tags
     assert set(Page(made).tags) <= ALLOWED
-    assert Page(made).names <= {"href", "src", "width", "dir", "alt", "valign"}
+    assert Page(made).names <= {"href", "src", "width", "dir", "alt", "valign", "cellpadding"}
     assert made.count("\n") == expected.count("\n")
 
 
@@ -138,7 +138,7 @@ def test_pictures_link_to_their_images() -> None:
     private, public = generated(0), generated(1)
     copy = public.delivered[0].model_copy(update={"url": "https://cdn.example.com/1.png"})
     page = Page(batch([private, public.model_copy(update={"delivered": (copy,)})]))
-    assert page.links[:2] == ["file:///out/site/lighthouse-0-0.png", "https://cdn.example.com/1.png"]
+    assert page.links[1:3] == ["file:///out/site/lighthouse-0-0.png", "https://cdn.example.com/1.png"]
     assert len(page.sources) == 2
     assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
 
@@ -146,7 +146,7 @@ def test_pictures_link_to_their_images() -> None:
 def test_four_columns() -> None:
     """Ten images stand in three lines, four beside each other, each with its caption."""
     markdown = batch([generated(n, f"prompt {n}") for n in range(10)])
-    table = markdown[markdown.index("### Images") :]
+    table = markdown[markdown.index("### Images") : markdown.index("### Time")]
     assert [line.count("<td") for line in table.splitlines() if line.startswith("<tr>")] == [4, 4, 2]
     assert "prompt 9" in Page(table).text
 
@@ -155,7 +155,7 @@ def test_an_image_without_a_thumbnail() -> None:
     """An image that no thumbnail could be made of is still linked to."""
     page = Page(batch([generated(0)], thumb=None))
     assert page.sources == []
-    assert page.links[0] == "file:///out/site/lighthouse-0-0.png"
+    assert page.links[1] == "file:///out/site/lighthouse-0-0.png"
     assert "1024 x 1024" in page.text
 
 
@@ -209,8 +209,9 @@ def test_what_it_cost_and_how_long_it_took() -> None:
     priced = sum((Totals().add(row, 0.5) for row in rows), Totals())
     made = batch_markdown("b", priced, manifest_uri="file:///m", notes=["<b>40 tokens</b> over"])
     assert "| 4,169 | 4,169 | 2 | 0.50 | 0.50 |" in made
-    assert re.search(r"2: half of the answers within (19\.\d|20\.\d) s, 90 % within", made)
-    assert "1.0 requests side by side on average" in made
+    assert re.search(r"2</td><td>(19\.\d|20\.\d) s</td>", made)
+    assert "On average, 1.0 requests were under way." in made
+    assert made.index("### Time") > made.index("| generated |")
     assert "<b>40 tokens</b> over" in Page(made).text
     assert "USD" not in batch_markdown("b", Totals.of(rows), manifest_uri="file:///m")
 
@@ -245,8 +246,8 @@ def test_the_table() -> None:
         (2, "cached", "`a *b*`"),
     ]
     assert {tuple(line) for line in table} == {tuple(table[0])}
-    assert table[0]["sha256"] == rows[0].images[0].sha256
-    assert table[0]["object"] == rows[0].delivered[0].uri
+    assert table[0]["image"] == rows[0].images[0].sha256[:12]
+    assert table[0]["delivered"] == rows[0].delivered[0].uri
     assert json.loads(json.dumps(table)) == table
 
 
@@ -256,8 +257,8 @@ def test_the_table_ends_at_the_manifest() -> None:
     assert len(image_table(rows[:1_000], "file:///m.jsonl")) == 1_000
     table = image_table(rows, "file:///m.jsonl")
     assert len(table) == 1_001
-    assert table[-1]["object"] == "file:///m.jsonl"
-    assert table[-1]["sha256"] == ""
+    assert table[-1]["delivered"] == "file:///m.jsonl"
+    assert table[-1]["image"] == ""
     assert table[-1].keys() == table[0].keys()
 
 
@@ -308,7 +309,29 @@ def test_a_table_that_is_cut_leads_to_the_manifest() -> None:
     """The last line of a table with too many images is a link to the manifest, where a browser can open that."""
     rows = [generated(n) for n in range(3)]
     public, private = (
-        image_table(rows, uri, limit=2)[-1]["object"]
+        image_table(rows, uri, limit=2)[-1]["delivered"]
         for uri in ("https://cdn.example.com/m n.jsonl", "s3://bucket/m.jsonl")
     )
     assert (public, private) == ("https://cdn.example.com/m%20n.jsonl", "s3://bucket/m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("gallery", "told"),
+    [
+        ("https://cdn.example.com/out/batches/3f2a/index.html", None),
+        ("file:///srv/my%20out/batches/3f2a/2/index.html", "prefect-ttapi open '/srv/my out' 3f2a/2"),
+        ("s3://bucket/out/batches/3f2a/index.html", "prefect-ttapi open s3://bucket/out 3f2a"),
+    ],
+)
+def test_the_gallery_comes_first(gallery: str, told: str | None) -> None:
+    """Before anything else stands a link that a browser opens from Prefect's page, else the command that does."""
+    made = batch_markdown(
+        "campaign",
+        Totals.of([generated()]),
+        pictures=pictures([generated()], lambda _: WEBP),
+        manifest_uri="file:///m.jsonl",
+        gallery_uri=gallery,
+    )
+    before = Page(made[: made.index("| generated |")])
+    assert before.links == ([] if told else [gallery])
+    assert (told or "Open the gallery") in before.text
