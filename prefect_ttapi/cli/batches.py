@@ -7,6 +7,7 @@ import secrets
 import sys
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -205,21 +206,25 @@ def open_gallery(address: str, endpoint_url: str | None, wanted: str | None, *, 
     elif reachable:
         _browse(reachable)
     else:
-        with Passing(store) as passing:
+        # Ctrl-C is how it ends
+        with Passing(store) as passing, suppress(KeyboardInterrupt):
             _browse(passing.url(key))
             say("The gallery can be looked at until Ctrl-C ends this command.")
             passing.serve_forever()
 
 
 def _browse(url: str) -> None:
-    say(url)
+    print(url, flush=True)
     if not webbrowser.open(url):
         say("There is no browser here: open that address in one.")
 
 
-_TYPES: Final = {"html": "text/html; charset=utf-8", "jpg": "image/jpeg", "js": "text/javascript"} | {
-    name: f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "avif", "bmp")
-}
+_TYPES: Final = {
+    "html": "text/html; charset=utf-8",
+    "jpg": "image/jpeg",
+    "js": "text/javascript",
+    "json": "application/json",
+} | {name: f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "avif", "bmp")}
 
 
 class Passing(ThreadingHTTPServer):

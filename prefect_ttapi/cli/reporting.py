@@ -55,7 +55,7 @@ def loudness(asked: Loudness | None = None) -> Loudness:
 def say(*lines: object) -> None:
     """Print lines of a result, unless --quiet."""
     if loudness() is not Loudness.QUIET:
-        print(*lines, sep="\n")
+        print(*lines, sep="\n", flush=True)
 
 
 def complain(error: object) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import webbrowser
 from pathlib import Path
 
 import httpx
@@ -116,6 +119,34 @@ def test_a_signed_link_is_printed(spring: ImageStore, capsys: pytest.CaptureFixt
         assert httpx.get(where).content == PAGE
     else:
         assert Path(where).read_bytes() == PAGE
+
+
+class Browser(webbrowser.BaseBrowser):
+    """Looks at the page that it is given, and has somebody press Ctrl-C then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bytes] = []
+
+    def open(self, url: str, *_: object) -> bool:
+        def look() -> None:
+            self.seen.append(httpx.get(url).content)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=look).start()
+        return True
+
+
+@pytest.mark.usefixtures("usual_aws")
+def test_a_gallery_can_be_looked_at_until_ctrl_c(
+    s3_store: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A browser that can't read the bucket sees the page; Ctrl-C is how the command ends, and no error."""
+    batch(s3_store, "3f2a0001")
+    webbrowser.register("of-the-tests", None, browser := Browser(), preferred=True)
+    assert main(["open", s3_store.url]) == 0
+    assert browser.seen == [PAGE]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_private_bucket_is_passed_on_to_a_browser(spring: ImageStore) -> None:
