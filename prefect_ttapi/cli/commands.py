@@ -23,7 +23,7 @@ def _version() -> str:
 app = App(
     name="prefect-ttapi",
     help="TTAPI images in Prefect: each image is paid for once, and can be traced.",
-    help_format="plaintext",
+    help_format="markdown",
     help_epilogue=_DONE,
     version=_version,
     default_parameter=Parameter(negative="", show_default=False),
@@ -42,9 +42,9 @@ def launch(
     """Run a command.
 
     Args:
-        words: the command and its arguments.
-        quiet: say only what is wrong.
-        verbose: show all log lines, each task run's too.
+        words: The command and its arguments.
+        quiet: Print only results, warnings and errors.
+        verbose: Show every log line, also those of each task run.
     """
     from prefect_ttapi.cli.reporting import Loudness, loudness
 
@@ -58,18 +58,19 @@ class Paying:
     """Who makes images, what may be paid, and where copies go.
 
     Attributes:
-        credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
-        sandbox: start a sandbox and use it: nothing is paid for.
-        deliver: where copies go, written like --store.
-        key: template of the delivered keys; {slug}-{hash}-{index}.{ext} if none is given.
-        max_in_flight: requests under way at once; 8 if nothing is said.
-        max_images: pay for at most so many images; the next run goes on from there.
-        max_usd: pay at most so many US dollars, by --price.
-        price: what a model costs, MODEL=USD; an image, as gpt-image-2=0.04, or a million tokens in and out,
-            as gpt-image-2=5/40. Once for each model.
-        rate_limit: at most so many requests per minute.
-        name: of the batch; if nothing is said, "campaign", or that of the batch that is tried again.
-        dry_run: check everything and count what is paid for; nothing is sent.
+        credentials: The name of a saved credentials block. Without it, TTAPI_API_KEY and TTAPI_BASE_URL are used.
+        sandbox: Start a sandbox and use it. Nothing is paid for.
+        deliver: Where copies of the images go: a folder, s3://bucket/prefix, or block:NAME.
+        key: The template of the copies' names. By default it is {slug}-{hash}-{index}.{ext}.
+        max_in_flight: How many requests are under way at once. By default it is 8.
+        max_images: How many images are paid for at most. The next run continues from there.
+        max_usd: How many US dollars are spent at most. It needs a --price for each model.
+        price: What a model costs: gpt-image-2=0.04 is the price of an image, gpt-image-2=5/40 the
+            prices of a million
+            tokens in and out. Repeat it for each model.
+        rate_limit: How many requests are sent per minute at most.
+        name: The name of the batch. By default it is "campaign", or the name of the batch that is retried.
+        dry_run: Check everything and estimate the cost. Nothing is sent.
     """
 
     credentials: str | None = None
@@ -91,14 +92,15 @@ class Reading:
     """How a file of prompts is read.
 
     Attributes:
-        prompt_column: the column with the prompts, where it is not called "prompt".
-        columns: columns of a request's other fields, FIELD=NAME,...; size=image_size,model= takes one, and leaves
-            one to the key.
-        encoding: of a text file that is not UTF-8, such as windows-1252.
-        skip_blank: pass over rows without a prompt.
-        model: for rows without one.
-        size: for rows without one.
-        limit: only the first rows, so many.
+        prompt_column: The column that holds the prompts, if it is not called "prompt".
+        columns: The columns of other request fields, as FIELD=NAME,... For example,
+            size=image_size,model= reads the
+            size from the column image_size, and leaves the column model to the key.
+        encoding: The encoding of a text file that is not UTF-8, such as windows-1252.
+        skip_blank: Skip rows without a prompt.
+        model: The model for rows that name none.
+        size: The size for rows that name none.
+        limit: Read only the first rows, as many as this.
     """
 
     prompt_column: str | None = None
@@ -118,10 +120,11 @@ def run(prompts: str, /, *, store: str, paying: Paying | None = None, reading: R
     """Generate and deliver the images of a prompts file.
 
     Args:
-        prompts: CSV, TSV, text, JSON, Excel or Parquet; its columns are request fields, and others serve the key.
-        store: where images are kept: a folder, s3://bucket/prefix, or block:NAME for a saved block.
-        paying: what may be paid.
-        reading: how the file is read.
+        prompts: A CSV, TSV, text, JSON, Excel or Parquet file. Columns that are no request fields can
+            be used in the key.
+        store: Where the images are kept: a folder, s3://bucket/prefix, or block:NAME for a saved block.
+        paying: What may be paid.
+        reading: How the file is read.
     """
     from prefect_ttapi.cli.run import run
 
@@ -133,14 +136,15 @@ def run(prompts: str, /, *, store: str, paying: Paying | None = None, reading: R
     "2 it can't be done, and nothing was sent; 130 interrupted."
 )
 def retry(store: str, batch: str | None = None, /, *, paying: Paying | None = None) -> int:
-    """Ask again for what failed in a batch, or was skipped, as a batch of its own.
+    """Retry what failed or was skipped in a batch, as a new batch.
 
-    Copies are delivered only where --deliver and --key say so.
+    Copies are delivered only if --deliver and --key are given.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME.
-        batch: its id as `ls` shows it, the beginning of it, or its name; the newest batch if none is given.
-        paying: what may be paid.
+        store: The store: a folder, s3://bucket/prefix, or block:NAME.
+        batch: The batch's id as `ls` shows it, the beginning of the id, or the batch's name. By default
+            it is the newest batch.
+        paying: What may be paid.
     """
     from prefect_ttapi.cli.run import retry
 
@@ -164,14 +168,14 @@ def models() -> None:
 def doctor(
     *, store: Sequence[str] = (), credentials: str | None = None, endpoint_url: str | None = None
 ) -> int:
-    """Look whether everything is there that a run needs: key, API, clock, stores, versions, Prefect's server.
+    """Check everything that a run needs: key, API, clock, stores, versions, and Prefect's server.
 
-    Nothing is paid for, and the key is sent nowhere.
+    Nothing is paid for, and the key is not sent anywhere.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME; once for each store.
-        credentials: name of a credentials block; without it TTAPI_API_KEY and TTAPI_BASE_URL are used.
-        endpoint_url: of an S3 service other than AWS.
+        store: A store to check: a folder, s3://bucket/prefix, or block:NAME. Repeat it for each store.
+        credentials: The name of a saved credentials block. Without it, TTAPI_API_KEY and TTAPI_BASE_URL are used.
+        endpoint_url: The endpoint of an S3 service other than AWS.
     """
     from prefect_ttapi.cli.doctor import run
 
@@ -190,17 +194,20 @@ def gc(
     yes: bool = False,
     endpoint_url: str | None = None,
 ) -> int:
-    """Show what a store holds that nobody needs, and delete it.
+    """Show what a store holds that nobody needs, and delete it on request.
 
-    That is what nothing names, half-written files, parts of batches that ended, answers in this machine's rescue folder
-    that the store has, and old batches (manifest and gallery; never their images), if it is said which are old.
+    These are images that nothing refers to, half-written files, parts of batches that ended, and answers in
+    this machine's
+    rescue folder that the store has. Manifests and galleries of old batches are among them if --older-than
+    or --keep
+    says which batches are old. Images that a record refers to are never deleted.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME.
-        older_than: batches that were written longer ago, as 90d or 12h, are old.
-        keep: all batches but the last ones, so many, are old; with --older-than, those of them that are older.
-        yes: delete without asking; where there is no terminal, nothing is deleted without it.
-        endpoint_url: of an S3 service other than AWS.
+        store: The store: a folder, s3://bucket/prefix, or block:NAME.
+        older_than: Batches that were written longer ago than this, such as 90d or 12h, are old.
+        keep: All batches but this number of the newest are old. With --older-than, both must be true.
+        yes: Delete without asking. Without a terminal to ask at, nothing is deleted unless this is given.
+        endpoint_url: The endpoint of an S3 service other than AWS.
     """
     from prefect_ttapi.cli.cleaning import run
 
@@ -209,10 +216,10 @@ def gc(
 
 @app.command
 def init(folder: str, /) -> None:
-    """Write a file of prompts, a flow that works on it, and a deployment of the flow.
+    """Create a folder with prompts, a flow that uses them, and a deployment of the flow.
 
     Args:
-        folder: where they go; it is made where it is not there, and files that are there are not written over.
+        folder: The folder for them. It is created if needed, and existing files are never overwritten.
     """
     from prefect_ttapi.cli.beginning import run
 
@@ -223,13 +230,13 @@ def init(folder: str, /) -> None:
 def ls(
     store: str, /, *, endpoint_url: str | None = None, price: Sequence[str] = (), json: bool = False
 ) -> None:
-    """List the batches of a store, the newest first, with what became of their requests.
+    """List the batches of a store, the newest first, with the results of their requests.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME.
-        endpoint_url: of an S3 service other than AWS.
-        price: what a model costs, MODEL=USD, as for `run`; without it no money is told.
-        json: a JSON object for each batch.
+        store: The store: a folder, s3://bucket/prefix, or block:NAME.
+        endpoint_url: The endpoint of an S3 service other than AWS.
+        price: What a model costs, as for `run`. Without prices, no money is shown.
+        json: Print a JSON object for each batch.
     """
     from prefect_ttapi.cli.batches import show
 
@@ -248,10 +255,11 @@ def open_(
     """Open the gallery of a batch in a browser; from a private bucket, until Ctrl-C.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME.
-        batch: its id as `ls` shows it, the beginning of it, or its name; the newest batch if none is given.
-        endpoint_url: of an S3 service other than AWS.
-        only_print: print the address, and open nothing.
+        store: The store: a folder, s3://bucket/prefix, or block:NAME.
+        batch: The batch's id as `ls` shows it, the beginning of the id, or the batch's name. By default
+            it is the newest batch.
+        endpoint_url: The endpoint of an S3 service other than AWS.
+        only_print: Print the address, and open nothing.
     """
     from prefect_ttapi.cli.batches import open_gallery
 
@@ -272,19 +280,21 @@ def costs(
     endpoint_url: str | None = None,
     json: bool = False,
 ) -> int:
-    """Tell what was paid for, by the records of the ledger.
+    """Show what was paid for, according to the records of the ledger.
 
-    Each answer counts once, in the run that paid for it. "saved" are images that batches found in the store;
-    "maybe paid" are requests that were sent without an answer; "in vain" are answers that are not used.
+    Each answer counts once, in the run that paid for it, and an answer that was paid for again counts as it is now.
+    "saved" counts images that batches found in the store, "maybe paid" counts requests that were sent
+    without an answer, and
+    "in vain" counts answers that are not used.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME.
-        since: a year, a month or a day, as 2026-11 (UTC).
-        by: what the sums are told for.
-        price: what a model costs, MODEL=USD, as for `run`; without it no money is told.
-        sandbox: count the sandbox's answers, in place of the API's.
-        endpoint_url: of an S3 service other than AWS.
-        json: a JSON object for each sum.
+        store: The store: a folder, s3://bucket/prefix, or block:NAME.
+        since: A year, a month or a day in UTC, such as 2026-11. What was paid before is not counted.
+        by: What the costs are grouped by.
+        price: What a model costs, as for `run`. Without prices, no money is shown.
+        sandbox: Count the sandbox's answers instead of the API's.
+        endpoint_url: The endpoint of an S3 service other than AWS.
+        json: Print a JSON object for each group.
     """
     from prefect_ttapi.cli.costs import run
 
@@ -305,16 +315,17 @@ def verify(
     delete_orphans: bool = False,
     json: bool = False,
 ) -> int:
-    """Read a whole store and say what is wrong with it.
+    """Read a whole store and report what is wrong with it.
 
     Args:
-        store: a folder, s3://bucket/prefix, or block:NAME.
-        endpoint_url: of an S3 service other than AWS.
-        quick: compare lengths only, without reading the images.
-        repair: put right what surely can be. A lost image, and an answer that can't be read, is paid for anew by
-            the next run.
-        delete_orphans: with --repair, delete what nothing names and half-written files, older than an hour.
-        json: all findings as JSON Lines, the totals last.
+        store: The store: a folder, s3://bucket/prefix, or block:NAME.
+        endpoint_url: The endpoint of an S3 service other than AWS.
+        quick: Compare lengths only, without reading the images.
+        repair: Repair what can safely be repaired. The next run pays again for a lost image, and for an answer that
+            can't be read.
+        delete_orphans: With --repair, also delete half-written files and what nothing refers to, if
+            older than an hour.
+        json: Print all findings as JSON Lines, with the totals last.
     """
     from prefect_ttapi.cli.verify import run
 
@@ -336,16 +347,16 @@ def trace(
     price: Sequence[str] = (),
     json: bool = False,
 ) -> int:
-    """Tell who made an image, and what a run made.
+    """Show where an image comes from, or what a run made.
 
     Args:
-        address: an image or a delivered copy (s3://bucket/key, a path), a manifest, or a request's hash.
-        run: a flow run's id, in place of an address, to tell what it made.
-        store: where the ledger is: a folder, s3://bucket/prefix, or block:NAME.
-        endpoint_url: of an S3 service other than AWS.
-        everywhere: look through all manifests, not only the paying run's.
-        price: what a model costs, MODEL=USD, as for `run`.
-        json: all of it, as JSON.
+        address: An image or a delivered copy (s3://bucket/key or a path), a manifest, or a request's hash.
+        run: The id of a flow run, instead of an address, to show what it made.
+        store: Where the ledger is: a folder, s3://bucket/prefix, or block:NAME.
+        endpoint_url: The endpoint of an S3 service other than AWS.
+        everywhere: Search all manifests, not only those of the run that paid.
+        price: What a model costs, as for `run`.
+        json: Print everything as JSON.
     """
     from prefect_ttapi.cli.trace import run as tell
 
@@ -369,21 +380,22 @@ def sandbox(
     image_bytes: int | None = None,
     room: int | None = None,
 ) -> None:
-    """Serve a stand-in for the API, which draws placeholders, until Ctrl-C.
+    """Start a local server that answers like the API and draws placeholders.
 
     Args:
-        host: address to listen at; 127.0.0.1, which only this machine can reach, if nothing is said.
-        port: 8787 if nothing is said; 0 is any free one.
-        latency: seconds that images take, e.g. 2 or 0.5-1.5.
-        fail: NAME:RATE, e.g. --fail 429:0.1 --fail cut:0.01. Names are 400, moderation, 401, 402, 403, 404, 408, 413,
+        host: The address to listen at. By default it is 127.0.0.1, which only this machine can reach.
+        port: The port. By default it is 8787; 0 takes any free port.
+        latency: How many seconds images take, such as 2 or 0.5-1.5.
+        fail: How often calls fail, as NAME:RATE, such as --fail 429:0.1 --fail cut:0.01. The names are
+            400, moderation, 401, 402, 403, 404, 408, 413,
             422, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 524, insufficient_quota, no_credit,
             model_not_permitted, firewall, timeout, failed, cut, hang.
-        seed: another seed gives other pictures, latencies and failures.
-        api_key: accept only this key, in place of any.
-        items: how images come; "model" is as the vendor says.
-        tiny: draw at most 64 pixels a side, whatever was asked.
-        image_bytes: fill each PNG up to this length.
-        room: work on so many calls at once; further ones get 429.
+        seed: Another seed leads to other pictures, latencies and failures.
+        api_key: Accept only this key. By default any key is accepted.
+        items: How images are sent. By default ("model") it depends on the model, as the vendor says.
+        tiny: Draw at most 64 pixels a side, whatever size was asked for.
+        image_bytes: Fill each PNG up to this number of bytes.
+        room: How many calls are worked on at once. Further calls are answered with 429.
     """
     from prefect_ttapi.sandbox.server import serve
 
