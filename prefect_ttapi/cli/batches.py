@@ -138,10 +138,13 @@ def totals_of(store: ImageStore, batch: Batch, prices: Mapping[Model, Price]) ->
     return totals
 
 
-def show(address: str, endpoint_url: str | None, prices: Sequence[str], *, as_json: bool) -> None:
+def show(address: str, endpoint_url: str | None, limit: int, prices: Sequence[str], *, as_json: bool) -> None:
     """List the batches of a store."""
     store, known, progress = standing_store(address, endpoint_url), prices_of(prices), Progress(sys.stderr)
-    batches = batches_of(store)
+    if limit < 1:
+        raise ValueError("--limit takes a number of batches from 1")
+    found = batches_of(store)
+    batches = found[:limit]
     counted = side_by_side(lambda batch: totals_of(store, batch, known), batches)
     lines = []
     for batch, totals in zip(batches, progress.count("reading manifests", counted), strict=True):
@@ -157,6 +160,8 @@ def show(address: str, endpoint_url: str | None, prices: Sequence[str], *, as_js
     told = [head for head in lines[0] if head != "usd" or known]
     heads = [head.replace("_", " ") for head in told]
     show_table(heads, [[_cell(line[name]) for name in told] for line in lines], right=heads[4:])
+    if more := len(found) - len(batches):
+        say(f"and {more:,} more: --limit says how many are listed")
 
 
 def _line(batch: Batch, totals: Totals) -> dict[str, Any]:

@@ -228,19 +228,26 @@ def init(folder: str, /) -> None:
 
 @app.command
 def ls(
-    store: str, /, *, endpoint_url: str | None = None, price: Sequence[str] = (), json: bool = False
+    store: str,
+    /,
+    *,
+    limit: int = 50,
+    price: Sequence[str] = (),
+    endpoint_url: str | None = None,
+    json: bool = False,
 ) -> None:
     """List the batches of a store, the newest first, with the results of their requests.
 
     Args:
         store: The store: a folder, s3://bucket/prefix, or block:NAME.
-        endpoint_url: The endpoint of an S3 service other than AWS.
+        limit: How many batches are listed at most. By default it is 50.
         price: What a model costs, as for `run`. Without prices, no money is shown.
+        endpoint_url: The endpoint of an S3 service other than AWS.
         json: Print a JSON object for each batch.
     """
     from prefect_ttapi.cli.batches import show
 
-    show(store, endpoint_url, price, as_json=json)
+    show(store, endpoint_url, limit, price, as_json=json)
 
 
 @app.command(name="open")

@@ -79,6 +79,9 @@ def test_the_newest_is_first_and_a_killed_batch_is_told(
     assert newer.startswith("newer/task-1 ")
     assert newer.split()[3:7] == ["running,", "or", "killed", "2"]
     assert older.startswith("older ")
+    assert main(["ls", store.url, "--limit", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "and 1 more: --limit says how many are listed"
+    assert main(["ls", store.url, "--limit", "0"]) == 2
 
 
 @pytest.mark.parametrize("command", ["ls", "open", "costs", "gc", "retry"])
