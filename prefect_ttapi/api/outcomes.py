@@ -243,7 +243,8 @@ SIGNS: Final = (
         _RELAYS,
         codes="insufficient_user_quota pre_consume_token_quota_failed token_quota_exhausted insufficient_balance "
         "balance_not_enough",
-        words=r"pre-?consumed? (?:token )?quota failed|额度不足|额度已用尽|预扣费额度失败|余额不足|账户欠费",
+        words=r"pre-?consumed? (?:token )?quota failed|额度不足|额度已用尽|预扣费额度失败|余额不足|账户欠费"
+        r"|\b(?:monthly|total|account) quota (?:is |was |has been )?(?:exceeded|reached)",
     ),
     Sign(
         CREDIT,
@@ -273,7 +274,7 @@ SIGNS: Final = (
         PROMPT,
         "OpenAI, image generation guide",
         codes="moderation_blocked content_policy_violation safety_violations",
-        words=r"safety system|content policy|usage polic(?:y|ies)|our guardrails",
+        words=r"safety system|content policy|usage polic(?:y|ies)|our guardrails|violat\w+ (?:our|openai's) polic(?:y|ies)",
     ),
     Sign(
         PROMPT,

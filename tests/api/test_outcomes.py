@@ -180,6 +180,7 @@ FIELD: list[tuple[int, bytes, str]] = [
     ),
     (403, said("user quota is not enough", "insufficient_user_quota", "new_api_error"), CREDIT),
     (403, said("用户额度不足, 剩余额度: ＄0.000000", None, "new_api_error"), CREDIT),
+    (429, said("Monthly quota exceeded for this account."), CREDIT),
     (403, said("image pre-consumed quota failed, user quota: 0.1, need quota: 0.2"), CREDIT),
     (403, said("token quota is not enough", "pre_consume_token_quota_failed"), CREDIT),
     (401, said("该令牌额度已用尽 (request id: 2026)"), CREDIT),
@@ -246,6 +247,7 @@ FIELD: list[tuple[int, bytes, str]] = [
         PROMPT,
     ),
     (400, said("该请求内容包含敏感信息，已被拒绝"), PROMPT),
+    (400, said("This request violates OpenAI's policies."), PROMPT),
     (
         400,
         said("Your request was rejected as a result of our safety system. Your prompt may contain text ..."),
