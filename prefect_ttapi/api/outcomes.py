@@ -274,7 +274,8 @@ SIGNS: Final = (
         PROMPT,
         "OpenAI, image generation guide",
         codes="moderation_blocked content_policy_violation safety_violations",
-        words=r"safety system|content policy|usage polic(?:y|ies)|our guardrails|violat\w+ (?:our|openai's) polic(?:y|ies)",
+        words=r"safety system|content policy|usage polic(?:y|ies)|our guardrails"
+        r"|violat\w+ (?:our|openai's) polic(?:y|ies)",
     ),
     Sign(
         PROMPT,
