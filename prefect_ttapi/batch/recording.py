@@ -9,9 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Final, Self
+
+from prefect.settings import get_current_settings
 
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done
@@ -24,7 +27,7 @@ from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
-from prefect_ttapi.lineage.gallery import ThumbnailFile, pages
+from prefect_ttapi.lineage.gallery import Heading, ThumbnailFile, pages
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, pictures
 from prefect_ttapi.lineage.publishing import (
@@ -256,10 +259,15 @@ class Recorder:
             self._shown(),
             self._thumbnail,
             self._totals,
-            title=self._name,
+            Heading(
+                title=self._name,
+                made=datetime.now(UTC),
+                run_id=self._flow_run_id,
+                run_url=_run_url(self._flow_run_id),
+                manifest=MANIFEST,
+            ),
             folder_uri=self._store.uri(self._folder),
             store_uri=self._store.uri("x").removesuffix("/x"),
-            manifest=MANIFEST,
         )
         for file, pieces in gallery:
             page = Spool.of(piece.encode() for piece in pieces)
@@ -321,6 +329,12 @@ class Recorder:
     def _price(self, row: Row) -> float | None:
         price = self._prices.get(row.request.model) if row.request and row.images else None
         return price.of(len(row.images), row.usage) if price else None
+
+
+def _run_url(flow_run_id: str) -> str | None:
+    """Return where Prefect's UI shows a run, unless its server is a temporary one, which is gone by then."""
+    ui = get_current_settings().ui_url
+    return f"{ui.rstrip('/')}/runs/flow-run/{flow_run_id}" if ui else None
 
 
 @contextmanager

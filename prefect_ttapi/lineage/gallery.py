@@ -1,7 +1,9 @@
 """Write the gallery: pages to look at a batch's images, whole in themselves, that may be moved with their folder.
 
 A page asks nobody for anything: style, script and thumbnails are in it, its content security policy allows those
-by hash and nothing else but images from beside it. Prompts are data for the script, which shows them as text.
+by hash and nothing else but images and pages from beside it. Prompts are data for the script, which shows them as text.
+Where there are several pages, they search each other in a frame: `search.html` knows a few words of every card, and
+answers by message, which works from a disk as well.
 
 The thumbnails are also all in one zip beside the manifest, from which a later batch takes them again. Pictures are
 stored in it as they are, each named after the SHA-256 of the image it shows. A zip in a store is read only where all of
@@ -20,6 +22,8 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from itertools import groupby, islice
@@ -30,12 +34,13 @@ from urllib.parse import quote
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, figures
 from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.lineage.shown import address, in_bytes, one_line
 from prefect_ttapi.results import StoredImage
-from prefect_ttapi.storage.layout import is_s3, page_name, url_path
+from prefect_ttapi.storage.layout import SEARCH, is_s3, page_name, url_path
 from prefect_ttapi.storage.store import ImageStore
 
 logger: Final = logging.getLogger(__name__)
@@ -53,43 +58,94 @@ LONGEST: Final = 40_000
 LARGEST: Final = 0xFFFF
 LARGEST_ZIP: Final = 0x7FFF_FFFF
 
+#: Characters of a text that all pages can be searched for.
+_SEARCHED: Final = 160
+
+#: Links to pages beside the current one, besides the first and the last.
+_NEAR: Final = 3
+
 _NAME: Final = re.compile(r"[0-9a-f]{64}\.webp")
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What the pages tell of their batch besides its figures.
+
+    Attributes:
+        title: the batch's name.
+        made: when it ended.
+        run_id: the flow run that it belongs to.
+        run_url: where a browser finds that.
+        manifest: the manifest's file name in the pages' folder.
+    """
+
+    title: str
+    made: datetime | None = None
+    run_id: str | None = None
+    run_url: str | None = None
+    manifest: str | None = None
 
 
 def pages(
     rows: Iterable[Row],
     thumbnail_of: Callable[[StoredImage], bytes | None],
     totals: Totals,
+    heading: Heading,
     *,
-    title: str,
     folder_uri: str,
     store_uri: str,
-    manifest: str | None = None,
 ) -> Iterator[tuple[str, Iterator[str]]]:
     """Yield the gallery's pages, one after the other: file name and the pieces of the HTML, the first one `index.html`.
 
+    Of several pages, the last one is what they search each other by.
     A page's pieces are made as they are read, a card at a time; it must be read before the next one is asked for.
 
     Args:
         rows: of the whole batch, in order; read once.
         thumbnail_of: a WebP of an image, about 256 pixels wide, or None; asked when its card is made.
         totals: of exactly these rows.
-        title: the batch's name.
+        heading: what else is told of the batch.
         folder_uri: where the pages will lie.
         store_uri: images below it get links relative to the pages, so that all can be moved together.
-        manifest: the manifest's file name in the pages' folder.
     """
     cards = ((row, image) for row in rows for image in row.images or (None,))
     count = max(1, -(-(totals.images + totals.without_images) // CARDS))
     names = [page_name(number) for number in range(1, count + 1)]
     links = _Links(folder_uri, store_uri)
+    found = Spool(hashing=False)
     for number, name in enumerate(names, start=1):
         shown = groupby(islice(cards, CARDS), key=itemgetter(0))
         told = (
             _row(row, [Picture(row, image, thumbnail_of(image)) for _, image in images if image], links)
             for row, images in shown
         )
-        yield name, _page(title, totals, told, names, number, manifest)
+        yield name, _page(heading, totals, _remembered(told, name, found), names, number)
+    if count > 1:
+        yield SEARCH, _search(found)
+
+
+def _remembered(rows: Iterable[dict[str, Any]], page: str, found: Spool) -> Iterator[dict[str, Any]]:
+    """Yield the rows, and keep what they are found by."""
+    for row in rows:
+        words = [row["values"].get("name"), row["prompt"], row["model"], row["error_type"], row["hash"]]
+        short = [(word or "")[:_SEARCHED] for word in words]
+        for image in row["images"] or [None]:
+            card = f"{row['row']}.{image['index'] if image else 0}"
+            found.write((_json([page, card, row["status"], *short]) + "\n").encode())
+        yield row
+
+
+def _search(found: Spool) -> Iterator[str]:
+    """Yield the page that finds cards on all pages, a line at a time."""
+    script = _part("search.js")
+    before, after = _part("search.html").split("$data")
+    parts = {"policy": f"default-src 'none'; script-src {_hash(script)}; base-uri 'none'", "script": script}
+    yield Template(before).substitute(parts)
+    with found.open() as lines:
+        for number, line in enumerate(lines):
+            yield ("," if number else "[") + line.decode()
+    yield "]"
+    yield Template(after).substitute(parts)
 
 
 class _Links:
@@ -162,34 +218,31 @@ def _image(picture: Picture, links: _Links) -> dict[str, Any]:
 
 
 def _page(
-    title: str,
-    totals: Totals,
-    rows: Iterable[dict[str, Any]],
-    names: list[str],
-    number: int,
-    manifest: str | None,
+    heading: Heading, totals: Totals, rows: Iterable[dict[str, Any]], names: list[str], number: int
 ) -> Iterator[str]:
     style, script = _part("page.css"), _part("page.js")
+    frames = "frame-src 'self' file:; " if len(names) > 1 else ""
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
+        f"img-src 'self' file: data:; {frames}base-uri 'none'; form-action 'none'"
     )
     parts = {
         "policy": policy,
-        "title": html.escape(one_line(title, 200)),
+        "title": html.escape(one_line(heading.title, 200)),
         "style": style,
         "script": script,
         "lead": html.escape(_lead(totals)),
+        "when": _when(heading),
         "figures": _figures(totals),
         "links": _numbers(names, number),
-        "foot": _foot(manifest),
+        "foot": _foot(heading.manifest),
     }
     before, after = _part("page.html").split("$data")
     yield Template(before).substitute(parts)
     yield '{"rows":['
     for position, row in enumerate(rows):
         yield ("," if position else "") + _json(row)
-    yield f'],"more":{_json(len(names) > 1)}}}'
+    yield f'],"pages":{len(names)}}}'
     yield Template(after).substitute(parts)
 
 
@@ -223,6 +276,18 @@ def _lead(totals: Totals) -> str:
     return f"{requests}: {parts}.{doubt}" if parts else "No requests."
 
 
+def _when(heading: Heading) -> str:
+    """Return when the batch was made, and by which run."""
+    told = [f"{heading.made:%-d %B %Y, %H:%M} UTC"] if heading.made else []
+    if heading.run_id:
+        to = heading.run_url if (heading.run_url or "").startswith(("http://", "https://")) else None
+        run = f"run {html.escape(heading.run_id)}"
+        told.append(
+            f'<a href="{html.escape(address(to))}" target="_blank" rel="noopener">{run}</a>' if to else run
+        )
+    return f"<p class=when>{' &middot; '.join(told)}</p>" if told else ""
+
+
 def _figures(totals: Totals) -> str:
     told = figures(totals)
     shown = [("images", f"{totals.images:,}"), *((name, told[name]) for name in _FIGURES if name in told)]
@@ -236,10 +301,16 @@ def _figures(totals: Totals) -> str:
 def _numbers(names: list[str], current: int) -> str:
     if len(names) == 1:
         return ""
-    links = "".join(
-        f"<b aria-current=page>{number}</b>" if number == current else f'<a href="./{name}">{number}</a>'
-        for number, name in enumerate(names, start=1)
-    )
+    near = {1, len(names), *range(current - _NEAR, current + _NEAR + 1)}
+    links, before = "", 0
+    for number, name in enumerate(names, start=1):
+        if number not in near:
+            continue
+        links += "<i>&hellip;</i>" if number > before + 1 else ""
+        links += (
+            f"<b aria-current=page>{number}</b>" if number == current else f'<a href="./{name}">{number}</a>'
+        )
+        before = number
     return f'<nav class="pages" aria-label="Pages">{links}</nav>'
 
 

@@ -5,7 +5,7 @@
     ledger/probe.json                           what the check of a store writes
     answers/<origin>/<request hash>/<token>     an answer that nobody can read yet, as it came
     batches/<run>[/<task run>][/<number>]/      a batch: manifest.jsonl, manifest.parquet, thumbnails.zip, index.html,
-                                                page-2.html and so on; parts/000001.jsonl and so on while it runs
+                                                page-2.html and so on, search.html; while it runs, parts/
     batches/latest/<digest>.json                folders of the last batches of a name
     .metadata/<key>.json                        in local folders: what S3 keeps in an object's headers
 
@@ -201,6 +201,10 @@ def page_name(number: int) -> str:
     ('index.html', 'page-2.html')
     """
     return "index.html" if number == 1 else f"page-{number}.html"
+
+
+#: What a gallery's pages search each other by.
+SEARCH: Final = "search.html"
 
 
 def part_key(folder: str, number: int) -> str:

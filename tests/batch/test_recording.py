@@ -66,7 +66,14 @@ def thumbnails_in(store: ImageStore, page: str) -> list[str | None]:
 def test_everything_is_there_in_order(store: ImageStore) -> None:
     """Rows that come in any order are in order in both manifests; every page has its thumbnails, and so has the zip."""
     report = record(store, (done(number) for number in reversed(range(501))))
-    names = {"manifest.jsonl", "manifest.parquet", "thumbnails.zip", "index.html", "page-2.html"}
+    names = {
+        "manifest.jsonl",
+        "manifest.parquet",
+        "thumbnails.zip",
+        "index.html",
+        "page-2.html",
+        "search.html",
+    }
     assert files(store) == names
     assert [row.row for row in report.rows] == list(range(501))
     with store.open(report.parquet_uri or "") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail
-from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.gallery import Heading, pages
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.results import DeliveredImage, StoredImage
@@ -76,7 +76,7 @@ def _write(root: Path, name: str, rows: list[Row]) -> None:
         rows,
         thumbnail_of,
         Totals.of(rows),
-        title=f"{name} <b>2026</b>",
+        Heading(f"{name} <b>2026</b>"),
         folder_uri=folder.as_uri(),
         store_uri=root.as_uri(),
     )
@@ -265,6 +265,58 @@ def test_a_big_batch_has_pages(tab: Tab, store: Path) -> None:
     tab.open(tab.run("document.querySelector('.pages a').href"))
     assert shown(tab) == ["number 500"]
     assert tab.run("document.querySelector('.pages a').href").endswith("/index.html")
+    assert tab.complaints == []
+
+
+def test_the_search_covers_all_pages(tab: Tab, store: Path, screenshots: Path) -> None:
+    """Words, status and model are looked for on the other pages too, and what is found leads there."""
+    image = stored(0, uri=(store / "images" / f"{0:064x}.png").as_uri(), width=300, height=200)
+    values = {"name": "</script><b>the last</b>"}
+    rows = [generated(n, f"number n{n}", images=(image,), delivered=(), values=values) for n in range(1_001)]
+    _write(store, "big", rows)
+    opened(tab, store, "big")
+    tab.press("/")
+    tab.type("number n9")
+    told = tab.until("document.querySelector('#elsewhere:not([hidden]) h2')?.innerText")
+    assert told == "100 more on other pages"
+    assert tab.run("document.querySelector('#count').value") == f"11 of 500 on this page, {told}"
+    assert len(shown(tab)) == 11
+    tab.screenshot(screenshots / "gallery-search.png")
+    tab.open(tab.run("[...document.querySelectorAll('#elsewhere a')].at(-1).href"))
+    assert tab.run("document.querySelector('dialog').open")
+    assert tab.complaints == []
+
+
+def test_what_is_chosen_is_saved(tab: Tab, store: Path) -> None:
+    """Chosen cards are counted; from a disk, a list of their files is what can be saved."""
+    opened(tab, store)
+    tab.run("document.querySelectorAll('.choose').forEach((box, at) => { if (at < 2) box.click(); })")
+    assert tab.run("document.querySelector('#chosen').innerText").startswith("2 chosen")
+    assert tab.run("document.querySelector('#download').innerText") == "Save list of files"
+    tab.run(
+        "window.saved = null;"
+        "URL.createObjectURL = blob => { blob.text().then(text => window.saved = text); return '#'; }"
+    )
+    tab.click("#download")
+    assert tab.until("window.saved").splitlines() == [str(store / "site" / f"{n}.png") for n in range(2)]
+    tab.click("#unchoose")
+    assert tab.run("document.querySelector('#chosen').hidden")
+    assert tab.run("document.querySelectorAll('.choose:checked').length") == 0
+    assert tab.complaints == []
+
+
+def test_variants_side_by_side(tab: Tab, store: Path, screenshots: Path) -> None:
+    """Prompts with several images have a line each, with these in it; what has one image only is left out."""
+    image = stored(0, uri=(store / "images" / f"{0:064x}.png").as_uri(), width=300, height=200)
+    prompts = ["a fox", "the sea", "a fox", "alone", "the sea", "a fox"]
+    _write(store, "kinds", [generated(n, text, images=(image,)) for n, text in enumerate(prompts)])
+    opened(tab, store, "kinds")
+    tab.run("document.querySelector('#sort').value = 'variants'")
+    tab.run("document.querySelector('#sort').dispatchEvent(new Event('input'))")
+    found = "[...document.querySelectorAll('#grid li')]"
+    lines = f"{found}.map(li => li.className || li.querySelector('.prompt').textContent)"
+    assert tab.run(lines) == ["line", "a fox", "a fox", "a fox", "line", "the sea", "the sea"]
+    tab.screenshot(screenshots / "gallery-variants.png")
     assert tab.complaints == []
 
 

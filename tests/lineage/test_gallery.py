@@ -7,13 +7,15 @@ import hashlib
 import html.parser
 import json
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.lineage.gallery import pages
+from prefect_ttapi.lineage.gallery import Heading, pages
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.results import DeliveredImage, StoredImage
@@ -27,6 +29,12 @@ HOSTILE = [
     "\u202eright to left",
     "x" * 32_000,
 ]
+HEADING = Heading(
+    "campaign",
+    made=datetime(2031, 5, 20, 12, 30, tzinfo=UTC),
+    run_id="5f0c1c1e",
+    run_url="http://127.0.0.1:4200/runs/flow-run/5f0c1c1e",
+)
 TEXTS = st.sampled_from(HOSTILE) | st.text(min_size=1, max_size=80).filter(str.strip)
 
 
@@ -63,15 +71,14 @@ class Page(html.parser.HTMLParser):
         return next(value for name, value in self.attributes if value.startswith("default-src"))
 
 
-def gallery(rows: list[Row], title: str = "campaign", store: str = "file:///out") -> dict[str, str]:
+def gallery(rows: list[Row], title: str | None = "campaign", store: str = "file:///out") -> dict[str, str]:
     made = pages(
         rows,
         lambda _: b"webp",
         Totals.of(rows),
-        title=title,
+        HEADING if title is None else Heading(title, manifest="manifest.jsonl"),
         folder_uri=f"{store}/batches/1",
         store_uri=store,
-        manifest="manifest.jsonl",
     )
     return {name: "".join(pieces) for name, pieces in made}
 
@@ -210,7 +217,7 @@ def test_an_empty_batch_has_a_page() -> None:
     made = gallery([])
     assert list(made) == ["index.html"]
     assert "No requests." in made["index.html"]
-    assert Page(made["index.html"]).data == {"rows": [], "more": False}
+    assert Page(made["index.html"]).data == {"rows": [], "pages": 1}
 
 
 def test_a_batch_of_failures_has_a_page() -> None:
@@ -225,7 +232,8 @@ def test_a_big_batch_has_several_pages() -> None:
     """500 cards a page, each row's images in order also over the edge of a page, and links to all pages."""
     rows = [generated(n, count=3) for n in range(334)] + [failed(334)]
     made = gallery(rows)
-    assert list(made) == ["index.html", "page-2.html", "page-3.html"]
+    assert list(made) == ["index.html", "page-2.html", "page-3.html", "search.html"]
+    search = Page(made.pop("search.html"))
     cards = [
         [
             (row["row"], image["index"])
@@ -238,7 +246,12 @@ def test_a_big_batch_has_several_pages() -> None:
     assert [card for page in cards for card in page] == [
         (row.row, image.index) for row in rows for image in row.images
     ] + [(334, 0)]
-    assert all(Page(page).data["more"] for page in made.values())
+    assert all(Page(page).data["pages"] == 3 for page in made.values())
+    assert [card[:3] for card in search.data][499:501] == [
+        ["index.html", "166.1661", "generated"],
+        ["page-2.html", "166.1662", "generated"],
+    ]
+    assert len(search.data) == 1_003
     assert (
         '<a href="./index.html">1</a><b aria-current=page>2</b><a href="./page-3.html">3</a>'
         in made["page-2.html"]
@@ -254,7 +267,7 @@ def test_a_page_is_made_card_by_card() -> None:
 
     rows = [generated(n) for n in range(1_001)]
     made = pages(
-        rows, thumbnail_of, Totals.of(rows), title="t", folder_uri="file:///o/b", store_uri="file:///o"
+        rows, thumbnail_of, Totals.of(rows), Heading("t"), folder_uri="file:///o/b", store_uri="file:///o"
     )
     for before in (0, 500):
         _, pieces = next(made)
@@ -262,3 +275,43 @@ def test_a_page_is_made_card_by_card() -> None:
         assert len(asked) == before + 1
         assert max(len(piece) for piece in [*head[1:], *list(pieces)[:-1]]) < 2_000
         assert len(asked) == before + 500
+
+
+def test_the_head_tells_when_and_by_which_run() -> None:
+    """Date and run stand at the head, the run as a link where a browser can open it, and as text elsewhere."""
+    assert 'href="http://127.0.0.1:4200/runs/flow-run/5f0c1c1e"' in gallery([], title=None)["index.html"]
+    assert "20 May 2031, 12:30 UTC" in gallery([], title=None)["index.html"]
+    hostile = replace(HEADING, run_id="<b>", run_url="javascript:alert(1)")
+    made = pages([], lambda _: None, Totals(), hostile, folder_uri="file:///o/b", store_uri="file:///o")
+    page = "".join(next(made)[1])
+    assert "run &lt;b&gt;" in page
+    assert "javascript:alert" not in page
+
+
+@given(st.lists(TEXTS, min_size=2, max_size=4))
+def test_nothing_from_outside_is_markup_in_what_is_searched(texts: list[str]) -> None:
+    """Hostile prompts arrive as data there, too, cut to a few words, and the page may do nothing but answer."""
+    rows = [generated(n, texts[n % len(texts)], values={"name": texts[0]}, count=2) for n in range(251)]
+    page = Page(gallery(rows)["search.html"])
+    assert page.tags.count("script") == 2
+    assert [card[4] for card in page.data[:2]] == [texts[0][:160]] * 2
+    assert not re.search("[<>&\u2028\u2029\ud800-\udfff]", page.inside["application/json"])
+    digest = base64.b64encode(hashlib.sha256(page.inside["script"].encode()).digest()).decode()
+    assert page.policy == f"default-src 'none'; script-src 'sha256-{digest}'; base-uri 'none'"
+
+
+def test_pages_frame_only_where_there_are_several() -> None:
+    """A single page may have no frame; of several, each may frame what lies beside it."""
+    made = gallery([generated(n) for n in range(501)])
+    assert "frame-src 'self' file:;" in Page(made["page-2.html"]).policy
+    assert "frame-src" not in shown([generated(0)]).policy
+
+
+def test_very_many_pages_have_a_short_pager() -> None:
+    """Of 21 pages the first, the last and those around the current one are linked, above and below the cards."""
+    rows = [generated(n, count=500) for n in range(21)]
+    page = gallery(rows)["page-10.html"]
+    nav = re.findall("<nav.*?</nav>", page)
+    assert [re.findall(r">(\d+|&hellip;)<", each) for each in nav] == [
+        ["1", "&hellip;", *map(str, range(7, 14)), "&hellip;", "21"]
+    ] * 2

@@ -1,7 +1,7 @@
 "use strict";
 // Everything shown is set as text or as an attribute, never as HTML: prompts are anybody's words.
 const byId = (id) => document.getElementById(id);
-const { rows, more } = JSON.parse(byId("data").textContent);
+const { rows, pages } = JSON.parse(byId("data").textContent);
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -34,8 +34,8 @@ for (const card of cards) {
     row.prompt, row.model, row.hash, row.error, row.error_type, ...Object.values(row.values),
     image?.sha256, image?.revised, ...(image?.copies ?? []).map((copy) => copy.uri),
   ].filter(Boolean).join("\n").toLowerCase();
-  card.item = make("li", {}, face(card));
-  card.button = card.item.firstChild;
+  card.button = face(card);
+  card.item = make("li", {}, card.button, ...choice(card));
 }
 
 function face(card) {
@@ -44,6 +44,7 @@ function face(card) {
   const button = make("button", { class: "card", type: "button" },
     make("div", { class: "frame" }, image ? small(row, image) : why(row)),
     make("div", { class: "caption" },
+      row.values.name ? make("div", { class: "name", dir: "auto" }, row.values.name) : null,
       make("div", { class: "prompt", dir: "auto" }, row.prompt || "no prompt"),
       make("div", { class: "meta" },
         make("i", { class: `dot ${row.status}`, title: row.status }), make("span", {}, facts || row.status))));
@@ -62,6 +63,57 @@ function why(row) {
   return make("div", { class: `why ${row.status}` }, make("b", {}, row.error_type || row.status), row.error || "");
 }
 
+// ---- download of what is chosen
+const chosen = new Set();
+
+function choice(card) {
+  const file = downloadable(card);
+  if (!file) return [];
+  const box = make("input", { class: "choose", type: "checkbox", "aria-label": `Choose ${file.name}` });
+  box.addEventListener("change", () => { chosen[box.checked ? "add" : "delete"](card); tellChosen(); });
+  card.box = box;
+  return [box];
+}
+
+// the copy under the name that people know, else the image; only from beside this page
+function downloadable({ row, image }) {
+  if (!image) return null;
+  const copy = image.copies.find((one) => one.href?.startsWith("."));
+  const href = copy?.href ?? (image.beside ? image.href : null);
+  if (!href) return null;
+  const ending = image.type.split("/").pop().replace("jpeg", "jpg");
+  const own = `${row.values.name || row.hash.slice(0, 12)}-${image.index}.${ending}`;
+  return { href, name: copy ? decodeURIComponent(copy.href.split("/").pop()) : own };
+}
+
+function tellChosen() {
+  byId("chosen").hidden = !chosen.size;
+  byId("chosen-count").textContent = `${chosen.size.toLocaleString("en")} chosen`;
+}
+
+// browsers download from a web server; from a disk, where the files are already, they save the list of them
+const onDisk = location.protocol === "file:";
+byId("download").textContent = onDisk ? "Save list of files" : "Download";
+byId("download").addEventListener("click", async () => {
+  const files = [...chosen].map(downloadable);
+  if (onDisk) {
+    const paths = files.map(({ href }) => decodeURIComponent(new URL(href, location.href).pathname));
+    const url = URL.createObjectURL(new Blob([paths.join("\n"), "\n"], { type: "text/plain" }));
+    make("a", { href: url, download: "images.txt" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+    return;
+  }
+  for (const { href, name } of files) {
+    make("a", { href, download: name }).click();
+    await new Promise((later) => setTimeout(later, 250));  // browsers drop what comes too fast
+  }
+});
+byId("unchoose").addEventListener("click", () => {
+  for (const card of chosen) card.box.checked = false;
+  chosen.clear();
+  tellChosen();
+});
+
 // ---- filter and sort
 const grid = byId("grid");
 const pressed = new Set();
@@ -72,7 +124,26 @@ const order = {
   prompt: (a, b) => a.row.prompt.localeCompare(b.row.prompt),
   model: (a, b) => a.row.model.localeCompare(b.row.model),
   tokens: (a, b) => b.tokens - a.tokens,
+  variants: (a, b) => firsts.get(a.row.prompt) - firsts.get(b.row.prompt),
 };
+
+// where each prompt comes first, and of how many cards
+const firsts = new Map();
+const variants = new Map();
+cards.forEach(({ row: { prompt } }, at) => {
+  if (!firsts.has(prompt)) firsts.set(prompt, at);
+  variants.set(prompt, (variants.get(prompt) ?? 0) + 1);
+});
+
+// one line of the grid for each prompt that was asked for more than once
+function lines() {
+  let before = null;
+  return shown.flatMap(({ row: { prompt }, item }) => {
+    if (prompt === before) return [item];
+    before = prompt;
+    return [make("li", { class: "line", dir: "auto" }, prompt || "no prompt"), item];
+  });
+}
 
 function refresh() {
   const words = byId("text").value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -80,12 +151,56 @@ function refresh() {
   shown = cards.filter((card) =>
     (!pressed.size || pressed.has(card.status)) && (!model || card.row.model === model) &&
     words.every((word) => card.words.includes(word)));
+  const side = byId("sort").value === "variants";
+  if (side) shown = shown.filter((card) => variants.get(card.row.prompt) > 1);
   shown.sort(order[byId("sort").value]);
-  grid.replaceChildren(...shown.map((card) => card.item));
-  const all = `${cards.length.toLocaleString("en")}${more ? " on this page" : ""}`;
+  grid.replaceChildren(...(side ? lines() : shown.map((card) => card.item)));
+  askOthers(words, model);
+  const all = `${cards.length.toLocaleString("en")}${pages > 1 ? " on this page" : ""}`;
   byId("count").value = shown.length === cards.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
   byId("empty").hidden = shown.length > 0;
 }
+
+// ---- the other pages, through the frame that knows them all
+const here = location.pathname.split("/").pop() || "index.html";
+let others = null;
+let question = 0;
+let asked = null;
+
+function askOthers(words, model) {
+  question += 1;
+  const wanted = words.length || model || pressed.size;
+  asked = pages > 1 && wanted ? { question, words, model, statuses: [...pressed], page: here } : null;
+  if (!asked) { byId("elsewhere").hidden = true; return; }
+  if (others) others.contentWindow.postMessage(asked, "*");
+  else fetchOthers();
+}
+
+function fetchOthers() {
+  others = make("iframe", { src: "./search.html", hidden: true, sandbox: "allow-scripts", title: "Search" });
+  document.body.append(others);
+}
+
+addEventListener("message", ({ data, source }) => {
+  if (!others || source !== others.contentWindow) return;
+  if (data.models) {
+    const known = new Set([...byId("model").options].map((option) => option.value));
+    for (const name of data.models) if (!known.has(name)) byId("model").append(make("option", { value: name }, name));
+    if (asked) source.postMessage(asked, "*");
+    return;
+  }
+  if (!asked || data.question !== asked.question) return;
+  const [title, list] = byId("elsewhere").children;
+  const told = data.count === 1 ? "1 more on another page" : `${data.count.toLocaleString("en")} more on other pages`;
+  title.textContent = data.count > data.found.length ? `${told}, the first ${data.found.length}` : told;
+  list.replaceChildren(...data.found.map(([page, card, status, name, prompt, model]) =>
+    make("li", {}, make("a", { href: `./${page}#${card}` },
+      make("i", { class: `dot ${status}`, title: status }),
+      make("b", { dir: "auto" }, name || ""), make("span", { dir: "auto" }, prompt || "no prompt"), make("small", {}, model)))));
+  byId("elsewhere").hidden = !data.count;
+  if (data.count) byId("count").value += `, ${told}`;
+  if (data.count && !shown.length) byId("empty").hidden = true;
+});
 
 function nothing() {
   if (!cards.length) return ["Nothing was asked for in this batch, so there is nothing to see."];
@@ -120,6 +235,7 @@ const models = [...new Set(cards.map((card) => card.row.model))].filter(Boolean)
 byId("model").append(make("option", { value: "" }, "all"), ...models.map((name) => make("option", { value: name }, name)));
 for (const id of ["text", "model", "sort"]) byId(id).addEventListener("input", refresh);
 byId("empty").append(...nothing());
+byId("text").addEventListener("focus", () => { if (pages > 1 && !others) fetchOthers(); });
 byId("bar").hidden = !cards.length;
 refresh();
 
