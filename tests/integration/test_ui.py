@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.lineage.publishing import batch_key
 from prefect_ttapi.lineage.shown import CAPTION, CELL, cell, one_line
 from tests.support.browser import Tab, browser
 from tests.support.hostile_batch import NAME, PROMPTS, REFUSED
-from tests.support.prefect_server import Server
+from tests.support.prefect_server import PREFECT, Server
 
 pytestmark = pytest.mark.integration
 
@@ -131,3 +132,66 @@ def test_the_gallery_page(tab: Tab, prefect_ui: Server, batch: Batch, ui: str, s
     )
     assert complaints(tab) == []
     tab.screenshot(screenshots / f"gallery-page{ui.replace('/', '-')}.png")
+
+
+@pytest.fixture(scope="module")
+def forms(prefect_ui: Server) -> dict[str, str]:
+    """The addresses of the forms: of both blocks, and of a run of a deployment."""
+    prefect_ui.run(PREFECT, "block", "register", "-m", "prefect_ttapi")
+    deployed = prefect_ui.run(
+        "-c",
+        "from prefect_ttapi.cli.run import campaign;"
+        "print(campaign.to_deployment('form', parameters={'prompts': 'p.csv', 'store': 's3://b'}).apply())",
+    )
+    blocks = {slug: f"/blocks/catalog/{slug}/create" for slug in ("ttapi-credentials", "ttapi-image-store")}
+    return blocks | {"deployment": f"/deployments/deployment/{deployed.split()[-1]}/run"}
+
+
+@INTERFACES
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ("ttapi-credentials", "The key is in the TTAPI dashboard."),
+        ("ttapi-image-store", "How objects are written"),
+        ("deployment", "Images get this size where a row of the file has none."),
+    ],
+)
+def test_forms(
+    tab: Tab, prefect_ui: Server, forms: dict[str, str], form: str, says: str, ui: str, screenshots: Path
+) -> None:
+    """Each form explains its fields, and shows no code, no class, and no choice between a text and nothing."""
+    tab.screen(1400, 2800)
+    tab.open(f"{prefect_ui.url}{ui}{forms[form]}")
+    tab.until(f"document.body.innerText.includes({json.dumps(says)})")
+    text = tab.run("document.body.innerText")
+    for unwanted in (
+        ">>>",
+        "ImageStore",
+        "TTAPICredentials",
+        "UploadOptions",
+        "ConnectionOptions",
+        "NoneType",
+    ):
+        assert unwanted not in text
+    if form != "deployment":
+        assert 'Property is type "None"' not in text
+    tab.screenshot(screenshots / f"form-{form}{ui.replace('/', '-')}.png")
+    tab.screen(1400, 1200)
+
+
+@INTERFACES
+def test_a_run_from_the_form(tab: Tab, prefect_ui: Server, forms: dict[str, str], ui: str) -> None:
+    """What the untouched form submits is what the flow takes."""
+    tab.open(f"{prefect_ui.url}{ui}{forms['deployment']}")
+    deployment = forms["deployment"].split("/")[3]
+    mine = {"id": {"any_": [deployment]}}
+    before = len(prefect_ui.ask("flow_runs/filter", deployments=mine))
+    tab.until("[...document.querySelectorAll('button')].some(b => b.innerText === 'Submit')")
+    tab.until(
+        "document.body.innerText.includes('s3://b') || document.querySelectorAll('textarea').length > 2"
+    )
+    tab.run("[...document.querySelectorAll('button')].find(b => b.innerText === 'Submit').click()")
+    tab.until("!location.pathname.endsWith('/run')")
+    runs = prefect_ui.ask("flow_runs/filter", deployments=mine)
+    assert len(runs) == before + 1
+    assert campaign.validate_parameters(runs[-1]["parameters"])["store"] == "s3://b"
