@@ -21,8 +21,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect_ttapi import BatchReport, generate_batch
 from prefect_ttapi.batch import check_batch, read_prompts
 from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, failures, sandbox_if
-from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.generation.temporary_server import start_server
 
 ACCOUNT = "ttapi-account"
 

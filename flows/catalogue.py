@@ -15,8 +15,8 @@ from prefect import flow, task, unmapped
 from prefect_ttapi import DeliveredImage, ImageRequest, deliver_images, generate_images
 from prefect_ttapi.batch import check_batch
 from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, sandbox_if
-from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.generation.temporary_server import start_server
 
 COLUMNS = {"sku", "title", "material"}
 KEY = "{sku}.{ext}"

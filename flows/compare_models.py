@@ -16,8 +16,8 @@ from prefect_ttapi import ImageRequest, ImageStore, generate_batch
 from prefect_ttapi.batch import check_batch
 from prefect_ttapi.capabilities import MODELS, RULES
 from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, sandbox_if
-from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.results import StoredImage
 

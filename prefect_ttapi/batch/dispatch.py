@@ -196,6 +196,11 @@ class Dispatch:
         return len(self._came) + len(self._ready)
 
     @property
+    def cancelled(self) -> bool:
+        """Whether whoever asked for the batch waits no longer."""
+        return self._stop.cancelled
+
+    @property
     def finished(self) -> bool:
         """Whether each request that came has its row, and no more will come."""
         at_hand = self._ready or self._came or self._filling or self.to_look_up

@@ -27,7 +27,8 @@ from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, stop_of_caller, to_the_end
+from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, run_log, stop_of_caller, to_the_end
+from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.publishing import batch_completed, materialise_batch
 from prefect_ttapi.lineage.report import BatchReport
@@ -103,7 +104,8 @@ def generate_batch(
         shard_size: requests for each task run. By default it is 1 for up to 300 requests; beyond that a task run gets
             some 15 s of work.
         budget: limits of this batch; what does not fit ends as a skipped row.
-        raise_on_failure: raise `BatchError` at the end, after everything else is delivered and recorded.
+        raise_on_failure: raise `BatchError` at the end, after everything else is delivered and recorded. What the
+            budget left over is no failure: a warning says how much it is.
         name: names the batch in artifacts, pages and key templates.
         refresh_cache: pay anew for what was paid for before this run. By default Prefect's setting decides.
         cache_expiration: pay anew for what was paid for longer ago than this.
@@ -123,7 +125,8 @@ def generate_batch(
     Raises:
         IllegalBatchError: requests, keys or arguments are illegal; nothing was sent.
         StoreError: a store can't be reached or written; nothing was sent.
-        BatchError: rows failed, and `raise_on_failure` is on; its `report` has them.
+        BatchError: rows failed, or were skipped for another reason than the budget, and `raise_on_failure` is on; its
+            `report` has them.
     """
     options = BatchOptions(
         deliver_to=deliver_to,
@@ -303,11 +306,17 @@ def _run(
             )
             remember(store, options.name, ledger.api_origin, folder)
     batch_completed(report)
+    if report.left_over:
+        left = counted(report.left_over, "request")
+        run_log().warning(
+            f"The budget left over {left} of {report.totals.rows:,}: run the batch again with another"
+        )
     return materialise_batch(report)
 
 
 def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:
     """Run `work` as a flow without parameters: the server would store them, prompts and all."""
+    start_server()
     named = name.replace("{", "{{").replace("}", "}}")  # Prefect takes it for a template
     # no retries, whatever Prefect's setting for all flows says: the requests may be read only once
     own = flow(

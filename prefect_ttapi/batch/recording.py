@@ -202,8 +202,10 @@ class Recorder:
             if thumbnail is not None:
                 self._thumbnails.add(image.sha256, thumbnail)
         self._tell(row)
-        standing = self._standing()
-        self._progress.update(standing.done, self._total, standing.line())
+        if self._dispatch is None or not self._dispatch.cancelled:
+            # afterwards, a server that Ctrl-C has reached as well would be waited for, and rows are in a hurry
+            standing = self._standing()
+            self._progress.update(standing.done, self._total, standing.line())
 
     def finish(self, notes: Sequence[str] = ()) -> BatchReport:
         """Write thumbnails, pages and manifest, publish the artifacts, and report.

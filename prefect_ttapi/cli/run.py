@@ -32,9 +32,9 @@ from prefect_ttapi.cli.batches import batch_called, rows_of
 from prefect_ttapi.cli.commands import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, say, waiting_for
 from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
-from prefect_ttapi.cli.signals import start_server
 from prefect_ttapi.cli.stores import prices_of, standing_store, store_at
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import DEFAULT_KEY

@@ -22,9 +22,10 @@ from prefect.settings import (
 
 from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.cli.reporting import Loudness, complain, loudness
-from prefect_ttapi.cli.signals import TEMPORARY_SERVER, Interrupted, interruptible, leave_soon
+from prefect_ttapi.cli.signals import Interrupted, interruptible
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError, TTAPIError
+from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER, leave_soon
 from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.sandbox import Sandbox
 

@@ -10,8 +10,8 @@ from prefect.settings import temporary_settings
 from pydantic import ValidationError
 
 from prefect_ttapi.capabilities import MODELS, Model
-from prefect_ttapi.cli.signals import TEMPORARY_SERVER
 from prefect_ttapi.generation.budget import Budget, Price
+from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER
 from prefect_ttapi.storage.layout import bucket_and_prefix, is_s3, normalised, s3_uri, sidecar_key
 from prefect_ttapi.storage.store import ImageStore
 

@@ -29,6 +29,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.tasks import TaskRunNameCallbackWithParameters
 
+from prefect_ttapi.generation.temporary_server import interrupted
 from prefect_ttapi.ledger.documents import Log
 from prefect_ttapi.stopping import Stop
 
@@ -200,8 +201,9 @@ def to_the_end(
         if told is not None:
             run_log().warning(f"Interrupted: {told}", grace)
         until = time.monotonic() + grace
-        while not ended.wait(_POLL) and time.monotonic() < until:
-            pass
+        with interrupted(interruption):
+            while not ended.wait(_POLL) and time.monotonic() < until:
+                pass
         raise
     return result.result()
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from prefect_ttapi.errors import BatchError
+from prefect_ttapi.errors import BatchError, BudgetExceeded
 from prefect_ttapi.lineage.manifest import Row, Rows
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.results import Usage
@@ -261,6 +261,11 @@ class BatchReport(BaseModel):
         return not self.totals.failed and not self.totals.skipped
 
     @property
+    def left_over(self) -> int:
+        """How many requests the budget left over: skipped by design, for a later run."""
+        return self.totals.errors.get(BudgetExceeded.__name__, 0)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """The batch in figures, JSON-able; no prompt is in it, and it does not grow with the batch."""
         named = self.model_dump(
@@ -289,11 +294,21 @@ class BatchReport(BaseModel):
         costs = f"{counted(totals.images, 'image')}, {counted(totals.api_calls, 'API call')}{tokens}{money}"
         return f"{counted(totals.rows, 'request')}: {shown}; {costs}, {self.seconds:.1f} s"
 
+    def __str__(self) -> str:
+        return self.summary
+
     def raise_for_failures(self) -> None:
-        """Raise `BatchError` if a row failed or was skipped, with counts by kind and some examples."""
-        if self.ok:
+        """Raise `BatchError` if a row failed, or was skipped for another reason than the budget.
+
+        The message has counts by kind and some examples. What a budget left over is no failure.
+        """
+        if self.totals.failed + self.totals.skipped == self.left_over:
             return
         kinds = ", ".join(f"{count} x {kind}" for kind, count in self.totals.errors.items())
-        failures = (row for row in self.rows if row.status in ("failed", "skipped"))
+        failures = (
+            row
+            for row in self.rows
+            if row.status in ("failed", "skipped") and row.error_type != BudgetExceeded.__name__
+        )
         examples = [f"request {row.row}: {row.error}" for row in islice(failures, EXAMPLES)]
         raise BatchError("\n  ".join([f"{self.summary} ({kinds})", *examples]), report=self)

@@ -197,6 +197,25 @@ def test_a_budget_of_images_is_a_hard_limit(store, credentials, sandbox: Sandbox
     assert sandbox.images == 16
 
 
+def test_what_a_budget_left_over_is_no_failure(
+    store, credentials, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+):
+    """A budget that works ends the flow Completed, with a warning that says what is left; a failure is still one."""
+
+    def bought(*requests: dict[str, object]) -> BatchReport:
+        return generate_batch(requests, credentials, store, budget=Budget(images=1), max_in_flight=1)
+
+    report = bought(*prompts(3))
+    assert str(report) == report.summary
+    assert (report.left_over, report.ok) == (2, False)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("The budget left over 2 requests of 3:")
+    refused = {"prompt": "rust [[sandbox:moderation]]", "model": "gpt-image-1"}
+    with pytest.raises(BatchError, match="1 x ModerationError, 2 x BudgetExceeded") as caught:
+        bought(refused, *prompts(4))
+    assert str(caught.value).count("\n") == 1  # what was left over is no example
+
+
 def test_a_used_up_budget_still_finds_what_is_paid_for(store, credentials, sandbox: Sandbox):
     """With no budget at all a batch is served from the store as far as that goes."""
     generate_batch(prompts(3), credentials, store)
