@@ -30,6 +30,8 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy
+	@echo "==> types as users see them: basedpyright, and mypy without plugins"
+	@$(BIN)/python tools/typecheck.py
 
 docs: $(VENV)/.installed-docs ## the documentation site, into ./site; a link that leads nowhere is an error
 	@echo "==> zensical build --strict"

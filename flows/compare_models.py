@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from itertools import product
 
 from prefect import flow
 
 from flows.contact_sheet import CELL, contact_sheet
 from prefect_ttapi import ImageRequest, ImageStore, generate_batch
 from prefect_ttapi.batch import check_batch
-from prefect_ttapi.capabilities import MODELS, RULES
+from prefect_ttapi.capabilities import MODELS, RULES, Model
 from prefect_ttapi.cli.running import add_store_options, credentials_from, exit_status, sandbox_if
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.generation.temporary_server import start_server
@@ -26,7 +25,7 @@ from prefect_ttapi.results import StoredImage
 def compare_models(
     prompts: list[str],
     store: str,
-    models: list[str],
+    models: list[Model],
     sizes: list[str],
     credentials: str | None = None,
     max_in_flight: int = 8,
@@ -58,9 +57,11 @@ def compare_models(
     return place.write(f"batches/{report.flow_run_id}/contact-sheet.png", sheet, "image/png")
 
 
-def columns_of(models: list[str], sizes: list[str]) -> list[tuple[str, str]]:
+def columns_of(models: list[Model], sizes: list[str]) -> list[tuple[Model, str]]:
     """List the models with each of the sizes that they have."""
-    columns = [(model, size) for model, size in product(models, sizes) if RULES[model]["size"].allows(size)]
+    columns: list[tuple[Model, str]] = [
+        (model, size) for model in models for size in sizes if RULES[model]["size"].allows(size)
+    ]
     if not columns:
         raise ValueError(f"none of {', '.join(models)} has a size of {', '.join(sizes)}")
     return columns

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import islice
 
 from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.lineage.manifest import Rows

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         StoredImage,
         Usage,
     )
+    from prefect_ttapi.storage.settings import ConnectionOptions, UploadOptions
     from prefect_ttapi.storage.store import ImageStore
     from prefect_ttapi.tasks import adeliver_images, agenerate_images, deliver_images, generate_images
 
@@ -65,6 +66,7 @@ __all__ = [
     "Budget",
     "BudgetExceeded",
     "CompletedImage",
+    "ConnectionOptions",
     "DeliveredImage",
     "DownloadError",
     "Estimate",
@@ -95,6 +97,7 @@ __all__ = [
     "TTAPICredentials",
     "TTAPIError",
     "UnknownOutcomeError",
+    "UploadOptions",
     "Usage",
     "adeliver_images",
     "agenerate_batch",

@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Hashable
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr
@@ -62,6 +62,20 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
     )
     max_attempts: int = Field(default=4, ge=1)
     """A call that surely was not paid for is tried so many times."""
+
+    if TYPE_CHECKING:  # type checkers take a field's type for what may be given
+
+        def __init__(
+            self,
+            *,
+            api_key: SecretStr | str,
+            base_url: str = ...,
+            connect_timeout: float = ...,
+            read_timeout: float = ...,
+            retry_unknown_outcome: bool = ...,
+            on_dead_claim: Literal["retry", "unknown"] = ...,
+            max_attempts: int = ...,
+        ) -> None: ...
 
     @property
     def api_origin(self) -> str:

@@ -28,9 +28,10 @@ LaneLostError                 a task run of a batch broke down; in rows only
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from prefect_ttapi.lineage.report import BatchReport
     from prefect_ttapi.results import RawAnswer
 
 
@@ -215,9 +216,10 @@ class BatchError(Exception):
     The report is in `report`: everything that did not fail is generated, delivered and recorded.
     """
 
-    def __init__(self, message: str, report: object = None) -> None:
+    def __init__(self, message: str, report: BatchReport | None = None) -> None:
         super().__init__(message)
-        self.report = report
+        # pickle makes an error of its message, and gives it the rest afterwards
+        self.report = cast("BatchReport", report)
 
 
 class LaneLostError(Exception):

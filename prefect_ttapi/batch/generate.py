@@ -41,7 +41,7 @@ from prefect_ttapi.storage.store import ImageStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Requests = Iterable[ImageRequest | Mapping[str, Any]]
+Requests = Iterable[ImageRequest | Mapping[str, Any] | str]
 
 
 def _telling_the_nearest(call: Callable[P, R]) -> Callable[P, R]:
@@ -91,9 +91,10 @@ def generate_batch(
     `batches/<flow run>/<task run>/`.
 
     Args:
-        requests: requests, or mappings of their fields. A sequence is checked as a whole before anything is paid for.
-            Any other iterable is read as room comes up, in a thread of the batch, and an illegal item in it is a
-            failed row. It should come to an end: once nothing more may be sent, the rest of it is listed as skipped.
+        requests: requests, mappings of their fields, or prompts for the default model. A sequence is checked as a whole
+            before anything is paid for. Any other iterable is read as room comes up, in a thread of the batch, and an
+            illegal item in it is a failed row. It should come to an end: once nothing more may be sent, the rest of it
+            is listed as skipped.
         credentials: the API key, and how patient to be.
         store: where the images and the ledger are.
         deliver_to: where copies go, under keys that the template `key` makes. None delivers nothing.

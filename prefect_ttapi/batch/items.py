@@ -233,7 +233,7 @@ class Intake:
 
 
 def take_in(
-    requests: Iterable[ImageRequest | Mapping[str, Any]],
+    requests: Iterable[ImageRequest | Mapping[str, Any] | str],
     values: Values,
     keys: KeyCheck | None,
     budget: Budget | None,
@@ -291,7 +291,7 @@ class KeyCheck:
 
 
 def _items(
-    requests: Iterable[ImageRequest | Mapping[str, Any]],
+    requests: Iterable[ImageRequest | Mapping[str, Any] | str],
     values: Values,
     keys: KeyCheck | None,
     budget: Budget | None,
@@ -300,7 +300,7 @@ def _items(
     given_values = iter(values) if values is not None and not callable(values) else repeat({})
     for row, given in enumerate(requests):
         try:
-            request = ImageRequest.model_validate(given)
+            request = ImageRequest.model_validate({"prompt": given} if isinstance(given, str) else given)
             mine = values(request) if callable(values) else next(given_values)
         except ValidationError as error:
             yield _refused(row, given, "; ".join(problems_of(error)), "ValidationError")

@@ -296,6 +296,8 @@ def normalised(url: str) -> str:
 
     >>> normalised("s3://pictures/2031/"), normalised("file:///srv/a%20b"), normalised("/srv/pictures/")
     ('s3://pictures/2031', '/srv/a b', '/srv/pictures')
+    >>> normalised("/srv/shop/../pictures")
+    '/srv/pictures'
 
     Raises:
         ValueError: it is neither a folder, nor a file:// URL, nor s3://bucket/prefix.
@@ -316,9 +318,15 @@ def normalised(url: str) -> str:
 
 def _from_path(url: str) -> str:
     try:
-        return str(Path(url).expanduser().absolute())
+        path = Path(url).expanduser().absolute()
     except RuntimeError:
         raise ValueError(f"{url!r}: this machine knows no home of such a user") from None
+    straight = Path(path.anchor)
+    for part in path.parts[1:]:
+        # what is above a symbolic link is above the folder that it leads to
+        at = straight.resolve() if part == ".." and straight.is_symlink() else straight
+        straight = at.parent if part == ".." else at / part
+    return str(straight)
 
 
 def _from_file_url(url: str) -> str:

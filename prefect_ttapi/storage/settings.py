@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from prefect.blocks.core import Block, BlockNotSavedError
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -91,6 +92,10 @@ def _readable_at_once(storage_class: str | None) -> str | None:
     if storage_class and not re.fullmatch(r"[A-Z0-9_]{1,64}", storage_class):
         raise ValueError("is no storage class: capital letters, digits and underscores, as STANDARD_IA")
     return storage_class or None
+
+
+def _as_text(path: object) -> object:
+    return str(path) if isinstance(path, Path) else path
 
 
 def _absolute(path: str | None) -> str | None:
@@ -303,7 +308,9 @@ class StoreSettings(SavedForm):
     """The fields of an `ImageStore`."""
 
     # where
-    url: Annotated[str, AfterValidator(normalised)] = Field(title="Folder or S3 address")
+    url: Annotated[str, BeforeValidator(_as_text), AfterValidator(normalised)] = Field(
+        title="Folder or S3 address"
+    )
     """Images, ledger and manifests are kept in this local folder, or below this s3://bucket/prefix."""
     public_base_url: _WebAddress = None
     """If the public can read the folder or prefix, for example through a CDN, delivered images link to this address."""
@@ -352,7 +359,7 @@ class StoreSettings(SavedForm):
     """If the store fails before anything is paid for, it is tried again for so many seconds."""
     claim_ttl: float = Field(default=60, gt=0, le=3600, title="Life of a claim")
     """If a run falls silent while it sends a request, others take the request over after so many seconds."""
-    rescue_folder: str | None = Field(
+    rescue_folder: Annotated[str | None, BeforeValidator(_as_text)] = Field(
         default=None,
         description="If the store fails for longer than that, images that are paid for wait in this folder for the "
         "next run. Without it, $XDG_STATE_HOME/prefect-ttapi/rescue is used, or the same below ~/.local/state.",

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SecretStr
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.results import GeneratedImage, StoredImage
@@ -28,7 +28,7 @@ from prefect_ttapi.storage.objects import (
     probe,
     waiting,
 )
-from prefect_ttapi.storage.settings import NotMapped, StoreSettings
+from prefect_ttapi.storage.settings import ConnectionOptions, NotMapped, StoreSettings, UploadOptions
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
@@ -58,6 +58,29 @@ class ImageStore(NotMapped, StoreSettings, Block):
     _description = (
         "This block keeps generated images in a folder or an S3 bucket, and remembers what was paid for."
     )
+
+    if TYPE_CHECKING:  # type checkers take a field's type for what may be given
+
+        def __init__(
+            self,
+            *,
+            url: str | Path,
+            endpoint_url: str | None = ...,
+            region: str | None = ...,
+            access_key_id: str | None = ...,
+            secret_access_key: SecretStr | str | None = ...,
+            session_token: SecretStr | str | None = ...,
+            aws_credentials: object = ...,
+            public_base_url: str | None = ...,
+            signed_links: int | None = ...,
+            cache_control: str | None = ...,
+            upload: UploadOptions | Mapping[str, Any] = ...,
+            connection: ConnectionOptions | Mapping[str, Any] = ...,
+            patience: float = ...,
+            patience_before: float = ...,
+            claim_ttl: float = ...,
+            rescue_folder: str | Path | None = ...,
+        ) -> None: ...
 
     @property
     def identity(self) -> str:

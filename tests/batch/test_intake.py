@@ -57,6 +57,17 @@ def test_wrong_arguments_are_told(store, credentials, arguments: dict[str, Any],
         )
 
 
+def test_a_text_is_a_prompt_for_the_default_model() -> None:
+    """A list of texts is a batch; one text is none."""
+    items = list(take_in(["a red car", "a cat"], None, None, None).items)
+    assert [item.request for item in items] == [
+        ImageRequest(prompt="a red car"),
+        ImageRequest(prompt="a cat"),
+    ]
+    with pytest.raises(IllegalBatchError, match="not a single one"):
+        take_in("a red car", None, None, None)
+
+
 def test_a_null_in_a_key_names_row_and_column(store, credentials) -> None:
     """What pandas has for nothing is no text in a key."""
     values = [{"sku": "a"}, {"sku": None}]

@@ -141,6 +141,19 @@ def test_what_is_not_given_comes_from_the_environment(monkeypatch: pytest.Monkey
     )
 
 
+def test_spellings_of_a_folder_are_one_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity decides where rescued answers are; what is above a link is above the folder that it leads to."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    spellings = ("art", "./art/", "x/../art", Path("art"), "~/art", Path("~/y/../art"), tmp_path / "art")
+    stores = {ImageStore(url=spelling).identity for spelling in spellings}
+    assert stores == {(tmp_path / "art").as_uri()}
+    assert ImageStore(url="link/../art").url == str(tmp_path / "elsewhere" / "art")
+    assert ImageStore(url="link/art").url == str(tmp_path / "link" / "art")
+
+
 def test_the_identity_tells_stores_apart(tmp_path: Path) -> None:
     """Two stores with the same objects have one identity, whatever their secrets; others have others."""
     here = {"endpoint_url": "https://a.example.com"}
