@@ -317,6 +317,12 @@ def test_variants_side_by_side(tab: Tab, store: Path, screenshots: Path) -> None
     lines = f"{found}.map(li => li.className || li.querySelector('.prompt').textContent)"
     assert tab.run(lines) == ["line", "a fox", "a fox", "a fox", "line", "the sea", "the sea"]
     tab.screenshot(screenshots / "gallery-variants.png")
+    tab.press("/")
+    tab.type("alone")
+    tab.click("#empty button")
+    assert len(shown(tab)) == len(prompts)
+    opened(tab, store)
+    assert not tab.run("document.querySelector('[value=variants]')")
     assert tab.complaints == []
 
 

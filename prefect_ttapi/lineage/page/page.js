@@ -212,6 +212,7 @@ function nothing() {
 function clear() {
   byId("text").value = "";
   byId("model").value = "";
+  if (byId("sort").value === "variants") byId("sort").value = "row";
   pressed.clear();
   for (const chip of byId("statuses").children) chip.setAttribute("aria-pressed", "false");
   refresh();
@@ -236,6 +237,7 @@ byId("model").append(make("option", { value: "" }, "all"), ...models.map((name) 
 for (const id of ["text", "model", "sort"]) byId(id).addEventListener("input", refresh);
 byId("empty").append(...nothing());
 byId("text").addEventListener("focus", () => { if (pages > 1 && !others) fetchOthers(); });
+if (![...variants.values()].some((count) => count > 1)) byId("sort").querySelector("[value=variants]").remove();
 byId("bar").hidden = !cards.length;
 refresh();
 
