@@ -238,6 +238,7 @@ def test_the_form_is_plain(block: type[Block]):
         assert " " in title or title[0].isupper()
         assert field["description"][0].isupper() or field["description"].startswith("https")
         assert field["description"].endswith(".")
+        assert field.keys() & {"type", "$ref"}
         assert "anyOf" not in field
         assert field.get("default", "none") is not None
     assert not {"ConnectionOptions", "UploadOptions"} & {box["title"] for box in boxes.values()}
