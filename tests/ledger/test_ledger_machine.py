@@ -114,6 +114,7 @@ class Token:
         overruled: a late finisher recorded another answer, which its holder needn't know.
         settled: its holder has heard that its answer is recorded.
         superseded: its answer was the record, until a refresh or a loss.
+        in_vain: its answer came second, and the first is the record no more.
     """
 
     run: Run
@@ -124,6 +125,7 @@ class Token:
     overruled: bool = False
     settled: bool = False
     superseded: bool = False
+    in_vain: bool = False
     holder: threading.Thread | None = field(default=None, repr=False)
 
 
@@ -382,7 +384,9 @@ class Holders(RuleBasedStateMachine):
         if not token.excused and not token.overruled:
             assert all(other.excused or other.recorded or other.overruled for other in others)
         if not token.run.opted_in:
-            assert not any(other.run == token.run and not other.superseded for other in others)
+            assert not any(
+                other.run == token.run and not (other.superseded or other.in_vain) for other in others
+            )
 
     def check_write(self, by: threading.Thread, before: bytes | None, after: bytes) -> None:
         """No write loses a name, drops a claim that stands, or gives up an answer that counts."""
@@ -407,10 +411,13 @@ class Holders(RuleBasedStateMachine):
                 "a refresh keeps the old one"
             )
             self.tokens[old.answer.token].superseded = True
+            for note in old.also_paid:
+                self.tokens[note.token].in_vain = True
         if old.state is State.CLAIMED and old.token != new.token:
             assert old.token in named(new)
             assert self.tokens[old.token].excused or new.state is State.GENERATED
             self.tokens[old.token].overruled = new.state is State.GENERATED
+            self.doubtful.add(self.tokens[old.token].run.name)
         paid = {name for name, token in self.tokens.items() if token.sends and not token.superseded}
         assert named(old) & paid <= named(new) | {new.token}
         if new.state is State.CLAIMED and old.state is not State.CLAIMED and old.answer is not None:
