@@ -1,4 +1,4 @@
-"""Example flows, thin and meant to be read; each runs as `python -m flows.NAME`, with `--help`."""
+"""Example flows, to be read and copied into a project: they import public names only."""
 
 from pathlib import Path
 

@@ -153,7 +153,7 @@ class Environment:
         warnings = ["-o", "filterwarnings=default"] if self._row.is_lowest else []
         pytest = [self._python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *warnings]
         demo = [
-            *(self._python, "-m", "flows.campaign", "flows/prompts.csv", "--sandbox"),
+            *(self._python, "-m", "prefect_ttapi", "run", "flows/prompts.csv", "--sandbox"),
             *(
                 "--store",
                 str(store),

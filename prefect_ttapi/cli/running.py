@@ -1,8 +1,7 @@
-"""Parts of command lines that run a flow: options, credentials by name, exit statuses, errors as one clear line."""
+"""Parts of command lines that run a flow: credentials by name, exit statuses, errors as one clear line."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shlex
@@ -15,10 +14,7 @@ from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
 from prefect.logging.handlers import PrefectConsoleHandler
-from prefect.settings import (
-    get_current_settings,
-    temporary_settings,
-)
+from prefect.settings import get_current_settings, temporary_settings
 
 from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.cli.reporting import Loudness, complain, loudness
@@ -28,20 +24,6 @@ from prefect_ttapi.errors import StoreError, TTAPIError
 from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER, leave_soon
 from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.sandbox import Sandbox
-
-
-def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where images go, and who makes them."""
-    parser.add_argument("--store", required=True, help="folder, s3://bucket/prefix, or block:NAME")
-    parser.add_argument(
-        "--credentials", metavar="BLOCK", help="else TTAPI_API_KEY and TTAPI_BASE_URL are used"
-    )
-    parser.add_argument(
-        "--sandbox", action="store_true", help="start a sandbox and use it: nothing is paid for"
-    )
-    parser.add_argument(
-        "--max-in-flight", type=int, default=8, metavar="N", help="requests under way at once (8)"
-    )
 
 
 def credentials_from(block: str | None) -> TTAPICredentials:

@@ -343,7 +343,8 @@ def test_an_interrupted_campaign_goes_on_from_there(tmp_path: Path):
         command = [
             sys.executable,
             "-m",
-            "flows.campaign",
+            "prefect_ttapi",
+            "run",
             prompts,
             "--store",
             str(tmp_path / "out"),

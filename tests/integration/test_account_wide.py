@@ -10,7 +10,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
-from flows import account_wide
+from flows.account_wide import account_wide
+from prefect_ttapi import BatchReport
 from prefect_ttapi.sandbox import Sandbox
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
@@ -24,26 +25,24 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         yield running
 
 
-def test_two_batches_share_the_account(
-    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without the limit, or with one that is too small, the command line says what to do; with it, two batches that ask
-    for 3 of 3 slots never have more than 3 requests in flight together."""
-    arguments = []
+def test_two_batches_share_the_account(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Without the limit nothing is sent; with it, two batches that ask for 3 of 3 slots never have more than 3 requests
+    in flight together."""
+    files = []
     for name in ("cats", "dogs"):
         prompts = tmp_path / f"{name}.csv"
         prompts.write_text("prompt,model\n" + "".join(f"{name} {n},gpt-image-1\n" for n in range(6)))
-        arguments.append([str(prompts), "--store", str(tmp_path / "store"), "--max-in-flight", "3"])
+        files.append(str(prompts))
 
-    assert account_wide.main(arguments[0]) == 2
-    assert "prefect gcl create ttapi-account --limit 3" in capsys.readouterr().err
+    def run(prompts: str) -> BatchReport:
+        return account_wide(prompts, str(tmp_path / "store"), max_in_flight=3)
+
+    with pytest.raises(Exception, match="ttapi-account"):
+        run(files[0])
+    assert sandbox.calls == 0
     with get_client(sync_client=True) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="ttapi-account", limit=3))
-    assert account_wide.main([*arguments[0][:-1], "4"]) == 2
-    assert "has 3 slots: it can't give 4" in capsys.readouterr().err
-    assert sandbox.calls == 0
-
     with ThreadPoolExecutor(2) as threads:
-        assert list(threads.map(account_wide.main, arguments)) == [0, 0]
+        assert [report.ok for report in threads.map(run, files)] == [True, True]
     assert sandbox.paid == 12
     assert 1 <= sandbox.most_in_flight <= 3

@@ -99,7 +99,7 @@ def test_at_a_terminal_the_temporary_server_stays(
             "TTAPI_API_KEY": "sandbox-key",
         }
         del environment["PREFECT_API_URL"]
-        command = ["-m", "flows.campaign", str(prompts), "--store", store.url, "--max-in-flight", "4"]
+        command = ["-m", "prefect_ttapi", "run", str(prompts), "--store", store.url, "--max-in-flight", "4"]
         with child(command, environment, log, start_new_session=True) as process:
             until(lambda: sandbox.paid >= 4 and sandbox.in_flight, log)
             os.killpg(process.pid, signal.SIGINT)
