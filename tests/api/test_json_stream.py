@@ -228,6 +228,11 @@ def test_same_as_json_loads_on_anything_valid(chunks: list[bytes]) -> None:
     assert streaming(chunks) == expected
 
 
+#: A backslash that begins no escape.
+NO_ESCAPE = re.compile(rb'(?<!\\)((?:\\\\)*)\\(?!["\\/bfnrt]|u[0-9A-Fa-f]{4})')
+
+
+@example([b'{"usage":1,"b64_json":"\\\x00u0041\\u0041"}'])
 @example([b'{} "closed, then a string"'])
 @example([b'{"a": 1,} "a comma, closed, then a string"'])
 @example([b'{"b64_json" "QUJD"}'])
@@ -238,8 +243,13 @@ def test_same_as_json_loads_on_anything_valid(chunks: list[bytes]) -> None:
 @example([b'{"b64_json": "QUJD", "b64_json": "-"}'])
 @given(chunked(damaged() | SOUP | st.binary(max_size=30)))
 def test_same_as_json_loads_on_anything_else(chunks: list[bytes]) -> None:
-    """Damaged bodies, tokens in any order and random bytes are refused where the plain way refuses them."""
-    assert streaming(chunks) == plainly(b"".join(chunks))
+    """Damaged bodies, tokens in any order and random bytes are refused where the plain way refuses them.
+
+    But for an escape that is none, in an image: it costs that image, not the answer.
+    """
+    body = b"".join(chunks)
+    found, expected = streaming(chunks), plainly(body)
+    assert found == expected or (expected is None and found == plainly(NO_ESCAPE.sub(rb"\1?", body)))
 
 
 SMALL = [
