@@ -86,7 +86,8 @@ class Row(BaseModel):
         row: position of the request in the batch, from 0.
         status: "generated" (paid for in this batch), "cached" (its images were there, also a duplicate's),
             "failed" (with `images` where only the delivery failed) or "skipped" (never sent).
-        request: what was asked; None for an illegal item.
+        request: what was asked; None for an illegal item, which only an iterable that is no sequence can bring here: a
+            sequence with one is refused as a whole.
         given: an illegal item as it was given, so that its owner finds it again.
         request_hash: the request's name for ever; None for an illegal item.
         images: in the order of the answer.
