@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
 
 from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.lineage.publishing import batch_key
@@ -195,3 +206,68 @@ def test_a_run_from_the_form(tab: Tab, prefect_ui: Server, forms: dict[str, str]
     runs = prefect_ui.ask("flow_runs/filter", deployments=mine)
     assert len(runs) == before + 1
     assert campaign.validate_parameters(runs[-1]["parameters"])["store"] == "s3://b"
+
+
+#: What a terminal is told: the cursor up, a line cleared, the end of a line; then colours and text.
+TOLD = re.compile(r"\x1b\[(\d*)A|(\x1b\[2K)|(\n)|(\x1b\[[0-9;]*m|[^\x1b\r\n]+)|\x1b\[\?\d+[lh]|\r|\x1b")
+
+
+def on_screen(output: str) -> str:
+    """Return what is left on a terminal, with its colours."""
+    lines, at = [""], 0
+    for up, cleared, ended, text in TOLD.findall(output):
+        if ended:
+            at += 1
+            lines += [""] * (at == len(lines))
+        elif cleared:
+            lines[at] = ""
+        elif text:
+            lines[at] += text
+        else:
+            at = max(0, at - int(up or 1)) if up else at
+    return "\n".join(lines)
+
+
+def test_the_terminal(tab: Tab, prefect_ui: Server, tmp_path: Path, screenshots: Path) -> None:
+    """A run leaves one bar, what it paid for and where everything is; no line for each task run."""
+    (tmp_path / "prompts.csv").write_text("name,prompt\nfox,a fox\nharbour,a harbour\n")
+    command = [
+        "run",
+        "prompts.csv",
+        "--sandbox",
+        "--store",
+        "images",
+        "--deliver",
+        "website",
+        "--key",
+        "{name}.{ext}",
+    ]
+    here, there = pty.openpty()
+    termios.tcsetwinsize(there, (40, 110))
+    environment = {**os.environ, "PREFECT_API_URL": f"{prefect_ui.url}/api", "TERM": "xterm-256color"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "prefect_ttapi", *command],
+        cwd=tmp_path,
+        env=environment,
+        stdin=there,
+        stdout=there,
+        stderr=there,
+    ) as run:
+        os.close(there)
+        output = b""
+        with suppress(OSError):  # how a terminal ends
+            while piece := os.read(here, 65536):
+                output += piece
+        os.close(here)
+    shown = on_screen(output.decode())
+    console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(shown))
+    page = tmp_path / "terminal.html"
+    page.write_text(console.export_html(theme=MONOKAI, inline_styles=True))
+    tab.open(page.as_uri())
+    tab.screenshot(screenshots / "terminal.png")
+    plain = Text.from_ansi(shown).plain
+    assert run.returncode == 0
+    assert "Paid for 2 images in 2 calls." in plain
+    assert "Finished in state Completed" not in plain
+    assert sum("images/min" in line for line in plain.splitlines()) == 1
