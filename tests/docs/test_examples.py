@@ -23,6 +23,13 @@ WITH_PYTHON = {
     page: blocks for page, blocks in BLOCKS.items() if any(kind == "python" for kind, *_ in blocks)
 }
 
+#: The README and the first page in each run of the tests, the others with the integration tests.
+AT_THE_DOOR = ("README.md", "docs/start.md")
+EXAMPLES = [
+    pytest.param(page, id=str(page), marks=[pytest.mark.integration] * (str(page) not in AT_THE_DOOR))
+    for page in WITH_PYTHON
+]
+
 BUCKETS = ("acme-images", "acme-shop")
 LIMIT = "ttapi-account"
 
@@ -49,7 +56,7 @@ def surroundings(
 
 
 @pytest.mark.usefixtures("prefect_server", "surroundings")
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=str)
+@pytest.mark.parametrize("page", EXAMPLES)
 def test_examples_run(page: Path) -> None:
     """A page's files are written and its Python runs, from top to bottom, in one namespace."""
     if any(LIMIT in code for _, _, code in WITH_PYTHON[page]):
