@@ -190,6 +190,7 @@ addEventListener("message", ({ data, source }) => {
     return;
   }
   if (!asked || data.question !== asked.question) return;
+  asked = null; // one answer is enough: a frame that was loading may have been asked twice
   const [title, list] = byId("elsewhere").children;
   const told = data.count === 1 ? "1 more on another page" : `${data.count.toLocaleString("en")} more on other pages`;
   title.textContent = data.count > data.found.length ? `${told}, the first ${data.found.length}` : told;
