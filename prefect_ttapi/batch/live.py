@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -111,7 +112,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class Background:
+class Background(ABC):
     """What goes on in a thread of its own, from the beginning of the context to its end."""
 
     def __init__(self, name: str) -> None:
@@ -130,8 +131,9 @@ class Background:
         self._ended.set()
         self._thread.join()
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """Work until `_ended` is set."""
 
 
 class Live(Background):
