@@ -178,9 +178,9 @@ def _webp_size(spool: Spool) -> Size:
             elif kind == b"ANMF" and canvas is not None:  # a frame of an animation
                 return canvas
             elif kind == b"VP8 ":
-                return _vp8_size(file)
+                return vp8_size(file)
             elif kind == b"VP8L":
-                return _vp8l_size(file)
+                return vp8l_size(file)
     raise NotAnImage("the WebP has no picture")
 
 
@@ -199,14 +199,16 @@ def _webp_chunks(file: BinaryIO, end: int) -> Iterator[bytes]:
         position += length % 2
 
 
-def _vp8_size(file: BinaryIO) -> Size:
+def vp8_size(file: BinaryIO) -> Size:
+    """Return width and height of a WebP's lossy picture, at whose beginning `file` stands."""
     frame, start, width, height = struct.unpack("<B2x3sHH", _take(file, 10))
     if frame & 1 or start != b"\x9d\x01\x2a":
         raise NotAnImage("the WebP's picture is damaged")
     return width & 0x3FFF, height & 0x3FFF  # the rest is a hint for scaling
 
 
-def _vp8l_size(file: BinaryIO) -> Size:
+def vp8l_size(file: BinaryIO) -> Size:
+    """Return width and height of a WebP's lossless picture, at whose beginning `file` stands."""
     start, bits = struct.unpack("<BI", _take(file, 5))
     if start != 0x2F:
         raise NotAnImage("the WebP's picture is damaged")

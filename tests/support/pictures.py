@@ -26,3 +26,28 @@ def webp_that_claims(width: int, height: int) -> bytes:
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0]) + sides + b"ANIM" + struct.pack("<I", 6)
     return b"RIFF" + struct.pack("<I", len(body) + 6) + body + bytes(6)
+
+
+def manifest_store(size: int) -> bytes:
+    """A JUMBF box of this length that calls itself a C2PA manifest store."""
+    described = b"c2pa\0\x11\0\x10\x80\0\0\xaa\0\x38\x9b\x71\x03c2pa\0"
+    box = struct.pack(">I4s", len(described) + 8, b"jumd") + described
+    return struct.pack(">I4s", size, b"jumb") + box + bytes(size - 8 - len(box))
+
+
+def with_credentials(data: bytes, store: bytes) -> bytes:
+    """A PNG, JPEG or WebP with this manifest store in its place."""
+    if data.startswith(b"\x89PNG"):
+        chunk = b"caBX" + store
+        framed = struct.pack(">I", len(store)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        return data[:33] + framed + data[33:]
+    if data.startswith(b"RIFF"):
+        chunk = b"C2PA" + struct.pack("<I", len(store)) + store + bytes(len(store) % 2)
+        return data[:4] + struct.pack("<I", len(data) - 8 + len(chunk)) + data[8:] + chunk
+    most, head = 65_000, store[:8]
+    pieces = [store[:most]] + [head + store[at : at + most] for at in range(most, len(store), most)]
+    segments = [
+        struct.pack(">HHHHI", 0xFFEB, len(piece) + 10, 0x4A50, 1, number) + piece
+        for number, piece in enumerate(pieces, start=1)
+    ]
+    return data[:2] + b"".join(segments) + data[2:]
