@@ -14,6 +14,9 @@ from flows.account_wide import account_wide
 from prefect_ttapi import BatchReport
 from prefect_ttapi.sandbox import Sandbox
 
+#: A limit of this file's own: the examples of the pages make the one of the example's default.
+ACCOUNT = "ttapi-two-batches"
+
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 
 
@@ -35,13 +38,13 @@ def test_two_batches_share_the_account(sandbox: Sandbox, tmp_path: Path) -> None
         files.append(str(prompts))
 
     def run(prompts: str) -> BatchReport:
-        return account_wide(prompts, str(tmp_path / "store"), max_in_flight=3)
+        return account_wide(prompts, str(tmp_path / "store"), ACCOUNT, max_in_flight=3)
 
-    with pytest.raises(Exception, match="ttapi-account"):
+    with pytest.raises(Exception, match=ACCOUNT):
         run(files[0])
     assert sandbox.calls == 0
     with get_client(sync_client=True) as client:
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="ttapi-account", limit=3))
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=ACCOUNT, limit=3))
     with ThreadPoolExecutor(2) as threads:
         assert [report.ok for report in threads.map(run, files)] == [True, True]
     assert sandbox.paid == 12
