@@ -15,11 +15,11 @@ demo: $(VENV)/.installed ## generate a small campaign against the sandbox into .
 
 test: $(VENV)/.installed-dev ## the tests
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest -n 2 -m "not integration"
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not integration"
 
 coverage: $(VENV)/.installed-dev ## the tests again, and which lines none of them runs: half as long again
 	@echo "==> pytest --cov"
-	@$(BIN)/python -m pytest -n 2 -m "not integration" --cov --cov-report=term
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not integration" --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev
 	@echo "==> ruff"

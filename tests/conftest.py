@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW,
     temporary_settings,
@@ -24,8 +25,9 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Prefect server come last: its threads open files and draw random numbers under all that follows.
+    """Tests with a Prefect server are one worker's, or come last: its threads open files under all that follows.
 
     Prefect leaves sockets to its server to the garbage collector; only these tests may.
     """
@@ -38,6 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = getattr(item, "fixturenames", [])
         if "prefect_server" in names:
             names.append("collected_at_once")
+            item.add_marker(pytest.mark.xdist_group("prefect_server"))
             for warning in forgiven:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 
@@ -66,6 +69,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     changed = {
         PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
         PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore",
+        # each flow waits up to a second for its end
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
     }
     with temporary_settings(changed), prefect_test_harness(server_startup_timeout=120):
         yield

@@ -59,7 +59,7 @@ def batch_key(name: str, kind: str = "") -> str:
 
 
 def _words(name: str) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60]
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-")
     # two names that read alike stay two
     lost = "" if words == name else hashlib.sha256(name.encode(errors="replace")).hexdigest()[:6]
     return f"{words}-{lost}".strip("-")

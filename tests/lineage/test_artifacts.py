@@ -10,7 +10,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prefect import flow, get_client, task
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
@@ -41,6 +41,7 @@ class Clock:
         return self.now
 
 
+@example(59 * "0" + ":0", "")
 @given(st.text(st.characters()), st.sampled_from(["", "images"]))
 def test_keys_are_what_prefect_takes(name: str, kind: str) -> None:
     """Whatever a batch is called, its key has lower case letters, digits and dashes only."""

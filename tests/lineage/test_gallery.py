@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_ttapi.lineage.gallery import Heading, pages
@@ -288,6 +288,7 @@ def test_the_head_tells_when_and_by_which_run() -> None:
     assert "javascript:alert" not in page
 
 
+@settings(max_examples=20)
 @given(st.lists(TEXTS, min_size=2, max_size=4))
 def test_nothing_from_outside_is_markup_in_what_is_searched(texts: list[str]) -> None:
     """Hostile prompts arrive as data there, too, cut to a few words, and the page may do nothing but answer."""
