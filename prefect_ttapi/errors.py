@@ -15,6 +15,7 @@ TTAPIError                    the API, or the way to it; has status_code, reques
 └── DownloadError             paid, but an image URL could not be fetched
 StoreError                    the image store: unreachable, unwritable, refused
 ├── NotStoredError            paid for, but the store did not take the images: kept in the rescue folder
+├── KeyTakenError             something else is at the key that an image is to be delivered to
 └── ImageMissingError         an object that a record names is gone or has another size
 PictureError                  an image that can't be decoded, so that nothing can be made of it; a ValueError
 BudgetExceeded                the batch's budget does not allow another request
@@ -193,6 +194,13 @@ class StoreError(Exception):
 
 class ImageMissingError(StoreError):
     """An object that a record names is gone, or has another size than recorded."""
+
+
+class KeyTakenError(StoreError):
+    """Something else is at the key that an image is to be delivered to, and may not be replaced.
+
+    A batch knows that before it pays, unless somebody writes there meanwhile: nothing was sent, or the row has images.
+    """
 
 
 class NotStoredError(StoreError):

@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
 from prefect_ttapi.batch.lanes import Lane, Shared, workers
-from prefect_ttapi.errors import ModelNotPermittedError
+from prefect_ttapi.errors import KeyTakenError, ModelNotPermittedError
 from prefect_ttapi.results import Usage
 
 #: Up to so many requests, each has a task run of its own: a Prefect server takes about 20 a second.
@@ -404,7 +404,9 @@ class Dispatch:
     def _follow(self, follower: Item, leader: Done) -> None:
         """Give a duplicate its leader's images, and copies of its own; where the leader has none it has none either."""
         row = row_of(follower, self._api_origin)
-        if not leader.row.images:
+        if leader.row.error_type == KeyTakenError.__name__ and not leader.row.images:
+            self._ready.append(follower)  # which has a key of its own
+        elif not leader.row.images:
             outcome = leader.row.model_dump(include={"status", "error", "error_type"})
             self.rows.append(Done(row.model_copy(update=outcome)))
         elif self._delivers:

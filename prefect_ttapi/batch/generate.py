@@ -23,10 +23,11 @@ from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.capabilities import Model, nearest
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.errors import IllegalBatchError, KeyTakenError
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
+from prefect_ttapi.generation.persisting import Keeper, rescue_place
 from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, run_log, stop_of_caller, to_the_end
 from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.images.renditions import Rendition
@@ -119,7 +120,8 @@ def generate_batch(
         thumbnails: show small pictures in the gallery and the artifact; each takes about 10 ms of CPU.
         renditions: smaller or lighter versions to deliver beside each image.
         keep_original: deliver the image itself, too.
-        overwrite: replace other objects at the delivered keys; otherwise one there makes a failed row.
+        overwrite: replace other objects at the delivered keys; otherwise a request whose key is taken is not sent, and
+            its row is failed.
         record_prompts: False keeps prompts out of everything that is shown (artifacts, pages, logs, events, metadata of
             delivered objects, keys). The manifest and the ledger in the store have them in either case.
 
@@ -203,6 +205,7 @@ def _checked(
     intake = take_in(requests, values, keys, options.budget)
     with store.before_paying(stop_of_caller()):
         store.check()
+        rescue_place(store.rescue_folder)
         if delivery is not None:
             delivery.check()
     return intake
@@ -210,19 +213,30 @@ def _checked(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a batch would do: requests in all, those already paid for, those to send, and their images."""
+    """What a batch would do.
+
+    Attributes:
+        requests: in all.
+        paid: of them, those already paid for.
+        to_send: those to send.
+        images: that these ask for.
+        images_by_model: the same by model.
+        refused: those that are not sent, as something else is at the keys of their images.
+    """
 
     requests: int
     paid: int
     to_send: int
     images: int
     images_by_model: Mapping[Model, int] = field(default_factory=dict)
+    refused: int = 0
 
     def __str__(self) -> str:
+        refused = f", {self.refused:,} not to be sent, as their keys are taken" if self.refused else ""
         return (
             f"{counted(self.requests, 'request')}: {self.paid:,} already paid for, "
-            f"{counted(self.requests - self.paid - self.to_send, 'duplicate')}, "
-            f"{self.to_send:,} to send for {counted(self.images, 'image')}"
+            f"{counted(self.requests - self.paid - self.to_send - self.refused, 'duplicate')}, "
+            f"{self.to_send:,} to send for {counted(self.images, 'image')}{refused}"
         )
 
     def usd(self, prices: Mapping[Model, Price]) -> float | None:
@@ -240,25 +254,32 @@ class Estimate:
 
 
 def estimate_batch(
-    intake: Intake, credentials: TTAPICredentials, store: ImageStore, name: str = "batch"
+    intake: Intake, credentials: TTAPICredentials, store: ImageStore, name: str = "batch", **options: Any
 ) -> Estimate:
-    """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API."""
+    """Ask the ledger about each distinct request of a checked batch; nothing is sent to the API.
+
+    Args:
+        intake: what `check_batch` gave.
+        credentials, store, name: as in `generate_batch`.
+        options: the others of `generate_batch`.
+    """
     ledger = ledger_for(credentials, store, uuid.uuid4().hex)
-    plan = Plan("", RunContext.current(), BatchOptions(name=name, thumbnails=False))
-    requests = paid = 0
+    plan = Plan("", RunContext.current(), BatchOptions(**options | {"name": name, "thumbnails": False}))
+    requests = paid = refused = 0
     to_send: set[str] = set()
     images: Counter[Model] = Counter()
     for found in Known(store, ledger, plan, intake.hashes).sort_out(intake.items):
         requests += 1
         if isinstance(found, Done):
             paid += found.row.status == "cached"
+            refused += found.row.error_type == KeyTakenError.__name__
         elif found.request.request_hash not in to_send:
             record = None if found.known_absent else ledger.look_up(found.request.request_hash)
             paid += record is not None
             if record is None:
                 to_send.add(found.request.request_hash)
                 images[found.request.model] += found.request.n
-    return Estimate(requests, paid, len(to_send), images.total(), images)
+    return Estimate(requests, paid, len(to_send), images.total(), images, refused)
 
 
 def _run(
@@ -299,7 +320,9 @@ def _run(
         finally:
             # not even a first Ctrl-C is to cost the manifest; a second one does not wait for it
             report = to_the_end(
-                lambda: recorder.finish(limits.spending.notes()),
+                lambda: recorder.finish(
+                    limits.spending.notes(), Keeper(store, ledger.api_origin, run_log()).waiting()
+                ),
                 stop,
                 of="not sent, because the batch",
                 grace=0 if stop.cancelled else options.grace,

@@ -54,6 +54,7 @@ class Item:
     values: dict[str, Any] = field(default_factory=dict)
     may_pay: bool = True  # False: the budget is used up, only a record will do
     known_absent: bool = False  # True: a listing showed no ledger record
+    keys_free: bool = False  # True: a listing showed nothing at the keys that its images will have
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -144,7 +145,7 @@ class Work:
                 balance_exhausted(origin, str(error))
             elif not isinstance(error, TTAPIError | StoreError):
                 logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
-            return Done(_failed(asked, error), images_paid=item.request.n if may_cost(error) else 0)
+            return Done(failed(asked, error), images_paid=item.request.n if may_cost(error) else 0)
         if isinstance(paid, Waiting):
             return paid
         row = row_of_paid(item, paid)
@@ -170,7 +171,18 @@ class Work:
         if passed := spending.passed():  # what is reserved for it is free again
             spending.settle(item.request, 0, None)
             raise BudgetExceeded(passed)
-        return self.engine.try_generate(item.request, waiting, known_absent=item.known_absent)
+        return self.engine.try_generate(
+            item.request,
+            waiting,
+            known_absent=item.known_absent,
+            before_sending=None if item.keys_free else partial(self._check_keys, item),
+        )
+
+    def _check_keys(self, item: Item) -> None:
+        """Raise KeyTakenError where the item's images could not be delivered."""
+        if self.delivery is not None and not self.delivery.overwrite:
+            with self.delivery.to.before_paying(self.engine.limits.stop):
+                self.delivery.check_free(item.request, item.values, self.options.shown.prompt(item.request))
 
     def _delivered(self, row: Row, paid: Paid, item: Item) -> Row:
         """Return the row with its copies, or failed with its images where they could not be delivered."""
@@ -183,7 +195,7 @@ class Work:
         except Exception as error:
             if not isinstance(error, StoreError | KeyTemplateError | PictureError):
                 logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
-            return _failed(row, error)
+            return failed(row, error)
         images_delivered(made, copies, shown)
         return row.model_copy(update={"delivered": tuple(copies)})
 
@@ -203,7 +215,8 @@ def row_of_paid(item: Item, paid: Paid) -> Row:
     )
 
 
-def _failed(row: Row, error: Exception) -> Row:
+def failed(row: Row, error: Exception) -> Row:
+    """Return the row of a request that ended in `error`."""
     calls = {"api_calls": error.attempts, "seconds": error.elapsed} if isinstance(error, TTAPIError) else {}
     paid = {"maybe_paid": (*row.maybe_paid, str(error))} if not row.images and perhaps_paid(error) else {}
     failure = {"status": "failed", "error": str(error), "error_type": type(error).__name__}

@@ -1,6 +1,7 @@
 """What of a batch is already paid for: told by listings, not by a look-up for each request.
 
-One listing of the ledger tells which requests have a record, one of the images which of these are there. What a record
+One listing of the ledger tells which requests have a record, one of the images which of these are there, one of the
+place to deliver to at which keys there is something. What a record
 says comes from the manifests of earlier batches of the same name where the listing shows that it still stands, else
 from the record itself. Where listing would cost more than looking, as in a huge old store, it ends early.
 """
@@ -10,18 +11,19 @@ from __future__ import annotations
 import json
 import logging
 import re
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
+from itertools import islice, takewhile
 from types import TracebackType
 from typing import Final, Self
 
-from prefect_ttapi.batch.items import Done, Item, row_of_paid, thumbnails_of
+from prefect_ttapi.batch.items import Done, Item, failed, row_of, row_of_paid, thumbnails_of
 from prefect_ttapi.batch.lanes import Plan
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
@@ -31,6 +33,7 @@ from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row, RowFile
 from prefect_ttapi.results import DeliveredImage, StoredImage
 from prefect_ttapi.stopping import Stop, StopSending
+from prefect_ttapi.storage.keys import of_any_size
 from prefect_ttapi.storage.layout import BATCHES, IMAGES, MANIFEST, THUMBNAILS, image_key, latest_key
 from prefect_ttapi.storage.objects import Listed
 from prefect_ttapi.storage.store import ImageStore
@@ -53,6 +56,19 @@ class Listing:
 
     objects: dict[str, Listed]
     complete: bool
+
+    def find(self, key: str) -> str | None:
+        """Return the object that stands at a likely key; None where there is none."""
+        any_size = of_any_size(key)
+        if any_size is None:
+            return key if key in self.objects else None
+        beginning, pattern = any_size
+        near = islice(self._in_order, bisect_left(self._in_order, beginning), None)
+        return next(filter(pattern.fullmatch, takewhile(lambda name: name.startswith(beginning), near)), None)
+
+    @cached_property
+    def _in_order(self) -> list[str]:
+        return sorted(self.objects)
 
     def shows(self, key: str, size: int | None, tag: str | None) -> bool:
         """Whether the object stands as it was when it had this length and tag."""
@@ -79,7 +95,7 @@ def listing(
                     found[listed.key] = listed
             complete = next(everything, None) is None
     except (StoreError, StopSending) as error:  # who may not list may still look up
-        logger.warning("What is paid for is looked up one by one, as the store can't be listed: %s", error)
+        logger.warning("What is there is looked up one by one, as the store can't be listed: %s", error)
         complete = False
     return Listing(found, complete)
 
@@ -135,8 +151,8 @@ class Known:
         some = bool(records.objects)
         images = listing(self._store, IMAGES, most, stop=stop) if some else Listing({}, True)
         copies = Listing({}, True)
-        if some and delivery:
-            copies = listing(delivery.to, delivery.key.partition("{")[0], most, stop=stop)
+        if delivery and not delivery.overwrite:
+            copies = listing(delivery.to, delivery.beginning, most, stop=stop)
         wanted = self._wanted if some and not stop.cancelled else ()
         with Earlier(
             self._store, options.name, self._ledger.api_origin, wanted, thumbnails=options.thumbnails
@@ -173,7 +189,7 @@ class _Told:
         request_hash = item.request.request_hash
         listed = self.records.objects.get(self.ledger.key(request_hash))
         if listed is None:
-            return replace(item, known_absent=self.records.complete)
+            return self._unpaid(replace(item, known_absent=self.records.complete))
         row = self.earlier.row(request_hash)
         if row is not None and len(row.images) == item.request.n and self._stands(row, listed):
             copies = self._standing_copies(item, row)
@@ -183,6 +199,29 @@ class _Told:
         # a record is read once: by the lane, where that has to deliver or may have to pay anew
         needs_lane = self.delivery is not None or self.plan.not_before is not None
         return item if needs_lane else partial(self._read, item)
+
+    def _unpaid(self, item: Item) -> Item | Callable[[], Item | Done]:
+        """Return what is known of an item without a record: can its images have their keys?"""
+        if self.delivery is None or self.delivery.overwrite:
+            return replace(item, keys_free=True)
+        keys = self.delivery.likely_keys(
+            item.request, item.values, self.plan.options.shown.prompt(item.request)
+        )
+        taken = next(filter(None, map(self.copies.find, keys)), None)
+        if taken is not None and item.known_absent:
+            return partial(self._refused, self.delivery, item, taken)
+        return replace(item, keys_free=taken is None and self.copies.complete)
+
+    def _refused(self, delivery: Delivery, item: Item, key: str) -> Item | Done:
+        """Return the item as one that is not sent, unless somebody has paid for it, and delivered it, since."""
+        try:
+            with self.store.before_paying(self.stop):
+                if self.ledger.documents.read(item.request.request_hash) is not None:
+                    return replace(item, known_absent=False)
+            with delivery.to.before_paying(self.stop):
+                return Done(failed(row_of(item, self.ledger.api_origin), delivery.taken(key, item.request)))
+        except (StoreError, StopSending):
+            return item  # its lane meets the store's error, or the stop
 
     def _stands(self, row: Row, listed: Listed) -> bool:
         """Whether an earlier row still says what the ledger says, and its images are there."""

@@ -32,7 +32,7 @@ from prefect.states import Failed
 from prefect_ttapi.batch.items import Done, Item, Work
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import ACCOUNT_ERRORS, ModelNotPermittedError, ModerationError
+from prefect_ttapi.errors import ACCOUNT_ERRORS, KeyTakenError, ModelNotPermittedError, ModerationError
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, RateLimit
@@ -110,6 +110,7 @@ class Lane:
 
 _MODERATION: Final = ModerationError.__name__
 _MODEL: Final = ModelNotPermittedError.__name__
+_KEY: Final = KeyTakenError.__name__
 
 
 class Breaker:
@@ -213,6 +214,8 @@ class Shared:
             self.stop.set(f"{_EARLIER}: {row.error}", row.error_type)
         if row.error_type == _MODEL and row.request is not None:
             self.limits.barred.setdefault(row.request.model, f"{_EARLIER}: {row.error}")
+        if row.error_type == _KEY and not row.images:
+            return  # nothing was sent, and others may have their keys
         if not row.api_calls and row.error_type in _PERHAPS_EARLIER:
             return  # of an earlier run's send: that says nothing of now
         tripped = self._breaker.note(row.error_type)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Final, Self
 
 from prefect.settings import get_current_settings
@@ -207,11 +208,12 @@ class Recorder:
             standing = self._standing()
             self._progress.update(standing.done, self._total, standing.line())
 
-    def finish(self, notes: Sequence[str] = ()) -> BatchReport:
+    def finish(self, notes: Sequence[str] = (), waiting: tuple[int, Path | None] = (0, None)) -> BatchReport:
         """Write thumbnails, pages and manifest, publish the artifacts, and report.
 
         Args:
             notes: what the report is to tell besides.
+            waiting: how many answers are in the rescue folder, and where that is.
         """
         with closing(self._thumbnails):
             gallery = table = None
@@ -224,10 +226,9 @@ class Recorder:
             manifest = self._write_manifest()
             if (untold := self._totals.failed - TOLD) > 0:
                 self._log.warning("%d more requests failed, see %s", untold, manifest)
-            for note in notes:
-                self._log.warning("%s: %s", one_line(self._name, 60), note)
             self._parts.end()
             self._parts.remove()
+            rescued, folder = waiting
             report = BatchReport(
                 name=self._name,
                 flow_run_id=self._flow_run_id,
@@ -237,7 +238,11 @@ class Recorder:
                 gallery_uri=gallery,
                 seconds=round(time.monotonic() - self._started, 3),
                 notes=tuple(notes),
+                rescued=rescued,
+                rescue_folder=str(folder) if folder else None,
             ).with_store(self._store)
+            for note in _notes(report):
+                self._log.warning("%s: %s", one_line(self._name, 60), note)
             self._publish(report)
             return report
 
@@ -303,7 +308,7 @@ class Recorder:
             manifest_uri=report.manifest_uri,
             gallery_uri=report.gallery_uri,
             links=self._links,
-            notes=report.notes,
+            notes=_notes(report),
         )
         self._progress.finish(report.summary)
         publish_markdown(batch_key(self._name), markdown, description=report.summary)
@@ -331,6 +336,10 @@ class Recorder:
     def _price(self, row: Row) -> float | None:
         price = self._prices.get(row.request.model) if row.request and row.images else None
         return price.of(len(row.images), row.usage) if price else None
+
+
+def _notes(report: BatchReport) -> list[str]:
+    return [*report.notes, *([report.waiting] if report.waiting else [])]
 
 
 def _run_url(flow_run_id: str) -> str | None:

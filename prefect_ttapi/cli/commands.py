@@ -62,6 +62,7 @@ class Paying:
         sandbox: Start a sandbox and use it. Nothing is paid for.
         deliver: Where copies of the images go: a folder, s3://bucket/prefix, or block:NAME.
         key: The template of the copies' names. By default it is {slug}-{hash}-{index}.{ext}.
+        overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
         max_in_flight: How many requests are under way at once. By default it is 8.
         max_images: How many images are paid for at most. The next run continues from there.
         max_usd: How many US dollars are spent at most. It needs a --price for each model.
@@ -77,6 +78,7 @@ class Paying:
     sandbox: bool = False
     deliver: str | None = None
     key: str | None = None
+    overwrite: bool = False
     max_in_flight: int = 8
     max_images: int | None = None
     max_usd: float | None = None
@@ -377,7 +379,7 @@ def trace(
 def sandbox(
     *,
     host: str = "127.0.0.1",
-    port: int = 8787,
+    port: int = 8780,
     latency: str = "0",
     fail: Sequence[str] = (),
     seed: int = 0,
@@ -391,7 +393,7 @@ def sandbox(
 
     Args:
         host: The address to listen at. By default it is 127.0.0.1, which only this machine can reach.
-        port: The port. By default it is 8787; 0 takes any free port.
+        port: The port. By default it is 8780; 0 takes any free port.
         latency: How many seconds images take, such as 2 or 0.5-1.5.
         fail: How often calls fail, as NAME:RATE, such as --fail 429:0.1 --fail cut:0.01. The names are
             400, moderation, 401, 402, 403, 404, 408, 413,

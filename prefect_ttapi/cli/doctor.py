@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import httpx
@@ -22,6 +24,7 @@ from prefect_ttapi.cli.running import credentials_from
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.generation.persisting import rescue_place
 from prefect_ttapi.results import VERSION
 from prefect_ttapi.storage import layout
 
@@ -64,6 +67,7 @@ def _checks(stores: list[str], credentials: str | None, endpoint_url: str | None
         yield from _store(address, endpoint_url)
     if not stores:
         yield Check("store", None, "none was named: --store looks at one")
+        yield _rescue(None)
     yield _server()
 
 
@@ -118,8 +122,19 @@ def _store(address: str, endpoint_url: str | None) -> Iterator[Check]:
         yield Check(
             "store", True, "can be written, and of two writers at once one loses: the ledger can be kept"
         )
+        yield _rescue(store.rescue_folder)
     except StoreError as error:
         yield Check("store", False, str(error))
+
+
+def _rescue(folder: str | None) -> Check:
+    try:
+        place = rescue_place(folder)
+    except StoreError as error:
+        return Check("rescue", False, str(error))
+    stays = place.parent != Path(tempfile.gettempdir())
+    told = "can be written" if stays else "is in the temporary folder: name one that stays (rescue_folder)"
+    return Check("rescue", stays or None, f"the rescue folder {place} {told}")
 
 
 def _server() -> Check:

@@ -60,6 +60,7 @@ def campaign(
     name: str = "campaign",
     deliver: ImageStore | _Address | None = None,
     key: str = "",
+    overwrite: bool = False,
     credentials: TTAPICredentials | _Name | None = None,
     model: Model = "dall-e-2",
     size: _Size = "auto",
@@ -84,6 +85,7 @@ def campaign(
         name: The batch is called so.
         deliver: Copies go to this block, or to a folder, s3://bucket/prefix or block:NAME. By default, there are none.
         key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
+        overwrite: Copies replace what has their names. Otherwise, nothing is paid for a request whose name is taken.
         credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
         model: This model answers where a row of the file names none.
         size: Images get this size where a row of the file has none. More sizes of gpt-image-2 can be said in defaults.
@@ -123,6 +125,7 @@ def campaign(
         _store(store),
         deliver_to=_store(deliver) if deliver else None,
         key=key or DEFAULT_KEY,
+        overwrite=overwrite,
         values=given.values,
         max_in_flight=max_in_flight,
         budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
@@ -163,7 +166,15 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
         name = paying.name or "campaign"
         if _is_dry(given.requests, given.values, store_at(address), paying, name):
             return 0
-        passed_on = ("deliver", "credentials", "max_in_flight", "max_images", "max_usd", "rate_limit")
+        passed_on = (
+            "deliver",
+            "credentials",
+            "max_in_flight",
+            "max_images",
+            "max_usd",
+            "rate_limit",
+            "overwrite",
+        )
         settings = file | {"name": name} | {option: getattr(paying, option) for option in passed_on}
         settings["prices"] = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
         with waiting_for("Starting Prefect's server"):
@@ -183,6 +194,7 @@ def _options(paying: Paying, name: str) -> dict[str, Any]:
     return {
         "deliver_to": store_at(paying.deliver) if paying.deliver else None,
         "key": paying.key or DEFAULT_KEY,
+        "overwrite": paying.overwrite,
         "max_in_flight": paying.max_in_flight,
         "budget": budget,
         "rate_limit": paying.rate_limit,
@@ -202,9 +214,10 @@ def _is_dry(
     Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it.
     """
     credentials = credentials_from(paying.credentials)
-    intake = check_batch(requests, credentials, store, values=values, **_options(paying, name))
+    options = _options(paying, name)
+    intake = check_batch(requests, credentials, store, values=values, **options)
     if paying.dry_run:
-        estimate = estimate_batch(intake, credentials, store, name)
+        estimate = estimate_batch(intake, credentials, store, **options)
         say(*_estimated(estimate, prices_of(paying.price), paying.max_images))
     return paying.dry_run
 

@@ -12,11 +12,12 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any, Final
 
-from prefect_ttapi.errors import KeyTemplateError, StoreError
+from prefect_ttapi.errors import KeyTakenError, KeyTemplateError, StoreError
 from prefect_ttapi.images.renditions import Rendered, Rendition, Version, render
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
-from prefect_ttapi.storage.keys import KeyTemplate
+from prefect_ttapi.storage.keys import KeyTemplate, beginning_of, of_any_size
+from prefect_ttapi.storage.layout import IMAGES, split_at
 from prefect_ttapi.storage.objects import (
     Body,
     Condition,
@@ -186,6 +187,45 @@ class Delivery:
             request, values, date=self.date, batch=self.batch, versions=self.versions, prompt=prompt
         )
 
+    def likely_keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> list[str]:
+        """Return the keys that the request's images will have if they come as they were asked for."""
+        return self._template(values).likely_keys(
+            request, values, date=self.date, batch=self.batch, versions=self.versions, prompt=prompt
+        )
+
+    @property
+    def beginning(self) -> str:
+        """What all keys begin with, whatever the values are."""
+        return beginning_of(self.key, date=self.date, batch=self.batch)
+
+    def check_free(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> None:
+        """Make sure, before a request is paid for, that its images can have their keys.
+
+        Raises:
+            KeyTakenError: something is at one of them.
+            StoreError: the place can't be asked.
+        """
+        place, exact = self.to.objects, list[str]()
+        for key in self.likely_keys(request, values, prompt):
+            if (sizes := of_any_size(key)) is None:
+                exact.append(key)
+            elif found := next((at.key for at in place.list(sizes[0]) if sizes[1].fullmatch(at.key)), None):
+                raise self.taken(found, request)
+        for key, size in zip(exact, place.sizes(exact), strict=True):
+            if size is not None:
+                raise self.taken(key, request)
+
+    def taken(self, key: str, request: ImageRequest) -> KeyTakenError:
+        """Return why a request is not paid for, at whose key there is something."""
+        found = self.to.objects.look(key)
+        said = found.metadata if found else {}
+        name = said.get("request-hash", "")
+        what = f"an image of the request {name[:12]}" if name else "something else"
+        if name == request.request_hash:
+            source = split_at(said.get("source-uri", ""), IMAGES)
+            what = "an earlier image of this request" + (f", from the store {source[0]}" if source else "")
+        return KeyTakenError(f"nothing is sent: {self._refusal(key, what)}")
+
     def places(
         self,
         request: ImageRequest,
@@ -287,7 +327,7 @@ class Delivery:
 
         found = self._standing(key) or self._written(key, write)
         if found.size != image.size_bytes or self._sha256_at(key, found) != image.sha256:
-            raise StoreError(self._something_else(key))
+            raise self._something_else(key)
         return self._delivered(image, key, found, **image.model_dump(include=_COPIED))
 
     def _checked_copy(self, image: StoredImage, key: str) -> Found:
@@ -302,7 +342,7 @@ class Delivery:
             self.to.objects.delete(key)
             raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
         if found is None or self._sha256_at(key, found) != image.sha256:
-            raise StoreError(self._something_else(key))
+            raise self._something_else(key)
         return found
 
     def _rendered(
@@ -360,7 +400,7 @@ class Delivery:
         if _is_made(image, rendition, found):
             return found
         if self._sha256_at(key, found) != spool.sha256:
-            raise StoreError(self._something_else(key))
+            raise self._something_else(key)
         return replace(found, metadata=facts.metadata)
 
     def _standing(self, key: str) -> Found | None:
@@ -400,8 +440,11 @@ class Delivery:
             )
             _unconditional.add(self.to.objects)
 
-    def _something_else(self, key: str) -> str:
-        return f"{self.to.uri(key)} holds something else: deliver to another key, or pass overwrite=True"
+    def _something_else(self, key: str) -> KeyTakenError:
+        return KeyTakenError(self._refusal(key, "something else"))
+
+    def _refusal(self, key: str, what: str) -> str:
+        return f"{self.to.uri(key)} holds {what}: deliver to another key, or replace it (overwrite=True, --overwrite)"
 
     def _sha256_at(self, key: str, found: Found) -> str:
         return found.metadata.get("sha256") or sha256_of(self.to.objects.fetch(key))

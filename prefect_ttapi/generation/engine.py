@@ -54,6 +54,9 @@ _REST: Final = "the answer is kept, and the next run tries again"
 #: Given each partial picture of a request that is read as a stream.
 OnPreview = Callable[[PartialImage], None]
 
+#: Called where a request is about to be sent; what it raises ends the request, unsent.
+BeforeSending = Callable[[], None]
+
 
 @dataclass(frozen=True)
 class Paid:
@@ -149,6 +152,7 @@ class Engine:
         waiting: Waiting | None = None,
         *,
         known_absent: bool = False,
+        before_sending: BeforeSending | None = None,
         result_key: str | None = None,
         on_preview: OnPreview | None = None,
     ) -> Paid | Waiting:
@@ -156,6 +160,7 @@ class Engine:
 
         Args:
             known_absent: there was no record a moment ago: don't look before claiming.
+            before_sending: called where nothing is known of the request, so that it is to be paid for.
         """
         keeper = Keeper(self.store, self.ledger.api_origin, self.ledger.log)
         with self.limits.place(request) as place:
@@ -181,6 +186,8 @@ class Engine:
                         if not has_answer:
                             paid = self._read_again(claim, request, result_key, keeper)
                             if paid is None:
+                                if before_sending is not None:
+                                    before_sending()
                                 answer = self._ask(claim, request, on_preview, keeper)
                                 paid = self._recorded(claim, request, answer, result_key, keeper, place)
                             return paid

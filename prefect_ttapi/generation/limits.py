@@ -13,7 +13,8 @@ from typing import Final, Self
 from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.errors import BudgetExceeded, NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.generation.budget import Spending
-from prefect_ttapi.images.spool import check_room
+from prefect_ttapi.generation.persisting import rescue_place
+from prefect_ttapi.images.spool import check_room, room_at
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImages, Usage
@@ -248,13 +249,14 @@ def _as_decision(attempt: int) -> Iterator[None]:
 
 
 def _check_room(store: ImageStore, images: int) -> None:
-    """Raise StoreError where this machine has no room for the answer, which would be paid for and lost."""
+    """Raise StoreError where this machine could not keep the answer, which would be paid for and lost."""
     size = images * IMAGE_ROOM
-    room = store.objects.room()
-    if room is not None and room < size:
-        raise StoreError(
-            f"nothing is sent: the store's disk has {room:,} bytes free, and {size:,} may be needed"
-        )
+    rescue = rescue_place(store.rescue_folder)
+    for disk, room in (("store's", store.objects.room()), ("rescue folder's", room_at(rescue))):
+        if room is not None and room < size:
+            raise StoreError(
+                f"nothing is sent: the {disk} disk has {room:,} bytes free, and {size:,} may be needed"
+            )
     try:
         check_room(size)
     except OSError as error:

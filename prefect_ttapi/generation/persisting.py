@@ -7,13 +7,16 @@ and the ledger's document about them, which is written last. So an answer is the
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,6 +50,11 @@ from prefect_ttapi.storage.store import ImageStore
 _PAUSES: Final = (0.2, 5.0)
 
 _CHUNK: Final = 1024 * 1024
+
+#: Rescue folders that this process has found to be writable.
+_writable: set[Path] = set()
+
+logger = logging.getLogger(__name__)
 
 
 #: Its body is somebody else's text, which no browser should take for a page of whoever owns the bucket.
@@ -196,26 +204,43 @@ class Keeper:
         """Yield the requests that have something in the rescue folder, whole or not.
 
         Raises:
-            StoreError: this user has no home, and no folder is set, or it can't be read.
+            StoreError: it can't be read.
         """
-        folder = self.folder("x").parent
+        for place in _trusted(self.store.rescue_folder):
+            folder = place / self._below
+            try:
+                yield from (found.name for found in sorted(folder.glob("*")) if is_sha256(found.name))
+            except OSError as error:
+                raise StoreError(f"can't read {folder}: {error.strerror}") from error
+
+    def waiting(self) -> tuple[int, Path | None]:
+        """Return how many answers wait in the rescue folder, and where; none where it can't be read."""
         try:
-            yield from (found.name for found in sorted(folder.glob("*")) if is_sha256(found.name))
-        except OSError as error:
-            raise StoreError(f"can't read {folder}: {error.strerror}") from error
+            found = list(self.rescued())
+            return len(found), self.folder(found[0]).parent if found else None
+        except StoreError as error:
+            self.log.warning("what may be in the rescue folder is not looked for: %s", error)
+            return 0, None
 
     def folder(self, request_hash: str) -> Path:
-        """Return where the answer to a request is kept. StoreError: this user has no home, and no folder is set."""
+        """Return where the answer to a request is kept, or would be. StoreError: it could be kept nowhere."""
+        places = (place / self._below / request_hash for place in _trusted(self.store.rescue_folder))
+        there = next(filter(os.path.isdir, places), None)
+        return there or rescue_place(self.store.rescue_folder) / self._below / request_hash
+
+    @property
+    def _below(self) -> Path:
         identity = self.store.identity
         # for people the address, and a digest that no two stores share
         readable = re.sub(r"[^A-Za-z0-9.]+", "-", identity).strip("-")[-80:]
         name = f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        return _root(self.store.rescue_folder) / slug_of(self.api_origin) / name / request_hash
+        return Path(slug_of(self.api_origin), name)
 
     def holds(self, request_hash: str) -> bool:
         """Return whether there is something for this request, whole or not; False, with a warning, if it can't tell."""
         try:
-            return self.folder(request_hash).is_dir()
+            below = self._below / request_hash
+            return any((place / below).is_dir() for place in _trusted(self.store.rescue_folder))
         except StoreError:
             return False
         except OSError as error:
@@ -370,11 +395,8 @@ class Keeper:
 
     def _document(self, folder: Path, request_hash: str) -> Document:
         """Return what a folder says it has. ValueError: it is not to be trusted, or was not finished."""
-        facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise ValueError("it is not this user's")
-        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ValueError("others may write to it")
+        if (why := _why_not_ours(folder)) is not None:
+            raise ValueError(why)
         documents = self._documents(folder)
         data = documents.store.read(documents.key(request_hash))
         if data is None:
@@ -412,18 +434,92 @@ def _minute(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M}"
 
 
-def _root(rescue_folder: str | None) -> Path:
+def rescue_place(rescue_folder: str | None) -> Path:
+    """Return where this machine keeps answers that a store does not take, found to be writable in this process.
+
+    Where none is named, and the user's own can't be written, it is in the temporary folder, which a warning says.
+
+    Args:
+        rescue_folder: of the store.
+
+    Raises:
+        StoreError: there is no such place, so that nothing may be sent.
+    """
+    troubles: list[str] = []
+    for place in _places(rescue_folder):
+        if place in _writable:
+            return place
+        try:
+            _try_to_write(place)
+        except OSError as error:
+            troubles.append(f"{place}: {error.strerror}")
+            continue
+        if troubles:
+            logger.warning(
+                "the rescue folder can't be written (%s): answers that a store does not take are kept in the temporary "
+                "folder, %s; set the store's rescue_folder, or XDG_STATE_HOME, to a folder that stays",
+                *troubles,
+                place,
+            )
+        _writable.add(place)
+        return place
+    raise StoreError(
+        f"nothing is sent: an answer that the store does not take could not be kept on this machine "
+        f"({'; '.join(troubles)}): set the store's rescue_folder to a folder that can be written"
+    )
+
+
+def _try_to_write(place: Path) -> None:
+    place.mkdir(mode=stat.S_IRWXU, parents=True, exist_ok=True)
+    if place == _temporary_place() and (why := _why_not_ours(place)) is not None:
+        raise PermissionError(errno.EACCES, why)
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(b"written by prefect-ttapi, to see whether answers can be kept here")
+
+
+def _places(rescue_folder: str | None) -> tuple[Path, ...]:
+    """Return where answers may wait, the first choice first."""
     try:
         if rescue_folder:
-            return Path(rescue_folder).expanduser().absolute()
+            return (Path(rescue_folder).expanduser().absolute(),)
         # as its specification wants: a relative path doesn't count
         state = Path(os.environ.get("XDG_STATE_HOME", ""))
         home = state if state.is_absolute() else Path("~/.local/state").expanduser()
     except RuntimeError as error:
+        if not rescue_folder:
+            return (_temporary_place(),)
         raise StoreError(
             f"there is no place for a rescue folder ({error}): set the store's rescue_folder"
         ) from None
-    return home / "prefect-ttapi" / "rescue"
+    return home / "prefect-ttapi" / "rescue", _temporary_place()
+
+
+def _trusted(rescue_folder: str | None) -> list[Path]:
+    """Return where answers may be found; in the temporary folder, anybody may make what looks like ours."""
+    temporary = _temporary_place()
+    return [place for place in _places(rescue_folder) if place != temporary or _is_ours(place)]
+
+
+def _temporary_place() -> Path:
+    try:
+        return Path(tempfile.gettempdir(), f"prefect-ttapi-{os.geteuid()}")
+    except FileNotFoundError:  # there is no such folder, nor can there be one below what is none
+        return Path(os.devnull, "rescue")
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return _why_not_ours(folder) is None
+    except OSError:
+        return False
+
+
+def _why_not_ours(folder: Path) -> str | None:
+    """Return why a folder is not to be trusted; None where only this user may write to it."""
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        return "it is not this user's"
+    return "others may write to it" if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _image(place: ImageStore, expected: StoredImage) -> GeneratedImage:

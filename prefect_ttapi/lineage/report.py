@@ -218,6 +218,8 @@ class BatchReport(BaseModel):
         gallery_uri: the page that shows the images; None where it could not be written.
         seconds: from start to end.
         notes: what else is to be known, such as by how much a budget was passed.
+        rescued: how many answers wait on the batch's machine for the next run: paid for, and not taken by the store.
+        rescue_folder: where these are; None where there are none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -230,6 +232,8 @@ class BatchReport(BaseModel):
     seconds: float
     parquet_uri: str | None = None
     notes: tuple[str, ...] = ()
+    rescued: int = 0
+    rescue_folder: str | None = None
 
     _store: ImageStore | None = PrivateAttr(None)
 
@@ -269,7 +273,8 @@ class BatchReport(BaseModel):
     def facts(self) -> dict[str, Any]:
         """The batch in figures, JSON-able; no prompt is in it, and it does not grow with the batch."""
         named = self.model_dump(
-            mode="json", include={"name", "manifest_uri", "gallery_uri", "seconds", "totals"}
+            mode="json",
+            include={"name", "manifest_uri", "gallery_uri", "seconds", "totals", "rescued", "rescue_folder"},
         )
         return named | {"ok": self.ok}
 
@@ -292,7 +297,15 @@ class BatchReport(BaseModel):
         tokens = f", {totals.total_tokens:,} tokens" if totals.total_tokens else ""
         money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
         costs = f"{counted(totals.images, 'image')}, {counted(totals.api_calls, 'API call')}{tokens}{money}"
-        return f"{counted(totals.rows, 'request')}: {shown}; {costs}, {self.seconds:.1f} s"
+        line = f"{counted(totals.rows, 'request')}: {shown}; {costs}, {self.seconds:.1f} s"
+        return f"{line}; {self.waiting}" if self.waiting else line
+
+    @property
+    def waiting(self) -> str | None:
+        """Where answers wait that were paid for and that the store did not take, in words; None where none do."""
+        if not self.rescued:
+            return None
+        return f"in the rescue folder {self.rescue_folder}, for the next run: {counted(self.rescued, 'paid answer')}"
 
     def __str__(self) -> str:
         return self.summary

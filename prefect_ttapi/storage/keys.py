@@ -9,14 +9,16 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from prefect_ttapi.capabilities import RULES
 from prefect_ttapi.errors import KeyTemplateError, StoreError
-from prefect_ttapi.images.headers import EXTENSIONS
+from prefect_ttapi.images.headers import EXTENSIONS, PROMISED
 from prefect_ttapi.images.renditions import ORIGINAL, Version
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage
@@ -38,6 +40,9 @@ _EXAMPLES: Final[Mapping[str, object]] = {
     "rendition": "webp-1024",
 }
 NAMES: Final = tuple(_EXAMPLES)
+
+#: Stands in a likely key for a size that only the answer will tell.
+_ANY_SIZE: Final = str(_EXAMPLES["size"])
 
 #: Names that `values` may give another meaning; the others are facts.
 _YOURS: Final = frozenset({"name", "slug"})
@@ -161,6 +166,44 @@ class KeyTemplate:
             )
         return [key for of_one_image in keys for key in of_one_image]
 
+    def likely_keys(
+        self,
+        request: ImageRequest,
+        values: Mapping[str, Any] | None = None,
+        *,
+        date: datetime,
+        batch: str = "batch",
+        versions: Sequence[Version] = (None,),
+        prompt: str | None = None,
+    ) -> list[str]:
+        """Return the keys that a request's images will have if they come as they were asked for.
+
+        Where the model chooses the type, there is one for each type; where it chooses the size, see `of_any_size`.
+        Arguments are those of `planned_keys`.
+        """
+        facts = _facts(request, prompt, values or {}, date, batch)
+        width, _, height = request.size.partition("x")
+        asked = (int(width), int(height)) if height else None
+        of_model = (
+            [f"image/{request.output_format}"]
+            if "output_format" in RULES[request.model]
+            else sorted(PROMISED)
+        )
+        keys: dict[str, None] = {}
+        for index in range(request.n):
+            for version in versions:
+                for media_type in [version.media_type] if version else of_model:
+                    size = version.size_of(*asked) if version and asked else asked
+                    known = {
+                        "index": index,
+                        "ext": EXTENSIONS[media_type],
+                        "size": f"{size[0]}x{size[1]}" if size else _ANY_SIZE,
+                        "rendition": version.name if version else ORIGINAL,
+                    }
+                    with suppress(KeyTemplateError):  # a key that says another type
+                        keys[self._rendered({**facts, **known}, media_type)] = None
+        return list(keys)
+
     def key(
         self,
         request: ImageRequest,
@@ -230,6 +273,35 @@ class KeyTemplate:
                 f"the key template {self.template!r} makes a name longer than {_LONGEST_SEGMENT} characters"
             )
         return key
+
+
+def beginning_of(template: str, *, date: datetime, batch: str) -> str:
+    """Return what all keys of a batch begin with, whatever the values of its requests are.
+
+    >>> beginning_of("shop/{date:%Y/%m}/{slug}.{ext}", date=datetime(2031, 5, 4), batch="batch")
+    'shop/2031/05/'
+    """
+    known = {
+        "date": date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC),
+        "batch": batch,
+    }
+    beginning = ""
+    for text, name, spec, _ in string.Formatter().parse(template):
+        if name is not None and name not in known:
+            return beginning + text
+        beginning += _filled(_Field(text, name, spec or ""), known)
+    return beginning
+
+
+def of_any_size(key: str) -> tuple[str, re.Pattern[str]] | None:
+    """Return what a likely key begins with, and its pattern, where its size is not known before; else None.
+
+    >>> _, pattern = of_any_size("a-100000x100000.png")
+    >>> pattern.fullmatch("a-1024x1536.png") is not None, of_any_size("a.png")
+    (True, None)
+    """
+    parts = key.split(_ANY_SIZE)
+    return (parts[0], re.compile("[0-9]+x[0-9]+".join(map(re.escape, parts)))) if len(parts) > 1 else None
 
 
 class TakenKeys:

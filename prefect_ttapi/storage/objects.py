@@ -134,7 +134,7 @@ class Condition(Enum):
     NOTHING = "nothing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be 200,000 of them
 class Listed:
     """One object of a listing.
 

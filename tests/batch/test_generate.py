@@ -315,14 +315,14 @@ def test_what_has_no_price_is_not_sent_on_a_budget_in_usd(store, credentials, sa
 
 
 def test_a_failed_delivery_keeps_the_image(store, shop, credentials, sandbox: Sandbox):
-    """Where something else has the key already, the row fails with its images, and the rerun pays nothing."""
+    """Where something else is at the key of what is paid for, the row fails with its images, and nothing is paid."""
+    generate_batch(prompts(3), credentials, store)
     shop.write("tree-1.png", b"something else", "image/png")
     report = generate_batch(
         prompts(3), credentials, store, deliver_to=shop, key="{slug}.{ext}", raise_on_failure=False
     )
     failed = report.rows[1]
-    assert (failed.status, failed.error_type, len(failed.images)) == ("failed", "StoreError", 1)
-    generate_batch(prompts(3), credentials, store)
+    assert (failed.status, failed.error_type, len(failed.images)) == ("failed", "KeyTakenError", 1)
     assert sandbox.calls == 3
 
 
@@ -460,20 +460,52 @@ def test_renditions_are_delivered_beside_each_image(store, shop, credentials, sa
     assert sandbox.calls == 2
 
 
-def test_what_lies_at_a_key_is_replaced_only_where_asked(store, shop, credentials, sandbox: Sandbox):
-    """Another object at a key is a failed row, with its images kept; `overwrite` replaces it."""
-    shop.write("tree-0.png", b"somebody else's", "image/png")
-    options = {"deliver_to": shop, "key": "{slug}.{ext}", "raise_on_failure": False}
-    refused = generate_batch(prompts(1), credentials, store, **options)
-    assert [(row.status, row.error_type, len(row.images)) for row in refused.rows] == [
-        ("failed", "StoreError", 1)
-    ]
-    replaced = generate_batch(prompts(1), credentials, store, overwrite=True, **options)
-    assert [row.status for row in replaced.rows] == ["cached"]
-    assert shop.read_bytes(replaced.rows[0].delivered[0].uri) == store.read_bytes(
-        replaced.rows[0].images[0].uri
+@pytest.mark.parametrize("as_they_come", [False, True], ids=["a list", "an iterator"])
+def test_what_is_at_the_keys_is_known_before_paying(
+    store, shop, credentials, sandbox: Sandbox, as_they_come: bool
+):
+    """A new store with the same place to deliver to pays for nothing that can't be delivered, unless told to replace.
+
+    A duplicate with a key of its own is paid for, and no number of such rows stops the batch.
+    """
+    names = [*(f"tree-{number}" for number in range(12)), "new", "tree-0-again"]
+    options = {"deliver_to": shop, "key": "{name}.{ext}", "raise_on_failure": False, "max_in_flight": 1}
+    given = [*prompts(13), *prompts(1)]
+
+    def batch(**more: object) -> BatchReport:
+        values = [{"name": name} for name in names]
+        return generate_batch(
+            iter(given) if as_they_come else given, credentials, values=values, **options, **more
+        )
+
+    for name in names[:12]:
+        shop.write(f"{name}.png", b"somebody else's", "image/png")
+    report = batch(store=store)
+    assert [row.error_type for row in report.rows] == [*["KeyTakenError"] * 12, None, None]
+    assert f"nothing is sent: {shop.uri('tree-3.png')} holds something else" in (report.rows[3].error or "")
+    assert sandbox.calls == report.totals.images == 2
+    assert shop.read("tree-0.png") == b"somebody else's"
+    replaced = batch(store=store, overwrite=True)
+    assert replaced.ok
+    assert shop.read_bytes(replaced.rows[3].delivered[0].uri) == store.read_bytes(
+        replaced.rows[3].images[0].uri
     )
+    assert sandbox.calls == 13
+    assert batch(store=store).ok  # what is there is ours
+
+
+def test_what_is_refreshed_does_not_lose_its_key(store, shop, credentials, sandbox: Sandbox):
+    """To pay anew for what is delivered already needs `overwrite`: else the new image could not be delivered."""
+    options = {"deliver_to": shop, "key": "{slug}.{ext}", "raise_on_failure": False}
+    request = [{"prompt": "a tree", "model": "gpt-image-1"}]
+    assert generate_batch(request, credentials, store, **options).ok
+    refused = generate_batch(request, credentials, store, refresh_cache=True, **options)
+    (row,) = refused.rows
+    assert row.error_type == "KeyTakenError"
+    assert f"holds an earlier image of this request, from the store file://{store.url}" in (row.error or "")
     assert sandbox.calls == 1
+    assert generate_batch(request, credentials, store, refresh_cache=True, overwrite=True, **options).ok
+    assert sandbox.calls == 2
 
 
 def test_a_broken_file_of_prompts_does_not_burn_its_calls(store, credentials, sandbox: Sandbox):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,51 @@ def test_copies_that_stand_need_no_task_run(store, shop, client):
     assert [type(item) for item in found[1:]] == [Item, Item]
     renamed = sorted_out(store, items(1), plan(deliver_to=shop, key="{index}-{hash}.{ext}"))
     assert isinstance(renamed[0], Item)
+
+
+def test_one_listing_tells_which_keys_are_taken(store, s3_server: S3Server, new_bucket):
+    """Of what has no record, the rows that could not be delivered are refused, and the others need no look."""
+    with meddling_proxy(s3_server.url, lambda *_: None) as proxy:
+        shop = ImageStore(url=f"s3://{new_bucket()}/shop", **s3_server.settings(endpoint_url=proxy.url))
+        s3_server.fill(shop.url.split("/")[2], (f"shop/2030/{number}.png" for number in range(2_000)))
+        options = plan(deliver_to=shop, key="{date:%Y}/{slug}-{size}.{ext}")
+        shop.write("2031/tree-1-1024x1024.png", b"something else", "image/png")
+        shop.write("2031/tree-2-1024x1024.webp", b"another type", "image/webp")
+        before = len(proxy.seen)
+        found = sorted_out(store, items(40), options)
+        asked = Counter((method, "list-type" in path) for method, path in proxy.seen[before:])
+    assert asked == {("GET", True): 1, ("HEAD", False): 1}
+    assert [number for number, one in enumerate(found) if isinstance(one, Done)] == [1]
+    assert (found[1].row.status, found[1].row.error_type) == ("failed", "KeyTakenError")
+    assert {item.keys_free for item in found if isinstance(item, Item)} == {True}
+
+
+def test_where_the_keys_can_not_be_listed_each_is_looked_at(store, shop, client):
+    """A place with too many objects, or a request that was paid for since: its lane finds out."""
+    options = plan(deliver_to=shop, key="{slug}.{ext}")
+    for number in range(1_001):
+        (shop_folder := Path(shop.url)).mkdir(exist_ok=True)
+        (shop_folder / f"{number}.png").touch()
+    (found,) = sorted_out(store, items(1), options)
+    assert (found.known_absent, found.keys_free) == (True, False)
+
+
+def test_a_key_that_was_delivered_to_since_is_no_obstacle(store, shop, client, monkeypatch):
+    """Another run may record and deliver between two listings: the record is asked for once more."""
+    (item,) = items(1)
+    options = plan(deliver_to=shop, key="{slug}.{ext}")
+    listed = known_module.listing
+
+    def deliver_after(place: ImageStore, *arguments: object, **more: object) -> known_module.Listing:
+        found = listed(place, *arguments, **more)
+        if place == store and not found.objects:
+            paid = engine_of(store, client, "other").generate(item.request)
+            options.options.delivery(DATE).deliver(paid.generation, {})
+        return found
+
+    monkeypatch.setattr(known_module, "listing", deliver_after)
+    (found,) = sorted_out(store, [item], options)
+    assert isinstance(found, Item)
 
 
 @pytest.mark.parametrize(("age", "kind"), [(timedelta(hours=1), Done), (timedelta(0), Item)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_all_is_well(each_store: ImageStore, sandbox: Sandbox, s3_server, capsys
     endpoint = ["--endpoint-url", s3_server.url] if each_store.url.startswith("s3://") else []
     status, told = doctor("--store", each_store.url, *endpoint, capsys=capsys)
     names = [line.split()[1] for line in told if line.startswith("ok ")]
-    assert names[:6] == ["versions", "key", "API", "clock", "store", "store"]
+    assert names[:7] == ["versions", "key", "API", "clock", "store", "store", "rescue"]
     assert told[-1].split()[1] == "server"
     assert status == 0
     assert "sandbox-key" not in "".join(told)
@@ -36,12 +37,18 @@ def test_what_is_wrong_is_told_with_what_to_do(tmp_path: Path, capsys, monkeypat
     """A missing key, and a store that can't be: each is a line, the others are looked at all the same."""
     monkeypatch.delenv("TTAPI_API_KEY", raising=False)
     (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     status, told = doctor("--store", str(tmp_path / "file"), "--store", "gs://x", capsys=capsys)
     wrong = [line for line in told if line.startswith("wrong")]
     assert status == 1
     assert "TTAPI_API_KEY is not set" in wrong[0]
     assert str(tmp_path / "file") in wrong[1]
     assert "s3://" in wrong[2]
+    status, told = doctor("--store", str(tmp_path / "store"), capsys=capsys)
+    assert next(line for line in told if line.startswith("note ")).startswith(
+        f"note  rescue   the rescue folder {tmp_path}/prefect-ttapi-"
+    )
 
 
 def test_an_api_that_is_not_there(capsys, monkeypatch) -> None:

@@ -78,6 +78,13 @@ class TestRun:
         gallery = next(line.split()[-1] for line in told.splitlines() if line.startswith("Gallery"))
         assert "a red boat" in Path(gallery).read_text(encoding="utf-8")
 
+        arguments[2] = str(tmp_path / "another")
+        assert run([*arguments, "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        assert "0 to send for 0 images, 3 not to be sent, as their keys are taken" in told
+        assert run([*arguments, "--overwrite"]) == 0
+        assert sandbox.calls == 4
+
     @pytest.mark.usefixtures("prefect_server")
     def test_twice_into_s3(
         self,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.errors import ImageMissingError, KeyTakenError, StoreError
 from prefect_ttapi.generation.delivery import Delivery, Place
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.storage.store import ImageStore
@@ -205,3 +205,23 @@ def test_hostile_keys_are_refused(store: ImageStore, key: str) -> None:
     """Nothing is delivered outside the target."""
     with pytest.raises(StoreError, match="can't be used"):
         deliver(store, stored(store), key)
+
+
+@pytest.mark.parametrize("size", ["1024x1024", "auto"])
+def test_a_key_is_looked_at_before_paying(target: ImageStore, size: str) -> None:
+    """What is at a key that an image may get is told by its metadata; other sizes and types are no obstacle."""
+    request = request_of().model_copy(update={"model": "gpt-image-1", "size": size})
+    delivery = Delivery(target, "shop/{slug}-{size}.{ext}", "batch", datetime.now(UTC))
+    slug = delivery.likely_keys(request, {}, request.prompt)[0].rpartition("-")[0]
+    for other in (
+        f"{slug}-1024x1024.webp",
+        f"{slug}-large.png",
+        *([f"{slug}-512x512.png"] * (size != "auto")),
+    ):
+        target.write(other, b"something else", "image/png")
+    delivery.check_free(request, {}, request.prompt)
+    target.write(f"{slug}-1024x1024.png", b"something else", "image/png")
+    with pytest.raises(
+        KeyTakenError, match=r"nothing is sent: .*-1024x1024\.png holds something else: deliver"
+    ):
+        delivery.check_free(request, {}, request.prompt)

@@ -137,7 +137,12 @@ def test_without_room_for_the_answer_nothing_is_sent(
 
 
 @pytest.mark.parametrize(
-    ("full", "says"), [("store", "the store's disk has 4,096 bytes"), ("tmp", "4,096 bytes are free")]
+    ("full", "says"),
+    [
+        ("store", "the store's disk has 4,096 bytes"),
+        ("rescue", "the rescue folder's disk has 4,096 bytes"),
+        ("tmp", "4,096 bytes are free"),
+    ],
 )
 def test_on_a_disk_that_is_nearly_full_nothing_is_sent(
     client, sandbox: Sandbox, tmp_path, monkeypatch: pytest.MonkeyPatch, full: str, says: str
@@ -147,7 +152,7 @@ def test_on_a_disk_that_is_nearly_full_nothing_is_sent(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp") if full == "tmp" else None)
     statvfs, little = os.statvfs, SimpleNamespace(f_bavail=1, f_frsize=4096, f_blocks=1000)
     monkeypatch.setattr(os, "statvfs", lambda path: little if path == tmp_path / full else statvfs(path))
-    store = ImageStore(url=str(tmp_path / "store"))
+    store = ImageStore(url=str(tmp_path / "store"), rescue_folder=str(tmp_path / "rescue"))
     with pytest.raises(StoreError, match=f"nothing is sent: .*{says}"):
         engine_of(store, client, "one").generate(request_for("a nearly full house"))
     assert sandbox.calls == 0

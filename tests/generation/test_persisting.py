@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.persisting import Keeper, Read
+from prefect_ttapi.generation.persisting import Keeper, Read, rescue_place
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -146,10 +147,62 @@ def test_an_interruption_while_storing_loses_nothing(s3_server: S3Server, client
     assert sandbox.calls == 1
 
 
-def test_where_nothing_can_be_written_the_error_says_so(store, client, tmp_path):
-    """With a rescue folder that is no good either, the run knows that the images are gone."""
+def test_where_nothing_can_be_written_any_longer_the_error_says_so(store, client, tmp_path):
+    """With a rescue folder that is no good either by now, the run knows that the images are gone."""
+    rescue_place(store.rescue_folder).rmdir()
     (tmp_path / "rescue").touch()
-    assert "nor could it be kept on this machine: can't make" in lost(store, client)
+    obstacle = in_the_way(store)
+    with pytest.raises(NotStoredError, match="nor could it be kept on this machine: can't make"):
+        pay(store, client, "one")
+    assert obstacle.is_file()
+
+
+@pytest.fixture
+def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user whose own rescue folder can't be written; where their temporary folder is."""
+    (tmp_path / "state").touch()
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return temporary
+
+
+def test_a_rescue_folder_that_can_not_be_written_is_told_before_paying(
+    store, client, sandbox: Sandbox, tmp_path
+):
+    """The folder that the store names is the one that counts: nothing is sent where it can't be written."""
+    (tmp_path / "rescue").touch()
+    with pytest.raises(
+        StoreError, match=r"nothing is sent: .*/rescue: File exists.*set the store's rescue_folder"
+    ):
+        pay(store, client, "one")
+    assert sandbox.calls == 0
+    (tmp_path / "rescue").unlink()
+    assert pay(store, client, "one").sent
+
+
+def test_without_a_home_the_temporary_folder_takes_its_place(
+    store, client, sandbox: Sandbox, homeless: Path, tmp_path, caplog
+):
+    """A warning says so; what is kept there is found again, also once the user's own folder can be written."""
+    store = store.model_copy(update={"rescue_folder": None})
+    assert f"in {homeless}/prefect-ttapi-{os.geteuid()}/" in lost(store, client)
+    assert caplog.text.count("the rescue folder can't be written") == 1
+    (tmp_path / "state").unlink()
+    assert not pay(store, client, "two").sent
+    assert sandbox.calls == 1
+
+
+def test_a_temporary_folder_of_somebody_else_is_no_rescue_folder(
+    store, client, sandbox: Sandbox, homeless: Path
+):
+    """Where others could put what they like, nothing is kept, nothing is looked for, and nothing is sent."""
+    store = store.model_copy(update={"rescue_folder": None})
+    (homeless / f"prefect-ttapi-{os.geteuid()}").mkdir()
+    (homeless / f"prefect-ttapi-{os.geteuid()}").chmod(0o777)
+    with pytest.raises(StoreError, match=r"nothing is sent: .*others may write to it"):
+        pay(store, client, "one")
+    assert sandbox.calls == 0
 
 
 @pytest.mark.parametrize("images_before", [0, 1], ids=["before the answer", "while it is stored"])
@@ -183,13 +236,14 @@ def test_whoever_is_interrupted_keeps_it_before_a_store_that_hangs(
 
 
 def test_without_a_rescue_folder_what_the_store_takes_in_the_end_is_a_success(
-    store, client, sandbox: Sandbox
+    store, client, sandbox: Sandbox, tmp_path
 ):
-    """Where this machine has no place for it, the answer is stored all the same once the store is up again."""
-    changes = {"patience": 20, "rescue_folder": "~nobody-has-this-name/rescue"}
+    """Where this machine has no place for it any longer, it is stored all the same once the store is up again."""
+    rescue_place(store.rescue_folder).rmdir()
+    (tmp_path / "rescue").touch()
     obstacle = in_the_way(store)
     with ThreadPoolExecutor(1) as threads:
-        paying = threads.submit(pay, store.model_copy(update=changes), client, "one")
+        paying = threads.submit(pay, store.model_copy(update={"patience": 20}), client, "one")
         while not sandbox.calls:
             time.sleep(0.01)
         time.sleep(0.3)

@@ -21,6 +21,7 @@ from prefect_ttapi.storage.keys import (
     NAMES,
     KeyTemplate,
     TakenKeys,
+    of_any_size,
     segment,
     slug,
 )
@@ -415,3 +416,37 @@ def test_no_collision_goes_unreported(
         ]
         for number, key in enumerate(keys):
             assert delivered.take(key, f"{row} {number}", row) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "keys"),
+    [
+        ("{slug}.{ext}", {"model": "gpt-image-1", "output_format": "webp"}, ["a-cat.webp"]),
+        ("{slug}.{ext}", {"model": "dall-e-2"}, ["a-cat.jpg", "a-cat.png", "a-cat.webp"]),
+        ("{slug}.png", {"model": "dall-e-2"}, ["a-cat.png"]),
+        ("{size}.{ext}", {"model": "gpt-image-1", "size": "1536x1024"}, ["1536x1024.png", "768x512.webp"]),
+        (
+            "{slug}-{index}.{ext}",
+            {"model": "gpt-image-1", "n": 2},
+            ["a-cat-0.png", "a-cat-0.webp", "a-cat-1.png", "a-cat-1.webp"],
+        ),
+    ],
+)
+def test_likely_keys_are_those_of_what_is_asked_for(
+    template: str, fields: dict[str, object], keys: list[str]
+) -> None:
+    """Types and sizes are those of the request; where the model chooses the type, each that it may choose counts."""
+    request = ImageRequest(prompt="a cat", **fields)
+    versions = [None] if fields["model"] == "dall-e-2" or len(keys) == 1 else [None, Rendition(max_size=768)]
+    likely = KeyTemplate(template).likely_keys(request, date=datetime.now(UTC), versions=versions)
+    assert likely == keys
+    assert not any(map(of_any_size, likely))
+
+
+def test_a_size_that_nobody_knows_yet_may_be_any() -> None:
+    request = ImageRequest(prompt="a cat", model="gpt-image-1")
+    (likely,) = KeyTemplate("{slug}-{size}-10x10.{ext}").likely_keys(request, date=datetime.now(UTC))
+    beginning, pattern = of_any_size(likely)
+    assert beginning == "a-cat-"
+    assert pattern.fullmatch("a-cat-1024x1536-10x10.png")
+    assert not pattern.fullmatch("a-cat-1024x1536-20x20.png")

@@ -29,6 +29,7 @@ from prefect_ttapi import (
     InsufficientBalanceError,
     InvalidRequestError,
     InvalidResponseError,
+    KeyTakenError,
     KeyTemplateError,
     ModelNotPermittedError,
     ModerationError,
@@ -152,6 +153,6 @@ def by_hand() -> GeneratedImages | None:
         print(error.outcome)
     except TTAPIError as error:
         print(error.attempts)
-    except (ImageMissingError, StoreError, PictureError, KeyTemplateError) as error:
+    except (ImageMissingError, KeyTakenError, StoreError, PictureError, KeyTemplateError) as error:
         print(error)
     return None
