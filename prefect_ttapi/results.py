@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from prefect_ttapi.errors import Outcome
+from prefect_ttapi.images.provenance import Mark, read_labels
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 
@@ -74,6 +75,9 @@ class StoredImage(BaseModel):
         width, height: pixels, read from the bytes.
         index: position in the answer, from 0.
         revised_prompt: the prompt as the model rewrote it, where it says so.
+        marks: what the file says of where it comes from: `credentials` (Content Credentials, valid or not), `xmp` (an
+            XMP packet that says that a model made it), `prompt` (the packet has the prompt, too); None where nobody
+            looked: in records of earlier versions, and for GIF, BMP and AVIF.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,6 +90,7 @@ class StoredImage(BaseModel):
     height: int
     index: int
     revised_prompt: str | None = None
+    marks: tuple[Mark, ...] | None = None
 
 
 class Generation(BaseModel):
@@ -138,11 +143,13 @@ class DeliveredImage(BaseModel):
         url: public address, where the store has a `public_base_url`.
         sha256: hex digest of the bytes.
         source_uri: the stored image it is a copy or a rendition of.
+        source_sha256: hex digest of that image, which a copy with a mark of its own does not have.
         size_bytes: length of the object.
         media_type: as in `StoredImage`.
         width, height: pixels.
         rendition: the rendition's name; None for a copy.
         recipe: how the rendition was made: format, longest side, quality.
+        marks: as in `StoredImage`.
         etag: changes with every write to the object: while a listing shows the same, the copy stands.
     """
 
@@ -152,12 +159,14 @@ class DeliveredImage(BaseModel):
     url: str | None = None
     sha256: str
     source_uri: str
+    source_sha256: str | None = None
     size_bytes: int | None = None
     media_type: str | None = None
     width: int | None = None
     height: int | None = None
     rendition: str | None = None
     recipe: str | None = None
+    marks: tuple[Mark, ...] | None = None
     etag: str | None = None
 
     def presign(self, store: Presigns, seconds: int = 3600) -> str:
@@ -201,6 +210,13 @@ class GeneratedImage(_HasBytes):
     def size_bytes(self) -> int:
         """Length in bytes."""
         return self.spool.size_bytes
+
+    @property
+    def marks(self) -> tuple[Mark, ...] | None:
+        """What the bytes say of where they come from; None for kinds of files in which nobody looks."""
+        with self.open() as file:
+            labels = read_labels(file)
+        return labels.marks if labels else None
 
 
 @dataclass(frozen=True)

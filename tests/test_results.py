@@ -36,6 +36,7 @@ STORED = StoredImage(
     height=32,
     index=0,
     revised_prompt="a café",
+    marks=("credentials", "xmp"),
 )
 GENERATION = Generation(
     request=REQUEST,

@@ -20,8 +20,8 @@ from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.headers import media_type_of, vp8_size, vp8l_size
 from prefect_ttapi.images.xmp import EMPTY, Packet, Statement, without_statement
 
-#: What a file says of itself: signed Content Credentials, an XMP packet that says that a model made it.
-Mark = Literal["credentials", "xmp"]
+#: What a file has: Content Credentials, XMP that says that a model made the picture, the prompt in that.
+Mark = Literal["credentials", "xmp", "prompt"]
 
 _LARGEST_PACKET: Final = 1024 * 1024
 _LONGEST_SEGMENT: Final = 65_533
@@ -53,20 +53,26 @@ class Labels:
     Attributes:
         credentials: it has Content Credentials, whether or not they are valid.
         generated: its XMP says that a model made it.
+        tells_prompt: its XMP has the prompt.
         request_hash, source_sha256: as in `Statement`, where its XMP has them.
         xmp: its packet, where it can be read.
     """
 
     credentials: bool = False
     generated: bool = False
+    tells_prompt: bool = False
     request_hash: str | None = None
     source_sha256: str | None = None
     xmp: bytes | None = None
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """What marks the picture as made by a model."""
-        known: dict[Mark, bool] = {"credentials": self.credentials, "xmp": self.generated}
+        """The same in a word each."""
+        known: dict[Mark, bool] = {
+            "credentials": self.credentials,
+            "xmp": self.generated,
+            "prompt": self.tells_prompt,
+        }
         return tuple(mark for mark, there in known.items() if there)
 
 
@@ -89,6 +95,7 @@ def read_labels(file: BinaryIO) -> Labels | None:
     return Labels(
         credentials,
         generated=packet.generated or rest.generated,
+        tells_prompt=packet.tells_prompt or rest.tells_prompt,
         request_hash=packet.request_hash or rest.request_hash,
         source_sha256=packet.source_sha256 or rest.source_sha256,
         xmp=found and found[1],

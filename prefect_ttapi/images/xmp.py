@@ -35,6 +35,7 @@ _NAMESPACES: Final = {
 }
 _SOURCE_TYPE: Final = "Iptc4xmpExt:DigitalSourceType"
 _DERIVED_FROM: Final = "xmpMM:DerivedFrom"
+_PROMPT: Final = "Iptc4xmpExt:AIPromptInformation"
 _REQUEST_HASH: Final = "ttapi:RequestHash"
 _SOURCE_SHA256: Final = "ttapi:SourceSHA256"
 _EXTENSION: Final = "xmpNote:HasExtendedXMP"
@@ -122,6 +123,11 @@ class Packet:
         return _SYNTHETIC.fullmatch(self[_SOURCE_TYPE] or "") is not None
 
     @property
+    def tells_prompt(self) -> bool:
+        """Whether it says which prompt the model had."""
+        return bool(self[_PROMPT])
+
+    @property
     def request_hash(self) -> str | None:
         """Which request it says that the picture answers."""
         return self[_REQUEST_HASH]
@@ -157,7 +163,7 @@ class Packet:
         told = {
             _SOURCE_TYPE: GENERATED,
             "Iptc4xmpExt:AISystemUsed": statement.model,
-            "Iptc4xmpExt:AIPromptInformation": prompt,
+            _PROMPT: prompt,
             "xmp:CreatorTool": statement.model,
             _DERIVED_FROM: f"sha256:{statement.source_sha256}",
             _REQUEST_HASH: statement.request_hash,

@@ -49,7 +49,10 @@ logger: Final = logging.getLogger(__name__)
 CARDS: Final = 500
 
 #: What a page tells at its head besides the number of images, where it is not 0.
-_FIGURES: Final = ("size", "delivered", "API calls", "tokens", "tokens saved", "USD", "USD saved", "failed")
+_FIGURES: Final = (
+    *("size", "delivered", "with credentials", "without credentials"),
+    *("API calls", "tokens", "tokens saved", "USD", "USD saved", "failed"),
+)
 
 #: Characters that one text may bring onto a page. Legal prompts are shorter.
 LONGEST: Final = 40_000
@@ -131,7 +134,8 @@ def _remembered(rows: Iterable[dict[str, Any]], page: str, found: Spool) -> Iter
         short = [(word or "")[:_SEARCHED] for word in words]
         for image in row["images"] or [None]:
             card = f"{row['row']}.{image['index'] if image else 0}"
-            found.write((_json([page, card, row["status"], *short]) + "\n").encode())
+            marks = image and image["marks"]
+            found.write((_json([page, card, row["status"], *short, marks]) + "\n").encode())
         yield row
 
 
@@ -212,6 +216,7 @@ def _image(picture: Picture, links: _Links) -> dict[str, Any]:
         "uri": image.uri,
         "href": href,
         "beside": bool(href and href.startswith(".")),
+        "marks": image.marks,
         "copies": [{"uri": copy.uri, "href": links.to(copy.uri, copy.url)} for copy in picture.delivered],
         "thumbnail": picture.thumbnail and base64.b64encode(picture.thumbnail).decode(),
     }

@@ -201,9 +201,14 @@ def figures(totals: Totals) -> dict[str, str]:
         "tokens saved": totals.tokens_saved,
         "delivered": totals.delivered,
     }
+    marks = {
+        "with credentials": totals.with_credentials,
+        "without credentials": totals.without_credentials if totals.with_credentials else 0,
+    }
     money = {"USD": totals.usd, "USD saved": totals.usd_saved}
     return {
         **{name: f"{count:,}" for name, count in counts.items()},
+        **{name: f"{count:,}" for name, count in marks.items() if count},
         **{name: f"{usd:,.2f}" for name, usd in money.items() if usd is not None},
         "size": in_bytes(totals.size_bytes),
     }

@@ -6,9 +6,9 @@ Needs pyarrow, which comes with the extra `parquet`; it is imported when a manif
 - `prompt`, `model`, `n`, `size` and the like: the request's fields, one column each; of an illegal item, which is in
   `given` as JSON, prompt and model if they are text.
 - `images`: a list of structs: `uri`, `sha256`, `size_bytes`, `media_type`, `width`, `height`, `index`,
-  `revised_prompt`.
-- `delivered`: a list of structs: `uri`, `url`, `sha256`, `source_uri`, `size_bytes`, `media_type`, `width`, `height`,
-  `rendition`, `recipe`, `etag`.
+  `revised_prompt`, `marks`.
+- `delivered`: a list of structs: `uri`, `url`, `sha256`, `source_uri`, `source_sha256`, `size_bytes`, `media_type`,
+  `width`, `height`, `rendition`, `recipe`, `marks`, `etag`.
 - `usage`: a struct: `input_tokens`, `output_tokens`, `total_tokens`.
 - `maybe_paid`, `also_paid`: lists of text; `values`: a map from text to text.
 """

@@ -240,6 +240,8 @@ def image_facts(generation: Generation, copy: DeliveredImage, shown: Shown) -> d
         "size_bytes": copy.size_bytes,
         "url": copy.url,
         "source_uri": copy.source_uri,
+        "source_sha256": copy.source_sha256,
+        "marks": copy.marks and list(copy.marks),
         "media_type": copy.media_type,
         "width": copy.width,
         "height": copy.height,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
@@ -12,9 +12,10 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from prefect_ttapi.errors import BatchError, BudgetExceeded
+from prefect_ttapi.images.provenance import Mark
 from prefect_ttapi.lineage.manifest import Row, Rows
 from prefect_ttapi.lineage.shown import counted
-from prefect_ttapi.results import Usage
+from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
 from prefect_ttapi.storage.layout import BATCHES, split_at
 from prefect_ttapi.storage.store import ImageStore
 
@@ -68,6 +69,8 @@ class Totals(BaseModel):
         images: of all rows; `images_cached` of them were there before.
         without_images: rows that gave none.
         delivered: copies under consumers' names.
+        with_credentials, without_credentials: images with and without Content Credentials, as far as anybody looked.
+        unmarked: delivered files that say nowhere that a model made them, as far as anybody looked.
         size_bytes: of the images.
         input_tokens, output_tokens, total_tokens: of what this batch paid for.
         tokens_saved: of what was paid for before.
@@ -96,6 +99,9 @@ class Totals(BaseModel):
     images_cached: int = 0
     without_images: int = 0
     delivered: int = 0
+    with_credentials: int = 0
+    without_credentials: int = 0
+    unmarked: int = 0
     size_bytes: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -167,6 +173,9 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         "images": images,
         "without_images": int(not images),
         "delivered": len(row.delivered),
+        "with_credentials": _count(row.images, lambda marks: "credentials" in marks),
+        "without_credentials": _count(row.images, lambda marks: "credentials" not in marks),
+        "unmarked": _count(row.delivered, lambda marks: not marks),
         "size_bytes": sum(image.size_bytes for image in row.images),
         "api_calls": row.api_calls,
         "seconds": row.seconds,
@@ -181,6 +190,19 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         **({"usd" if paid else "usd_saved": usd} if images else {}),
         **(_answered(row) if images and paid else {}),
     }
+
+
+def _count(files: Iterable[StoredImage | DeliveredImage], which: Callable[[tuple[Mark, ...]], bool]) -> int:
+    """Return how many of the files are of that kind, of those in which somebody looked."""
+    return sum(which(file.marks) for file in files if file.marks is not None)
+
+
+def _credentials(totals: Totals) -> str:
+    """Return how many images have Content Credentials, where some have."""
+    if not totals.with_credentials:
+        return ""
+    without = f", {totals.without_credentials:,} without" if totals.without_credentials else ""
+    return f" ({totals.with_credentials:,} with credentials{without})"
 
 
 def _answered(row: Row) -> dict[str, Any]:
@@ -296,7 +318,8 @@ class BatchReport(BaseModel):
         shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none"
         tokens = f", {totals.total_tokens:,} tokens" if totals.total_tokens else ""
         money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
-        costs = f"{counted(totals.images, 'image')}, {counted(totals.api_calls, 'API call')}{tokens}{money}"
+        images = counted(totals.images, "image") + _credentials(totals)
+        costs = f"{images}, {counted(totals.api_calls, 'API call')}{tokens}{money}"
         line = f"{counted(totals.rows, 'request')}: {shown}; {costs}, {self.seconds:.1f} s"
         return f"{line}; {self.waiting}" if self.waiting else line
 

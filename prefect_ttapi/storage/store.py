@@ -146,6 +146,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
             height=image.height,
             index=image.index,
             revised_prompt=image.revised_prompt,
+            marks=image.marks,
         )
 
     def missing(self, images: Iterable[StoredImage]) -> list[StoredImage]:

@@ -126,6 +126,8 @@ def test_the_events_are_those_that_are_sent() -> None:
         source_uri=image.uri,
         rendition="webp",
         recipe="webp",
+        source_sha256=image.sha256,
+        marks=("xmp",),
         **facts,
     )
     payload = page("reference/events.md").partition("The payload has")[2].partition("Prompts are cut")[0]

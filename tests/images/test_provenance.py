@@ -116,7 +116,10 @@ def test_marking_changes_nothing_else(
     assert frames(result) == frames(data)
     assert rest(result) == rest(data)
     assert result.endswith(tail)
-    assert labels(result) == Labels(False, True, SAID.request_hash, SAID.source_sha256, labels(result).xmp)
+    found = labels(result)
+    assert (found.request_hash, found.source_sha256) == (SAID.request_hash, SAID.source_sha256)
+    assert found.marks[0] == "xmp"
+    assert "prompt" in found.marks or not (prompt or "").strip()
     assert labels(data).marks == ()
     assert unmarked(result) == data
     assert unmarked(data) == data
@@ -132,7 +135,11 @@ def test_pillow_finds_the_packet(form: str) -> None:
     assert packet["Iptc4xmpExt:DigitalSourceType"] == GENERATED
     assert packet["xmp:CreatorTool"] == packet["Iptc4xmpExt:AISystemUsed"] == "gpt-image-2"
     assert packet["xmpMM:DerivedFrom"] == "sha256:" + "cd" * 32
-    assert packet["Iptc4xmpExt:AIPromptInformation"] is None
+    assert not packet.tells_prompt
+    said = Statement(SAID.model, SAID.request_hash, SAID.source_sha256, 'a <b> & "Zoë"\0')
+    told = labels(marked(saved(form), said))
+    assert told.marks == ("xmp", "prompt")
+    assert Packet(told.xmp or b"")["Iptc4xmpExt:AIPromptInformation"] == 'a <b> & "Zoë"\ufffd'
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

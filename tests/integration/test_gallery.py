@@ -193,6 +193,30 @@ def test_search_and_filters(tab: Tab, store: Path) -> None:
     assert tab.complaints == []
 
 
+def test_marks_are_shown_and_filtered_by(tab: Tab, store: Path) -> None:
+    """A small mark tells what a file says of itself; one of them narrows the cards, on other pages too."""
+    kinds = [("credentials", "xmp"), ("xmp",), (), None]
+    uri = (store / "images" / f"{0:064x}.png").as_uri()
+    marked = [stored(0, uri=uri, width=300, height=200, marks=marks) for marks in kinds]
+    rows = [generated(n, f"number {n}", images=(marked[n % 4],), delivered=()) for n in range(604)]
+    _write(store, "marked", rows)
+    opened(tab, store, "marked")
+    badges = "[...document.querySelectorAll('.card')].slice(0, 4).map(card => card.querySelectorAll('.mark').length)"
+    assert tab.run(badges) == [2, 1, 0, 0]
+    for mark, here, elsewhere in (("credentials", 125, 26), ("xmp", 250, 52), ("none", 125, 26)):
+        tab.run(f"document.querySelector('#mark').value = '{mark}'")
+        tab.run("document.querySelector('#mark').dispatchEvent(new Event('input'))")
+        assert len(shown(tab)) == here
+        tab.until(
+            f"document.querySelector('#elsewhere:not([hidden]) h2')?.innerText === '{elsewhere} more on other pages'"
+        )
+    tab.click(".card")
+    assert "none" in tab.run("document.querySelector('#detail-facts').innerText")
+    opened(tab, store)
+    assert tab.run("document.querySelector('#marked').hidden")
+    assert tab.complaints == []
+
+
 def test_sorted_by_prompt(tab: Tab, store: Path) -> None:
     """Sorting by prompt puts the cards in the order of the alphabet, and back."""
     opened(tab, store)

@@ -203,6 +203,15 @@ def test_what_a_card_knows() -> None:
     assert row["images"][1]["copies"][0]["uri"] == "file:///out/site/lighthouse-4-41.png"
 
 
+def test_a_card_knows_its_marks() -> None:
+    """What the file says of where it comes from is in the card's data, and in what all pages are searched by."""
+    marked = [stored(n, marks=marks) for n, marks in enumerate([("credentials",), (), None])]
+    rows = [generated(n, images=(image,)) for n, image in enumerate(marked * 200)]
+    assert [row["images"][0]["marks"] for row in shown(rows[:3]).data["rows"]] == [["credentials"], [], None]
+    search = Page(gallery(rows)["search.html"])
+    assert [card[8] for card in search.data[:3]] == [["credentials"], [], None]
+
+
 def test_an_illegal_item_is_shown_as_given() -> None:
     """A row that never was a request shows what was given for it."""
     item = {"prompt": "wide", "size": "9x9", "extra": {"a": [1]}}

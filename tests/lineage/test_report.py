@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.report import Totals, bucket
-from tests.support.rows import failed, generated
+from prefect_ttapi.lineage.markdown import figures
+from prefect_ttapi.lineage.report import BatchReport, Totals, bucket
+from prefect_ttapi.results import DeliveredImage
+from tests.support.rows import failed, generated, stored
 
 ROWS = st.lists(
     st.one_of(
@@ -52,6 +54,25 @@ def test_a_cached_row_adds_no_tokens() -> None:
     assert (totals.api_calls, totals.seconds, totals.size_bytes) == (1, 21.5, 1_000 + 1_001 + 1_010)
     assert totals.images_by_model == {"gpt-image-2": 3}
     assert (totals.answered, totals.tokens_saved) == (1, 4169)
+
+
+def test_credentials_are_told_where_some_images_have_them() -> None:
+    """An image in which nobody looked is neither with nor without; a batch without any has no word of it."""
+    signed, plain, old = (
+        stored(n, marks=marks) for n, marks in enumerate([("credentials", "xmp"), (), None])
+    )
+    copies = [
+        DeliveredImage(uri=f"file:///{n}.png", sha256="ab", source_uri="file:///i", marks=marks)
+        for n, marks in enumerate([("xmp",), (), None])
+    ]
+    totals = Totals.of([generated(images=(signed, plain, plain, old), delivered=tuple(copies))])
+    assert (totals.with_credentials, totals.without_credentials, totals.unmarked) == (1, 2, 1)
+    told = {"name": "b", "flow_run_id": "", "manifest_uri": "", "gallery_uri": None, "seconds": 1.0}
+    assert "4 images (1 with credentials, 2 without), " in BatchReport(totals=totals, **told).summary
+    others = Totals.of([generated(images=(plain, old))])
+    assert "2 images, " in BatchReport(totals=others, **told).summary
+    assert figures(totals)["with credentials"] == "1"
+    assert "with credentials" not in figures(others)
 
 
 @pytest.mark.parametrize(("api_calls", "tokens"), [(1, 4169), (0, 0)])

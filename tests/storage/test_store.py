@@ -22,6 +22,7 @@ from prefect_ttapi.storage.s3 import S3
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import delivery_to, fresh_image, sha256, stored
 from tests.support.meddling import meddling_proxy
+from tests.support.pictures import manifest_store, png_of, with_credentials
 from tests.support.s3 import S3Server
 
 SECRETS = {"secret_access_key": "very-secret-key", "session_token": "very-secret-token"}
@@ -179,6 +180,14 @@ def test_images_are_kept_under_their_hash(store: ImageStore) -> None:
     assert store.size(image.uri) == store.size(f"images/{image.sha256}.jpg") == 6
     with store.open(image.uri) as reader:
         assert (reader.read(3), reader.seek(0), reader.read()) == (b"pix", 0, b"pixels")
+
+
+def test_an_image_comes_with_its_marks(folder_store: ImageStore) -> None:
+    """What a file says of where it comes from is found in its bytes; of other kinds of files nothing is known."""
+    signed = with_credentials(png_of(64, 48), manifest_store(3_000))
+    assert stored(folder_store, signed).marks == ("credentials",)
+    assert stored(folder_store, png_of(64, 48)).marks == ()
+    assert stored(folder_store, b"GIF89a and so on").marks is None
 
 
 def test_an_image_is_one_upload(s3_server: S3Server) -> None:

@@ -47,9 +47,22 @@ function face(card) {
       row.values.name ? make("div", { class: "name", dir: "auto" }, row.values.name) : null,
       make("div", { class: "prompt", dir: "auto" }, row.prompt || "no prompt"),
       make("div", { class: "meta" },
-        make("i", { class: `dot ${row.status}`, title: row.status }), make("span", {}, facts || row.status))));
+        make("i", { class: `dot ${row.status}`, title: row.status }), make("span", {}, facts || row.status),
+        ...badges(image?.marks))));
   button.addEventListener("click", () => open(card));
   return button;
+}
+
+// what the file says of where it comes from: a short word and a long one
+const MARKS = { credentials: ["CR", "Content Credentials"], xmp: ["XMP", "XMP: made by a model"], prompt: ["P", "XMP: the prompt"] };
+
+function badges(marks) {
+  return (marks ?? []).map((mark) => make("abbr", { class: "mark", title: MARKS[mark][1] }, MARKS[mark][0]));
+}
+
+function isMarked(card, mark) {
+  const marks = card.image?.marks;
+  return mark === "none" ? marks?.length === 0 : Boolean(marks?.includes(mark));
 }
 
 function small(row, image) {
@@ -148,14 +161,16 @@ function lines() {
 function refresh() {
   const words = byId("text").value.toLowerCase().split(/\s+/).filter(Boolean);
   const model = byId("model").value;
+  const mark = byId("mark").value;
   shown = cards.filter((card) =>
     (!pressed.size || pressed.has(card.status)) && (!model || card.row.model === model) &&
+    (!mark || isMarked(card, mark)) &&
     words.every((word) => card.words.includes(word)));
   const side = byId("sort").value === "variants";
   if (side) shown = shown.filter((card) => variants.get(card.row.prompt) > 1);
   shown.sort(order[byId("sort").value]);
   grid.replaceChildren(...(side ? lines() : shown.map((card) => card.item)));
-  askOthers(words, model);
+  askOthers(words, model, mark);
   const all = `${cards.length.toLocaleString("en")}${pages > 1 ? " on this page" : ""}`;
   byId("count").value = shown.length === cards.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
   byId("empty").hidden = shown.length > 0;
@@ -167,10 +182,10 @@ let others = null;
 let question = 0;
 let asked = null;
 
-function askOthers(words, model) {
+function askOthers(words, model, mark) {
   question += 1;
-  const wanted = words.length || model || pressed.size;
-  asked = pages > 1 && wanted ? { question, words, model, statuses: [...pressed], page: here } : null;
+  const wanted = words.length || model || mark || pressed.size;
+  asked = pages > 1 && wanted ? { question, words, model, mark, statuses: [...pressed], page: here } : null;
   if (!asked) { byId("elsewhere").hidden = true; return; }
   if (others) others.contentWindow.postMessage(asked, "*");
   else fetchOthers();
@@ -212,7 +227,7 @@ function nothing() {
 
 function clear() {
   byId("text").value = "";
-  byId("model").value = "";
+  byId("model").value = byId("mark").value = "";
   if (byId("sort").value === "variants") byId("sort").value = "row";
   pressed.clear();
   for (const chip of byId("statuses").children) chip.setAttribute("aria-pressed", "false");
@@ -235,7 +250,8 @@ for (const status of ["generated", "cached", "failed", "skipped"]) {
 
 const models = [...new Set(cards.map((card) => card.row.model))].filter(Boolean).sort();
 byId("model").append(make("option", { value: "" }, "all"), ...models.map((name) => make("option", { value: name }, name)));
-for (const id of ["text", "model", "sort"]) byId(id).addEventListener("input", refresh);
+byId("marked").hidden = !cards.some((card) => card.image?.marks?.length) && pages === 1;
+for (const id of ["text", "model", "mark", "sort"]) byId(id).addEventListener("input", refresh);
 byId("empty").append(...nothing());
 byId("text").addEventListener("focus", () => { if (pages > 1 && !others) fetchOthers(); });
 if (![...variants.values()].some((count) => count > 1)) byId("sort").querySelector("[value=variants]").remove();
@@ -283,6 +299,7 @@ function told({ row, image }) {
     parts.push(heading("Image"), table([
       ["File", link(image.href, image.uri)],
       ...image.copies.map((copy) => ["Delivered", link(copy.href, copy.uri)]),
+      ["Marks", image.marks && (image.marks.map((mark) => MARKS[mark][1]).join(", ") || "none")],
       ["Size", `${image.width} \u00d7 ${image.height}, ${image.size}, ${image.type}`],
       ["SHA-256", code(image.sha256)],
     ]));
