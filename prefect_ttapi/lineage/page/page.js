@@ -23,6 +23,9 @@ byId("theme").addEventListener("click", () => {
   try { localStorage.setItem(THEME, root.style.colorScheme); } catch { /* as above */ }
 });
 
+// what the file says of where it comes from: a short word and a long one
+const MARKS = { credentials: ["CR", "Content Credentials"], xmp: ["XMP", "XMP: made by a model"], prompt: ["P", "XMP: the prompt"] };
+
 // ---- cards: one for each image, and one for each row without images
 const cards = rows.flatMap((row) => (row.images.length ? row.images : [null]).map((image) => ({ row, image })));
 for (const card of cards) {
@@ -52,9 +55,6 @@ function face(card) {
   button.addEventListener("click", () => open(card));
   return button;
 }
-
-// what the file says of where it comes from: a short word and a long one
-const MARKS = { credentials: ["CR", "Content Credentials"], xmp: ["XMP", "XMP: made by a model"], prompt: ["P", "XMP: the prompt"] };
 
 function badges(marks) {
   return (marks ?? []).map((mark) => make("abbr", { class: "mark", title: MARKS[mark][1] }, MARKS[mark][0]));
