@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, LiteralString, get_args
 
@@ -21,20 +21,22 @@ MODELS: Final[tuple[str, ...]] = get_args(Model)
 
 @dataclass(frozen=True)
 class Rule:
-    """What one field may hold for one model; `legal` says it to a person."""
+    """What one field may hold for one model; `legal` says it to a person, `values` lists it where that can be."""
 
     legal: str
     allows: Callable[[Any], bool]
+    values: Sequence[Any] = ()
 
 
 def one_of(*values: Any) -> Rule:
     """Return the rule that allows these values."""
-    return Rule(", ".join(map(str, values)), values.__contains__)
+    return Rule(", ".join(map(str, values)), values.__contains__, values)
 
 
 def between(low: int, high: int) -> Rule:
     """Return the rule that allows whole numbers from `low` to `high`."""
-    return Rule(f"{low}" if low == high else f"{low} to {high}", range(low, high + 1).__contains__)
+    numbers = range(low, high + 1)
+    return Rule(f"{low}" if low == high else f"{low} to {high}", numbers.__contains__, numbers)
 
 
 def characters(most: int) -> Rule:
@@ -98,6 +100,21 @@ RULES: Final[Mapping[str, Mapping[str, Rule]]] = {
         "user": ANY_TEXT,
     },
 }
+
+
+def choices(field: str) -> dict[str, Any]:
+    """Return the JSON schema of what some model allows, for a form that does not know the model yet.
+
+    >>> choices("moderation"), choices("partial_images"), choices("user")
+    ({'enum': ['auto', 'low']}, {'minimum': 0, 'maximum': 3}, {})
+    """
+    rules = [rules[field] for rules in RULES.values() if field in rules]
+    values = list(dict.fromkeys(value for rule in rules for value in rule.values))
+    if not values or isinstance(values[0], bool):
+        return {}
+    if isinstance(values[0], int):
+        return {"minimum": min(values), "maximum": max(values)}
+    return {"enum": values}
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,27 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
 import rfc8785
-from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
-from pydantic_core import PydanticCustomError, ValidationError
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, ValidationError
 
-from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, Model, Rule, Strict, problem
+from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, Model, Rule, Strict, choices, problem
 
 #: What shapes the image, hence the fields of `request_hash`; `variant` is ours and applies to every model.
 SHAPING: Final[tuple[str, ...]] = (
     "model", "prompt", "n", "size", "quality", "background", "moderation", "output_format",
     "output_compression", "style", "variant",
 )  # fmt: skip
+
+#: In a form, the sizes that no list can hold.
+_ANOTHER_SIZE: Final = {"type": "string", "title": "Another size", "pattern": "^[1-9][0-9]*x[1-9][0-9]*$"}
 
 _VARIANT: Final = Rule("any text of at least one character", bool)
 
@@ -43,25 +54,63 @@ class ImageRequest(Strict):
 
     _unknown: ClassVar[str] = "is no field of an image request;"
 
-    model: Model = Field(default="dall-e-2", description="The model that makes the image")
-    prompt: str = Field(description="What the image shows")
-    n: int = Field(default=1, description="How many images")
-    size: str = Field(default="auto", description="WIDTHxHEIGHT in pixels, or auto")
-    quality: str = Field(default="auto", description="auto lets the model choose")
-    output_format: str = Field(default="png", description="GPT Image models: png, jpeg or webp")
-    background: str = Field(default="auto", description="GPT Image models: transparent needs png or webp")
-    moderation: str = Field(default="auto", description="GPT Image models: low is less restrictive")
-    output_compression: int = Field(default=100, description="GPT Image models: 0 to 100, with jpeg or webp")
-    response_format: str | None = Field(default=None, description="DALL-E models: url or b64_json")
-    stream: bool = Field(default=False, description="GPT Image models: read the answer as a stream")
-    partial_images: int = Field(default=0, description="GPT Image models: 0 to 3 previews, with stream")
-    style: str | None = Field(default=None, description="dall-e-3: vivid or natural")
+    model: Model = Field(default="dall-e-2", description="This model makes the images.")
+    prompt: str = Field(description="The images show this.")
+    n: int = Field(default=1, title="Number of images", description="One request makes so many images.")
+    size: str = Field(
+        default="auto",
+        description="Images have this width and height in pixels. With auto, the model chooses. gpt-image-2 takes "
+        "other sizes too, if both sides are divisible by 16.",
+    )
+    quality: str = Field(
+        default="auto", description="With auto, the model chooses. Each model knows some of them."
+    )
+    output_format: str = Field(default="png", description="GPT Image models make files of this type.")
+    background: str = Field(
+        default="auto", description="GPT Image models make it transparent only in png and webp files."
+    )
+    moderation: str = Field(default="auto", description="With low, GPT Image models refuse fewer prompts.")
+    output_compression: int = Field(
+        default=100, description="GPT Image models compress jpeg and webp files to this quality."
+    )
+    response_format: str | None = Field(
+        default=None,
+        description="DALL-E models send an address of each image, or the image itself.",
+    )
+    stream: bool = Field(default=False, description="GPT Image models send their answer as a stream.")
+    partial_images: int = Field(
+        default=0, description="GPT Image models send so many previews, if they send a stream."
+    )
+    style: str | None = Field(default=None, description="Only dall-e-3 has styles.")
     user: str | None = Field(
-        default=None, description="Your end user, for the vendor's abuse detection; not hashed"
+        default=None,
+        description="This names your end user, for the vendor's abuse detection. It is not hashed.",
     )
     variant: str | None = Field(
-        default=None, min_length=1, description="Another sample of the same request; not sent"
+        default=None,
+        min_length=1,
+        description="The same request with another variant is another sample. It is not sent.",
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Return the schema with what can be chosen, as the form of a flow that takes a request shows it."""
+        made = handler(schema)
+        form = handler.resolve_ref_schema(made)
+        form["title"] = "Image request"
+        form["description"] = "This asks for one or more images of one prompt."
+        for name, field in form["properties"].items():
+            allowed = choices(name)
+            if name == "size":
+                field.pop("type")
+                field["anyOf"] = [{"type": "string", "title": "Size"} | allowed, dict(_ANOTHER_SIZE)]
+            elif "anyOf" in field:
+                field["anyOf"][0] |= allowed
+            else:
+                field |= allowed
+        return made
 
     @field_validator("model", mode="before")
     @classmethod

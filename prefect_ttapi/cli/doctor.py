@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prefect_ttapi.cli.reporting import Loudness, loudness
-from prefect_ttapi.cli.running import credentials_from
+from prefect_ttapi.cli.running import credentials_of
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
@@ -57,7 +57,7 @@ def _checks(stores: list[str], credentials: str | None, endpoint_url: str | None
     yield from _versions()
     where = f"block {credentials}" if credentials else "TTAPI_API_KEY"
     try:
-        found = credentials_from(credentials)
+        found = credentials_of(credentials)
     except ValueError as error:
         yield Check("key", False, f"{error}; or try everything with --sandbox, which needs none")
     else:

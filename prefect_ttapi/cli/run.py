@@ -31,8 +31,8 @@ from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batch_called, rows_of
 from prefect_ttapi.cli.commands import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, say, waiting_for
-from prefect_ttapi.cli.running import credentials_from, exit_status, failures, place, run_url, sandbox_if
-from prefect_ttapi.cli.stores import prices_of, standing_store, store_at
+from prefect_ttapi.cli.running import credentials_of, exit_status, failures, place, run_url, sandbox_if
+from prefect_ttapi.cli.stores import prices_of, standing_store, store_at, store_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.lineage.shown import counted
@@ -41,36 +41,37 @@ from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.layout import BATCHES, IMAGES
 from prefect_ttapi.storage.store import ImageStore
 
-_NOT_DELIVERED = "a key is given, but no place to deliver to: say --deliver, or leave out --key"
+NOT_DELIVERED = "a key is given, but no place to deliver to: say --deliver, or leave out --key"
 
 
 # what the form of a deployment offers; it submits null only where null may be given
-_Size = Literal["auto", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792", "512x512", "256x256"]
-_Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
-_Address = Annotated[str, Field(title="Address")]
-_Name = Annotated[str, Field(title="Name")]
-_Number = Annotated[int, Field(title="Number")]
-_Amount = Annotated[float, Field(title="Number")]
+Size = Literal["auto", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792", "512x512", "256x256"]
+Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
+Address = Annotated[str, Field(title="Address")]
+Name = Annotated[str, Field(title="Name")]
+Number = Annotated[int, Field(ge=0, title="Number")]
+Amount = Annotated[float, Field(ge=0, title="Number")]
+AtOnce = Annotated[int, Field(ge=1, le=1000)]
 
 
 @flow(name="campaign", flow_run_name="campaign-{name}", persist_result=False)
 def campaign(
     prompts: str,
-    store: ImageStore | _Address,
+    store: ImageStore | Address,
     name: str = "campaign",
-    deliver: ImageStore | _Address | None = None,
+    deliver: ImageStore | Address | None = None,
     key: str = "",
     overwrite: bool = False,
-    credentials: TTAPICredentials | _Name | None = None,
+    credentials: TTAPICredentials | Name | None = None,
     model: Model = "dall-e-2",
-    size: _Size = "auto",
-    quality: _Quality = "auto",
-    max_images: _Number | None = None,
-    max_usd: _Amount | None = None,
+    size: Size = "auto",
+    quality: Quality = "auto",
+    max_images: Number | None = None,
+    max_usd: Amount | None = None,
     prices: Mapping[str, Any] = {},
-    limit: _Number | None = None,
-    max_in_flight: int = 8,
-    rate_limit: _Amount | None = None,
+    limit: Number | None = None,
+    max_in_flight: AtOnce = 8,
+    rate_limit: Amount | None = None,
     prompt_column: str = "",
     columns: Mapping[str, str | None] = {},
     defaults: Mapping[str, Any] = {},
@@ -105,7 +106,7 @@ def campaign(
         skip_blank: Rows without a prompt are passed over.
     """
     if key and not deliver:
-        raise ValueError(_NOT_DELIVERED)
+        raise ValueError(NOT_DELIVERED)
     asked = {"size": size, "quality": quality}
     given = read_prompts(
         prompts,
@@ -121,9 +122,9 @@ def campaign(
     )
     report = generate_batch(
         given.requests,
-        credentials if isinstance(credentials, TTAPICredentials) else credentials_from(credentials),
-        _store(store),
-        deliver_to=_store(deliver) if deliver else None,
+        credentials_of(credentials),
+        store_of(store),
+        deliver_to=store_of(deliver) if deliver else None,
         key=key or DEFAULT_KEY,
         overwrite=overwrite,
         values=given.values,
@@ -137,10 +138,6 @@ def campaign(
     return (Completed if report.ok else Failed)(message=report.summary, data=report)
 
 
-def _store(given: ImageStore | str) -> ImageStore:
-    return given if isinstance(given, ImageStore) else store_at(given)
-
-
 def run(prompts: str, store: str, paying: Paying, reading: Reading) -> int:
     """Generate and deliver; return the exit status."""
     return exit_status(lambda: _run(prompts, store, paying, reading))
@@ -151,7 +148,7 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
         if paying.max_usd is not None and not paying.price:
             raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
         if paying.key and not paying.deliver:
-            raise ValueError(_NOT_DELIVERED)
+            raise ValueError(NOT_DELIVERED)
         file: dict[str, Any] = {
             "prompt_column": reading.prompt_column,
             "columns": {field: name for part in reading.columns for field, name in _columns(part).items()},
@@ -213,7 +210,7 @@ def _is_dry(
 
     Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it.
     """
-    credentials = credentials_from(paying.credentials)
+    credentials = credentials_of(paying.credentials)
     options = _options(paying, name)
     intake = check_batch(requests, credentials, store, values=values, **options)
     if paying.dry_run:
@@ -244,12 +241,12 @@ def _retry(address: str, wanted: str | None, paying: Paying) -> int:
         requests, values = [request for _, request in legal], [row.values for row, _ in legal]
         name = paying.name or batch.name or "retry"
         if paying.key and not paying.deliver:
-            raise ValueError(_NOT_DELIVERED)
+            raise ValueError(NOT_DELIVERED)
         if _is_dry(requests, values, store, paying, name):
             return 0
         with waiting_for("Starting Prefect's server"):
             start_server()
-        credentials, options = credentials_from(paying.credentials), _options(paying, name)
+        credentials, options = credentials_of(paying.credentials), _options(paying, name)
         report = generate_batch(
             requests, credentials, store, values=values, raise_on_failure=False, **options
         )

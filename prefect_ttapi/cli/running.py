@@ -26,8 +26,10 @@ from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.sandbox import Sandbox
 
 
-def credentials_from(block: str | None) -> TTAPICredentials:
-    """Return the saved block of this name, else what the environment says."""
+def credentials_of(block: TTAPICredentials | str | None) -> TTAPICredentials:
+    """Return the block, or the saved one of this name, else what the environment says."""
+    if isinstance(block, TTAPICredentials):
+        return block
     if not block:
         return TTAPICredentials.from_env()
     with temporary_settings(set_defaults=TEMPORARY_SERVER):

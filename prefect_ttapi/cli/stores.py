@@ -39,6 +39,11 @@ def store_at(address: str, endpoint_url: str | None = None) -> ImageStore:
         raise ValueError("; ".join(problem["msg"] for problem in error.errors(include_input=False))) from None
 
 
+def store_of(given: ImageStore | str) -> ImageStore:
+    """Return the store, or the one at an address: what a form gives is either."""
+    return given if isinstance(given, ImageStore) else store_at(given)
+
+
 def standing_store(address: str, endpoint_url: str | None = None) -> ImageStore:
     """Return a store to look into, of which a folder has to be there.
 

@@ -9,7 +9,7 @@ import pytest
 
 from flows.catalogue import catalogue
 from flows.compare_models import compare_models
-from flows.review import review
+from prefect_ttapi.cli.flows import review
 from prefect_ttapi.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent.parent
