@@ -276,7 +276,8 @@ def open_(
 
 
 @app.command(
-    help_epilogue="Exit status: 0 done; 1 a record can't be read; 2 it can't be done as asked; 130 interrupted."
+    help_epilogue="Exit status: 0 done; 1 a record can't be read, or more was paid than --max-usd; "
+    "2 it can't be done as asked; 130 interrupted."
 )
 def costs(
     store: str,
@@ -285,29 +286,31 @@ def costs(
     since: str | None = None,
     by: Literal["model", "day", "batch"] = "model",
     price: Sequence[str] = (),
+    max_usd: float | None = None,
     sandbox: bool = False,
     endpoint_url: str | None = None,
     json: bool = False,
 ) -> int:
     """Show what was paid for, according to the records of the ledger.
 
-    Each answer counts once, in the run that paid for it, and an answer that was paid for again counts as it is now.
+    Each answer counts once, in the run that paid for it, also if it was paid for again since.
     "saved" counts images that batches found in the store, "maybe paid" counts requests that were sent
     without an answer, and
-    "in vain" counts answers that are not used.
+    "in vain" counts answers that were never used.
 
     Args:
         store: The store: a folder, s3://bucket/prefix, or block:NAME.
         since: A year, a month or a day in UTC, such as 2026-11. What was paid before is not counted.
         by: What the costs are grouped by.
         price: What a model costs, as for `run`. Without prices, no money is shown.
+        max_usd: If more US dollars than this were paid, the exit status is 1.
         sandbox: Count the sandbox's answers instead of the API's.
         endpoint_url: The endpoint of an S3 service other than AWS.
         json: Print a JSON object for each group.
     """
     from prefect_ttapi.cli.costs import run
 
-    return run(store, endpoint_url, since, by, price, sandbox=sandbox, as_json=json)
+    return run(store, endpoint_url, since, by, price, max_usd, sandbox=sandbox, as_json=json)
 
 
 @app.command(

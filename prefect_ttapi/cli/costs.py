@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, cast
 
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of
@@ -16,7 +16,8 @@ from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, sid
 from prefect_ttapi.cli.stores import prices_of, standing_store
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
-from prefect_ttapi.ledger.documents import Document, Record, documents_at
+from prefect_ttapi.generation.limits import SURELY_UNPAID
+from prefect_ttapi.ledger.documents import Cost, Document, Kept, Payment, documents_at
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.origins import SANDBOX_ORIGIN
 from prefect_ttapi.results import Usage
@@ -32,10 +33,10 @@ class Sum:
     """What was paid for under one heading.
 
     Attributes:
-        images, calls, tokens, usd: of the answers that the ledger records.
+        images, calls, tokens, usd: of the answers that the ledger records, or recorded before they were paid for anew.
         saved: images that batches took from the store, in place of paying again.
-        maybe_paid: requests that were sent, and perhaps paid for, without an answer.
-        in_vain: answers that were paid for and are not used: they came second, or nobody can read them.
+        maybe_paid: sends that were perhaps paid for, and had no answer.
+        in_vain: answers that were paid for and never used: they came second, or nobody can read them.
     """
 
     images: int = 0
@@ -58,11 +59,14 @@ def run(
     since: str | None,
     by: By,
     prices: Sequence[str],
+    most: float | None,
     *,
     sandbox: bool,
     as_json: bool,
 ) -> int:
-    """Show the costs; return 1 where a record could not be read."""
+    """Show the costs; return 1 where a record could not be read, or more than `most` USD were paid."""
+    if most is not None and not prices:
+        raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
     store, known, begin, progress = (
         standing_store(address, endpoint_url),
         prices_of(prices),
@@ -90,7 +94,10 @@ def run(
         say(f"Left out: {counted(left_out, 'record')} of {whose}.")
     if unread:
         complain(f"{counted(unread, 'record')} can't be read: prefect-ttapi verify says why")
-    return 1 if unread else 0
+    usd = sum(each.usd for each in sums.values())
+    if too_much := most is not None and usd > most:
+        complain(f"{usd:,.2f} USD were paid, which is more than --max-usd {most:,.2f}")
+    return 1 if unread or too_much else 0
 
 
 def since_of(text: str | None) -> datetime:
@@ -116,36 +123,41 @@ def _keys(store: ImageStore) -> Iterator[str]:
     return (listed.key for listed in store.list(layout.LEDGER) if layout.document_in(listed.key))
 
 
-def _read(store: ImageStore, key: str) -> tuple[Document, Record | None] | None:
-    """Return a document of the ledger and what it records; None where it makes no sense."""
+def _read(store: ImageStore, key: str) -> tuple[Document, tuple[Cost, ...]] | None:
+    """Return a document of the ledger, and what its answers cost; None where it makes no sense."""
     try:
         documents, request_hash = documents_at(store, key)
         seen = documents.read(request_hash)
-        return (seen.document, documents.record(seen)) if seen else None
+        costs = seen.document.costs if seen else ()
     except NoAnswerError:
         raise
     except (StoreError, ValueError):
         return None
+    return (seen.document, costs) if seen else None
 
 
 def _paid(
-    document: Document, record: Record | None, begin: datetime, by: By, prices: Mapping[Model, Price]
+    document: Document, answers: Sequence[Cost], begin: datetime, by: By, prices: Mapping[Model, Price]
 ) -> Iterator[tuple[str, Sum]]:
-    model = record.generation.request.model if record else "unknown"
-    if record and record.generation.created_at >= begin:
-        made = record.generation
-        usage, price = made.usage or Usage(), prices.get(made.request.model, Price())
-        usd = price.of(len(made.images), made.usage)
-        heading = _heading(by, model, made.created_at, made.flow_run_id or record.run_id)
-        yield heading, Sum(len(made.images), made.api_calls, usage.total_tokens, usd)
-    in_vain = [(each.token, each.when, each.run_id) for each in document.also_paid]
-    in_vain += [
-        (each.token, each.when, each.run_id) for each in document.kept if each != (record and record.rest)
+    """Yield what a request cost, each answer under its heading."""
+    model, tokens = answers[-1].model if answers else "unknown", {answer.token for answer in answers}
+    for each in answers:
+        if each.created_at >= begin:
+            usage, price = each.usage or Usage(), prices.get(cast(Model, each.model), Price())
+            unsure = sum(outcome not in SURELY_UNPAID for outcome in each.earlier_outcomes)
+            usd = price.of(each.images, each.usage)
+            heading = _heading(by, each.model, each.created_at, each.flow_run_id or each.run_id)
+            yield heading, Sum(each.images, each.api_calls, usage.total_tokens, usd, maybe_paid=unsure)
+    others: list[Payment | Kept] = [*document.also_paid, *document.kept]
+    in_vain = {note.token: note for note in others if note.token not in tokens}
+    maybe = [note for note in document.maybe_paid if note.token not in tokens | in_vain.keys()]
+    told = [
+        *((note, Sum(in_vain=1)) for note in in_vain.values()),
+        *((note, Sum(maybe_paid=1)) for note in maybe),
     ]
-    tokens = {token for token, _, _ in in_vain}
-    maybe = [(each.when, each.run_id) for each in document.maybe_paid if each.token not in tokens]
-    yield from ((_heading(by, model, when, run), Sum(maybe_paid=1)) for when, run in maybe if when >= begin)
-    yield from ((_heading(by, model, when, run), Sum(in_vain=1)) for _, when, run in in_vain if when >= begin)
+    yield from (
+        (_heading(by, model, note.when, note.run_id), one) for note, one in told if note.when >= begin
+    )
 
 
 def _heading(by: By, model: str, when: datetime, run_id: str) -> str:

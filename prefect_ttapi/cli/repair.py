@@ -18,7 +18,7 @@ from prefect_ttapi.cli.checks import keeps, names, standing
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.documents import Document, Documents, Seen, State, payment
-from prefect_ttapi.ledger.transitions import facts_of, resting
+from prefect_ttapi.ledger.transitions import facts_of, replaced, resting
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.storage.layout import answer_in, document_in, ledger_key, slug_of
 from prefect_ttapi.storage.store import ImageStore
@@ -86,7 +86,8 @@ def _release(store: ImageStore, key: str) -> Repair:
     document = seen.document
     if document.state is State.CLAIMED:
         return Repair(False, f"left {key}: somebody is at work on it")
-    paid = payment(document.token, record.run_id, "paid for, but its images are lost")
+    token = document.answer.token if document.answer else document.token
+    paid = payment(token, record.run_id, "paid for, but its images are lost")
     facts = {"state": State.RELEASED, "answer": None, "also_paid": (*document.also_paid, paid)}
     said = f"released {key}: the next run pays for it anew; what was paid stays noted"
     return _swap(documents, seen, facts_of(document) | facts, said)
@@ -122,7 +123,8 @@ def _end_claim(store: ImageStore, finding: Finding) -> Repair:
 
 def _swap(documents: Documents, seen: Seen, facts: Mapping[str, Any], line: str) -> Repair:
     named = {"request_hash": seen.document.request_hash, "api_origin": documents.api_origin}
-    document = Document(**named, token=secrets.token_hex(16), sequence=1, **facts)
+    past = replaced(seen.document, facts)
+    document = Document(**named, token=secrets.token_hex(16), sequence=1, replaced=past, **facts)
     won = documents.swap(document, seen.tag).won
     return Repair(
         won, line if won else f"left {documents.key(document.request_hash)}: it has changed just now"

@@ -309,6 +309,7 @@ class Claim:
             api_origin=self.documents.api_origin,
             token=self.token,
             sequence=self._sequence,
+            replaced=transitions.replaced(seen.document if seen else None, facts),
             **facts,
         )
         return self.documents.swap(document, seen.tag if seen else None)

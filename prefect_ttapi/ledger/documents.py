@@ -11,13 +11,13 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_ttapi.errors import StoreError, printable
 from prefect_ttapi.images.headers import EXTENSIONS
-from prefect_ttapi.results import Generation
+from prefect_ttapi.results import Generation, Usage
 from prefect_ttapi.storage.layout import (
     document_in,
     image_key,
@@ -121,11 +121,46 @@ class Kept(Answer):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+class Cost(_Part):
+    """What an answer cost. That of one which is the record no longer is kept.
+
+    Attributes:
+        token: the claim that it was paid for under.
+        run_id: the run that paid.
+        flow_run_id: that run's flow run, where there was one.
+        created_at: when it was answered.
+        model: who answered.
+        images: how many it had.
+        api_calls: how often it was sent.
+        earlier_outcomes: what became of the sends before the answered one.
+        usage: tokens, where the API counted them.
+    """
+
+    token: Line
+    run_id: Line
+    flow_run_id: Line | None = None
+    created_at: AwareDatetime
+    model: Line
+    images: int
+    api_calls: int
+    earlier_outcomes: tuple[Line, ...] = ()
+    usage: Usage | None = None
+
+    @classmethod
+    def of(cls, answer: Answer) -> Self:
+        """Return what an answer cost. ValueError: it does not say so."""
+        made = answer.generation
+        who = {"token": answer.token, "run_id": answer.run_id}
+        what = {"model": made.get("request", {}).get("model"), "images": len(made.get("images", ()))}
+        return cls.model_validate(made | who | what)
+
+
 class Document(_Part):
     """What stands in the store under a request's hash.
 
     A claim or an unknown outcome may have an `answer` too: a refresh keeps the old one, and others go on
-    using it. Format 2 has answers that are kept unread: a version that does not know of them must not pay anew.
+    using it. `replaced` says what answers cost that are the record no longer: they were paid for anew, or their
+    images are lost. Format 2 has answers that are kept unread: a version that does not know of them must not pay anew.
     """
 
     format: Literal[1, 2] = 1
@@ -140,6 +175,12 @@ class Document(_Part):
     maybe_paid: tuple[Payment, ...] = ()
     also_paid: tuple[Payment, ...] = ()
     kept: tuple[Kept, ...] = ()
+    replaced: tuple[Cost, ...] = ()
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """What all answers cost that are or were the record, the last one last. ValueError: one does not say so."""
+        return (*self.replaced, *([Cost.of(self.answer)] if self.answer else []))
 
 
 class Record(_Part):

@@ -5,13 +5,23 @@ Each returns these without what names the write, or None where there is nothing 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
-from prefect_ttapi.ledger.documents import Answer, Document, Kept, Payment, Record, State, payment, rest_of
+from prefect_ttapi.ledger.documents import (
+    Answer,
+    Cost,
+    Document,
+    Kept,
+    Payment,
+    Record,
+    State,
+    payment,
+    rest_of,
+)
 
-Named = TypeVar("Named", Payment, Kept)
+Named = TypeVar("Named", Payment, Kept, Cost)
 
 
 def counts(paid: Record | Kept, not_before: datetime | None, run_id: str) -> bool:
@@ -118,6 +128,25 @@ def answered(
         note = payment(kept.token, kept.run_id, "was the record, until a late answer beat a refresh")
         also = (*also, note)
     return {**of_this, "maybe_paid": maybe, "also_paid": also}
+
+
+def replaced(standing: Document | None, facts: Mapping[str, Any]) -> tuple[Cost, ...]:
+    """Return what answers cost that were the record once: that of `standing` too, where `facts` have it no longer.
+
+    Args:
+        facts: of the document that takes the place of `standing`.
+    """
+    if standing is None:
+        return ()
+    before, after = standing.answer, facts.get("answer")
+    others = _without(standing.replaced, after.token) if after else standing.replaced
+    known_by = {past.token for past in (*others, *([after] if after else []))}
+    if before is None or before.token in known_by:
+        return others
+    try:
+        return (*others, Cost.of(before))
+    except ValueError:  # of a document that somebody wrote by hand
+        return others
 
 
 def _count(answer: Answer) -> int:

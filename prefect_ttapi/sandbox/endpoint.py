@@ -31,7 +31,16 @@ from prefect_ttapi.sandbox.pictures import Picture, Studio
 _LONGEST_BODY: Final = 1024 * 1024
 _PIECE: Final = 256 * 1024  # bytes
 _REQUESTS_KEPT: Final = 1000
-_COUNTED = ("calls", "paid", "images", "in_flight", "most_in_flight", "calls_by_request", "paid_by_request")
+_COUNTED = (
+    "calls",
+    "paid",
+    "images",
+    "tokens",
+    "in_flight",
+    "most_in_flight",
+    "calls_by_request",
+    "paid_by_request",
+)
 
 #: OpenAI's limit for gpt-image-2, pixels on the long side.
 LONGEST_SIDE: Final = 3840
@@ -55,6 +64,7 @@ class Counters:
         calls: generation requests that reached the endpoint, whatever became of them.
         paid: calls that were answered with images, whether or not the answer arrived.
         images: images in the answers of the paid calls.
+        tokens: what these answers took; DALL-E models take none.
         in_flight: calls that have arrived and are not yet wholly answered.
         most_in_flight: the most calls in flight at once.
     """
@@ -67,7 +77,7 @@ class Counters:
     def reset(self) -> None:
         """Count from zero, as failures and latencies do; what is in flight stays in flight."""
         with self._lock:
-            self.calls = self.paid = self.images = 0
+            self.calls = self.paid = self.images = self.tokens = 0
             self.most_in_flight = self.in_flight
             self.bodies: deque[dict[str, Any]] = deque(maxlen=_REQUESTS_KEPT)
             self._calls_by_request: Counter[str] = Counter()
@@ -113,11 +123,12 @@ class Counters:
             self._calls_by_request[request_hash] += 1
             return self._calls_by_request[request_hash]
 
-    def count_paid(self, request_hash: str, images: int) -> None:
+    def count_paid(self, request_hash: str, images: int, tokens: int) -> None:
         """Count a call whose images were made."""
         with self._lock:
             self.paid += 1
             self.images += images
+            self.tokens += tokens
             self._paid_by_request[request_hash] += 1
 
 
@@ -171,7 +182,7 @@ class Endpoint:
         media_type = "text/event-stream" if streaming else "application/json"
         async with aclosing(answer.as_events() if streaming else answer.as_json()) as parts:
             first = await anext(parts, b"")
-            self._counters.count_paid(answer.request.request_hash, answer.images)
+            self._counters.count_paid(answer.request.request_hash, answer.images, answer.tokens)
             start = Response(media_type=media_type, headers=headers)
             del start.headers["content-length"]
             await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
@@ -250,6 +261,13 @@ class Answer:
     files_url: str
     behaviour: Behaviour
     studio: Studio
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it takes; each image of a stream has its own."""
+        each, times = (1, self.images) if self.request.stream else (self.images, 1)
+        usage = _usage_of(self.request, each)
+        return times * usage["total_tokens"] if usage else 0
 
     async def as_json(self) -> AsyncGenerator[bytes]:
         """Yield one JSON object; the first part comes after the latency, with the first image in it."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
 from prefect_ttapi.cli.main import main
+from prefect_ttapi.errors import Outcome
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.store import ImageStore
 from tests.cli.test_batches import batch
-from tests.support.damaged_stores import kept, paid, unknown
-from tests.support.generations import fresh_image, generation_of
-from tests.support.ledgers import acquire, recorded
+from tests.support.damaged_stores import claimed, image_key, kept, paid, unknown
+from tests.support.generations import fresh_image, generation_of, request_of
+from tests.support.ledgers import acquire, document, ledger_of, pay, recorded
 
 
 def costs(store: ImageStore, *words: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
@@ -51,6 +53,52 @@ def test_what_may_be_paid_and_what_was_paid_in_vain(
         ("run of a storm", 1, 0),
         ("run of a fog", 0, 1),
     }
+
+
+def test_an_answer_that_was_paid_for_anew_counts_as_well(
+    store: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refresh, images that are lost, and a repair: the ledger forgets no payment, and names each once."""
+    first = pay(store, ledger_of(store), b"one")
+    pay(store, ledger_of(store, "run-b"), b"two", not_before=datetime.now(UTC))
+    store.remove(
+        image_key(pay(store, ledger_of(store, "run-c"), b"3", not_before=datetime.now(UTC)).generation)
+    )
+    last = pay(store, ledger_of(store, "run-d"), b"four")
+    told = {each["batch"]: each["images"] for each in costs(store, "--by", "batch", capsys=capsys)}
+    assert told == {"run-a": 1, "run-b": 1, "run-c": 1, "run-d": 1}
+    store.remove(image_key(last.generation))
+    main(["verify", store.url, "--quick", "--repair"])
+    capsys.readouterr()
+    (after,) = costs(store, "--price", "dall-e-2=1", capsys=capsys)
+    assert (after["images"], after["calls"], after["usd"], after["in_vain"]) == (4, 4, 4, 0)
+    assert first.generation.created_at.isoformat()[:19] in str(document(store)["replaced"])
+
+
+@pytest.mark.parametrize(("most", "status"), [("1", 0), ("0.99", 1)])
+def test_more_than_a_limit_is_told(
+    most: str, status: int, store: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was paid beyond --max-usd makes the command fail; without prices nobody could tell."""
+    paid(store, "a meadow")
+    assert main(["costs", store.url, "--price", "dall-e-2=1", "--max-usd", most]) == status
+    assert ("1.00 USD were paid, which is more than --max-usd 0.99" in capsys.readouterr().err) is bool(
+        status
+    )
+    assert main(["costs", store.url, "--max-usd", most]) == 2
+
+
+def test_sends_before_the_answered_one_may_be_paid(
+    store: ImageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server's fault that was sent again may have cost something; a busy server surely has not."""
+    with claimed(store, "a meadow") as claim:
+        claim.before_sending()
+        made = generation_of(request_of("a meadow"), store.put_image(fresh_image(b"pixels"), {}))
+        before = (Outcome.SERVER_FAULT, Outcome.REJECTED)
+        recorded(claim, made.model_copy(update={"api_calls": 3, "earlier_outcomes": before}))
+    (told,) = costs(store, capsys=capsys)
+    assert (told["images"], told["calls"], told["maybe_paid"]) == (1, 3, 1)
 
 
 def test_since_a_month_by_day(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,21 @@
-"""Every Python example of README and documentation runs as it stands, against the sandbox and a stand-in for S3."""
+"""Every Python example of README and documentation runs as it stands, against the sandbox and a stand-in for S3.
+
+So does every shell command of the pages about operation.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.settings import get_current_settings
 
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.s3 import S3Server
@@ -22,6 +29,10 @@ BLOCKS = {page.relative_to(ROOT): BLOCK.findall(page.read_text(encoding="utf-8")
 WITH_PYTHON = {
     page: blocks for page, blocks in BLOCKS.items() if any(kind == "python" for kind, *_ in blocks)
 }
+
+#: Of the pages in this folder, shell commands run as well.
+OPERATION = Path("docs/operate")
+BIN = str(Path(sys.executable).parent)
 
 #: The README and the first page in each run of the tests, the others with the integration tests.
 AT_THE_DOOR = ("README.md", "docs/start.md")
@@ -55,6 +66,21 @@ def surroundings(
             s3.create_bucket(Bucket=bucket)
 
 
+def run_in_a_shell(code: str) -> None:
+    """Run commands, each of which must succeed, with this Python's programs and the Prefect server of the tests."""
+    mine = {"PATH": f"{BIN}:{os.environ['PATH']}", "PREFECT_API_URL": str(get_current_settings().api.url)}
+    path = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        ["bash", "-eux", "-o", "pipefail", "-c", code],
+        env=os.environ | mine | path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.usefixtures("prefect_server", "surroundings")
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_examples_run(page: Path) -> None:
@@ -68,6 +94,8 @@ def test_examples_run(page: Path) -> None:
             Path(title).write_text(code, encoding="utf-8")
         elif kind == "python":
             exec(compile(code, f"{page}, block {number}", "exec"), namespace)  # noqa: S102
+        elif kind == "sh" and page.parent == OPERATION:
+            run_in_a_shell(code)
     if page.name == "README.md":
         assert {path.name for path in Path("website/seasons").iterdir()} > {"a-village-in-spring.png"}
 

@@ -320,7 +320,24 @@ def test_counts_are_by_request_hash(client: httpx.Client, sandbox: Sandbox) -> N
     stats = client.get("/stats").json()
     assert stats.pop("calls_by_request") == sandbox.calls_by_request
     assert stats.pop("paid_by_request") == sandbox.paid_by_request
-    assert stats == {"calls": 3, "paid": 2, "images": 2, "in_flight": 0, "most_in_flight": 1}
+    assert stats == {
+        "calls": 3,
+        "paid": 2,
+        "images": 2,
+        "tokens": 0,
+        "in_flight": 0,
+        "most_in_flight": 1,
+    }
+
+
+def test_tokens_are_those_of_the_answers(client: httpx.Client, sandbox: Sandbox) -> None:
+    """What is counted is what answers and events say; what was refused took none."""
+    fields = {"model": "gpt-image-2", "n": 2}
+    whole = post(client, prompt="a", **fields).json()["usage"]["total_tokens"]
+    events = events_of(client, prompt="b", **fields)
+    each = [event["usage"]["total_tokens"] for event in events if event["type"].endswith("completed")]
+    post(client, prompt="c [[sandbox:moderation]]", **fields)
+    assert sandbox.tokens == whole + sum(each)
 
 
 def test_request_ids_are_sent(client: httpx.Client) -> None:
