@@ -315,21 +315,27 @@ def _run(
     running = Running(dispatch, shared, ledger, plan, recorder.add)
     with shared_here(shared, plan.batch_id), recorder, lanes(credentials, store, plan, sizing.most) as submit:
         items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, stop)
+        whole = False
+
+        def write_down() -> BatchReport:
+            rescued = Keeper(store, ledger.api_origin, run_log()).waiting()
+            report = recorder.finish(limits.spending.notes(), rescued)
+            batch_completed(report, interrupted=stop.cancelled or not whole)
+            return report
+
         try:
             running.run(items, submit, bounded=intake.total is not None)
+            whole = True
         finally:
             # not even a first Ctrl-C is to cost the manifest; a second one does not wait for it
             report = to_the_end(
-                lambda: recorder.finish(
-                    limits.spending.notes(), Keeper(store, ledger.api_origin, run_log()).waiting()
-                ),
+                write_down,
                 stop,
                 of="not sent, because the batch",
                 grace=0 if stop.cancelled else options.grace,
                 told="%.0f s to write the manifest",
             )
             remember(store, options.name, ledger.api_origin, folder)
-    batch_completed(report)
     if report.left_over:
         left = counted(report.left_over, "request")
         run_log().warning(

@@ -3,7 +3,7 @@
 | event | when | resource |
 |---|---|---|
 | `ttapi.image.delivered` | an image lies under the name its consumers know | the object's address |
-| `ttapi.batch.completed` | a batch has its manifest | the manifest's address |
+| `ttapi.batch.completed` | a batch has its manifest, also where it was interrupted | the manifest's address |
 | `ttapi.balance.exhausted` | the API refused for lack of money, told once per flow run | `ttapi.account.<host>` |
 
 A delivered object is an asset of its own. A batch is one asset, its manifest: Prefect drops an event with more than
@@ -33,6 +33,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 from prefect.logging import get_run_logger
 from pydantic import ValidationError
 
@@ -308,6 +309,9 @@ def materialise_batch(report: BatchReport) -> BatchReport:
 #: Attempts at flow runs that told of each empty account already: 200 mapped tasks are to wake nobody 200 times.
 _TOLD: Final[set[tuple[str, int, str]]] = set()
 
+#: Seconds for the event of an interrupted batch: Prefect ends a process after SIGTERM without waiting for its events.
+LAST_WORD: Final = 3.0
+
 #: Characters of a prompt in an event; the whole one is in the ledger, under the request hash.
 PROMPT: Final = 1_000
 
@@ -324,14 +328,23 @@ def images_delivered(generation: Generation, copies: Iterable[DeliveredImage], s
         _emit("ttapi.image.delivered", labels, image_facts(generation, copy, shown))
 
 
-def batch_completed(report: BatchReport) -> None:
-    """Tell of a batch's end; `ttapi.ok` tells an automation whether every row has its images."""
+def batch_completed(report: BatchReport, *, interrupted: bool = False) -> None:
+    """Tell of a batch's end; `ttapi.ok` tells an automation whether every row has its images.
+
+    Args:
+        interrupted: the batch was told to end; its process ends soon, and what is not on its way by then is lost.
+    """
     labels = {
         "prefect.resource.id": report.manifest_uri,
         "prefect.resource.name": report.name,
-        "ttapi.ok": "true" if report.ok else "false",
+        "ttapi.ok": str(report.ok).lower(),
+        "ttapi.interrupted": str(interrupted).lower(),
     }
     _emit("ttapi.batch.completed", labels, report.facts)
+    if interrupted and _in_a_run():
+        sending = threading.Thread(target=copy_context().run, args=(_sent,), name="ttapi-events", daemon=True)
+        sending.start()
+        sending.join(LAST_WORD)
 
 
 def balance_exhausted(api_origin: str, message: str) -> None:
@@ -350,6 +363,12 @@ def balance_exhausted(api_origin: str, message: str) -> None:
     host = api_origin.rpartition("://")[2]
     labels = {"prefect.resource.id": f"ttapi.account.{host}", "prefect.resource.name": f"TTAPI at {host}"}
     _emit("ttapi.balance.exhausted", labels, {"api_origin": api_origin, "message": message})
+
+
+def _sent() -> None:
+    """Wait until the server has the events so far."""
+    with _harmless("Events may not have been sent"):
+        EventsWorker.instance().wait_until_empty()
 
 
 def _emit(event: str, resource: dict[str, str], payload: dict[str, Any]) -> None:

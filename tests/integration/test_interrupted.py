@@ -35,6 +35,17 @@ def check_that_nothing_is_open(place: ImageStore, sandbox: Sandbox) -> None:
     assert statuses.count("skipped") == REQUESTS - sandbox.calls
 
 
+def check_that_it_was_told(server: Server, place: ImageStore) -> None:
+    """The server has the event of the batch's end, with how much is missing."""
+    (manifest,) = Path(place.url).glob("batches/*/manifest.jsonl")
+    wanted = {"event": {"name": ["ttapi.batch.completed"]}, "resource": {"id": [manifest.as_uri()]}}
+    until(lambda: server.ask("events/filter", filter=wanted)["events"], server.log)
+    (told,) = server.ask("events/filter", filter=wanted)["events"]
+    assert (told["resource"]["ttapi.ok"], told["resource"]["ttapi.interrupted"]) == ("false", "true")
+    statuses = [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
+    assert told["payload"]["totals"]["skipped"] == statuses.count("skipped") > 0
+
+
 @pytest.mark.parametrize(("sign", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_once_finishes_what_is_under_way(
     sign: signal.Signals, status: int, store: ImageStore, prefect_ui: Server, tmp_path: Path
@@ -49,6 +60,7 @@ def test_once_finishes_what_is_under_way(
         process.send_signal(sign)
         assert process.wait(PATIENCE) == status, log.read_text()
         check_that_nothing_is_open(store, sandbox)
+        check_that_it_was_told(prefect_ui, store)
         assert "requests under way have" in log.read_text()
         assert (STOPPING in log.read_text()) == (sign == signal.SIGINT)
 
@@ -127,3 +139,4 @@ def test_cancelled_from_the_api(store: ImageStore, prefect_ui: Server, tmp_path:
         served.send_signal(signal.SIGINT)
         served.wait(PATIENCE)
         check_that_nothing_is_open(store, sandbox)
+        check_that_it_was_told(prefect_ui, store)

@@ -239,4 +239,25 @@ def test_a_batch_tells_of_itself(store: ImageStore, shop: ImageStore, credential
     assert sorted(delivered) == [shop.uri(f"heron-{number}.png") for number in range(2)]
     (completed,) = told("ttapi.batch.completed")
     assert str(report.flow_run_id) in str(completed.related)
+    assert (completed.resource["ttapi.ok"], completed.resource["ttapi.interrupted"]) == ("true", "false")
     assert [event.resource.id for event in told(MATERIALISED)] == [report.manifest_uri]
+
+
+def test_an_interrupted_batch_tells_what_is_missing(store: ImageStore, credentials, told: Told) -> None:
+    """A batch that does not come to its end has its event all the same, with what was made and what was not."""
+
+    def source() -> Iterator[str]:
+        yield from ("a heron", "a crane", "a stork")
+        raise RuntimeError("the source broke")
+
+    @flow
+    def birds() -> None:
+        generate_batch(source(), credentials, store, shard_size=2)
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        birds()
+    (completed,) = told("ttapi.batch.completed")
+    assert (completed.resource["ttapi.ok"], completed.resource["ttapi.interrupted"]) == ("false", "true")
+    totals = completed.payload["totals"]
+    assert totals["rows"] == 3
+    assert totals["skipped"] == 3 - totals["generated"] > 0
