@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         read_prompts,
     )
     from prefect_ttapi.caching import REQUEST_HASH
-    from prefect_ttapi.credentials import TTAPICredentials
+    from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
     from prefect_ttapi.errors import (
         APIConnectionError,
         AuthenticationError,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         QueueFullError,
         RateLimitError,
         ServerError,
+        SigningError,
         StoreError,
         TTAPIError,
         UnknownOutcomeError,
@@ -68,6 +69,7 @@ __all__ = [
     "BudgetExceeded",
     "CompletedImage",
     "ConnectionOptions",
+    "ContentCredentialsSigner",
     "DeliveredImage",
     "DownloadError",
     "Estimate",
@@ -93,6 +95,7 @@ __all__ = [
     "RateLimitError",
     "Rendition",
     "ServerError",
+    "SigningError",
     "StoreError",
     "StoredImage",
     "TTAPIClient",

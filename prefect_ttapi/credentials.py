@@ -1,4 +1,4 @@
-"""The block that holds the API key, and the client that a process has for it."""
+"""The blocks that hold keys: to the API, with the client that a process has for it, and to sign images with."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import atexit
 import os
 import threading
 from collections.abc import Hashable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr
+from prefect.blocks.core import Block
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
+from prefect_ttapi.capabilities import problem, unmasked
+from prefect_ttapi.images.signing import EXTRA, Algorithm, Signer
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
-from prefect_ttapi.storage.settings import NotMapped, SavedForm
+from prefect_ttapi.storage.settings import NotMapped, SavedForm, web_address
 
 
 class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
@@ -104,6 +117,110 @@ class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
             retry_unknown_outcome=self.retry_unknown_outcome,
             max_attempts=self.max_attempts,
         )
+
+
+def _pem_or_file(given: object) -> object:
+    """Return PEM as it is; a path as text, absolute, so that a later change of directory changes nothing."""
+    if isinstance(given, str) and ("-----BEGIN" in given or not given.strip()):
+        return given.strip()
+    return str(Path(given).expanduser().absolute()) if isinstance(given, str | Path) else given
+
+
+class ContentCredentialsSigner(NotMapped, SavedForm, Block):
+    """A certificate, and its private key, to sign Content Credentials with.
+
+    What can be wrong with them is found at once: that they can't be read, are expired, or don't belong together.
+
+    Example:
+        Load the block that was saved in the UI or by `save`:
+
+        ```python
+        from prefect_ttapi import ContentCredentialsSigner
+
+        signer = ContentCredentialsSigner.load("BLOCK_NAME")
+        ```
+    """
+
+    model_config = ConfigDict(title="Content Credentials signer block")
+
+    _block_type_name = "TTAPI Content Credentials Signer"
+    _block_type_slug = "ttapi-content-credentials-signer"
+    _description = "This block holds a certificate and its private key, which sign delivered images."
+
+    certificates: Annotated[str, BeforeValidator(_pem_or_file)] = Field(
+        description="These are the certificates in PEM, the signer's own first, then the one that it was issued with, "
+        "and so on. The path of a file that holds them will do, too."
+    )
+    private_key: Annotated[SecretStr | None, AfterValidator(unmasked)] = None
+    """This is the key of the first certificate, in PEM, without a passphrase."""
+    private_key_file: Annotated[str | None, BeforeValidator(_pem_or_file)] = None
+    """Instead of the key, this can be the path of a file that holds it, on each machine that delivers images."""
+    algorithm: Algorithm | None = None
+    """Without an algorithm, the one that goes with the key is used, and ps256 with an RSA key."""
+    time_stamp_url: Annotated[str | None, AfterValidator(web_address)] = Field(
+        default=None,
+        title="Time-stamp URL",
+        description="A time-stamp authority at this address (RFC 3161) confirms when each image was signed. Without "
+        "it, signatures are no longer valid when the certificate expires.",
+    )
+
+    if TYPE_CHECKING:  # type checkers take a field's type for what may be given
+
+        def __init__(
+            self,
+            *,
+            certificates: str | Path,
+            private_key: SecretStr | str | None = ...,
+            private_key_file: str | Path | None = ...,
+            algorithm: Algorithm | None = ...,
+            time_stamp_url: str | None = ...,
+        ) -> None: ...
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Self:
+        try:
+            self.get_signer()
+        except ValueError as error:
+            # with all that was given, pydantic's own error would have the key
+            told = InitErrorDetails(type=problem("signer", str(error)), loc=(), input=None)
+            raise ValidationError.from_exception_data(type(self).__name__, [told]) from None
+        return self
+
+    @classmethod
+    def for_testing(cls, name: str = "prefect-ttapi") -> Self:
+        """Return a signer with a certificate made now, for a year, which viewers show as not trusted.
+
+        Args:
+            name: of whom the certificate is for.
+        """
+        from prefect_ttapi.sandbox.pictures import certificates_for_testing
+
+        certificates, key = certificates_for_testing(name)
+        return cls(certificates=certificates.decode(), private_key=SecretStr(key.decode()))
+
+    def get_signer(self) -> Signer:
+        """Return what signs, made from the certificates and the key as they are now.
+
+        Raises:
+            ValueError: what is wrong with them; or the extra `provenance` is not installed.
+        """
+        if bool(self.private_key) == bool(self.private_key_file):
+            raise ValueError("give either private_key or private_key_file")
+        if "PRIVATE KEY-----" in self.certificates:
+            raise ValueError("certificates hold a private key: give it as private_key, which is kept secret")
+        try:
+            key = (
+                self.private_key.get_secret_value().encode()
+                if self.private_key
+                else Path(self.private_key_file or "").read_bytes()
+            )
+            is_pem = "-----BEGIN" in self.certificates
+            certificates = self.certificates.encode() if is_pem else Path(self.certificates).read_bytes()
+            return Signer.of(certificates, key, self.algorithm, self.time_stamp_url)
+        except OSError as error:
+            raise ValueError(f"{error.filename} can't be read: {error.strerror}") from None
+        except ImportError:
+            raise ValueError(f"signing needs an extra: {EXTRA}") from None
 
 
 _LOCK = threading.Lock()

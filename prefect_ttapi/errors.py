@@ -18,6 +18,7 @@ StoreError                    the image store: unreachable, unwritable, refused
 ├── KeyTakenError             something else is at the key that an image is to be delivered to
 └── ImageMissingError         an object that a record names is gone or has another size
 PictureError                  an image that can't be decoded, so that nothing can be made of it; a ValueError
+SigningError                  a copy that could not be given Content Credentials; it was not delivered
 BudgetExceeded                the batch's budget does not allow another request
 BatchError                    a batch ended with failed rows
 IllegalBatchError             a batch that can't be sent as it is; a ValueError
@@ -212,6 +213,10 @@ class NotStoredError(StoreError):
 
 class PictureError(ValueError):
     """An image that can't be decoded, or not safely, so that no thumbnail or rendition can be made of it."""
+
+
+class SigningError(Exception):
+    """A copy could not be given Content Credentials, and was not delivered; the message says why."""
 
 
 class BudgetExceeded(Exception):  # noqa: N818 - the public name

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
 import cloudpickle
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 import prefect_ttapi
 from prefect_ttapi import (
     Budget,
+    ContentCredentialsSigner,
     ImageRequest,
     ImageStore,
     Price,
@@ -24,9 +26,13 @@ from prefect_ttapi import (
     TTAPIClient,
     TTAPICredentials,
 )
+from tests.support.certificates import chain_for
 
 SECRET = "marked-secret-7f3a"
-BLOCKS = [TTAPICredentials, ImageStore]
+CHAIN = chain_for()
+#: A line of the private key.
+KEY_LINE = CHAIN.key.decode().splitlines()[1]
+BLOCKS = [TTAPICredentials, ImageStore, ContentCredentialsSigner]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -48,6 +54,7 @@ def secretive() -> list[Block]:
         ImageStore(
             url="s3://bucket/prefix", access_key_id="AKID", secret_access_key=SECRET, session_token=SECRET
         ),
+        ContentCredentialsSigner(certificates=CHAIN.pem.decode(), private_key=CHAIN.key.decode()),
     ]
 
 
@@ -56,6 +63,7 @@ def test_no_secret_is_shown(block: Block):
     """No secret in repr, str, JSON or a dump of the fields."""
     for shown in (repr(block), str(block), f"{block}", block.model_dump_json(), repr(block.model_dump())):
         assert SECRET not in shown
+        assert KEY_LINE not in shown
 
 
 def test_clients_keep_the_key_to_themselves():
@@ -69,7 +77,7 @@ def test_clients_keep_the_key_to_themselves():
 
 
 def test_blocks_are_registered_by_the_module():
-    """`prefect block register -m prefect_ttapi` finds both blocks."""
+    """`prefect block register -m prefect_ttapi` finds all blocks."""
     found = {
         value
         for value in vars(prefect_ttapi).values()
@@ -225,6 +233,61 @@ def test_from_env(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TTAPI_API_KEY")
     with pytest.raises(ValueError, match="TTAPI_API_KEY is not set"):
         TTAPICredentials.from_env()
+
+
+def test_a_signer_may_be_in_files(tmp_path: Path):
+    """A block with the paths of its files, as text or as paths, signs as one that has their contents."""
+    (tmp_path / "chain.pem").write_bytes(CHAIN.pem)
+    (tmp_path / "key.pem").write_bytes(CHAIN.key)
+    block = ContentCredentialsSigner(
+        certificates=tmp_path / "chain.pem", private_key_file=str(tmp_path / "key.pem")
+    )
+    inline = ContentCredentialsSigner(certificates=CHAIN.pem.decode(), private_key=CHAIN.key.decode())
+    assert block.get_signer().identity == inline.get_signer().identity
+    assert KEY_LINE.encode() not in pickle.dumps(block)
+    block.get_signer().check()
+    one_line = CHAIN.key.decode().replace("\n", " ")  # as a form's field makes of it
+    ContentCredentialsSigner(certificates=CHAIN.pem.decode(), private_key=one_line).get_signer().check()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "give either private_key or private_key_file"),
+        ({"private_key": KEY_LINE, "private_key_file": "key.pem"}, "give either private_key or"),
+        ({"private_key_file": "no-such-key.pem"}, "no-such-key.pem can't be read: No such file"),
+        ({"private_key": "***"}, "nothing but asterisks"),
+        ({"private_key": KEY_LINE}, "the private key can't be read: it must be PEM"),
+        ({"certificates": "no-such-chain.pem"}, "no-such-chain.pem can't be read: No such file"),
+        ({"certificates": CHAIN.key.decode()}, "certificates hold a private key: give it as private_key"),
+        ({"private_key": chain_for().key.decode()}, "does not belong to the certificate of Acme shop"),
+        ({"certificates": chain_for(seconds=(-9, -5)).pem.decode()}, "the private key does not belong"),
+        ({"algorithm": "md5"}, "Input should be 'es256'"),
+        ({"algorithm": "ps256"}, "ps256 does not go with"),
+        ({"time_stamp_url": "ftp://example.com"}, "is no address like https://example.com"),
+        ({"private_kee": KEY_LINE}, "did you mean private_key?"),
+    ],
+)
+def test_a_signer_that_cannot_sign_is_refused_at_once(given: dict[str, object], says: str):
+    """Each with what is wrong; nothing of the key is in the error, wherever it was given."""
+    key = (
+        {"private_key": CHAIN.key.decode()}
+        if given.keys() & {"certificates", "algorithm", "time_stamp_url"}
+        else {}
+    )
+    with pytest.raises(ValidationError) as caught:
+        ContentCredentialsSigner(**{"certificates": CHAIN.pem.decode()} | key | given)
+    told = "".join(traceback.format_exception(caught.value)) + repr(caught.value.errors())
+    assert says in told
+    assert not any(line in told for line in CHAIN.key.decode().splitlines()[1:-1])
+
+
+def test_a_signer_for_testing_can_sign():
+    """Its certificate is made anew each time."""
+    signers = [ContentCredentialsSigner.for_testing("Zoë's shop").get_signer() for _ in range(2)]
+    for signer in signers:
+        signer.check()
+    assert signers[0].name == "Zoë's shop"
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -45,7 +45,10 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     needed = {plain_name(distributions[name][0]) for name in imported}
     required = {plain_name(requirement) for requirement in PROJECT["dependencies"]}
     extras = PROJECT["optional-dependencies"]
-    optional = {plain_name(requirement) for requirement in [*extras["parquet"], *extras["xlsx"]]}
+    optional = {
+        plain_name(requirement)
+        for requirement in [*extras["parquet"], *extras["provenance"], *extras["xlsx"]]
+    }
     assert needed - required == optional
     assert required - needed == BOUNDS_ONLY
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
-from prefect_ttapi import ImageRequest, ImageStore, TTAPICredentials
+from prefect_ttapi import ContentCredentialsSigner, ImageRequest, ImageStore, TTAPICredentials
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES
 from prefect_ttapi.cli.commands import app
 from prefect_ttapi.generation.budget import Budget, Price
@@ -151,6 +151,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "request": partial(form, ImageRequest),
     "store": partial(form, ImageStore),
     "credentials": partial(form, TTAPICredentials),
+    "signer": partial(form, ContentCredentialsSigner),
     "budget": partial(form, Budget),
     "price": partial(form, Price),
     "rendition": partial(form, Rendition),

@@ -7,6 +7,7 @@ are equal bytes. Colours are flat or change by row only: that is what makes a PN
 from __future__ import annotations
 
 import colorsys
+import datetime
 import io
 import math
 import random
@@ -31,6 +32,7 @@ SHOWN: Final = 320
 _SMALLEST_WITH_PROMPT: Final = 128  # pixels on the short side; below that letters are smudges
 _HILL_STEPS: Final = 48
 _FILES_KEPT: Final = 10_000
+_TESTING_DAYS: Final = 365
 _CHUNK_FRAME: Final = 12  # bytes of a PNG chunk without content: length, name, checksum
 
 
@@ -166,6 +168,57 @@ def padded(png: bytes, noise: bytes) -> bytes:
     chunk = b"saNd" + noise[:room]
     length, checksum = struct.pack(">I", room), struct.pack(">I", zlib.crc32(chunk))
     return b"".join((png[:-_CHUNK_FRAME], length, chunk, checksum, png[-_CHUNK_FRAME:]))
+
+
+def certificates_for_testing(name: str) -> tuple[bytes, bytes]:
+    """Return certificates and the private key of the first as PEM, made now by an authority that nobody trusts.
+
+    Args:
+        name: of whom they are for.
+
+    Raises:
+        ImportError: the extra `provenance` is not installed.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from cryptography.x509 import (
+        AuthorityKeyIdentifier,
+        BasicConstraints,
+        CertificateBuilder,
+        ExtendedKeyUsage,
+        KeyUsage,
+        Name,
+        NameAttribute,
+        random_serial_number,
+    )
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    own, authority = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
+    now, pem = datetime.datetime.now(datetime.UTC), b""
+    testing = NameAttribute(NameOID.ORGANIZATION_NAME, "for testing only")
+    issuer = Name([testing, NameAttribute(NameOID.COMMON_NAME, f"{name} (authority)")])
+    subject = Name([testing, NameAttribute(NameOID.COMMON_NAME, name)])
+    for key, named, issues in ((own, subject, False), (authority, issuer, True)):
+        #  digitalSignature for the one, keyCertSign and cRLSign for the other
+        usage = KeyUsage(not issues, False, False, False, False, issues, issues, False, False)
+        builder = (
+            CertificateBuilder(issuer, named, key.public_key(), random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=_TESTING_DAYS))
+            .add_extension(BasicConstraints(issues, None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(
+                AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
+            )
+        )
+        uses = ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+        pem += (
+            (builder if issues else builder.add_extension(uses, critical=False))
+            .sign(authority, SHA256())
+            .public_bytes(Encoding.PEM)
+        )
+    return pem, own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 class Studio:

@@ -61,7 +61,12 @@ def _header_text(text: str | None) -> str | None:
     return text or None
 
 
-def _web_address(url: str | None) -> str | None:
+def web_address(url: str | None) -> str | None:
+    """Return an http or https address without a slash at its end; None for an empty one.
+
+    Raises:
+        ValueError: it is none, or has a user, a query or a fragment.
+    """
     if not url:
         return None
     parts = urlsplit(url.strip())
@@ -134,7 +139,7 @@ def _checked_block(given: object) -> str | _AwsBlock | None:
 
 
 _HeaderText = Annotated[str | None, AfterValidator(_header_text)]
-_WebAddress = Annotated[str | None, AfterValidator(_web_address)]
+_WebAddress = Annotated[str | None, AfterValidator(web_address)]
 _Secret = Annotated[SecretStr | None, AfterValidator(unmasked)]
 
 

@@ -17,6 +17,7 @@ from prefect_ttapi import (
     BudgetExceeded,
     CompletedImage,
     ConnectionOptions,
+    ContentCredentialsSigner,
     DeliveredImage,
     DownloadError,
     Estimate,
@@ -42,6 +43,7 @@ from prefect_ttapi import (
     RateLimitError,
     Rendition,
     ServerError,
+    SigningError,
     StoredImage,
     StoreError,
     TTAPIClient,
@@ -75,6 +77,11 @@ BUCKET = ImageStore(
 SHOP = ImageStore(url="s3://acme-shop", upload=UploadOptions(content_disposition="inline"))
 REQUEST = ImageRequest(prompt="a lighthouse", model="gpt-image-2", size="1536x1024", n=2)
 SMALL = Rendition(max_size=1024, format="webp")
+
+
+def signer(folder: Path) -> ContentCredentialsSigner:
+    """What signs, from files."""
+    return ContentCredentialsSigner(certificates=folder / "chain.pem", private_key_file=folder / "key.pem")
 
 
 @task(cache_policy=REQUEST_HASH)
@@ -153,6 +160,8 @@ def by_hand() -> GeneratedImages | None:
         print(error.outcome)
     except TTAPIError as error:
         print(error.attempts)
-    except (ImageMissingError, KeyTakenError, StoreError, PictureError, KeyTemplateError) as error:
+    except (ImageMissingError, KeyTakenError, StoreError, PictureError, SigningError) as error:
+        print(error)
+    except KeyTemplateError as error:
         print(error)
     return None

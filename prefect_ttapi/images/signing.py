@@ -1,0 +1,487 @@
+"""Content Credentials (C2PA): sign a copy of an image, and read who signed one and whether that still holds.
+
+The work is c2pa-python's, which comes with the extra `provenance` and is imported when it is needed. It asks nothing of
+the network, but of the time-stamp authority that a signer names.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from io import BytesIO
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn, Self
+
+from PIL.Image import new
+from pydantic import BaseModel, ConfigDict
+
+from prefect_ttapi.errors import SigningError
+from prefect_ttapi.images.provenance import read_labels
+from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.xmp import GENERATED, Statement
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+    from cryptography.x509 import Certificate
+
+Algorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
+
+#: Opens a new reader over an image's bytes.
+Body = Callable[[], BinaryIO]
+
+#: What brings the libraries.
+EXTRA: Final = 'pip install "prefect-ttapi[provenance]"'
+
+#: Our own assertion in a manifest: which request the image answers, and the SHA-256 of what the model made.
+ASSERTION: Final = "prefect_ttapi.request"
+
+#: Seconds for a signature that needs a time stamp: the native library itself would wait for ever.
+PATIENCE: Final = 60.0
+
+#: What each kind of key can sign with, the first by default: elliptic curves by name.
+_ALGORITHMS: Final[Mapping[str, tuple[Algorithm, ...]]] = {
+    "secp256r1": ("es256",),
+    "secp384r1": ("es384",),
+    "secp521r1": ("es512",),
+    "RSA": ("ps256", "ps384", "ps512"),
+    "Ed25519": ("ed25519",),
+}
+_SMALLEST_RSA: Final = 2048  # bits
+
+#: Uses of a certificate, one of which C2PA asks for: e-mail protection, signing of documents, and C2PA's own.
+_USES: Final = frozenset({"1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"})
+
+#: How the native library works here: without previews, which cost a hundred times the time, and without any request.
+_SETTINGS: Final[dict[str, Any]] = {
+    "builder": {"thumbnail": {"enabled": False}},
+    "core": {"allowed_network_hosts": [], "allow_redirects": False},
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
+}
+
+#: How a manifest names the image that it builds on.
+_ORIGINAL: Final = {"label": "original", "title": "original", "relationship": "parentOf"}
+
+#: No list of authorities is asked, here or anywhere: that is told in words, and is no fault of the file.
+_UNTRUSTED: Final = "signingCredential.untrusted"
+
+#: Characters of a text that somebody else's manifest may bring along.
+_LONGEST: Final = 200
+
+_BLOCK: Final = 256 * 1024
+
+
+def is_installed() -> bool:
+    """Return whether the extra `provenance` is there."""
+    return all(find_spec(name) for name in ("c2pa", "cryptography"))
+
+
+def _manifest(statement: Statement, changes: Sequence[str], *, builds_on: bool) -> dict[str, Any]:
+    """Return the definition of a manifest.
+
+    Args:
+        builds_on: the original has credentials, and is the manifest's one ingredient.
+    """
+    opened = {"action": "c2pa.opened", "parameters": {"ingredientIds": [_ORIGINAL["label"]]}}
+    created = {
+        "action": "c2pa.created",
+        "digitalSourceType": GENERATED,
+        "softwareAgent": {"name": statement.model},
+    }
+    actions = [opened if builds_on else created, *({"action": change} for change in changes)]
+    ours = {"request_hash": statement.request_hash, "source_sha256": statement.source_sha256}
+    prompt = {"prompt": statement.prompt} if statement.prompt else {}
+    return {
+        "claim_generator_info": [{"name": "prefect-ttapi"}],
+        "assertions": [
+            {"label": "c2pa.actions.v2", "data": {"actions": actions}},
+            {"label": ASSERTION, "data": ours | prompt},
+        ],
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Signer:
+    """Signs with one certificate, from any thread. `Signer.of` makes it, and checks what it is made of.
+
+    Attributes:
+        name: of whom the certificate is for.
+        identity: stays the same when a certificate for the same name is renewed by the same authority.
+        algorithm: of the signatures.
+        time_stamps: address of a time-stamp authority.
+    """
+
+    name: str
+    identity: str
+    algorithm: Algorithm
+    time_stamps: str | None
+    _chain: Sequence[Certificate] = field(repr=False)
+    _key: bytes = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        certificates: bytes,
+        private_key: bytes,
+        algorithm: Algorithm | None = None,
+        time_stamps: str | None = None,
+    ) -> Self:
+        """Return the signer.
+
+        Args:
+            certificates: PEM: the signer's own, then the one that it was issued with, and so on.
+            private_key: of the first of them: PEM without a passphrase.
+            algorithm: by default what goes with the key.
+            time_stamps: address of a time-stamp authority (RFC 3161).
+
+        Raises:
+            ValueError: what is wrong with them, in one line without the key.
+            ImportError: the extra `provenance` is not installed.
+        """
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+        chain, key = _certificates(certificates), _private_key(private_key)
+        _check_key(chain, key)
+        _check_chain(chain)
+        own = chain[0]
+        who = own.subject.public_bytes() + own.issuer.public_bytes()
+        signer = cls(
+            _name(own),
+            hashlib.sha256(who).hexdigest()[:16],
+            _algorithm(key, algorithm),
+            time_stamps,
+            chain,
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        )
+        signer.check_time()
+        return signer
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: to the workers of a distributed task runner travels the block."""
+        raise TypeError("a signer can't be pickled: it holds a private key")
+
+    def check_time(self) -> None:
+        """Check that the certificates are valid now.
+
+        Raises:
+            ValueError: one is not yet, or no longer.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        for certificate in self._chain:
+            begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            if now >= end:
+                raise ValueError(
+                    f"the certificate of {_name(certificate)} expired on {end:%Y-%m-%d %H:%M} UTC"
+                )
+            if now < begin:
+                raise ValueError(
+                    f"the certificate of {_name(certificate)} is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+                )
+
+    def check(self) -> None:
+        """Sign a picture of one pixel, so that what can't work is known before it is needed.
+
+        Raises:
+            SigningError: why it can't be done.
+        """
+        picture = BytesIO()
+        new("L", (1, 1)).save(picture, "PNG")
+        self.sign(lambda: BytesIO(picture.getvalue()), "image/png", Statement("none", "0" * 64, "0" * 64))
+
+    def sign(
+        self,
+        image: Body,
+        media_type: str,
+        statement: Statement,
+        original: tuple[Body, str] | None = None,
+        changes: Sequence[str] = (),
+    ) -> Spool:
+        """Return a copy of an image with Content Credentials. No two are the same bytes.
+
+        Args:
+            image: what to sign; whatever changes it later makes the signature invalid.
+            media_type: of the image.
+            statement: what the credentials say of it.
+            original: what the image was made from, and its media type. Where it has credentials of its own, the new
+                ones build on them.
+            changes: what was done to the original, in C2PA's words: `c2pa.resized`, `c2pa.converted`.
+
+        Raises:
+            SigningError: why it can't be done.
+        """
+        work = partial(self._signed, image, media_type, statement, original, changes)
+        try:
+            self.check_time()
+            return work() if self.time_stamps is None else _within(PATIENCE, work)
+        except TimeoutError:
+            why = f"{self.time_stamps} gave no time stamp within {PATIENCE:.0f} s"
+            raise SigningError(f"can't sign as {self.name}: {why}") from None
+        except Exception as error:  # the native library's, or of the streams that it reads
+            raise SigningError(f"can't sign as {self.name}: {_in_short(error)}") from error
+
+    def _signed(
+        self,
+        image: Body,
+        media_type: str,
+        statement: Statement,
+        original: tuple[Body, str] | None,
+        changes: Sequence[str],
+    ) -> Spool:
+        import c2pa
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        builds_on = original is not None and has_credentials(original[0])
+        chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self._chain)
+        info = c2pa.C2paSignerInfo(self.algorithm, chain, self._key, self.time_stamps)
+        with (
+            c2pa.Context.from_dict(_SETTINGS) as context,
+            c2pa.Signer.from_info(info) as signer,
+            c2pa.Builder(_manifest(statement, changes, builds_on=builds_on), context) as builder,
+            tempfile.TemporaryFile(prefix="ttapi-") as signed,
+        ):
+            if original is not None and builds_on:
+                with original[0]() as file:
+                    builder.add_ingredient(_ORIGINAL, original[1], file)
+            with image() as file:
+                builder.sign(signer, media_type, file, signed)
+            signed.seek(0)
+            return Spool.of(iter(partial(signed.read, _BLOCK), b""))
+
+
+def _within(seconds: float, work: Callable[[], Spool]) -> Spool:
+    """Return what `work` gives in a thread of its own, which nobody waits for any longer than that."""
+    ended: Future[Spool] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(work())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="ttapi-signing", daemon=True).start()
+    return ended.result(seconds)
+
+
+def has_credentials(body: Body) -> bool:
+    """Return whether an image has Content Credentials, valid or not."""
+    with body() as file:
+        labels = read_labels(file)
+    return labels is not None and labels.credentials
+
+
+def _certificates(pem: bytes) -> list[Certificate]:
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        return load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ValueError(
+            "the certificates can't be read: they must be PEM (-----BEGIN CERTIFICATE-----)"
+        ) from None
+
+
+def _private_key(pem: bytes) -> PrivateKeyTypes:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        return load_pem_private_key(pem, None)
+    except TypeError:
+        raise ValueError(
+            "the private key has a passphrase: store it without (openssl pkey -in KEY -out NEW)"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(
+            "the private key can't be read: it must be PEM (-----BEGIN PRIVATE KEY-----)"
+        ) from None
+
+
+def _check_key(chain: Sequence[Certificate], key: PrivateKeyTypes) -> None:
+    public = key.public_key()
+    place = next((place for place, one in enumerate(chain, start=1) if one.public_key() == public), None)
+    if place is None:
+        raise ValueError(f"the private key does not belong to the certificate of {_name(chain[0])}")
+    if place > 1:
+        raise ValueError(
+            f"the chain is in the wrong order: the private key belongs to certificate {place}, which must be the first"
+        )
+
+
+def _check_chain(chain: Sequence[Certificate]) -> None:
+    from cryptography.exceptions import InvalidSignature
+
+    for place, (one, issuer) in enumerate(pairwise(chain), start=1):
+        try:
+            one.verify_directly_issued_by(issuer)
+        except (ValueError, TypeError, InvalidSignature):
+            raise ValueError(
+                f"the chain is broken, or in the wrong order: certificate {place} ({_name(one)}) was not issued with "
+                f"certificate {place + 1} ({_name(issuer)})"
+            ) from None
+    _check_use(chain[0])
+
+
+def _check_use(own: Certificate) -> None:
+    """Check what C2PA asks of a signer's certificate; the native library's refusal does not say which it was."""
+    from cryptography.x509 import (
+        AuthorityKeyIdentifier,
+        BasicConstraints,
+        ExtendedKeyUsage,
+        ExtensionNotFound,
+        KeyUsage,
+    )
+
+    def said(kind: Any) -> Any:
+        try:
+            return own.extensions.get_extension_for_class(kind).value
+        except ExtensionNotFound:
+            return None
+
+    usage, uses, limits = said(KeyUsage), said(ExtendedKeyUsage), said(BasicConstraints)
+    wrong = {
+        "is an authority's own": limits is not None and limits.ca,
+        "lacks the key usage digitalSignature": usage is None or not usage.digital_signature,
+        "lacks an extended key usage that C2PA knows, such as emailProtection": not _USES
+        & {use.dotted_string for use in uses or ()},
+        "lacks an authority key identifier": own.issuer != own.subject
+        and said(AuthorityKeyIdentifier) is None,
+    }
+    for why in (why for why, holds in wrong.items() if holds):
+        raise ValueError(f"the certificate of {_name(own)} can't sign images: it {why}")
+
+
+def _algorithm(key: PrivateKeyTypes, asked: Algorithm | None) -> Algorithm:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    kind = type(key).__name__
+    if isinstance(key, EllipticCurvePrivateKey):
+        kind = key.curve.name
+    elif isinstance(key, Ed25519PrivateKey):
+        kind = "Ed25519"
+    elif isinstance(key, RSAPrivateKey):
+        kind = "RSA"
+        if key.key_size < _SMALLEST_RSA:
+            raise ValueError(f"the RSA key has {key.key_size} bits: {_SMALLEST_RSA} are the least")
+    possible = _ALGORITHMS.get(kind)
+    if possible is None:
+        raise ValueError(f"a key of the kind {kind} can't sign images: these can: {', '.join(_ALGORITHMS)}")
+    if asked is not None and asked not in possible:
+        raise ValueError(
+            f"the algorithm {asked} does not go with the {kind} key: these do: {', '.join(possible)}"
+        )
+    return asked or possible[0]
+
+
+def _name(certificate: Certificate) -> str:
+    from cryptography.x509.oid import NameOID
+
+    for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
+        for attribute in certificate.subject.get_attributes_for_oid(kind):
+            return _cut(attribute.value)
+    return "no name"
+
+
+class Signature(BaseModel):
+    """Who signed an image's Content Credentials, and what came of checking them. Nobody vouches for any name in it.
+
+    Attributes:
+        signed_by: names in the certificate.
+        made_with: the program that made the credentials.
+        algorithm: of the signature.
+        signed_at: when, where a time-stamp authority says so.
+        problem: why the credentials are not valid; None: nothing was changed since they were signed.
+        request_hash, source_sha256: as in `Statement`, where this package made the credentials.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    signed_by: str | None = None
+    made_with: str | None = None
+    algorithm: str | None = None
+    signed_at: str | None = None
+    problem: str | None = None
+    request_hash: str | None = None
+    source_sha256: str | None = None
+
+    def __str__(self) -> str:
+        """Say it in a line.
+
+        >>> print(Signature(signed_by="Shop", made_with="prefect-ttapi 0.1.0"))
+        signed by Shop, with prefect-ttapi 0.1.0; valid, but nobody vouches for that name
+        >>> print(Signature(problem="data hash mismatch"))
+        not valid: data hash mismatch
+        """
+        told = {"signed by": self.signed_by, "with": self.made_with, "at": self.signed_at}
+        who = ", ".join(f"{word} {what}" for word, what in told.items() if what)
+        held = f"not valid: {self.problem}" if self.problem else "valid, but nobody vouches for that name"
+        return "; ".join(filter(None, (who, held)))
+
+
+def read_signature(file: BinaryIO, media_type: str) -> Signature | None:
+    """Return who signed the image in `file`; None where it has no credentials, or the extra is not installed.
+
+    Whatever is wrong with them is in the answer; nothing is fetched.
+    """
+    if not is_installed():
+        return None
+    import c2pa
+
+    try:
+        file.seek(0)
+        with (
+            c2pa.Context.from_dict(_SETTINGS) as context,
+            c2pa.Reader(media_type, file, context=context) as reader,
+        ):
+            return _signature(json.loads(reader.json()))
+    except c2pa.C2paError.ManifestNotFound:
+        return None
+    except Exception as error:  # hostile bytes may lead to any
+        return Signature(problem=_in_short(error))
+
+
+def _signature(told: Mapping[str, Any]) -> Signature:
+    active = told["manifests"][told["active_manifest"]]
+    signed = active.get("signature_info") or {}
+    names = (signed.get("common_name"), signed.get("issuer"))
+    program = next(iter(active.get("claim_generator_info") or ()), None) or {
+        "name": active.get("claim_generator")
+    }
+    ours: Mapping[str, Any] = next(
+        (one["data"] for one in active.get("assertions") or () if one["label"] == ASSERTION), {}
+    )
+    return Signature(
+        signed_by=_joined(names, ", "),
+        made_with=_joined((program.get("name"), program.get("version")), " "),
+        algorithm=_cut(signed.get("alg")) or None,
+        signed_at=_cut(signed.get("time")) or None,
+        problem=None if told.get("validation_state") in ("Valid", "Trusted") else _problem(told),
+        request_hash=_cut(ours.get("request_hash")) or None,
+        source_sha256=_cut(ours.get("source_sha256")) or None,
+    )
+
+
+def _problem(told: Mapping[str, Any]) -> str:
+    failures = (one for one in told.get("validation_status") or () if one.get("code") != _UNTRUSTED)
+    said = [_cut(one.get("explanation") or one.get("code")) for one in failures]
+    return _joined(dict.fromkeys(said), "; ") or "it can't be told why"
+
+
+def _joined(parts: Iterable[Any], by: str) -> str | None:
+    return by.join(dict.fromkeys(filter(None, map(_cut, parts)))) or None
+
+
+def _cut(text: Any) -> str:
+    return " ".join(str(text).split())[:_LONGEST] if text else ""
+
+
+def _in_short(error: Exception) -> str:
+    return _cut(error) or type(error).__name__
