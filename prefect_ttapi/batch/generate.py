@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_ttapi.batch.dispatch import Dispatch, Sizing
 from prefect_ttapi.batch.items import Done, Intake, KeyCheck, Values, take_in
-from prefect_ttapi.batch.known import Known, remember
+from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
 from prefect_ttapi.batch.loop import Running, is_local, lanes
 from prefect_ttapi.batch.options import BatchOptions
@@ -311,7 +311,9 @@ def _run(
         rate_limit=options.rate_limit,
     )
     folder = folder_of_batch(run.place, run.attempt)
-    recorder = Recorder(store, options, run.flow_run_id or run.place, folder, intake.total, dispatch)
+    recorder = Recorder(
+        store, options, run.flow_run_id or run.place, folder, intake.total, dispatch, ledger.api_origin
+    )
     running = Running(dispatch, shared, ledger, plan, recorder.add)
     with shared_here(shared, plan.batch_id), recorder, lanes(credentials, store, plan, sizing.most) as submit:
         items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, stop)
@@ -335,7 +337,7 @@ def _run(
                 grace=0 if stop.cancelled else options.grace,
                 told="%.0f s to write the manifest",
             )
-            remember(store, options.name, ledger.api_origin, folder)
+            recorder.remember(report)
     if report.left_over:
         left = counted(report.left_over, "request")
         run_log().warning(

@@ -293,23 +293,40 @@ KEPT: Final = 3
 _HASH: Final = re.compile(rb'^\{"row":\d+,"status":"[a-z]+","request_hash":"([0-9a-f]{64})"')
 
 
-def remember(store: ImageStore, name: str, api_origin: str, folder: str) -> None:
-    """Note the folder of a batch that has ended; where that fails the next one has to look into the ledger."""
+def remember(
+    store: ImageStore, name: str, api_origin: str, folder: str, *, with_prompts: bool = True
+) -> None:
+    """Note the folder of a batch that has ended; where that fails the next one has to look into the ledger.
+
+    Args:
+        with_prompts: whether the batch's page shows them.
+    """
     key = latest_key(name, api_origin)
     try:
-        folders = [folder, *(known for known in _folders(store, key) if known != folder)][:KEPT]
-        document = json.dumps({"name": name, "api_origin": api_origin, "folders": folders}, indent=1)
-        store.write(key, document.encode(), "application/json")
+        known = {folder: with_prompts} | {
+            each: shown for each, shown in last_folders(store, name, api_origin).items() if each != folder
+        }
+        folders = list(known)[:KEPT]
+        withheld = [each for each in folders if not known[each]]
+        told = {"name": name, "api_origin": api_origin, "folders": folders, "without_prompts": withheld}
+        store.write(key, json.dumps(told, indent=1).encode(), "application/json")
     except StoreError as error:
         logger.warning("What this batch made is not noted for the next one: %s", error)
 
 
-def _folders(store: ImageStore, key: str) -> list[str]:
+def last_folders(store: ImageStore, name: str, api_origin: str) -> dict[str, bool]:
+    """Return the folders of the last batches of a name that have a manifest, and whether their pages show prompts.
+
+    Raises:
+        StoreError: the store fails.
+    """
     try:
-        folders = json.loads(store.read(key) or b"{}")["folders"]
-        return [folder for folder in folders if isinstance(folder, str) and folder.startswith(BATCHES)]
-    except (KeyError, TypeError, ValueError):
-        return []
+        told = json.loads(store.read(latest_key(name, api_origin)) or b"{}")
+        folders, withheld = told["folders"], told.get("without_prompts", [])
+        legal = (folder for folder in folders if isinstance(folder, str) and folder.startswith(BATCHES))
+        return {folder: folder not in withheld for folder in legal}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 class Earlier:
@@ -323,7 +340,7 @@ class Earlier:
         self._packs: list[ThumbnailPack | None] = []  # of each row
         self._close = ExitStack()
         try:
-            folders = _folders(store, latest_key(name, api_origin))
+            folders = last_folders(store, name, api_origin)
         except StoreError:
             return
         for folder in folders:

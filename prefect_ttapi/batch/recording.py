@@ -19,6 +19,7 @@ from prefect.settings import get_current_settings
 
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done
+from prefect_ttapi.batch.known import last_folders, remember
 from prefect_ttapi.batch.live import Background, Live, Standing
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.capabilities import Model
@@ -29,7 +30,7 @@ from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.gallery import Heading, ThumbnailFile, pages
-from prefect_ttapi.lineage.manifest import Mark, Row, RowFile
+from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, same_rows
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, pictures
 from prefect_ttapi.lineage.publishing import (
     Progress,
@@ -37,14 +38,16 @@ from prefect_ttapi.lineage.publishing import (
     publish_markdown,
     publish_table,
 )
-from prefect_ttapi.lineage.report import BatchReport, Totals
+from prefect_ttapi.lineage.report import BatchReport, Totals, Unchanged
 from prefect_ttapi.lineage.shown import CELL, REASON, StoreLinks, one_line
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import (
+    BATCHES,
     MANIFEST,
     PARQUET,
     PARTS,
     THUMBNAILS,
+    UNCHANGED,
     batch_folder,
     page_name,
     part_key,
@@ -65,6 +68,9 @@ _BEGUN_LOCK = threading.Lock()
 #: A part is written when so many rows, or seconds, have gathered since the one before.
 PART_ROWS: Final = 500
 PART_SECONDS: Final = 30.0
+
+#: Page, table and manifest, as a report names them.
+_FILES: Final = (page_name(1), PARQUET, MANIFEST)
 
 #: Seconds between looks whether a part is due.
 LOOK: Final = 0.5
@@ -146,6 +152,7 @@ class Recorder:
         folder: of manifest and page, in `store`.
         total: how many rows there will be, where that is known.
         dispatch: tells how many requests are under way.
+        api_origin: who answers.
     """
 
     def __init__(
@@ -156,9 +163,11 @@ class Recorder:
         folder: str,
         total: int | None,
         dispatch: Dispatch | None = None,
+        api_origin: str = "",
     ) -> None:
         self._store = store
         self._name = options.name
+        self._api_origin = api_origin
         self._flow_run_id = flow_run_id
         self._folder = folder
         self._total = total
@@ -216,14 +225,11 @@ class Recorder:
             waiting: how many answers are in the rescue folder, and where that is.
         """
         with closing(self._thumbnails):
-            gallery = table = None
-            with _harmless("thumbnails are"):
-                self._write_thumbnails()
-            with _harmless("gallery page is"):
-                gallery = self._write_gallery()
-            with _harmless("Parquet manifest is"):
-                table = self._write_parquet()
-            manifest = self._write_manifest()
+            same_as = self._reference()
+            if same_as is None:
+                gallery, table, manifest = self._write_all()
+            else:
+                gallery, table, manifest = (self._store.uri(f"{same_as}/{name}") for name in _FILES)
             if (untold := self._totals.failed - TOLD) > 0:
                 self._log.warning("%d more requests failed, see %s", untold, manifest)
             self._parts.end()
@@ -234,8 +240,9 @@ class Recorder:
                 flow_run_id=self._flow_run_id,
                 totals=self._totals,
                 manifest_uri=manifest,
-                parquet_uri=table,
+                parquet_uri=table if same_as is None or parquet.installed() else None,
                 gallery_uri=gallery,
+                same_as=same_as and same_as.removeprefix(BATCHES),
                 seconds=round(time.monotonic() - self._started, 3),
                 notes=tuple(notes),
                 rescued=rescued,
@@ -245,6 +252,63 @@ class Recorder:
                 self._log.warning("%s: %s", one_line(self._name, 60), note)
             self._publish(report)
             return report
+
+    def remember(self, report: BatchReport) -> None:
+        """Note for the next batch of the name where the rows of this one are."""
+        folder = f"{BATCHES}{report.same_as}" if report.same_as else self._folder
+        remember(self._store, self._name, self._api_origin, folder, with_prompts=self._may_show.prompts)
+
+    def _reference(self) -> str | None:
+        """Leave nothing but a reference, where nothing has changed; return the folder of the batch that it leads to."""
+        try:
+            earlier = self._unchanged_since()
+            if earlier is None:
+                return None
+            left = Unchanged(
+                same_as=earlier,
+                name=self._name,
+                api_origin=self._api_origin,
+                ended=datetime.now(UTC),
+                totals=self._totals,
+            )
+            self._upload(UNCHANGED, lambda: io.BytesIO(left.model_dump_json().encode()), "application/json")
+            # whoever tidies up looks for references before they delete: one of both sees the other
+            if self._store.size(f"{earlier}/{MANIFEST}") is None:
+                self._store.remove(f"{self._folder}/{UNCHANGED}")
+                return None
+        except StoreError as error:
+            logger.info("The manifest is written as a whole: %s", error)
+            return None
+        return earlier
+
+    def _unchanged_since(self) -> str | None:
+        """Return the folder of an earlier batch with the same rows, whose page has all that this one's would have."""
+        totals = self._totals
+        # a manifest of this very folder is another attempt's, to be written over
+        if not totals.rows or totals.cached < totals.rows or self._store.size(f"{self._folder}/{MANIFEST}"):
+            return None
+        needed = {MANIFEST, page_name(1)}
+        needed |= ({THUMBNAILS} if len(self._thumbnails) else set()) | (
+            {PARQUET} if parquet.installed() else set()
+        )
+        for folder, with_prompts in last_folders(self._store, self._name, self._api_origin).items():
+            files = {listed.key.removeprefix(f"{folder}/") for listed in self._store.list(f"{folder}/")}
+            if with_prompts == self._may_show.prompts and needed <= files:
+                with self._store.open(self._store.uri(f"{folder}/{MANIFEST}")) as lines:
+                    if same_rows(self._rows.lines(), lines):
+                        return folder
+        return None
+
+    def _write_all(self) -> tuple[str | None, str | None, str]:
+        """Write thumbnails, pages, and both manifests; return the addresses of page, table and manifest."""
+        gallery = table = None
+        with _harmless("thumbnails are"):
+            self._write_thumbnails()
+        with _harmless("gallery page is"):
+            gallery = self._write_gallery()
+        with _harmless("Parquet manifest is"):
+            table = self._write_parquet()
+        return gallery, table, self._write_manifest()
 
     def _tell(self, row: Row) -> None:
         """Log a failure; of very many, the first."""
@@ -304,14 +368,17 @@ class Recorder:
             self._name,
             self._totals,
             failures=(row for row in failures if row.status == "failed"),
-            pictures=pictures(self._shown_first(), self._small_thumbnail),
+            # what shows nothing new is small
+            pictures=pictures(() if report.same_as else self._shown_first(), self._small_thumbnail),
             manifest_uri=report.manifest_uri,
             gallery_uri=report.gallery_uri,
             links=self._links,
-            notes=_notes(report),
+            notes=[*_notes(report), *([report.unchanged] if report.unchanged else [])],
         )
         self._progress.finish(report.summary)
         publish_markdown(batch_key(self._name), markdown, description=report.summary)
+        if report.same_as:
+            return
         manifest = self._store.public_url(report.manifest_uri) or report.manifest_uri
         table = image_table(self._shown(), manifest)
         publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")

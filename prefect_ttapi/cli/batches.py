@@ -8,7 +8,7 @@ import sys
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -21,7 +21,7 @@ from prefect_ttapi.cli.stores import prices_of, standing_store
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.lineage.manifest import Row, read_manifest
-from prefect_ttapi.lineage.report import Totals
+from prefect_ttapi.lineage.report import Totals, Unchanged
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed
 from prefect_ttapi.storage.store import ImageStore
@@ -39,12 +39,14 @@ class Batch:
         written: when its last file was written, UTC.
         files: its files: those of a batch that was killed are its parts alone.
         name: what it was called; empty where the store does not say.
+        unchanged: what it left, where it changed nothing since an earlier one.
     """
 
     folder: str
     written: datetime
     files: tuple[Listed, ...]
     name: str = ""
+    unchanged: Unchanged | None = None
 
     @property
     def id(self) -> str:
@@ -53,14 +55,28 @@ class Batch:
 
     @property
     def manifest(self) -> str | None:
-        """The key of its manifest; None of a batch that has none: it runs, or was killed."""
-        key = f"{self.folder}/{layout.MANIFEST}"
-        return key if any(file.key == key for file in self.files) else None
+        """The key of its own manifest; None of a batch that has none: it changed nothing, runs, or was killed."""
+        return self._own(layout.MANIFEST)
+
+    @property
+    def page(self) -> str | None:
+        """The key of its gallery's first page, or of the batch's that it refers to; None where there is none."""
+        name = layout.page_name(1)
+        return f"{self.unchanged.same_as}/{name}" if self.unchanged else self._own(name)
+
+    @property
+    def state(self) -> str:
+        """What became of it, in words."""
+        return "ended" if self.manifest else "unchanged" if self.unchanged else "running, or killed"
 
     @property
     def parts(self) -> list[Listed]:
         """Its parts."""
         return [file for file in self.files if file.key.startswith(f"{self.folder}/{layout.PARTS}")]
+
+    def _own(self, name: str) -> str | None:
+        key = f"{self.folder}/{name}"
+        return key if any(file.key == key for file in self.files) else None
 
 
 def batches_of(store: ImageStore) -> list[Batch]:
@@ -73,11 +89,21 @@ def batches_of(store: ImageStore) -> list[Batch]:
         elif layout.run_in(listed.key):
             folder = listed.key.rpartition("/")[0].removesuffix(f"/{layout.PARTS.rstrip('/')}")
             files.setdefault(folder, []).append(listed)
-    found = [
+    batches = [
         Batch(folder, _written(store, each), tuple(each), names.get(folder, ""))
         for folder, each in files.items()
     ]
-    return sorted(found, key=lambda batch: batch.written, reverse=True)
+    told = side_by_side(lambda batch: _with_reference(store, batch), batches)
+    return sorted(told, key=lambda batch: batch.written, reverse=True)
+
+
+def _with_reference(store: ImageStore, batch: Batch) -> Batch:
+    """Return a batch with what it left, where it changed nothing."""
+    # beside a manifest, what is left is another attempt's
+    if batch.manifest or not any(layout.unchanged_in(file.key) for file in batch.files):
+        return batch
+    left = Unchanged.read(store, batch.folder)
+    return replace(batch, unchanged=left, name=left.name) if left else batch
 
 
 def batch_called(store: ImageStore, wanted: str | None) -> Batch:
@@ -120,17 +146,24 @@ def _written(store: ImageStore, files: Sequence[Listed]) -> datetime:
 
 def rows_of(store: ImageStore, batch: Batch) -> Iterator[Row]:
     """Yield the rows of a batch's manifest, or of its parts; what is no row is left out."""
+    for line in _lines(store, batch):
+        with suppress(ValueError):
+            yield from read_manifest([line])
+
+
+def _lines(store: ImageStore, batch: Batch) -> Iterator[bytes]:
+    if batch.unchanged:
+        yield from batch.unchanged.lines(store)
+        return
     for key in [batch.manifest] if batch.manifest else [part.key for part in batch.parts]:
         with store.open(store.uri(key)) as lines:
-            for line in lines:
-                try:
-                    yield from read_manifest([line])
-                except ValueError:
-                    continue
+            yield from lines
 
 
 def totals_of(store: ImageStore, batch: Batch, prices: Mapping[Model, Price]) -> Totals:
     """Return the totals of a batch."""
+    if batch.unchanged:
+        return batch.unchanged.totals
     totals = Totals()
     for row in rows_of(store, batch):
         price = prices.get(row.request.model) if row.request and row.images else None
@@ -180,7 +213,7 @@ def _line(batch: Batch, totals: Totals) -> dict[str, Any]:
         "batch": batch.id,
         "date": f"{batch.written:%Y-%m-%d %H:%M}",
         "name": batch.name,
-        "state": "ended" if batch.manifest else "running, or killed",
+        "state": batch.state,
     } | {name: getattr(totals, name) for name in counts}
 
 
@@ -197,9 +230,11 @@ def open_gallery(address: str, endpoint_url: str | None, wanted: str | None, *, 
     """
     store = standing_store(address, endpoint_url)
     batch = batch_called(store, wanted)
-    key = f"{batch.folder}/{layout.page_name(1)}"
-    if not any(file.key == key for file in batch.files):
+    key = batch.page
+    if key is None:
         raise ValueError(f"the batch {batch.id} has no gallery page: it runs, or was killed")
+    if batch.unchanged:
+        say(f"Nothing changed since the batch {batch.unchanged.id}: this is its gallery.")
     uri = store.uri(key)
     reachable = store.public_url(uri) or (None if layout.is_s3(store.url) else uri)
     if only_print:

@@ -13,6 +13,7 @@ from prefect_ttapi.cli.stores import object_at, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
+from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.results import Generation, StoredImage
 from prefect_ttapi.storage import layout
@@ -140,19 +141,37 @@ class Search:
                 yield from self._entries_at(key)
 
     def manifests_of(self, run_id: str | None) -> list[str]:
-        """Return the keys of a run's manifests, or of all."""
+        """Return the keys of a run's manifests, and of what its batches left that changed nothing; or all manifests."""
         prefix = layout.run_folder(run_id) if run_id else layout.BATCHES
-        return sorted(found.key for found in self.store.list(prefix) if layout.is_manifest(found.key))
+        keys = {found.key for found in self.store.list(prefix)}
+        unchanged = {
+            key
+            for key in keys
+            if run_id and (folder := layout.unchanged_in(key)) and f"{folder}/{layout.MANIFEST}" not in keys
+        }
+        return sorted({key for key in keys if layout.is_manifest(key)} | unchanged)
 
     def rows_that_say(self, manifests: Iterable[str], text: str) -> Iterator[SourceRow]:
         """Return the manifests' rows that hold `text`; all where it is empty. Other lines are left out."""
         wanted = text.encode()
-        for uri in map(self.store.uri, manifests):
-            with self.store.open(uri) as lines:
-                for line in self._progress.count("searching manifests", lines):
-                    if wanted in line:
-                        with suppress(ValueError):
-                            yield from (SourceRow(manifest_uri=uri, row=row) for row in read_manifest([line]))
+        for key in manifests:
+            uri, lines = self._lines(key)
+            for line in self._progress.count("searching manifests", lines):
+                if wanted in line:
+                    with suppress(ValueError):
+                        yield from (SourceRow(manifest_uri=uri, row=row) for row in read_manifest([line]))
+
+    def _lines(self, key: str) -> tuple[str, Iterator[bytes]]:
+        """Return the address of the manifest that a key of `manifests_of` leads to, and its lines."""
+        folder = layout.unchanged_in(key)
+        left = Unchanged.read(self.store, folder) if folder else None
+        if left:
+            return self.store.uri(f"{left.same_as}/{layout.MANIFEST}"), left.lines(self.store)
+        return self.store.uri(key), iter(()) if folder else self._lines_of(key)
+
+    def _lines_of(self, key: str) -> Iterator[bytes]:
+        with self.store.open(self.store.uri(key)) as lines:
+            yield from lines
 
     def _keys(self) -> Iterator[str]:
         for found in self._progress.count("listing the ledger", self.store.list(layout.LEDGER)):

@@ -30,6 +30,7 @@ from prefect_ttapi.ledger.documents import (
     record_of,
 )
 from prefect_ttapi.lineage.manifest import Row, read_manifest
+from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
@@ -207,6 +208,15 @@ class _Check:
         for listed in self._list(layout.BATCHES):
             if layout.is_manifest(listed.key):
                 yield from (self._finding(wrong, listed.key) for wrong in self._read_manifest(listed.key))
+            elif folder := layout.unchanged_in(listed.key):
+                yield from self._read_reference(folder, listed.key)
+
+    def _read_reference(self, folder: str, key: str) -> Iterator[Finding]:
+        left = Unchanged.read(self._store, folder)
+        if left is None:
+            yield self._finding(Wrong(Kind.SENSELESS, "it refers to no batch"), key)
+        elif self._store.size(f"{left.same_as}/{layout.MANIFEST}") is None:
+            yield self._finding(Wrong(Kind.ROWLESS, f"the batch {left.id} is gone"), key)
 
     def _read_manifest(self, key: str) -> Iterator[Wrong]:
         uri, senseless, first = address_of(self._store, key), 0, list[int]()

@@ -20,8 +20,10 @@ from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, 
 from prefect_ttapi.cli.stores import standing_store
 from prefect_ttapi.generation.persisting import Keeper
 from prefect_ttapi.ledger.documents import Documents
+from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
+from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
@@ -93,26 +95,54 @@ def _age(text: str | None) -> timedelta | None:
 
 def _batches(store: ImageStore, age: timedelta | None, keep: int | None) -> Iterator[Waste]:
     """Yield files of old batches, where it is said what is old; and parts whose rows a manifest has."""
-    now = datetime.now(UTC)
-    for number, batch in enumerate(batches_of(store)):
+    batches, now = batches_of(store), datetime.now(UTC)
+
+    def is_old(number: int, batch: Batch) -> bool:
         old = age is not None and now - batch.written > age
-        if keep is not None:
-            # both together: neither of the last ones, nor younger
-            old = number >= keep and (age is None or old)
-        if old:
-            yield from (_file(store, "files of old batches", file.key, file.size) for file in batch.files)
+        # both together: neither of the last ones, nor younger
+        return old if keep is None else number >= keep and (age is None or old)
+
+    known = {batch.folder for batch in batches}
+    old = {batch.folder for number, batch in enumerate(batches) if is_old(number, batch)}
+    needed = {batch.unchanged.same_as for batch in batches if batch.unchanged and batch.folder not in old}
+    for batch in batches:
+        if batch.folder in old & needed:
+            say(f"The batch {batch.id} is old, and stays: later ones in which nothing changed refer to it.")
+        elif batch.folder in old:
+            yield from _old(store, batch, known)
         elif batch.manifest and _is_settled(batch):
             yield from (
                 _file(store, "parts of batches that ended", part.key, part.size) for part in batch.parts
             )
 
 
+def _old(store: ImageStore, batch: Batch, known: set[str]) -> Iterator[Waste]:
+    """Yield the files of an old batch, the manifest first: whoever refers to it just now looks for that.
+
+    Args:
+        known: the folders of the batches that were there, none of which needs it.
+    """
+
+    def is_needed() -> bool:
+        # only the last ones of a name are referred to anew
+        new = (layout.unchanged_in(listed.key) for listed in store.list(layout.BATCHES)) if batch.name else ()
+        left = (Unchanged.read(store, folder) for folder in new if folder and folder not in known)
+        return batch.folder in {each.same_as for each in left if each}
+
+    for file in sorted(batch.files, key=lambda file: file.key != batch.manifest):
+        yield _file(store, "files of old batches", file.key, file.size, is_needed)
+
+
 def _is_settled(batch: Batch) -> bool:
     return time.time() - batch.written.timestamp() > SETTLED
 
 
-def _file(store: ImageStore, kind: str, key: str, size_bytes: int) -> Waste:
+def _file(
+    store: ImageStore, kind: str, key: str, size_bytes: int, is_needed: Callable[[], bool] = lambda: False
+) -> Waste:
     def delete() -> bool:
+        if is_needed():
+            return False
         store.remove(key)
         return True
 

@@ -169,6 +169,12 @@ def _saved(store: ImageStore, begin: datetime, by: By, *, sandbox: bool) -> Iter
     for batch in batches_of(store):
         if batch.written < begin:
             continue
+        if left := batch.unchanged:
+            if (left.api_origin == SANDBOX_ORIGIN) is sandbox:
+                run_id = layout.run_in(batch.folder) or ""
+                for model, images in left.totals.images_by_model.items():
+                    yield _heading(by, model, batch.written, run_id), images
+            continue
         for row in rows_of(store, batch):
             if row.status == "cached" and (row.api_origin == SANDBOX_ORIGIN) is sandbox:
                 yield (

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     HALF_WRITTEN = "half-written"
     UNKNOWN_OUTCOME = "unknown-outcome"
     PAST = "past"
+    ROWLESS = "rowless"
     STRAY = "stray"
 
 
@@ -37,11 +38,12 @@ HEADINGS: Final = {
     Kind.HALF_WRITTEN: "half-written files that somebody left behind",
     Kind.UNKNOWN_OUTCOME: "requests of unknown outcome, perhaps paid for",
     Kind.PAST: "manifests of images that are gone by now",
+    Kind.ROWLESS: "batches whose rows were an earlier one's, which is gone",
     Kind.STRAY: "objects that are not this package's",
 }
 
 #: The kinds that are good to know, and no reason to worry.
-NOTES: Final = frozenset({Kind.UNKNOWN_OUTCOME, Kind.PAST, Kind.STRAY})
+NOTES: Final = frozenset({Kind.UNKNOWN_OUTCOME, Kind.PAST, Kind.ROWLESS, Kind.STRAY})
 
 #: Seconds after which nobody is still at work on a file that they wrote.
 SETTLED: Final = 3600.0

@@ -307,6 +307,8 @@ def _summary(report: BatchReport) -> Iterator[str]:
         yield "Nothing was paid for: every image was in the store already."
     else:
         yield "Nothing was paid for."
+    if report.unchanged:
+        yield report.unchanged
     yield from report.notes
     if totals.maybe_paid:
         yield (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import zip_longest
 from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, Self, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
@@ -25,6 +27,9 @@ _SHOWN: Final = 1_000
 _BITS: Final = 1_024
 
 _CHUNK: Final = 256 * 1024
+
+#: What a row says of the batch that found its images there.
+_CACHED: Final = {"status": "cached", "api_calls": 0, "seconds": 0.0}
 
 #: Marks the fields of a row that tell of its own batch, and not of the images.
 _OF_ITS_BATCH: Final = "of its batch"
@@ -202,6 +207,28 @@ def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
             yield _row(line, number)
 
 
+def as_cached(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a manifest's lines as a later batch has them that found all of it paid for.
+
+    >>> line = next(write_manifest([Row(row=0, status="generated", api_calls=2, seconds=1.5)]))
+    >>> [(row.status, row.api_calls, row.seconds) for row in read_manifest(as_cached([line]))]
+    [('cached', 0, 0.0)]
+    """
+    for line in filter(bytes.strip, lines):
+        yield (
+            json.dumps(json.loads(line) | _CACHED, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        )
+
+
+def same_rows(lines: Iterable[bytes], earlier: Iterable[bytes]) -> bool:
+    """Return whether `lines` are those of an earlier manifest, but that all of it is paid for by now."""
+    pairs = zip_longest(lines, filter(bytes.strip, earlier))
+    try:
+        return all(one and other and json.loads(one) == json.loads(other) | _CACHED for one, other in pairs)
+    except (ValueError, TypeError):
+        return False  # a line is no row
+
+
 def _row(line: bytes | str, number: int) -> Row:
     try:
         return Row.model_validate_json(line)
@@ -287,6 +314,7 @@ class Rows(Sequence[Row]):
 
     Args:
         open: a new binary reader of the manifest, e.g. `path.open("rb")` behind a lambda.
+        cached: the rows are those of a later batch, which found all of it paid for.
 
     >>> import io
     >>> manifest = b"".join(write_manifest(Row(row=n, status="skipped") for n in range(9)))
@@ -295,13 +323,14 @@ class Rows(Sequence[Row]):
     (9, 8, [2, 3, 4])
     """
 
-    def __init__(self, open: Callable[[], BinaryIO]) -> None:
+    def __init__(self, open: Callable[[], BinaryIO], *, cached: bool = False) -> None:
         self._open = open
+        self._cached = cached
 
     @cached_property
     def _file(self) -> RowFile:
         with self._open() as manifest:
-            return RowFile(manifest)
+            return RowFile(as_cached(manifest) if self._cached else manifest)
 
     @cached_property
     def _selected(self) -> range:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from prefect_ttapi.errors import BatchError, BudgetExceeded
 from prefect_ttapi.images.provenance import Mark
-from prefect_ttapi.lineage.manifest import Row, Rows
+from prefect_ttapi.lineage.manifest import Row, Rows, as_cached
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
-from prefect_ttapi.storage.layout import BATCHES, split_at
+from prefect_ttapi.storage.layout import BATCHES, MANIFEST, UNCHANGED, split_at
 from prefect_ttapi.storage.store import ImageStore
 
 #: How many failures an error message quotes.
@@ -228,6 +228,45 @@ def _joined(name: str, one: Any, other: Any) -> Any:
     return one + other
 
 
+class Unchanged(BaseModel):
+    """What a batch leaves that changed nothing since an earlier one, whose rows, pages and manifest stand for its own.
+
+    Attributes:
+        same_as: the earlier batch's folder; it has a manifest of its own.
+        name: the batch's name.
+        api_origin: whose answers they are.
+        ended: when this batch ended.
+        totals: of this batch.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    same_as: str = Field(pattern=f"^{BATCHES}[^.]")
+    name: str
+    api_origin: str
+    ended: datetime
+    totals: Totals
+
+    @classmethod
+    def read(cls, store: ImageStore, folder: str) -> Self | None:
+        """Return what the batch of this folder left, or None where it is gone, or makes no sense."""
+        found = store.read(f"{folder}/{UNCHANGED}")
+        try:
+            return cls.model_validate_json(found) if found else None
+        except ValidationError:
+            return None
+
+    @property
+    def id(self) -> str:
+        """What a command line calls the earlier batch by."""
+        return self.same_as.removeprefix(BATCHES)
+
+    def lines(self, store: ImageStore) -> Iterator[bytes]:
+        """Yield the lines that the batch's own manifest would have. StoreError: the earlier batch is gone."""
+        with store.open(store.uri(f"{self.same_as}/{MANIFEST}")) as earlier:
+            yield from as_cached(earlier)
+
+
 class BatchReport(BaseModel):
     """Totals of a batch, and where the rest is. It stays small, however big the batch: rows are in the manifest.
 
@@ -242,6 +281,8 @@ class BatchReport(BaseModel):
         notes: what else is to be known, such as by how much a budget was passed.
         rescued: how many answers wait on the batch's machine for the next run: paid for, and not taken by the store.
         rescue_folder: where these are; None where there are none.
+        same_as: the earlier batch, by its id, whose manifest and gallery stand for this one's, because nothing has
+            changed since; None of a batch that has its own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -256,6 +297,7 @@ class BatchReport(BaseModel):
     notes: tuple[str, ...] = ()
     rescued: int = 0
     rescue_folder: str | None = None
+    same_as: str | None = None
 
     _store: ImageStore | None = PrivateAttr(None)
 
@@ -279,7 +321,7 @@ class BatchReport(BaseModel):
             StoreError: the manifest can't be read.
         """
         store = self._store or ImageStore(url=(split_at(self.manifest_uri, BATCHES) or ("",))[0])
-        return Rows(lambda: store.open(self.manifest_uri))
+        return Rows(lambda: store.open(self.manifest_uri), cached=self.same_as is not None)
 
     @property
     def ok(self) -> bool:
@@ -296,7 +338,16 @@ class BatchReport(BaseModel):
         """The batch in figures, JSON-able; no prompt is in it, and it does not grow with the batch."""
         named = self.model_dump(
             mode="json",
-            include={"name", "manifest_uri", "gallery_uri", "seconds", "totals", "rescued", "rescue_folder"},
+            include={
+                "name",
+                "manifest_uri",
+                "gallery_uri",
+                "seconds",
+                "totals",
+                "rescued",
+                "rescue_folder",
+                "same_as",
+            },
         )
         return named | {"ok": self.ok}
 
@@ -329,6 +380,15 @@ class BatchReport(BaseModel):
         if not self.rescued:
             return None
         return f"in the rescue folder {self.rescue_folder}, for the next run: {counted(self.rescued, 'paid answer')}"
+
+    @property
+    def unchanged(self) -> str | None:
+        """That nothing has changed since an earlier batch, in words; None where something has."""
+        return (
+            f"Nothing has changed since the batch {self.same_as}, whose manifest and gallery stand."
+            if self.same_as
+            else None
+        )
 
     def __str__(self) -> str:
         return self.summary

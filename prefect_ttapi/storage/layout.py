@@ -6,6 +6,7 @@
     answers/<origin>/<request hash>/<token>     an answer that nobody can read yet, as it came
     batches/<run>[/<task run>][/<number>]/      a batch: manifest.jsonl, manifest.parquet, thumbnails.zip, index.html,
                                                 page-2.html and so on, search.html; while it runs, parts/
+    batches/<run>/unchanged.json                in place of all that, where nothing changed since an earlier batch
     batches/latest/<digest>.json                folders of the last batches of a name
     .metadata/<key>.json                        in local folders: what S3 keeps in an object's headers
 
@@ -33,6 +34,7 @@ SIDECARS: Final = ".metadata"
 
 #: Files in a batch's folder.
 MANIFEST: Final = "manifest.jsonl"
+UNCHANGED: Final = "unchanged.json"
 PARQUET: Final = "manifest.parquet"
 THUMBNAILS: Final = "thumbnails.zip"
 PARTS: Final = "parts/"
@@ -192,6 +194,19 @@ def is_manifest(key: str) -> bool:
     (True, False)
     """
     return key.startswith(BATCHES) and key.endswith(f"/{MANIFEST}")
+
+
+def unchanged_in(key: str) -> str | None:
+    """Return the folder of a batch that changed nothing, by the key of what it left; None where it is none.
+
+    >>> unchanged_in("batches/3f2a/2/unchanged.json"), unchanged_in("batches/3f2a/manifest.jsonl")
+    ('batches/3f2a/2', None)
+    """
+    return (
+        key.removesuffix(f"/{UNCHANGED}")
+        if key.startswith(BATCHES) and key.endswith(f"/{UNCHANGED}")
+        else None
+    )
 
 
 def page_name(number: int) -> str:
