@@ -21,9 +21,10 @@ from prefect_ttapi.caching import REQUEST_HASH, nonce_of
 from prefect_ttapi.capabilities import RULES
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import InsufficientBalanceError
-from prefect_ttapi.generation.delivery import Delivery, Original
+from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.generation.limits import Limits
+from prefect_ttapi.generation.provenance import Original, Provenance, note_of, without_mark
 from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, named, stop_of_caller, to_the_end
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.manifest import Row
@@ -221,6 +222,7 @@ def deliver_images(
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
     overwrite: bool = False,
+    provenance: Provenance | Mapping[str, Any] | None = None,
 ) -> list[DeliveredImage]:
     """Copy the images to where their consumers look, under keys that a template makes.
 
@@ -239,11 +241,13 @@ def deliver_images(
             `{rendition}` is the name of each; that of the image itself is `original`.
         keep_original: deliver the image itself, too.
         overwrite: replace whatever is at a key.
+        provenance: mark copies of images that don't say themselves that a model made them, e.g. `Provenance()`. By
+            default, copies are the images byte for byte, and renditions are marked, see `Rendition`.
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
         StoreError: a store failed, or another object already has the key (and `overwrite` is off).
-        PictureError: an image can't be decoded, so that it has no renditions.
+        PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
     """
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
@@ -258,12 +262,15 @@ def deliver_images(
         versions=versions_of(renditions, keep_original=keep_original),
         overwrite=overwrite,
         run_id=run.flow_run_id,
+        provenance=None if provenance is None else Provenance.model_validate(provenance),
     )
     originals = delivery.originals(generation)
     delivered = delivery.deliver(generation, values or {}, shown.prompt(generation.request), originals)
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
     )
+    if lacking := without_mark(delivered, delivery.versions, delivery.provenance):
+        get_run_logger().warning(note_of(lacking))
     materialise_images(generation, delivered, shown)
     images_delivered(generation, delivered, shown)
     name = str((values or {}).get("name") or "")

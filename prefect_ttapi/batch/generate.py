@@ -27,6 +27,7 @@ from prefect_ttapi.errors import IllegalBatchError, KeyTakenError
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
+from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.persisting import Keeper, rescue_place
 from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, run_log, stop_of_caller, to_the_end
 from prefect_ttapi.generation.temporary_server import start_server
@@ -82,6 +83,7 @@ def generate_batch(
     renditions: Sequence[Rendition | Mapping[str, Any]] = (),
     keep_original: bool = True,
     overwrite: bool = False,
+    provenance: Provenance | Mapping[str, Any] | None = None,
     record_prompts: bool = True,
 ) -> BatchReport:
     """Generate and deliver every request; each ends as a row of the report, and one bad prompt costs one row.
@@ -122,6 +124,8 @@ def generate_batch(
         keep_original: deliver the image itself, too.
         overwrite: replace other objects at the delivered keys; otherwise a request whose key is taken is not sent, and
             its row is failed.
+        provenance: mark copies of images that don't say themselves that a model made them, e.g. `Provenance()`. By
+            default, copies are the images byte for byte, and renditions are marked, see `Rendition`.
         record_prompts: False keeps prompts out of everything that is shown (artifacts, pages, logs, events, metadata of
             delivered objects, keys). The manifest and the ledger in the store have them in either case.
 
@@ -148,6 +152,7 @@ def generate_batch(
         renditions=renditions,
         keep_original=keep_original,
         overwrite=overwrite,
+        provenance=provenance,
         record_prompts=record_prompts,
     )
     intake = _checked(requests, values, credentials, store, options)

@@ -12,6 +12,7 @@ from typing import Any
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
+from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.runs import GRACE
 from prefect_ttapi.images.renditions import Rendition, Version, versions_of
 from prefect_ttapi.lineage.shown import Shown
@@ -47,12 +48,18 @@ class BatchOptions:
     renditions: Sequence[Rendition | Mapping[str, Any]] = ()
     keep_original: bool = True
     overwrite: bool = False
+    provenance: Provenance | Mapping[str, Any] | None = None
     record_prompts: bool = True
 
     @cached_property
     def versions(self) -> tuple[Version, ...]:
         """What is delivered of each image. ValueError: the renditions are illegal."""
         return versions_of(self.renditions, keep_original=self.keep_original)
+
+    @cached_property
+    def marking(self) -> Provenance | None:
+        """What copies get that say nowhere that a model made the image. ValueError: it is illegal."""
+        return None if self.provenance is None else Provenance.model_validate(self.provenance)
 
     @property
     def shown(self) -> Shown:
@@ -74,6 +81,7 @@ class BatchOptions:
             versions=self.versions,
             overwrite=self.overwrite,
             run_id=run_id,
+            provenance=self.marking,
         )
 
     def check(self) -> None:
@@ -100,5 +108,9 @@ class BatchOptions:
             _ = self.versions
         except ValueError as error:
             problems.append(f"renditions: {error}")
+        try:
+            _ = self.marking
+        except ValueError as error:
+            problems.append(f"provenance: {error}")
         if problems:
             raise IllegalBatchError(problems)

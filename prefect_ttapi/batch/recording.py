@@ -25,6 +25,7 @@ from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
+from prefect_ttapi.generation.provenance import note_of, without_mark
 from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
@@ -177,6 +178,8 @@ class Recorder:
         self._may_show = options.shown
         self._started = time.monotonic()
         self._totals = Totals()
+        self._options = options
+        self._lacking = 0  # delivered files without a mark that is asked for
         self._sent = 0
         self._sending_since = self._started
         self._sending = 0.0
@@ -202,6 +205,7 @@ class Recorder:
         row = done.row
         self._rows.add(row)
         self._totals = self._totals.add(row, self._price(row))
+        self._lacking += without_mark(row.delivered, self._options.versions, self._options.marking)
         if row.api_calls:
             now = time.monotonic()
             since = now - row.seconds
@@ -221,9 +225,10 @@ class Recorder:
         """Write thumbnails, pages and manifest, publish the artifacts, and report.
 
         Args:
-            notes: what the report is to tell besides.
+            notes: what the report is to tell besides; that delivered files lack a mark is told in any case.
             waiting: how many answers are in the rescue folder, and where that is.
         """
+        notes = [*notes, *([note_of(self._lacking)] if self._lacking else [])]
         with closing(self._thumbnails):
             same_as = self._reference()
             if same_as is None:

@@ -13,13 +13,23 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTakenError, KeyTemplateError, StoreError
-from prefect_ttapi.images.renditions import Rendered, Rendition, Version, render
+from prefect_ttapi.generation.provenance import (
+    SAYS_SO,
+    Original,
+    Provenance,
+    marked_copy,
+    marked_rendition,
+    marks_in,
+    marks_of,
+    statement_of,
+)
+from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version, render
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import KeyTemplate, beginning_of, of_any_size
 from prefect_ttapi.storage.layout import IMAGES, split_at
 from prefect_ttapi.storage.objects import (
-    Body,
     Condition,
     ConflictError,
     Found,
@@ -45,7 +55,7 @@ _unconditional: set[ObjectStore] = set()
 Write = Callable[[Condition], Found]
 
 #: What a copy has of the image that it is of.
-_COPIED: Final = {"sha256", "size_bytes", "media_type", "width", "height"}
+_COPIED: Final = {"sha256", "size_bytes", "media_type", "width", "height", "marks"}
 
 #: Width and height, as `_says` writes them.
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
@@ -57,40 +67,6 @@ def key_template(template: str, names: tuple[str, ...]) -> KeyTemplate:
     return KeyTemplate(template, names)
 
 
-@dataclass(eq=False)
-class Original:
-    """A stored image, whose bytes are fetched and checked once, when they are first needed.
-
-    Attributes:
-        image: what is recorded of it.
-        place: the store that holds it.
-        at_hand: opens the bytes, where this process has them already.
-    """
-
-    image: StoredImage
-    place: ObjectStore
-    at_hand: Body | None = None
-
-    @property
-    def key(self) -> str:
-        """Return its key in the store that holds it."""
-        return self.place.key(self.image.uri)
-
-    def fetch(self) -> Body:
-        """Return what opens the bytes, on this machine.
-
-        Raises:
-            StoreError: they have changed.
-            ImageMissingError: the image is gone.
-        """
-        if self.at_hand is None:
-            body = self.place.fetch(self.key)
-            if sha256_of(body) != self.image.sha256:
-                raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
-            self.at_hand = body
-        return self.at_hand
-
-
 @dataclass(frozen=True)
 class Place:
     """One version of an image, and its key."""
@@ -99,10 +75,14 @@ class Place:
     version: Version
     key: str
 
-    def is_of(self, copy: DeliveredImage) -> bool:
-        """Return whether `copy`, which was delivered to this key before, is what would be delivered now."""
+    def is_of(self, copy: DeliveredImage, provenance: Provenance | None = None) -> bool:
+        """Return whether `copy`, which was delivered to this key before, would stand now, with or without a mark.
+
+        Where a mark is asked for, and nobody knows whether it has one, it has to be looked at.
+        """
         if self.version is None:
-            return copy.sha256 == self.image.sha256
+            looked = copy.marks is not None or provenance is None
+            return looked and copy.rendition is None and self.image.sha256 in (copy.sha256, copy.source_sha256)
         return (copy.source_uri, copy.recipe) == (self.image.uri, self.version.recipe)
 
 
@@ -118,6 +98,7 @@ class Delivery:
         versions: renditions, and None for a copy of the image itself.
         overwrite: replace whatever is at a key.
         run_id: the flow run that delivers, which need not be the one that paid.
+        provenance: what copies get that say nowhere that a model made the image.
     """
 
     to: ImageStore
@@ -128,6 +109,7 @@ class Delivery:
     versions: Sequence[Version] = (None,)
     overwrite: bool = False
     run_id: str | None = None
+    provenance: Provenance | None = None
 
     def check(self) -> None:
         """Make sure that images can be delivered, by putting an object as deliveries do and removing it.
@@ -270,7 +252,12 @@ class Delivery:
         """
         at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
         return [
-            Original(image, (self.source or self.to.beside(image.uri)).objects, opener)
+            Original(
+                image,
+                (self.source or self.to.beside(image.uri)).objects,
+                statement_of(generation, image),
+                opener,
+            )
             for image, opener in zip(generation.images, at_hand, strict=True)
         ]
 
@@ -290,7 +277,7 @@ class Delivery:
         Raises:
             KeyTemplateError: the template is illegal, or two would get one key; nothing was delivered.
             StoreError: a store failed, or another object has the key (and `overwrite` is off).
-            PictureError: an image can't be decoded, so that it has no renditions.
+            PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
         """
         told = generation.request.prompt if prompt is None else prompt
         places = self.places(generation.request, generation.images, values, told)
@@ -316,6 +303,17 @@ class Delivery:
         return copies + self._rendered(original, renditions, metadata)
 
     def _copied(self, original: Original, key: str, metadata: Mapping[str, str]) -> DeliveredImage:
+        """Make sure that a copy of an image is at its key: byte for byte, or with a mark where that is asked for.
+
+        Either of them stands where it was put before: nobody's public file changes because an option did.
+        """
+        found = self._standing(key)
+        if found and (copy := self._known_copy(original, key, found)):
+            return copy
+        if made := self._marked(original):
+            return self._marked_copy(original, made, key, found, metadata)
+        if found:
+            raise self._something_else(key)
         image, target = original.image, self.to.objects
         facts = self.to.delivered_facts(image.media_type, image.sha256, metadata, key)
 
@@ -325,10 +323,54 @@ class Delivery:
             tag = target.write(key, original.fetch(), facts, expected)
             return Found(image.size_bytes, facts.metadata, tag)
 
-        found = self._standing(key) or self._written(key, write)
-        if found.size != image.size_bytes or self._sha256_at(key, found) != image.sha256:
+        if copy := self._known_copy(original, key, self._written(key, write)):
+            return copy
+        raise self._something_else(key)
+
+    def _marked_copy(
+        self, original: Original, made: Spool, key: str, found: Found | None, metadata: Mapping[str, str]
+    ) -> DeliveredImage:
+        """Make sure that a marked copy is at its key; one whose metadata got lost counts by its bytes."""
+        image, target = original.image, self.to.objects
+        said = {**metadata, "source-sha256": image.sha256, **marks_of(made)}
+        facts = self.to.delivered_facts(image.media_type, made.sha256, said, key)
+
+        def write(expected: Condition) -> Found:
+            return Found(made.size_bytes, facts.metadata, target.write(key, made.open, facts, expected))
+
+        found = found or self._written(key, write)
+        if copy := self._known_copy(original, key, found):
+            return copy
+        if self._sha256_at(key, found) != made.sha256:
             raise self._something_else(key)
-        return self._delivered(image, key, found, **image.model_dump(include=_COPIED))
+        return self._delivered_copy(original, key, replace(found, metadata=facts.metadata), marked=True)
+
+    def _known_copy(self, original: Original, key: str, found: Found) -> DeliveredImage | None:
+        """Return what is at a key as a copy of the image, with a mark or without; None where it is something else."""
+        image, said = original.image, found.metadata
+        if said.get("source-sha256") == image.sha256 and "sha256" in said and "recipe" not in said:
+            return self._delivered_copy(original, key, found, marked=True)
+        if found.size == image.size_bytes and self._sha256_at(key, found) == image.sha256:
+            return self._delivered_copy(original, key, found, marked=False)
+        return None
+
+    def _delivered_copy(self, original: Original, key: str, found: Found, *, marked: bool) -> DeliveredImage:
+        facts = original.image.model_dump(include=_COPIED) | {"size_bytes": found.size}
+        if marked:
+            facts |= {"sha256": found.metadata["sha256"], "marks": marks_in(found.metadata)}
+        elif self._marking:  # an earlier version did not look
+            facts |= {"marks": original.marks}
+        return self._delivered(original.image, key, found, **facts)
+
+    @property
+    def _marking(self) -> Marking:
+        return self.provenance.mark if self.provenance else False
+
+    def _marked(self, original: Original) -> Spool | None:
+        """Return a copy of an image with a mark; None where none is asked for, or the image says it itself."""
+        if not self._marking or SAYS_SO & {*original.marks}:
+            return None
+        return marked_copy(original, self._marking)
 
     def _checked_copy(self, image: StoredImage, key: str) -> Found:
         """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
@@ -358,7 +400,7 @@ class Delivery:
         missing = [place for place in places if not _is_made(image, place[0], standing[place[1]])]
         made = render(original.fetch(), [rendition for rendition, _ in missing]) if missing else []
         for (rendition, key), rendered in zip(missing, made, strict=True):
-            standing[key] = self._rendition(image, rendition, rendered, key, metadata)
+            standing[key] = self._rendition(original, rendition, rendered, key, metadata)
         delivered = []
         for rendition, key in places:
             if found := standing[key]:
@@ -371,26 +413,30 @@ class Delivery:
                     "height": int(height),
                     "rendition": rendition.name,
                     "recipe": rendition.recipe,
+                    "marks": marks_in(found.metadata),
                 }
                 delivered.append(self._delivered(image, key, found, **described))
         return delivered
 
     def _rendition(
         self,
-        image: StoredImage,
+        original: Original,
         rendition: Rendition,
         rendered: Rendered,
         key: str,
         metadata: Mapping[str, str],
     ) -> Found:
+        image, target, spool = original.image, self.to.objects, rendered.spool
+        if rendition.mark:
+            spool = marked_rendition(original, spool, rendition.mark)
         said = {
             **metadata,
             "source-sha256": image.sha256,
             "rendition": rendition.name,
             "recipe": rendition.recipe,
             "pixels": f"{rendered.width}x{rendered.height}",
+            **marks_of(spool),
         }
-        spool, target = rendered.spool, self.to.objects
         facts = self.to.delivered_facts(rendition.media_type, spool.sha256, said, key)
 
         def write(expected: Condition) -> Found:
@@ -452,7 +498,12 @@ class Delivery:
     def _delivered(self, image: StoredImage, key: str, found: Found, **facts: Any) -> DeliveredImage:
         uri = self.to.uri(key)
         return DeliveredImage(
-            uri=uri, url=self.to.public_url(uri), source_uri=image.uri, etag=found.tag, **facts
+            uri=uri,
+            url=self.to.public_url(uri),
+            source_uri=image.uri,
+            source_sha256=image.sha256,
+            etag=found.tag,
+            **facts,
         )
 
     def _template(self, values: Mapping[str, Any]) -> KeyTemplate:

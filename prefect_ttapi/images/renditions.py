@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, BinaryIO, Final, Literal, ParamSpec, Self, TypeVar
 
 from PIL import ImageCms, ImageOps
@@ -33,6 +33,9 @@ from prefect_ttapi.images.spool import Spool
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: Whether a file gets a mark that says that a model made the picture; `prompt`: it tells the prompt, too.
+Marking = bool | Literal["prompt"]
 
 log: Final = logging.getLogger(__name__)
 
@@ -72,6 +75,9 @@ GALLERY_BOX: Final = 256
 
 #: Bytes of a colour profile that is believed in. Those of displays have 500 to 4,000, of presses some 500,000.
 _LONGEST_PROFILE: Final = 1024 * 1024
+
+#: Where a profile has its date, which would make each one another.
+_DATE: Final = slice(24, 36)
 
 _new_workers: Final = partial(ThreadPoolExecutor, os.cpu_count() or 1, thread_name_prefix="ttapi-pixels")
 _workers = _new_workers()
@@ -141,14 +147,16 @@ os.register_at_fork(after_in_child=_after_fork)
 class Rendition(Strict):
     """One version of each delivered image.
 
-    Never enlarged; upright, whatever a camera's orientation tag says; in sRGB; without camera data and profiles.
-    What is transparent becomes white in a JPEG.
+    Never enlarged; upright, whatever a camera's orientation tag says; in sRGB, with a profile that says so where the
+    image has one; without camera data. What is transparent becomes white in a JPEG.
 
     Attributes:
         format: `webp`, `jpeg` or `png`.
         max_size: longest side in pixels, at most 16,383; None: as large as the image.
         quality: 1 to 100, for `webp` (80) and `jpeg` (85).
         name: what `{rendition}` stands for in a key template; by default what is given of the above.
+        mark: add an XMP packet that says that a model made the image, which one, in answer to which request, and what
+            the SHA-256 of the stored image is, to the image's own packet; `"prompt"` adds the prompt, too.
 
     >>> Rendition(max_size=1024).name, Rendition(format="jpeg", max_size=256, quality=70).name
     ('webp-1024', 'jpeg-256-q70')
@@ -160,6 +168,7 @@ class Rendition(Strict):
     max_size: int | None = Field(default=None, ge=1, le=LARGEST_SIDE)
     quality: int | None = Field(default=None, ge=1, le=100)
     name: str = Field(default="", max_length=60, pattern=r"^([a-z0-9]([a-z0-9_.-]*[a-z0-9])?)?$")
+    mark: Marking = True
 
     @model_validator(mode="before")
     @classmethod
@@ -272,18 +281,18 @@ def _upright(image: Image) -> Image:
         image = image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
     elif image.has_transparency_data or image.mode not in ("L", "CMYK", "RGB"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image = _in_srgb(image, profile)
-    image = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-    image.info.clear()
-    return image
+    converted = _in_srgb(image, profile)
+    upright = (converted or image) if image.mode in ("RGB", "RGBA") else (converted or image).convert("RGB")
+    upright.info = {"icc_profile": _srgb()} if converted else {}
+    return upright
 
 
-def _in_srgb(image: Image, profile: bytes | None) -> Image:
-    """Return `image` with the colours that a browser shows; a profile that can't be used is ignored, as there."""
+def _in_srgb(image: Image, profile: bytes | None) -> Image | None:
+    """Return `image` with the colours that a browser shows; None where no profile can be used, as there."""
     if not profile or len(profile) > _LONGEST_PROFILE:
-        return image
+        return None
     try:
-        converted = ImageCms.profileToProfile(
+        return ImageCms.profileToProfile(
             image,
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),
             ImageCms.createProfile("sRGB"),
@@ -291,8 +300,14 @@ def _in_srgb(image: Image, profile: bytes | None) -> Image:
         )
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         log.debug("a colour profile is of no use: %s", error)
-        return image
-    return converted or image
+        return None
+
+
+@cache
+def _srgb() -> bytes:
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[_DATE] = bytes(12)
+    return bytes(profile)
 
 
 def _rendered(image: Image, rendition: Rendition) -> Rendered:
@@ -307,7 +322,8 @@ def _rendered(image: Image, rendition: Rendition) -> Rendered:
         page.paste(small, mask=small)
         small = page
     encoded = io.BytesIO()
-    small.save(encoded, rendition.format, **_FORMATS[rendition.format] | {"quality": rendition.used_quality})
+    options = {"quality": rendition.used_quality, "icc_profile": image.info.get("icc_profile", b"")}
+    small.save(encoded, rendition.format, **_FORMATS[rendition.format] | options)
     return Rendered(Spool.of([encoded.getbuffer()]), *size)
 
 

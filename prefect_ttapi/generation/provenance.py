@@ -1,0 +1,150 @@
+"""What delivered files say of where they come from: which of them get a mark, and which mark that is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, get_args
+
+from pydantic import ConfigDict
+
+from prefect_ttapi.capabilities import Strict
+from prefect_ttapi.errors import PictureError, StoreError
+from prefect_ttapi.images.provenance import Labels, Mark, mark, read_labels
+from prefect_ttapi.images.renditions import Marking, Version
+from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.xmp import Statement
+from prefect_ttapi.results import DeliveredImage, Generation, StoredImage
+from prefect_ttapi.storage.objects import Body, ObjectStore, sha256_of
+
+logger: Final = logging.getLogger(__name__)
+
+#: Any of them says that a model made the picture.
+SAYS_SO: Final[frozenset[Mark]] = frozenset({"credentials", "xmp"})
+
+
+class Provenance(Strict):
+    """What is added to delivered copies of images that don't say themselves that a model made them.
+
+    The images in the store stay as they are. So do copies of images that have Content Credentials or such an XMP
+    packet: any other byte would end the validity of a signature.
+
+    Attributes:
+        mark: an XMP packet is added that says that a model made the image, which one, in answer to which request, and
+            what the SHA-256 of the stored image is; `"prompt"` adds the prompt, too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mark: Marking = True
+
+
+@dataclass(eq=False)
+class Original:
+    """A stored image, whose bytes are fetched and checked once, when they are first needed.
+
+    Attributes:
+        image: what is recorded of it.
+        place: the store that holds it.
+        statement: what a file of it can say of where it comes from.
+        at_hand: opens the bytes, where this process has them already.
+    """
+
+    image: StoredImage
+    place: ObjectStore
+    statement: Statement
+    at_hand: Body | None = None
+
+    @property
+    def key(self) -> str:
+        """Return its key in the store that holds it."""
+        return self.place.key(self.image.uri)
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """What is recorded of that; else what its bytes say."""
+        return self.labels.marks if self.image.marks is None else self.image.marks
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What its bytes say of where they come from; nothing, where they are of a kind in which nobody looks."""
+        with self.fetch()() as file:
+            return read_labels(file) or Labels()
+
+    def fetch(self) -> Body:
+        """Return what opens the bytes, on this machine.
+
+        Raises:
+            StoreError: they have changed.
+            ImageMissingError: the image is gone.
+        """
+        if self.at_hand is None:
+            body = self.place.fetch(self.key)
+            if sha256_of(body) != self.image.sha256:
+                raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
+            self.at_hand = body
+        return self.at_hand
+
+
+def statement_of(generation: Generation, image: StoredImage) -> Statement:
+    """Return what a file of an image can say, with the prompt."""
+    request = generation.request
+    return Statement(request.model, generation.request_hash, image.sha256, request.prompt)
+
+
+def marked_copy(original: Original, marking: Marking) -> Spool:
+    """Return a copy of an image with a mark.
+
+    Raises:
+        PictureError: the image is of a kind that can't be marked, or its own XMP packet can't be added to.
+    """
+    with original.fetch()() as file:
+        return Spool.of(mark(file, _told(original.statement, marking)))
+
+
+def marked_rendition(original: Original, rendered: Spool, marking: Marking) -> Spool:
+    """Return a rendition with a mark, and with what the XMP packet of its image said, if that can be added to."""
+    told, packet = _told(original.statement, marking), original.labels.xmp
+    with rendered.open() as file:
+        if packet:
+            try:
+                return Spool.of(mark(file, told, packet))
+            except PictureError as error:
+                logger.warning(
+                    "A rendition of %s has a packet of its own only: %s", original.image.uri, error
+                )
+        return Spool.of(mark(file, told))
+
+
+def marks_of(spool: Spool) -> dict[str, str]:
+    """Return what a file says of where it comes from, as an object's metadata has it."""
+    with spool.open() as file:
+        labels = read_labels(file)
+    return {"marks": " ".join(labels.marks)} if labels and labels.marks else {}
+
+
+def marks_in(metadata: Mapping[str, str]) -> tuple[Mark, ...]:
+    """Return what an object's metadata has of that."""
+    words = metadata.get("marks", "").split()
+    return tuple(mark for mark in get_args(Mark) if mark in words)
+
+
+def _told(statement: Statement, marking: Marking) -> Statement:
+    return statement if marking == "prompt" else replace(statement, prompt=None)
+
+
+def without_mark(
+    copies: Iterable[DeliveredImage], versions: Sequence[Version], provenance: Provenance | None
+) -> int:
+    """Return how many of these files lack a mark that is asked for: they were there before, and stay as they are."""
+    wanted = {version.name: version.mark for version in versions if version}
+    asked = wanted | {None: provenance.mark if provenance else False}
+    return sum(bool(asked.get(copy.rendition)) and not SAYS_SO & {*(copy.marks or ())} for copy in copies)
+
+
+def note_of(count: int) -> str:
+    """Return in words that so many files lack a mark."""
+    files = "1 delivered file was" if count == 1 else f"{count:,} delivered files were"
+    return f"{files} there before, without the mark that is asked for; overwrite replaces what is there"
