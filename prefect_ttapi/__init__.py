@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TTAPIError,
         UnknownOutcomeError,
     )
+    from prefect_ttapi.generation.provenance import Provenance
     from prefect_ttapi.images.renditions import Rendition
     from prefect_ttapi.requests import ImageRequest
     from prefect_ttapi.results import (
@@ -91,6 +92,7 @@ __all__ = [
     "Price",
     "Prompts",
     "PromptsError",
+    "Provenance",
     "QueueFullError",
     "RateLimitError",
     "Rendition",
@@ -123,6 +125,7 @@ _MODULES = (
     "prefect_ttapi.api.client",
     "prefect_ttapi.images.renditions",
     "prefect_ttapi.storage.store",
+    "prefect_ttapi.generation.provenance",
     "prefect_ttapi.credentials",
     "prefect_ttapi.caching",
     "prefect_ttapi.tasks",

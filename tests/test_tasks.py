@@ -231,13 +231,18 @@ def test_a_single_delivery_leaves_its_lineage(store, shop, credentials):
         generation = generate_images(mine, credentials, store)
         for number in (1, 2):
             copies = deliver_images(
-                generation, shop, key=f"{number}/{{rendition}}.{{ext}}", renditions=[{"max_size": 32}]
+                generation,
+                shop,
+                key=f"{number}/{{rendition}}.{{ext}}",
+                renditions=[{"max_size": 32}],
+                provenance={},
             )
         return copies
 
     copies = delivering()
     assert [copy.uri.rpartition("/")[2] for copy in copies] == ["original.png", "webp-32.webp"]
     assert copies[0].source_uri == copies[1].source_uri
+    assert [copy.marks for copy in copies] == [("xmp",), ("xmp",)]
 
     found = artifacts_like(f"image-%-{mine.request_hash[:6]}")
     assert len(found) == 2

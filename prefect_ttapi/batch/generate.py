@@ -27,8 +27,8 @@ from prefect_ttapi.errors import IllegalBatchError, KeyTakenError
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.persisting import Keeper, rescue_place
+from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, run_log, stop_of_caller, to_the_end
 from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.images.renditions import Rendition

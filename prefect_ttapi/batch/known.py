@@ -258,7 +258,9 @@ class _Told:
         standing = tuple(
             copy.model_copy(update={"url": delivery.to.public_url(copy.uri)})
             for place, copy in zip(places, copies, strict=True)
-            if copy and place.is_of(copy, delivery.provenance) and self.copies.shows(place.key, copy.size_bytes, copy.etag)
+            if copy
+            and place.is_of(copy, delivery.provenance)
+            and self.copies.shows(place.key, copy.size_bytes, copy.etag)
         )
         return standing if len(standing) == len(places) else None
 

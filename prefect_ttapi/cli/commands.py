@@ -63,6 +63,7 @@ class Paying:
         deliver: Where copies of the images go: a folder, s3://bucket/prefix, or block:NAME.
         key: The template of the copies' names. By default it is {slug}-{hash}-{index}.{ext}.
         overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
+        mark: Mark copies of images that do not say themselves that a model made them, by XMP in the file.
         max_in_flight: How many requests are under way at once. By default it is 8.
         max_images: How many images are paid for at most. The next run continues from there.
         max_usd: How many US dollars are spent at most. It needs a --price for each model.
@@ -79,6 +80,7 @@ class Paying:
     deliver: str | None = None
     key: str | None = None
     overwrite: bool = False
+    mark: bool = False
     max_in_flight: int = 8
     max_images: int | None = None
     max_usd: float | None = None

@@ -34,6 +34,7 @@ from prefect_ttapi.cli.reporting import complain, say, waiting_for
 from prefect_ttapi.cli.running import credentials_of, exit_status, failures, place, run_url, sandbox_if
 from prefect_ttapi.cli.stores import prices_of, standing_store, store_at, store_of
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
@@ -62,6 +63,7 @@ def campaign(
     deliver: ImageStore | Address | None = None,
     key: str = "",
     overwrite: bool = False,
+    mark: bool = False,
     credentials: TTAPICredentials | Name | None = None,
     model: Model = "dall-e-2",
     size: Size = "auto",
@@ -87,6 +89,7 @@ def campaign(
         deliver: Copies go to this block, or to a folder, s3://bucket/prefix or block:NAME. By default, there are none.
         key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
         overwrite: Copies replace what has their names. Otherwise, nothing is paid for a request whose name is taken.
+        mark: Copies of images that don't say themselves that a model made them get XMP that says so.
         credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
         model: This model answers where a row of the file names none.
         size: Images get this size where a row of the file has none. More sizes of gpt-image-2 can be said in defaults.
@@ -127,6 +130,7 @@ def campaign(
         deliver_to=store_of(deliver) if deliver else None,
         key=key or DEFAULT_KEY,
         overwrite=overwrite,
+        provenance=Provenance() if mark else None,
         values=given.values,
         max_in_flight=max_in_flight,
         budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
@@ -171,6 +175,7 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
             "max_usd",
             "rate_limit",
             "overwrite",
+            "mark",
         )
         settings = file | {"name": name} | {option: getattr(paying, option) for option in passed_on}
         settings["prices"] = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
@@ -192,6 +197,7 @@ def _options(paying: Paying, name: str) -> dict[str, Any]:
         "deliver_to": store_at(paying.deliver) if paying.deliver else None,
         "key": paying.key or DEFAULT_KEY,
         "overwrite": paying.overwrite,
+        "provenance": Provenance() if paying.mark else None,
         "max_in_flight": paying.max_in_flight,
         "budget": budget,
         "rate_limit": paying.rate_limit,

@@ -82,7 +82,9 @@ class Place:
         """
         if self.version is None:
             looked = copy.marks is not None or provenance is None
-            return looked and copy.rendition is None and self.image.sha256 in (copy.sha256, copy.source_sha256)
+            return (
+                looked and copy.rendition is None and self.image.sha256 in (copy.sha256, copy.source_sha256)
+            )
         return (copy.source_uri, copy.recipe) == (self.image.uri, self.version.recipe)
 
 

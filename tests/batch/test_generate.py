@@ -459,6 +459,24 @@ def test_renditions_are_delivered_beside_each_image(store, shop, credentials, sa
         generate_batch(prompts(2), credentials, store, **{**options, "key": "{slug}.{ext}"})
     assert sandbox.calls == 2
 
+    # a mark that is asked for later rewrites nothing; a third row's files get it
+    marked = generate_batch(prompts(3), credentials, store, **options, provenance={"mark": "prompt"})
+    assert [row.delivered for row in marked.rows[:2]] == [row.delivered for row in first.rows]
+    assert [copy.marks for row in marked.rows for copy in row.delivered] == [
+        *[(), ("xmp",)] * 2,
+        ("xmp", "prompt"),
+        ("xmp",),
+    ]
+    assert marked.totals.unmarked == 2
+    assert marked.notes == (
+        "2 delivered files were there before, without the mark that is asked for; overwrite replaces what is there",
+    )
+    third = marked.rows[2]
+    assert third.delivered[0].sha256 != third.images[0].sha256 == third.delivered[0].source_sha256
+    with pytest.raises(IllegalBatchError, match="provenance: "):
+        generate_batch(prompts(1), credentials, store, provenance={"marks": True})
+    assert sandbox.calls == 3
+
 
 @pytest.mark.parametrize("as_they_come", [False, True], ids=["a list", "an iterator"])
 def test_what_is_at_the_keys_is_known_before_paying(

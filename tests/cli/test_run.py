@@ -23,6 +23,7 @@ from prefect_ttapi.cli.reporting import Loudness, loudness
 from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.cli.running import quiet_logs
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.images.provenance import Labels, read_labels
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
@@ -82,8 +83,11 @@ class TestRun:
         assert run([*arguments, "--dry-run"]) == 0
         told = capsys.readouterr().out
         assert "0 to send for 0 images, 3 not to be sent, as their keys are taken" in told
-        assert run([*arguments, "--overwrite"]) == 0
+        assert run([*arguments, "--overwrite", "--mark"]) == 0
         assert sandbox.calls == 4
+        for path in (tmp_path / "shop").glob("*.png"):
+            with path.open("rb") as file:
+                assert (read_labels(file) or Labels()).generated
 
     @pytest.mark.usefixtures("prefect_server")
     def test_twice_into_s3(

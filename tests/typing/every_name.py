@@ -39,6 +39,7 @@ from prefect_ttapi import (
     Price,
     Prompts,
     PromptsError,
+    Provenance,
     QueueFullError,
     RateLimitError,
     Rendition,
@@ -126,7 +127,8 @@ def nightly(file: Path) -> str:
     budget = Budget(images=100, usd=3.00, prices={"gpt-image-2": Price(per_image=0.04)})
     try:
         report = generate_batch(prompts.requests, KEY, FOLDER, SHOP, values=prompts.values, budget=budget)
-        report = generate_batch(["a red car", "a cat"], PATIENT, BUCKET, renditions=[SMALL])
+        marked = Provenance(mark="prompt")
+        report = generate_batch(["a red car"], PATIENT, BUCKET, SHOP, renditions=[SMALL], provenance=marked)
     except BatchError as error:
         report = error.report
     except BudgetExceeded as error:
