@@ -18,6 +18,7 @@ from prefect_ttapi import ContentCredentialsSigner, ImageRequest, ImageStore, TT
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES
 from prefect_ttapi.cli.commands import app
 from prefect_ttapi.generation.budget import Budget, Price
+from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
@@ -155,6 +156,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "budget": partial(form, Budget),
     "price": partial(form, Price),
     "rendition": partial(form, Rendition),
+    "provenance": partial(form, Provenance),
     "row": partial(fields, Row),
     "stored-image": partial(fields, StoredImage),
     "delivered-image": partial(fields, DeliveredImage),
