@@ -206,14 +206,23 @@ def problems_of(error: ValidationError) -> list[str]:
     ]
 
 
+def is_masked(value: object) -> bool:
+    """Return whether a text is nothing but asterisks, which stand where a secret was.
+
+    >>> is_masked("**********"), is_masked(""), is_masked("*a")
+    (True, False, False)
+    """
+    word = value.strip() if isinstance(value, str) else ""
+    return bool(word) and not word.strip("*")
+
+
 def unmasked(secret: SecretStr | None) -> SecretStr | None:
     """Return the secret.
 
     Raises:
         ValueError: it is nothing but asterisks, which stand where a secret was.
     """
-    word = secret.get_secret_value().strip() if secret else ""
-    if word and not word.strip("*"):
+    if secret and is_masked(secret.get_secret_value()):
         raise ValueError(
             "a key of nothing but asterisks is what Prefect's JSON makes of a secret, as in the parameters of "
             "Task.delay or of a deployment: save the block and pass its name or a reference to it, or set the "

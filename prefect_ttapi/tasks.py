@@ -6,15 +6,18 @@ threads of their own, so that an event loop is never blocked by an image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
-from prefect import task
+from prefect import Flow, Task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import TaskRunContext
+from prefect.exceptions import SerializationError
+from prefect.futures import PrefectDistributedFuture
 from prefect.logging import get_run_logger
+from prefect.serializers import JSONSerializer, prefect_json_object_encoder
 
 from prefect_ttapi.api.redaction import withholding
 from prefect_ttapi.caching import REQUEST_HASH, nonce_of
@@ -41,10 +44,50 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation, PartialImage
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.keys import DEFAULT_KEY
+from prefect_ttapi.storage.settings import SavedForm, check_survives_json
 from prefect_ttapi.storage.store import ImageStore
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: How results, and parameters of background tasks (`delay`), are stored: as JSON, which has no secrets.
+_JSON: Final = JSONSerializer(object_encoder="prefect_ttapi.tasks.encoded")
 
 #: Previews asked for where the request doesn't say; the vendor makes no more.
 PARTIAL_IMAGES: Final = 3
+
+
+def encoded(value: object) -> Any:
+    """Return what JSON holds of an object: Prefect's own way, but nothing that could not be had again.
+
+    Raises:
+        ValueError: it is a block with secrets that is not saved, or the flow that a background task is sent from.
+    """
+    if isinstance(value, SavedForm):
+        check_survives_json(value)
+    if isinstance(value, Flow):
+        raise ValueError(  # noqa: TRY004 - where the task is called from is wrong, not the type of an argument
+            "nothing is sent: background tasks (delay) are sent from outside flows; in a flow, use submit or map"
+        )
+    return prefect_json_object_encoder(value)
+
+
+class _Task(Task[P, R]):
+    """A task that says why it is not sent to the background; Prefect's own error tells of serializers only."""
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> PrefectDistributedFuture[R]:
+        """Send it to the background, for whoever serves it."""
+        try:
+            return super().apply_async(*args, **kwargs)
+        except SerializationError as error:
+            if isinstance(error.__cause__, ValueError):
+                raise error.__cause__ from None
+            raise
+
+
+def _task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return a decorator that makes a task; its results, and its parameters in the background, are JSON."""
+    return lambda function: _Task(function, result_serializer=_JSON, **options)
 
 
 def _generate_name(parameters: dict[str, Any]) -> str:
@@ -159,11 +202,10 @@ def _must_be(value: object, kind: type, name: str) -> None:
         raise TypeError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
 
 
-@task(
+@_task(
     name="generate-images",
     task_run_name=named(_generate_name),
     cache_policy=REQUEST_HASH,
-    result_serializer="json",
 )
 def generate_images(
     request: ImageRequest | Mapping[str, Any],
@@ -202,15 +244,19 @@ def generate_images(
     return to_the_end(call, stop, of="the task")
 
 
-agenerate_images = task(
+agenerate_images = _task(
     name="generate-images",
     task_run_name=named(_generate_name),
     cache_policy=REQUEST_HASH,
-    result_serializer="json",
 )(async_twin(generate_images.fn, of="the task", grace=GRACE))
 
 
-@task(name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False)
+@_task(
+    name="deliver-images",
+    task_run_name=named(_deliver_name),
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 def deliver_images(
     generation: Generation,
     to: ImageStore,
@@ -278,6 +324,9 @@ def deliver_images(
     return delivered
 
 
-adeliver_images = task(
-    name="deliver-images", task_run_name=named(_deliver_name), cache_policy=NO_CACHE, persist_result=False
+adeliver_images = _task(
+    name="deliver-images",
+    task_run_name=named(_deliver_name),
+    cache_policy=NO_CACHE,
+    persist_result=False,
 )(async_twin(deliver_images.fn, of="the delivery"))

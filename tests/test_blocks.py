@@ -27,6 +27,7 @@ from prefect_ttapi import (
     TTAPICredentials,
 )
 from tests.support.certificates import chain_for
+from prefect_ttapi.tasks import encoded
 
 SECRET = "marked-secret-7f3a"
 CHAIN = chain_for()
@@ -193,6 +194,17 @@ def test_all_that_is_wrong_is_told_at_once():
     with pytest.raises(ValidationError) as caught:
         ImageStore(url="ftp://x", regoin="eu", patience=-1)
     assert {problem["loc"] for problem in caught.value.errors()} == {("url",), ("regoin",), ("patience",)}
+
+
+@pytest.mark.parametrize("block", secretive(), ids=lambda block: type(block).__name__)
+def test_prefects_json_of_a_block_with_secrets_needs_a_saved_one(block: Block):
+    """Parameters of background tasks are JSON, in which a block that is not saved would be useless."""
+    with pytest.raises(ValueError, match=r"nothing is sent: .*save the block") as refused:
+        encoded(block)
+    assert SECRET not in str(refused.value)
+    block._block_document_id, block._block_document_name = uuid4(), "saved"
+    assert "**********" in str(encoded(block))
+    assert encoded(ImageStore(url="/srv/pictures"))["data"]["url"] == "/srv/pictures"
 
 
 @pytest.mark.parametrize("asterisks", ["*", "**********", " *** "])

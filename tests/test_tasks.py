@@ -10,7 +10,8 @@ from prefect.cache_policies import RUN_ID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, TaskRunFilter, TaskRunFilterId
 from prefect.client.schemas.objects import TaskRun
-from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+from prefect.task_worker import aserve
 from pydantic import ValidationError
 
 from prefect_ttapi import (
@@ -58,6 +59,51 @@ def artifacts_like(key: str) -> list[str]:
             return [artifact.data for artifact in await client.read_artifacts(artifact_filter=wanted)]
 
     return asyncio.run(read())
+
+
+async def in_the_background(store: ImageStore, shop: ImageStore, *blocks: object) -> tuple[Generation, str]:
+    """Serve both tasks, send what they are to do, and return the generation and where its copy is."""
+    serving = asyncio.create_task(aserve(generate_images, deliver_images))
+    try:
+        sent = await asyncio.to_thread(generate_images.delay, REQUEST.model_dump(), *blocks)
+        made = await sent.result_async(timeout=30)
+        sent = await asyncio.to_thread(deliver_images.delay, made, shop, "{slug}.{ext}", source=store)
+        (copy,) = await sent.result_async(timeout=30)
+        return made, copy.uri
+    finally:
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
+@pytest.mark.integration
+def test_background_tasks_have_saved_blocks_and_no_secret_is_stored(
+    credentials, s3_server: S3Server, new_bucket, sandbox: Sandbox, tmp_path: Path
+):
+    """Blocks with secrets are sent by reference, and loaded where the task runs; others are refused with what to do."""
+    mark = "marked-store-secret-5f0c"
+    store = ImageStore(url=f"s3://{new_bucket()}", **s3_server.settings(secret_access_key=mark))
+    shop = ImageStore(url=str(tmp_path / "shop"))  # without secrets: as it is
+    for blocks in ((credentials, shop), (credentials.model_copy(update={"read_timeout": 9.0}), store)):
+        with pytest.raises(ValueError, match=r"nothing is sent: .* has secrets, .*save the block"):
+            generate_images.delay(REQUEST, *blocks)
+    assert credentials.save("background")
+    assert store.save("background")
+
+    loaded = TTAPICredentials.load("background"), ImageStore.load("background")
+    made, copy = asyncio.run(in_the_background(store, shop, *loaded))
+    assert shop.read_bytes(copy) == store.read_bytes(made.images[0].uri)
+    assert sandbox.calls == 1
+
+    @flow
+    def inside() -> None:
+        generate_images.delay(REQUEST, credentials, store)
+
+    with pytest.raises(ValueError, match=r"background tasks .* are sent from outside flows"):
+        inside()
+    kept = [path for path in Path(PREFECT_LOCAL_STORAGE_PATH.value()).rglob("*") if path.is_file()]
+    secrets = [mark.encode(), credentials.api_key.get_secret_value().encode()]
+    assert len(kept) > 2
+    assert [path for path in kept if any(secret in path.read_bytes() for secret in secrets)] == []
 
 
 def test_a_second_run_is_cached_and_calls_nothing(store, credentials, sandbox: Sandbox):

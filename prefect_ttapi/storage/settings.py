@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import KeysView, Mapping
+from collections.abc import Coroutine, KeysView, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -32,9 +32,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from prefect_ttapi.capabilities import Strict, unmasked
+from prefect_ttapi.capabilities import Strict, is_masked, unmasked
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
+from prefect_ttapi.storage.objects import Answer
 from prefect_ttapi.storage.s3 import S3
 from prefect_ttapi.storage.s3_service import Account, Keys, explain
 
@@ -287,10 +288,32 @@ class SavedForm(_Plain):
         {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_saved(cls, data: Any, handler: Any) -> Any:
+        """Return the saved block of what Prefect's JSON makes of one, as background tasks get it: without secrets.
+
+        All of it is as it was saved: what else stands in the JSON must not say where the key is sent.
+        """
+        saved = data.get("_block_document_id") if isinstance(data, Mapping) else None
+        masked = isinstance(data, Mapping) and any(map(is_masked, data.values()))
+        return _by_reference(cls, str(saved)) if saved and masked else handler(data)
+
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
         """Return the block of a saved document; a name in it that is not known is a warning, and passed over."""
         return super().model_validate(_known(cls, obj), **options)
+
+
+def check_survives_json(block: SavedForm) -> None:
+    """Raise ValueError where Prefect's JSON would lose what a block needs: it has secrets, and is not saved."""
+    secrets = [value for value in vars(block).values() if isinstance(value, SecretStr | _AwsBlock)]
+    if secrets and not _name_of(block):
+        kind = type(block).__name__
+        raise ValueError(
+            f"nothing is sent: {kind} has secrets, which are not sent to background tasks: save the block "
+            f"(block.save('NAME')), and pass it, or {kind}.load('NAME')"
+        )
 
 
 def _known(form: type[Strict], saved: Any) -> Any:
@@ -447,14 +470,28 @@ class _KeysOf:
         return frozen.access_key, frozen.secret_key, frozen.token
 
 
+def _by_reference(form: type[SavedForm], document_id: str) -> object:
+    """Return a saved block by its document's ID. ValueError: it can't be had."""
+    assert issubclass(form, Block)  # noqa: S101 - only blocks are saved
+    try:
+        return _awaited(form.aload_from_ref(document_id))
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"can't load the saved {form.__name__} {document_id}: {why}") from error
+
+
+def _awaited(call: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return what `call` gives, run in a thread of its own, since an event loop may be running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, call).result()
+
+
 def _fetched(block: str | _AwsBlock) -> _AwsBlock:
     """Return the block, fetched from the Prefect server where only its name is known."""
     if not isinstance(block, str):
         return block
     try:
-        # in a thread of its own, since an event loop may be running in this one
-        with ThreadPoolExecutor(1) as thread:
-            found: object = thread.submit(copy_context().run, asyncio.run, Block.aload(block)).result()
+        found: object = _awaited(Block.aload(block))
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise StoreError(f"can't load the block {block}: {why}; is prefect-aws installed?") from error
@@ -467,7 +504,7 @@ def _fetched(block: str | _AwsBlock) -> _AwsBlock:
 _loaded = lru_cache(maxsize=32)(_fetched)
 
 
-def _name_of(block: _AwsBlock) -> str | None:
+def _name_of(block: object) -> str | None:
     """Return the name that the block is saved under, None where it is not."""
     if not isinstance(block, Block):
         return None

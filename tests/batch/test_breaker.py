@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_ttapi.batch.lanes import Breaker
+from prefect_ttapi.batch.lanes import Breaker, Shared
+from prefect_ttapi.generation.limits import Limits
+from tests.support.rows import generated
 
 ENDS = {
     "ten of a kind": (["ServerError"] * 10, [9]),
@@ -44,6 +46,18 @@ def test_fifty_refused_prompts_and_none_that_passes_trip_it() -> None:
     ]
     breaker.note(None)
     assert breaker.note("ModerationError") is None
+
+
+def test_rows_whose_keys_are_taken_stop_nothing() -> None:
+    """Nothing was sent for them, and others have their keys; what is paid for and can't be delivered counts."""
+    shared = Shared(Limits(), Breaker(limit=3))
+    row = generated(status="failed", error_type="KeyTakenError")
+    for _ in range(4):
+        shared.judge(row.model_copy(update={"images": ()}))
+    assert shared.stop.reason is None
+    for _ in range(3):
+        shared.judge(row)
+    assert "3 requests in a row failed with KeyTakenError" in (shared.stop.reason or "")
 
 
 def test_without_a_limit_it_never_trips() -> None:

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import Phase, settings
@@ -141,6 +142,17 @@ def test_over_the_budget_only_what_is_recorded_goes_on():
         (1, "BudgetExceeded"),
         (2, "BudgetExceeded"),
     ]
+
+
+def test_a_duplicate_of_what_could_not_be_delivered_has_a_key_of_its_own():
+    """Where the first was not sent as its key is taken, the next one may be, and has the budget for it."""
+    dispatch, shared = dispatch_of(2, budget=Budget(images=1))
+    for row in range(2):
+        dispatch.came(item(row, "a tree"))
+    for done in (partial(failed, error_type="KeyTakenError"), generated):
+        (lane,) = next_lanes(dispatch)
+        finish(dispatch, shared, lane, [done(lane.items[0])])
+    assert [(done.row.row, done.row.status) for done in dispatch.rows] == [(0, "failed"), (1, "generated")]
 
 
 @pytest.mark.parametrize("recorded", [True, False])

@@ -376,6 +376,24 @@ def test_nothing_is_sent_where_a_store_is_no_good(store, credentials, sandbox: S
     assert sandbox.calls == 0
 
 
+def test_where_answers_wait_is_in_the_summary(store, credentials, sandbox: Sandbox, tmp_path: Path):
+    """A store that fails after paying: the last line and the artifact name the rescue folder, until it is empty."""
+    store = store.model_copy(update={"patience": 0, "rescue_folder": str(tmp_path / "rescue")})
+    store.check()
+    (obstacle := Path(store.url) / "images").touch()
+    report = generate_batch(prompts(2), credentials, store, raise_on_failure=False)
+    assert report.rescue_folder is not None
+    waiting = {path.name for path in Path(report.rescue_folder).iterdir()}
+    assert waiting == {row.request_hash for row in report.rows}
+    told = f"in the rescue folder {report.rescue_folder}, for the next run: 2 paid answers"
+    assert report.summary.endswith(f"; {told}")
+    assert told in unescape("".join(str(artifact.data) for artifact in artifacts(report)))
+    obstacle.unlink()
+    again = generate_batch(prompts(2), credentials, store)
+    assert (again.rescued, again.rescue_folder, again.waiting) == (0, None, None)
+    assert sandbox.calls == 2
+
+
 def test_signed_addresses_are_in_artifacts_only(s3_server: S3Server, new_bucket, credentials):
     """Links that let anyone in are made for artifacts, with their end: result, manifest, ledger and page have none."""
     bucket = new_bucket()
@@ -478,38 +496,28 @@ def test_renditions_are_delivered_beside_each_image(store, shop, credentials, sa
     assert sandbox.calls == 3
 
 
-@pytest.mark.parametrize("as_they_come", [False, True], ids=["a list", "an iterator"])
-def test_what_is_at_the_keys_is_known_before_paying(
-    store, shop, credentials, sandbox: Sandbox, as_they_come: bool
-):
-    """A new store with the same place to deliver to pays for nothing that can't be delivered, unless told to replace.
-
-    A duplicate with a key of its own is paid for, and no number of such rows stops the batch.
-    """
-    names = [*(f"tree-{number}" for number in range(12)), "new", "tree-0-again"]
-    options = {"deliver_to": shop, "key": "{name}.{ext}", "raise_on_failure": False, "max_in_flight": 1}
-    given = [*prompts(13), *prompts(1)]
-
-    def batch(**more: object) -> BatchReport:
-        values = [{"name": name} for name in names]
-        return generate_batch(
-            iter(given) if as_they_come else given, credentials, values=values, **options, **more
-        )
-
-    for name in names[:12]:
+def test_what_is_at_the_keys_is_known_before_paying(store, shop, credentials, sandbox: Sandbox):
+    """A new store with an old place to deliver to pays for nothing that can't be delivered, unless told to replace."""
+    names = ["tree-0", "tree-1", "new", "tree-0-again"]
+    for name in names[:2]:
         shop.write(f"{name}.png", b"somebody else's", "image/png")
-    report = batch(store=store)
-    assert [row.error_type for row in report.rows] == [*["KeyTakenError"] * 12, None, None]
-    assert f"nothing is sent: {shop.uri('tree-3.png')} holds something else" in (report.rows[3].error or "")
+
+    def batch(**options: object) -> BatchReport:
+        values = [{"name": name} for name in names]
+        known = {"deliver_to": shop, "key": "{name}.{ext}", "raise_on_failure": False, "values": values}
+        return generate_batch([*prompts(3), *prompts(1)], credentials, store, **known, **options)
+
+    report = batch()
+    assert [row.error_type for row in report.rows] == ["KeyTakenError", "KeyTakenError", None, None]
+    assert f"nothing is sent: {shop.uri('tree-1.png')} holds something else" in (report.rows[1].error or "")
     assert sandbox.calls == report.totals.images == 2
     assert shop.read("tree-0.png") == b"somebody else's"
-    replaced = batch(store=store, overwrite=True)
+    replaced = batch(overwrite=True)
     assert replaced.ok
-    assert shop.read_bytes(replaced.rows[3].delivered[0].uri) == store.read_bytes(
-        replaced.rows[3].images[0].uri
+    assert shop.read_bytes(replaced.rows[1].delivered[0].uri) == store.read_bytes(
+        replaced.rows[1].images[0].uri
     )
-    assert sandbox.calls == 13
-    assert batch(store=store).ok  # what is there is ours
+    assert sandbox.calls == 3
 
 
 def test_what_is_refreshed_does_not_lose_its_key(store, shop, credentials, sandbox: Sandbox):

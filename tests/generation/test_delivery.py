@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from prefect_ttapi.api.client import TTAPIClient
+from prefect_ttapi.batch.items import Done, Item, Work
+from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.errors import ImageMissingError, KeyTakenError, StoreError
+from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.delivery import Delivery, Place
+from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.images.renditions import Rendition
+from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.engines import engine_of
 from tests.support.generations import deliver, fresh_image, generation_of, request_of, sha256, stored
 from tests.support.meddling import meddling_proxy
 from tests.support.rows import picture
@@ -225,3 +232,26 @@ def test_a_key_is_looked_at_before_paying(target: ImageStore, size: str) -> None
         KeyTakenError, match=r"nothing is sent: .*-1024x1024\.png holds something else: deliver"
     ):
         delivery.check_free(request, {}, request.prompt)
+
+
+def test_what_was_not_listed_is_looked_at_before_it_is_sent(
+    folder_store: ImageStore, shop: ImageStore, client: TTAPIClient, sandbox: Sandbox
+) -> None:
+    """A request of a batch whose key is taken is not sent, and its claim and its money are free again."""
+    request = request_of()
+    spending = Spending(Budget(images=1))
+    assert spending.reserve(request) is None
+    engine = engine_of(folder_store, client, limits=Limits(spending=spending))
+    work = Work(engine, BatchOptions(), Delivery(shop, "{slug}.png", "batch", datetime.now(UTC)))
+    (key,) = work.delivery.likely_keys(request, {}, request.prompt)
+    shop.write(key, b"something else", "image/png")
+    done = work.outcome(Item(0, request), None)
+    assert isinstance(done, Done)
+    assert (done.row.status, done.row.error_type, done.images_paid) == ("failed", "KeyTakenError", 0)
+    assert (sandbox.calls, spending.reserved, spending.spent.images) == (0, 0, 0)
+    shop.remove(key)
+    assert spending.reserve(request) is None
+    done = work.outcome(Item(0, request), None)
+    assert isinstance(done, Done)
+    assert [copy.uri for copy in done.row.delivered] == [shop.uri(key)]
+    assert sandbox.calls == 1
