@@ -63,8 +63,9 @@ def encoded(value: object) -> Any:
     Raises:
         ValueError: it is a block with secrets that is not saved, or the flow that a background task is sent from.
     """
-    if isinstance(value, SavedForm):
-        check_survives_json(value)
+    for block in (value, *getattr(value, "__dict__", {}).values()):  # or an option that has one
+        if isinstance(block, SavedForm):
+            check_survives_json(block)
     if isinstance(value, Flow):
         raise ValueError(  # noqa: TRY004 - where the task is called from is wrong, not the type of an argument
             "nothing is sent: background tasks (delay) are sent from outside flows; in a flow, use submit or map"

@@ -26,8 +26,8 @@ from prefect_ttapi import (
     TTAPIClient,
     TTAPICredentials,
 )
-from tests.support.certificates import chain_for
 from prefect_ttapi.tasks import encoded
+from tests.support.certificates import chain_for
 
 SECRET = "marked-secret-7f3a"
 CHAIN = chain_for()
