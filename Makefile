@@ -39,7 +39,7 @@ docs: $(VENV)/.installed-docs ## the documentation site, into ./site; a link tha
 
 check: lint types docs test ## lint, types, documentation and tests
 
-integration: $(VENV)/.installed-engines ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw
+integration: $(VENV)/.installed-engines ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw, exiftool
 	@tests/integration/install-packages
 	@echo "==> pytest -m integration"
 	@$(BIN)/python -m pytest -m integration

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.cli.stores import object_at, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.images.provenance import Labels, read_labels
 from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.report import Unchanged
@@ -71,6 +74,7 @@ class Origin(_Link):
     Attributes:
         address: what was asked about.
         request_hash: the request's name, where it could be found.
+        found_by: what it was found by, in words.
         delivered: the delivered copy that was asked about, where it is one.
         image: the stored image that was asked about.
         image_is_there: whether the store has it with the recorded length.
@@ -81,6 +85,7 @@ class Origin(_Link):
 
     address: str
     request_hash: str | None = None
+    found_by: str | None = None
     delivered: Copy | None = None
     image: StoredImage | None = None
     image_is_there: bool | None = None
@@ -218,7 +223,9 @@ def trace_object(
     everywhere: bool = False,
     progress: Progress | None = None,
 ) -> Origin:
-    """Tell who made an object: an image of a store, a copy of one, any file with the same bytes, or a record.
+    """Tell who made an object: an image of a store, a copy of one, any file that is made of one, or a record.
+
+    What the object's metadata says comes first, then what the file says in its XMP, then whose bytes they are.
 
     Args:
         address: `s3://bucket/key`, `file:///...` or a path.
@@ -247,19 +254,24 @@ def trace_object(
         raise ImageMissingError(f"there is no {uri}")
     home = store or (store_at(kept[0], endpoint_url) if kept else _home(uri, source, endpoint_url))
     search = Search(home, progress or Progress())
-    # a rendition has other bytes than the image that it was made from
-    sha256 = source[1] if source else _digest(place, key)
-    entries = _entries(search, said, sha256)
+    claims = _claims(place, key, said, kept)
+    first = next(claims)
+    found_by, entries = next(
+        ((claim, known) for claim in chain([first], claims) if (known := _entries(search, claim))),
+        (first, []),
+    )
+    sha256 = found_by.sha256 or _digest(place, key)
     image = next((image for entry in entries for image in _images(entry) if image.sha256 == sha256), None)
     if there is None and image is None:
         raise ImageMissingError(f"there is no {uri}, and no record of it")
     hashes = (entry.generation.request_hash for entry in entries if entry.generation)
-    request_hash = said.get("request-hash") or next(hashes, None)
+    request_hash = found_by.request_hash or next(hashes, None)
     runs = [said.get("delivered-in"), said.get("flow-run-id")]
     rows = _rows(search, request_hash, runs, entries, everywhere) if request_hash else []
     return Origin(
         address=address,
         request_hash=request_hash,
+        found_by=found_by.source if entries else None,
         delivered=Copy(uri=uri, size_bytes=there.size, metadata=said) if there and not kept else None,
         image=image,
         image_is_there=image and not home.missing([image]),
@@ -341,12 +353,39 @@ def _digest(place: ImageStore, key: str) -> str:
     return found[1]
 
 
-def _entries(search: Search, said: Mapping[str, str], sha256: str) -> list[Entry]:
-    """Return the ledger's entries of the request that the object names; else of all requests with this image."""
-    request_hash = said.get("request-hash", "")
-    if layout.is_sha256(request_hash) and (found := search.entries_of(request_hash, said.get("api-origin"))):
+class _Claim(NamedTuple):
+    """What something says of an object: which request it answers, at which API, and which image it is made of."""
+
+    source: str
+    request_hash: str | None = None
+    api_origin: str | None = None
+    sha256: str | None = None
+
+
+def _claims(
+    place: ImageStore, key: str, said: Mapping[str, str], kept: tuple[str, str] | None
+) -> Iterator[_Claim]:
+    """Yield what is said of an object, the likeliest first, as far as it is asked for."""
+    if kept:
+        yield _Claim("its address", said.get("request-hash"), said.get("api-origin"), kept[1])
+        return
+    # a rendition has other bytes than the image that it was made from
+    (_, source) = _image_at(said.get("source-uri", "")) or ("", said.get("source-sha256"))
+    if source or "request-hash" in said:
+        yield _Claim("its object's metadata", said.get("request-hash"), said.get("api-origin"), source)
+    with place.open(place.uri(key)) as file:
+        labels = read_labels(file) or Labels()
+    if labels.request_hash or labels.source_sha256:
+        yield _Claim("the XMP in the file", labels.request_hash, None, labels.source_sha256)
+    yield _Claim("the SHA-256 of its bytes", sha256=_digest(place, key))
+
+
+def _entries(search: Search, claim: _Claim) -> list[Entry]:
+    """Return the ledger's entries of the request that is named; else of all requests with this image."""
+    request_hash, sha256 = claim.request_hash or "", claim.sha256 or ""
+    if layout.is_sha256(request_hash) and (found := search.entries_of(request_hash, claim.api_origin)):
         return found
-    naming = search.entries_that_say(sha256)
+    naming = search.entries_that_say(sha256) if layout.is_sha256(sha256) else ()
     return [entry for entry in naming if sha256 in {image.sha256 for image in _images(entry)}]
 
 

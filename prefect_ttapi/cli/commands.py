@@ -364,7 +364,8 @@ def trace(
     """Show where an image comes from, or what a run made.
 
     Args:
-        address: An image or a delivered copy (s3://bucket/key or a path), a manifest, or a request's hash.
+        address: An image, a delivered copy or a download of one (s3://bucket/key or a path), a manifest, or
+            a request's hash.
         run: The id of a flow run, instead of an address, to show what it made.
         store: Where the ledger is: a folder, s3://bucket/prefix, or block:NAME.
         endpoint_url: The endpoint of an S3 service other than AWS.

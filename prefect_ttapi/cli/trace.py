@@ -179,6 +179,8 @@ def made_tree(made: Made) -> Node:
 
 
 def _links(origin: Origin) -> Iterator[Node | str]:
+    if origin.found_by:
+        yield f"found by {origin.found_by}"
     if origin.delivered:
         yield _copy(origin.delivered)
     if origin.image:
@@ -200,7 +202,8 @@ def _image(image: StoredImage, state: str = "") -> Node:
     sides, length = f"{image.width} x {image.height}", size(image.size_bytes)
     facts = [f"{sides}, {image.media_type}, {length}, image {image.index}", f"SHA-256 {image.sha256}"]
     revised = [f"revised prompt: {image.revised_prompt}"] if image.revised_prompt else []
-    return Node(f"stored image {image.uri}{state}", facts + revised)
+    marks = [f"marks: {', '.join(image.marks) or 'none'}"] if image.marks is not None else []
+    return Node(f"stored image {image.uri}{state}", facts + marks + revised)
 
 
 def _entry(entry: Entry, with_images: bool) -> Iterator[Node | str]:

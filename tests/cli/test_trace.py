@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,10 +13,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from PIL import Image
 
 from prefect_ttapi.cli.chain import Made, Origin, trace_object, trace_run
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.generation.delivery import Delivery, metadata_of
+from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.images.provenance import mark
+from prefect_ttapi.images.renditions import Rendition, versions_of
+from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
 from prefect_ttapi.requests import ImageRequest
@@ -23,6 +30,7 @@ from prefect_ttapi.storage.objects import Facts, ascii_metadata
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of
 from tests.support.ledgers import acquire, recorded
+from tests.support.pictures import png_of
 from tests.support.s3 import S3Server
 
 RUN = "0b6f5a52-8d6e-4b1c-9d0e-4a61f3f6a001"
@@ -194,6 +202,49 @@ def test_a_rendition_leads_to_its_image(tmp_path: Path) -> None:
     assert origin.delivered is not None
     assert origin.delivered.metadata["sha256"] == "f" * 64
     assert origin.gaps == ()
+
+
+def test_a_file_alone_leads_to_its_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an object's metadata, by what the file's XMP says; also where another program has written it anew."""
+    store, shop = ImageStore(url=str(tmp_path / "store")), ImageStore(url=str(tmp_path / "shop"))
+    made = record(store, REQUEST, png_of(8, 8, zlib.compress(bytes(8 * 25))), RUN)
+    delivery = Delivery(
+        shop,
+        "{rendition}",
+        "b",
+        datetime.now(UTC),
+        versions=versions_of([Rendition(max_size=4)]),
+        provenance=Provenance(),
+    )
+    for copy in delivery.deliver(made, {}):
+        data = shop.read_bytes(copy.uri)
+        with Image.open(io.BytesIO(data)) as image:
+            image.save(edited := io.BytesIO(), "JPEG", xmp=image.info["xmp"])
+        for number, download in enumerate(
+            (data, edited.getvalue(), data.replace(b":prefect-ttapi:", b":somebody-else:"))
+        ):
+            path = tmp_path / f"{number}.bin"
+            path.write_bytes(download)
+            assert main(["trace", str(path), "--store", store.url]) == 0
+            out = capsys.readouterr().out
+            assert "found by the XMP in the file" in out
+            assert f"request {REQUEST.request_hash}" in out
+            origin = trace_object(str(path), store)
+            assert (origin.image, origin.found_by) == (made.images[0], "the XMP in the file")
+    for uri, by in ((copy.uri, "its object's metadata"), (made.images[0].uri, "its address")):
+        assert trace_object(uri).found_by == by
+
+
+def test_xmp_that_names_nothing_known_is_passed_over(tmp_path: Path) -> None:
+    """What anybody wrote into a copy of an image does not hide whose bytes, or whose request, it is."""
+    store = ImageStore(url=str(tmp_path / "store"))
+    for number, said in enumerate((("0" * 64, "1" * 64), ("../..", "<b>"), ("*" * 64, ""))):
+        lie = mark(io.BytesIO(png_of(8, 8 + number)), Statement("m", *said))
+        made = record(store, REQUEST.model_copy(update={"variant": f"{number}"}), b"".join(lie), RUN)
+        download = tmp_path / f"{number}.png"
+        download.write_bytes(store.read_bytes(made.images[0].uri))
+        origin = trace_object(str(download), store)
+        assert (origin.image, origin.found_by) == (made.images[0], "the SHA-256 of its bytes")
 
 
 def test_a_source_that_can_not_be_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
