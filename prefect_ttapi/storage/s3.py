@@ -51,6 +51,9 @@ _CHUNK: Final = 256 * 1024
 #: What may go wrong with a request, on either side.
 _FAILURES: Final = (BotoCoreError, ClientError, HTTPError, OSError, EOFError, zlib.error)
 
+#: Endpoints that have answered this process: where nothing answers there now, somebody may be at it.
+_answered: Final[set[str | None]] = set()
+
 #: What proxies add to a tag, which conditions don't know: that it is weak, and how the answer was packed.
 _NOT_THE_TAG: Final = re.compile(r'^W/|"|(--?|;)(gzip|br|deflate|zstd)(?="?$)')
 
@@ -256,12 +259,15 @@ class S3(ObjectStore):
             client = None
             try:
                 client = client_for(self.account)
-                return attempt(client)
+                answer = attempt(client)
             except _FAILURES as error:
                 if renewable and may_be_expired(error):
                     forget(self.account, client)
                     continue
-                raise explain(error, f"{doing} {self._shown(key)}") from error
+                answered = self.account.endpoint_url in _answered
+                raise explain(error, f"{doing} {self._shown(key)}", answered=answered) from error
+            _answered.add(self.account.endpoint_url)
+            return answer
         raise AssertionError("a second failure is final")
 
     def _name(self, key: str) -> str:

@@ -23,6 +23,7 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     SSLError,
@@ -296,13 +297,19 @@ def refused_conditions(error: Exception) -> NoConditionsError | None:
     return NoConditionsError(f"it answers {code}, HTTP {status}") if code in _MINDS_CONDITIONS else None
 
 
-def explain(error: Exception, doing: str) -> StoreError:
-    """Return one line that says what failed and what to do; its class says whether the write may have happened."""
+def explain(error: Exception, doing: str, *, answered: bool = False) -> StoreError:
+    """Return one line that says what failed and what to do; its class says whether to ask again.
+
+    Args:
+        answered: the service has answered before: that nothing does now is an outage, and no wrong address.
+    """
     status, code = _status_and_code(error)
     if status is None:
         kind = _kind(error)
         line = f"{doing}: {_ADVICE_WITHOUT_ANSWER.get(kind) or f'the answer was lost ({kind})'}"
-        settled = isinstance(error, BotoCoreError) and not isinstance(error, _LOST) and kind != "SSLError"
+        outage = answered and isinstance(error, EndpointConnectionError)
+        lost = outage or isinstance(error, _LOST) or kind == "SSLError"
+        settled = isinstance(error, BotoCoreError) and not lost
         return StoreError(line) if settled else NoAnswerError(line)
     if status == 412 or (status, code) in _MISSING:
         return ConflictError(f"{doing}: it is not as expected (HTTP {status})")

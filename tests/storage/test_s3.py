@@ -9,6 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from moto.core.authorization import enable_iam_authentication
+from moto.server import ThreadedMotoServer
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError, waiting
@@ -51,6 +52,22 @@ def test_an_endpoint_where_nothing_answers() -> None:
             url="s3://bucket", endpoint_url=endpoint, access_key_id="k", secret_access_key="s", region="r"
         )
         one_line(store.check, endpoint, "nothing answers there")
+        with pytest.raises(StoreError) as wrong_address:
+            store.read("a")
+        assert not isinstance(wrong_address.value, NoAnswerError)
+
+
+def test_an_endpoint_that_goes_away_is_waited_for(s3_server: S3Server) -> None:
+    """A service that has answered before is asked again while nobody is there: it is no wrong address."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    settings = s3_server.settings(endpoint_url=endpoint)
+    store = connected(ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings))
+    server.stop()
+    with waiting(0), pytest.raises(NoAnswerError, match="nothing answers there"):
+        store.read("a")
+
 
 
 def test_wrong_keys(s3_server: S3Server) -> None:
