@@ -123,7 +123,10 @@ def test_at_a_terminal_the_temporary_server_stays(
 
 
 def test_cancelled_from_the_api(store: ImageStore, prefect_ui: Server, tmp_path: Path) -> None:
-    """Cancelling a served run stops its batch as SIGTERM does: recorded, listed, and the run is cancelled."""
+    """Cancelling a served run stops its batch as SIGTERM does: recorded, listed, and the run is cancelled.
+
+    The next run pays for the rest.
+    """
     log, environment = tmp_path / "log", prefect_ui.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     with (
         Sandbox(tiny=True, latency=0.5) as sandbox,
@@ -134,9 +137,11 @@ def test_cancelled_from_the_api(store: ImageStore, prefect_ui: Server, tmp_path:
         run = prefect_ui.ask(f"deployments/{deployment['id']}/create_flow_run")
         until(lambda: sandbox.paid >= 4 and sandbox.in_flight, log)
         prefect_ui.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING"})
-        this = {"id": {"any_": [run["id"]]}}
-        until(lambda: prefect_ui.ask("flow_runs/filter", flow_runs=this)[0]["state_type"] == "CANCELLED", log)
-        served.send_signal(signal.SIGINT)
-        served.wait(PATIENCE)
+        until(lambda: prefect_ui.state_of(run["id"]) == "CANCELLED", log)
         check_that_nothing_is_open(store, sandbox)
         check_that_it_was_told(prefect_ui, store)
+        following = prefect_ui.ask(f"deployments/{deployment['id']}/create_flow_run")
+        until(lambda: prefect_ui.state_of(following["id"]) == "COMPLETED", log)
+        assert sandbox.calls == sandbox.paid == len(sandbox.paid_by_request) == REQUESTS
+        served.send_signal(signal.SIGINT)
+        served.wait(PATIENCE)

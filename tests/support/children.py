@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,17 @@ from tests.support.prefect_server import PATIENCE, ROOT
 
 @contextmanager
 def child(
-    command: list[str], environment: dict[str, str], log: Path, cwd: Path = ROOT, **options: object
+    command: list[str],
+    environment: dict[str, str],
+    log: Path,
+    cwd: Path = ROOT,
+    prefix: Sequence[str] = (),
+    **options: object,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python command that doesn't outlive the test; what it says goes to `log`."""
+    """A Python command that doesn't outlive the test; what it says goes to `log`. `prefix` says where it runs."""
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=cwd, env=environment, stdout=out, stderr=out, **options
+            [*prefix, sys.executable, *command], cwd=cwd, env=environment, stdout=out, stderr=out, **options
         )
         try:
             yield process

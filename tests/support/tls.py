@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import ssl
 import tempfile
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class Identity:
 
 
 def identity(name: str) -> Identity:
+    """Of a host name, or an address."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -39,7 +41,7 @@ def identity(name: str) -> Identity:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_named(name)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -55,3 +57,10 @@ def identity(name: str) -> Identity:
     asked_for: list[str | None] = []
     server.sni_callback = lambda _socket, asked, _context: asked_for.append(asked)
     return Identity(server, ssl.create_default_context(cadata=pem.decode()), asked_for, pem)
+
+
+def _named(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
