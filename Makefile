@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage check docs integration versions lint types clean
+.PHONY: help demo test coverage check docs integration chaos versions lint types clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,12 +39,16 @@ docs: $(VENV)/.installed-docs ## the documentation site, into ./site; a link tha
 
 check: lint types docs test ## lint, types, documentation and tests
 
-integration: $(VENV)/.installed-engines ## tests against real servers and a browser; needs Debian's chromium, ceph-{common,mon,osd}, radosgw, exiftool
+integration: $(VENV)/.installed-engines ## tests against real servers and a browser; installs what is missing of Debian's packages
 	@tests/integration/install-packages
 	@echo "==> pytest -m integration"
 	@$(BIN)/python -m pytest -m integration
 	@echo "==> the lowest versions of what we need"
 	@$(BIN)/python tools/versions.py --quick lowest
+
+chaos: $(VENV)/.installed-dev ## kill a thousand payers, and write into docs/figures.md what that cost (an hour)
+	@tests/integration/install-packages
+	@$(BIN)/python benchmarks/chaos.py --write
 
 versions: $(VENV)/.installed-dev ## demo, tests and schedule in an environment for each row of docs/versions.md (an hour)
 	@$(BIN)/python tools/versions.py

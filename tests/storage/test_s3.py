@@ -69,7 +69,6 @@ def test_an_endpoint_that_goes_away_is_waited_for(s3_server: S3Server) -> None:
         store.read("a")
 
 
-
 def test_wrong_keys(s3_server: S3Server) -> None:
     """An unknown access key, a wrong secret and a missing permission each say what to correct."""
     url = f"s3://{s3_server.new_bucket()}"
