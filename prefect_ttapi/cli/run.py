@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal
 
 from prefect import flow
@@ -22,6 +23,7 @@ from prefect_ttapi.batch import (
     Budget,
     Estimate,
     Price,
+    Prompts,
     check_batch,
     estimate_batch,
     generate_batch,
@@ -53,6 +55,9 @@ Name = Annotated[str, Field(title="Name")]
 Number = Annotated[int, Field(ge=0, title="Number")]
 Amount = Annotated[float, Field(ge=0, title="Number")]
 AtOnce = Annotated[int, Field(ge=1, le=1000)]
+
+#: The prompts that a command line has read already: a flow's parameters, which the server keeps, are no place for them.
+_at_hand: ContextVar[Prompts | None] = ContextVar("ttapi_prompts_at_hand", default=None)
 
 
 @flow(name="campaign", flow_run_name="campaign-{name}", persist_result=False)
@@ -111,7 +116,7 @@ def campaign(
     if key and not deliver:
         raise ValueError(NOT_DELIVERED)
     asked = {"size": size, "quality": quality}
-    given = read_prompts(
+    given = _at_hand.get() or read_prompts(
         prompts,
         prompt_column=prompt_column or None,
         columns=columns,
@@ -181,7 +186,11 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
         settings["prices"] = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
         with waiting_for("Starting Prefect's server"):
             start_server()
-        state = campaign(path, address, **_given(settings), return_state=True)
+        read = _at_hand.set(given)
+        try:
+            state = campaign(path, address, **_given(settings), return_state=True)
+        finally:
+            _at_hand.reset(read)
         names = [f"line {line}" for line in given.lines]
         return tell(state.result(raise_on_failure=False), paying.deliver, names)
 

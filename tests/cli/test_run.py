@@ -121,11 +121,18 @@ class TestRun:
         assert delivered["Metadata"]["model"] == "gpt-image-1"
 
     @pytest.mark.usefixtures("prefect_server")
-    def test_a_limit_in_usd(self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-        """What does not fit is skipped, and the next run goes on from there; the money is in the summary."""
-        prompts = prompts_file(tmp_path, "prompt\n" + "".join(f"boat {number}\n" for number in range(8)))
+    def test_a_limit_in_usd(
+        self, sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
+    ):
+        """What does not fit is skipped, and the next run goes on from there; the money is in the summary.
+
+        The file is read once, so that its warnings come once.
+        """
+        rows = "".join(f"boat {number},high\n" for number in range(8))
+        prompts = prompts_file(tmp_path, f"prompt,qualiti\n{rows}")
         limited = [prompts, "--store", str(tmp_path / "out"), "--max-usd", "0.30", "--price", "dall-e-2=0.1"]
         assert run([*limited, "--price", "gpt-image-2=5/40"]) == 1
+        assert caplog.text.count("did you mean quality?") == 1
         said = capsys.readouterr()
         assert "0.30 USD" in said.out
         assert "would pass the limit of 0.3000 USD" in said.err
