@@ -151,6 +151,8 @@ class TTAPIClient:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             answer, opened = attempts.run(partial(self._ask, request, guard))
         guard.in_hand = opened.answer
+        if any(item.image is None for item in answer.items):
+            guard.before_fetching()
         images, lost = _all(self._had(name, answer.items, 0, patience, guard.stop))
         if lost is not None:
             lost = self._paid(lost, attempts, opened)
@@ -253,6 +255,8 @@ class TTAPIClient:
                     raise attempts.error(failure)
         lost: DownloadError | None = None
         guard.in_hand = opened.answer
+        if elsewhere:
+            guard.before_fetching()
         for part in elsewhere:
             problems += part.problems
             try:

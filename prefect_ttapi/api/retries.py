@@ -61,6 +61,12 @@ class Guard:
         What it raises ends the request unwritten, as in `admit`.
         """
 
+    def before_fetching(self) -> None:
+        """Keep the answer that is `in_hand`, whose images are still to be fetched, should nobody live to have them.
+
+        Raises nothing: the images are paid for.
+        """
+
 
 @dataclass(frozen=True)
 class Step:

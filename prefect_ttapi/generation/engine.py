@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, Self
 
 from prefect_ttapi.api.client import TTAPIClient
@@ -232,6 +233,7 @@ class Engine:
             self.ledger.log.warning("request %s: %s; %s", request.request_hash[:12], why, _REST)
         hand = Read(claim.answer(generation, result_key), answer.images, rest)
         record = keeper.keep(claim, hand, stop=self.limits.stop)
+        keeper.remove(request.request_hash, claim.token)
         is_own = record.generation.images == generation.images
         return Paid(record, sent=True, fresh=answer.images if is_own else ())
 
@@ -332,16 +334,31 @@ class Engine:
         kept = _kept(claim, facts, raw, f"{error.outcome}: {error}", whole=is_whole)
         try:
             keeper.keep_unread(claim, Unread(kept, raw.body), stop=self.limits.stop)
+            keeper.remove(request.request_hash, kept.token)
             error.kept_at, error.answer = keeper.place(request.request_hash, kept), None
         except NotStoredError as not_stored:
             error.kept_at = str(not_stored)
         self.ledger.log.warning("request %s: its answer can't be read: %s", request.request_hash[:12], error)
 
+    def _keep_meanwhile(
+        self, claim: Claim, request: ImageRequest, keeper: Keeper, raw: RawAnswer, api_calls: int
+    ) -> None:
+        """Keep an answer on this machine while its images are fetched; where that fails, only a kill can harm it."""
+        facts = self._generation(request, images=(), api_calls=api_calls, request_id=raw.request_id)
+        why = "its process ended while its images were fetched"
+        try:
+            keeper.put_meanwhile(
+                request.request_hash, Unread(_kept(claim, facts, raw, why, whole=True), raw.body)
+            )
+        except StoreError as error:
+            self.ledger.log.info("request %s is fetched without a copy: %s", request.request_hash[:12], error)
+
     def _ask(
         self, claim: Claim, request: ImageRequest, on_preview: OnPreview | None, keeper: Keeper
     ) -> GeneratedImages:
         """Return the answer to a claimed request; where there is none, the claim says what became of it."""
-        guard = SendGuard(claim, request, self.store, self.limits)
+        keep = partial(self._keep_meanwhile, claim, request, keeper)
+        guard = SendGuard(claim, request, self.store, self.limits, keep)
         try:
             if request.stream or on_preview is not None:
                 events = self.client.stream(request, guard, patience=self.store.patience)

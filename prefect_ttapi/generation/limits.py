@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
@@ -17,7 +17,7 @@ from prefect_ttapi.generation.persisting import rescue_place
 from prefect_ttapi.images.spool import check_room, room_at
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import GeneratedImages, Usage
+from prefect_ttapi.results import GeneratedImages, RawAnswer, Usage
 from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.store import ImageStore
 
@@ -207,10 +207,23 @@ def may_cost(error: BaseException) -> bool:
 
 
 class SendGuard(Guard):
-    """Asked right before bytes go to the API: stop, rate and budget of the run, room for the answer, the lease."""
+    """Asked right before bytes go to the API: stop, rate and budget of the run, room for the answer, the lease.
 
-    def __init__(self, claim: Claim, request: ImageRequest, store: ImageStore, limits: Limits) -> None:
+    Args:
+        claim, request, store, limits: what is sent, and what has to allow it.
+        keep: is given an answer whose images are still to be fetched, and how often the request was sent for it.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        request: ImageRequest,
+        store: ImageStore,
+        limits: Limits,
+        keep: Callable[[RawAnswer, int], None],
+    ) -> None:
         super().__init__(limits.stop)
+        self._keep = keep
         self._claim = claim
         self._images = request.n
         self._store = store
@@ -235,6 +248,12 @@ class SendGuard(Guard):
             if self._attempt == 1:
                 self._claim.release()
             raise
+
+    def before_fetching(self) -> None:
+        """Keep the answer: a process that is killed while it fetches images has paid for them."""
+        raw = self.in_hand() if self.in_hand is not None else None
+        if raw is not None:
+            self._keep(raw, self._attempt)
 
 
 @contextmanager

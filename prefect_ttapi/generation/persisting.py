@@ -18,7 +18,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from prefect_ttapi.ledger.documents import (
     encode,
     record_of,
 )
+from prefect_ttapi.ledger.leases import is_gone
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import Stop, backoff
 from prefect_ttapi.storage.layout import answer_key, image_key, is_sha256, slug_of
@@ -216,11 +217,20 @@ class Keeper:
     def waiting(self) -> tuple[int, Path | None]:
         """Return how many answers wait in the rescue folder, and where; none where it can't be read."""
         try:
-            found = list(self.rescued())
+            found = [each for each in self.rescued() if not self._is_under_way(each)]
             return len(found), self.folder(found[0]).parent if found else None
         except StoreError as error:
             self.log.warning("what may be in the rescue folder is not looked for: %s", error)
             return 0, None
+
+    def _is_under_way(self, request_hash: str) -> bool:
+        """Return whether somebody is at work on a request, whose answer is kept meanwhile."""
+        try:
+            seen = Documents(self.store, self.api_origin).read(request_hash)
+        except StoreError:
+            return False
+        holder = seen.document.holder if seen and seen.document.state is State.CLAIMED else None
+        return holder is not None and seen is not None and not is_gone(holder, seen.document.token)
 
     def folder(self, request_hash: str) -> Path:
         """Return where the answer to a request is kept, or would be. StoreError: it could be kept nowhere."""
@@ -247,6 +257,11 @@ class Keeper:
             self.log.warning("what may be in the rescue folder is not looked for: %s", error)
             return False
 
+    def put_meanwhile(self, request_hash: str, hand: Unread) -> None:
+        """Keep an answer until its images are fetched and stored, but beside nothing that people are to look at."""
+        if not self.holds(request_hash) or self._standing(self.folder(request_hash), request_hash):
+            self.put(request_hash, hand)
+
     def put(self, request_hash: str, hand: Read | Unread) -> None:
         """Keep an answer, in the place of older ones to the same request; one that nobody can read, beside them.
 
@@ -267,7 +282,7 @@ class Keeper:
             objects.write(self._key(request_hash, hand.answer), hand.body.open, _UNREAD)
             standing = self._standing(folder, request_hash)
             facts = {"answer": standing.answer, "kept": standing.kept} if standing else {}
-            facts["kept"] = (*facts.get("kept", ()), hand.answer)
+            facts["kept"] = (*_others(facts.get("kept", ()), hand.answer.token), hand.answer)
         else:
             for image in hand.images:
                 # also where there is something: it may be damaged
@@ -299,23 +314,27 @@ class Keeper:
             self.log.warning("%s is passed over: %s; look, and delete it", folder, error)
             return None
 
-    def remove(self, request_hash: str, kept: Kept | None = None) -> None:
-        """Forget what the store has: all there is of a request, or (`kept`) an answer that nobody can read."""
+    def remove(self, request_hash: str, token: str | None = None) -> None:
+        """Forget what the store has: all there is of a request, or (`token`) one answer that was not read."""
         if not self.holds(request_hash):
             return
         folder = self.folder(request_hash)
         documents = self._documents(folder)
         try:
-            standing = self._standing(folder, request_hash) if kept else None
-            others = tuple(each for each in standing.kept if each != kept) if standing else ()
-            if standing and (others or standing.answer):
-                self._write(documents, request_hash, {"answer": standing.answer, "kept": others})
-                return
+            if token:
+                standing = self._standing(folder, request_hash)
+                others = _others(standing.kept, token) if standing else ()
+                if standing is None or len(others) == len(standing.kept):
+                    return  # it is not there
+                if others or standing.answer:
+                    self._write(documents, request_hash, {"answer": standing.answer, "kept": others})
+                    documents.store.remove(answer_key(self._slug, request_hash, token))
+                    return
             # first: whole or not at all
             documents.store.remove(documents.key(request_hash))
         except StoreError as error:
             self.log.warning("what the store has is left in the rescue folder: %s", error)
-            if kept:
+            if token:
                 return
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -348,7 +367,7 @@ class Keeper:
                 raise
             else:
                 if rescued or where:
-                    self.remove(name, hand.answer if isinstance(hand, Unread) else None)
+                    self.remove(name, hand.answer.token if isinstance(hand, Unread) else None)
                 return record
             time.sleep(pause)
         raise AssertionError("pauses have no end")
@@ -420,6 +439,10 @@ class Keeper:
         if read is None and not unread:
             raise ValueError("it names no images")
         return Rescued(read, record, unread)
+
+
+def _others(kept: Iterable[Kept], token: str | None) -> tuple[Kept, ...]:
+    return tuple(each for each in kept if each.token != token)
 
 
 def _end(claim: Claim, hand: Read | Unread) -> Record | None:

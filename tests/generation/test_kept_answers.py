@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,12 @@ def impatient(store: ImageStore, tmp_path: Path) -> ImageStore:
 def linked(server: HostileServer) -> Behaviour:
     """An answer whose image is behind a URL of the same server."""
     return answer(200, {"data": [{"url": f"{server.url}/x.png"}]})
+
+
+def as_events(server: HostileServer) -> Behaviour:
+    """The same as a stream."""
+    event = {"type": "image_generation.completed", "url": f"{server.url}/x.png"}
+    return answer(200, f"data: {json.dumps(event)}\n\n".encode(), {"Content-Type": "text/event-stream"})
 
 
 def pay(store: ImageStore, client: TTAPIClient, payer: str | Ledger, **options: Any) -> Paid:
@@ -334,6 +341,53 @@ def test_whoever_is_interrupted_keeps_the_url_at_once(store, client, server: Hos
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_whoever_is_killed_while_fetching_keeps_the_url(
+    store, client, server: HostileServer, tmp_path, stream: bool
+):
+    """SIGKILL while an image host is slow does not cost the image: the next run on this machine fetches it."""
+    folders = {Path(store.url): tmp_path / "one", tmp_path / "rescue": tmp_path / "two"}
+
+    def kill(wire: Wire) -> bool:
+        for folder, as_it_was in folders.items():
+            shutil.copytree(folder, as_it_was)
+        return answer(200, png())(wire)
+
+    server.play(as_events(server) if stream else linked(server), kill)
+    request = REQUEST.model_copy(update={"stream": stream})
+    assert engine_of(store, client, "one").generate(request).sent
+    assert (rescued(tmp_path), bodies(store)) == ([], [])
+    for folder, as_it_was in folders.items():
+        shutil.rmtree(folder)
+        as_it_was.rename(folder)
+
+    server.play(answer(200, png()))
+    paid = engine_of(store, client, "two").generate(request)
+    assert not paid.sent
+    assert [image.read_bytes() for image in paid.fresh] == [png()]
+    assert (paid.record.run_id, paid.record.maybe_paid, paid.record.also_paid) == ("one", (), ())
+    assert (rescued(tmp_path), bodies(store)) == ([], [])
+    assert sends(server) == 0  # since the kill
+
+
+def test_what_waits_beside_it_stays(store, client, server: HostileServer, tmp_path):
+    """An answer that is kept while its images are fetched does not touch an older one, nor one that is damaged."""
+    store.check_once()
+    (obstacle := Path(store.url) / "answers").touch()
+    server.play(PAGE)
+    refused(store, client, "one")
+    before = rescued(tmp_path)
+    obstacle.unlink()
+    server.play(linked(server), answer(200, png()))
+    assert pay(store, client, "two", not_before=datetime.now(UTC)).sent
+    assert rescued(tmp_path) == before
+    for path in before:
+        path.write_bytes(b"damaged")
+    server.play(linked(server), answer(200, png()))
+    assert pay(store, client, "three", not_before=datetime.now(UTC)).sent
+    assert {path: path.read_bytes() for path in rescued(tmp_path)} == dict.fromkeys(before, b"damaged")
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_whoever_is_cut_off_while_fetching_keeps_the_url(store, client, server: HostileServer, stream: bool):
     """Ctrl-C, or SIGTERM as Prefect raises it, does not cost the image: the next run fetches it."""
 
@@ -342,9 +396,7 @@ def test_whoever_is_cut_off_while_fetching_keeps_the_url(store, client, server: 
         wire.wait(5)
         return False
 
-    event = {"type": "image_generation.completed", "url": f"{server.url}/x.png"}
-    events = answer(200, f"data: {json.dumps(event)}\n\n".encode(), {"Content-Type": "text/event-stream"})
-    server.play(events if stream else linked(server), interrupt, answer(200, png()))
+    server.play(as_events(server) if stream else linked(server), interrupt, answer(200, png()))
     request = REQUEST.model_copy(update={"stream": stream})
     with pytest.raises(KeyboardInterrupt):
         engine_of(store, client, "one").generate(request)
