@@ -27,8 +27,17 @@ from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, Paid
 from prefect_ttapi.generation.limits import Limits
+from prefect_ttapi.generation.persisting import rescue_place
 from prefect_ttapi.generation.provenance import Original, Provenance, note_of, without_mark
-from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, named, stop_of_caller, to_the_end
+from prefect_ttapi.generation.runs import (
+    GRACE,
+    RunContext,
+    async_twin,
+    must_outlive_the_run,
+    named,
+    stop_of_caller,
+    to_the_end,
+)
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures, preview_markdown
@@ -119,6 +128,7 @@ def _generate(
     """Do the work of both tasks; once `stop` is set nothing is sent that is not under way."""
     _must_be(credentials, TTAPICredentials, "credentials")
     _must_be(store, ImageStore, "store")
+    must_outlive_the_run(store, rescue_place(store.rescue_folder))
     task_ctx = TaskRunContext.get()
     run = RunContext.current(task_ctx)
     asked = ImageRequest.model_validate(request)
@@ -298,6 +308,7 @@ def deliver_images(
     """
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
+    must_outlive_the_run(to)
     run = RunContext.current()
     shown = Shown(record_prompts)
     delivery = Delivery(

@@ -29,7 +29,15 @@ from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.generation.persisting import Keeper, rescue_place
 from prefect_ttapi.generation.provenance import Provenance
-from prefect_ttapi.generation.runs import GRACE, RunContext, async_twin, run_log, stop_of_caller, to_the_end
+from prefect_ttapi.generation.runs import (
+    GRACE,
+    RunContext,
+    async_twin,
+    must_outlive_the_run,
+    run_log,
+    stop_of_caller,
+    to_the_end,
+)
 from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.publishing import batch_completed, materialise_batch
@@ -208,9 +216,9 @@ def _checked(
     delivery = options.delivery(datetime.now(UTC))
     keys = KeyCheck(delivery, options.shown) if delivery else None
     intake = take_in(requests, values, keys, options.budget)
+    must_outlive_the_run(store, options.deliver_to, rescue_place(store.rescue_folder))
     with store.before_paying(stop_of_caller()):
         store.check()
-        rescue_place(store.rescue_folder)
         if delivery is not None:
             delivery.check()
     return intake

@@ -1,12 +1,38 @@
-"""The command `init`: a folder with prompts, a flow that works on them, and its deployment."""
+"""The commands `init`, which writes a folder to deploy, and `bootstrap`, which prepares a Prefect server for it."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar, cast
+
+import yaml
+from prefect.blocks.core import Block
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+)
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from prefect.workers.process import ProcessWorker
 
 from prefect_ttapi.cli.reporting import say
+from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.storage.store import ImageStore
+
+_B = TypeVar("_B", bound=Block)
+
+#: Prefect's concurrency limit that runs which share the account share.
+ACCOUNT: Final = "ttapi-account"
+#: Its slots, where nobody says how many.
+_IN_FLIGHT: Final = 16
 
 _PROMPTS: Final = """\
 name,prompt,model,size
@@ -70,15 +96,16 @@ deployments:
     description: Every night, the images of prompts.csv that are not there yet.
     parameters:
       prompts: prompts.csv
-      store: ./images
-      deliver: ./website
+      # whole addresses: below the folder of a git_clone step, what is paid for would be deleted after the run
+      store: {store}
+      deliver: {deliver}
     schedules:
       - cron: "0 3 * * *"
         timezone: UTC
     # one run at a time: a second one would only wait for the first one's images
     concurrency_limit:
       limit: 1
-      collision_strategy: CANCEL_NEW
+      collision_strategy: ENQUEUE
     work_pool:
       name: images
 """
@@ -100,7 +127,11 @@ def run(address: str) -> None:
     files = {
         "prompts.csv": _PROMPTS,
         "flow.py": _FLOW,
-        "prefect.yaml": _DEPLOYMENT.format(folder=json.dumps(str(folder))),
+        "prefect.yaml": _DEPLOYMENT.format(
+            folder=json.dumps(str(folder)),
+            store=json.dumps(str(folder / "images")),
+            deliver=json.dumps(str(folder / "website")),
+        ),
     }
     there = [name for name in files if (folder / name).exists()]
     if there:
@@ -111,3 +142,157 @@ def run(address: str) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     say(f"Written: {', '.join(files)}.", _NEXT.format(folder=folder))
+
+
+#: What became of a thing, in a word, and the thing.
+_Done = tuple[str, str]
+_MADE, _CHANGED, _LEFT, _MISSING = "made", "changed", "left", "MISSING"
+
+
+def bootstrap(
+    address: str | None, name: str, pool: str, in_flight: int | None, endpoint_url: str | None
+) -> int:
+    """Make what deployments need, and say what was made, changed or left; return the exit status.
+
+    Raises:
+        ValueError: no server is named, or an address or a key is malformed.
+    """
+    server = get_current_settings().api.url
+    if server is None:
+        raise ValueError("there is no Prefect server to set up: set PREFECT_API_URL")
+    say(f"On {server}:")
+    status = 0
+    with get_client(sync_client=True) as client:
+        for done, what in _everything(
+            client, address or os.environ.get("TTAPI_STORE"), name, pool, in_flight, endpoint_url
+        ):
+            say(f"  {done:<9}{what}")
+            status |= done == _MISSING
+    return int(status)
+
+
+def _everything(
+    client: SyncPrefectClient,
+    address: str | None,
+    name: str,
+    pool: str,
+    in_flight: int | None,
+    endpoint_url: str | None,
+) -> Iterator[_Done]:
+    yield _credentials(client, name)
+    yield _store(client, name, address, endpoint_url)
+    yield _pool(client, pool)
+    yield _limit(client, in_flight)
+    given = yaml.safe_load(
+        files("prefect_ttapi.cli").joinpath("automations.yaml").read_text(encoding="utf-8")
+    )
+    for automation in given["automations"]:
+        yield _automation(client, AutomationCore.model_validate(automation))
+
+
+def _credentials(client: SyncPrefectClient, name: str) -> _Done:
+    what = f"credentials block {name}"
+    given = {
+        field: value
+        for field, variable in (("api_key", "TTAPI_API_KEY"), ("base_url", "TTAPI_BASE_URL"))
+        if (value := os.environ.get(variable))
+    }
+    saved = _saved(client, TTAPICredentials, name)
+    if saved is None:
+        if "api_key" not in given:
+            return _MISSING, f"{what}: TTAPI_API_KEY is not set"
+        TTAPICredentials.from_env().save(name)
+        return _MADE, what
+    before = {field: getattr(saved, field) for field in TTAPICredentials.model_fields}
+    wanted = TTAPICredentials.model_validate(before | given)
+    if wanted.api_origin != saved.api_origin:
+        return _MISSING, (
+            f"{what}: it leads to {saved.api_origin} and was left so, since everything would be paid for again at "
+            f"{wanted.api_origin}: give another --name, or edit the block"
+        )
+    changed = [field for field, value in before.items() if getattr(wanted, field) != value]
+    if not changed:
+        return _LEFT, what
+    wanted.save(name, overwrite=True)
+    return _CHANGED, f"{what}: {', '.join(changed)}"
+
+
+def _store(client: SyncPrefectClient, name: str, address: str | None, endpoint_url: str | None) -> _Done:
+    what = f"store block {name}"
+    address = address or os.environ.get("TTAPI_STORE")
+    saved = _saved(client, ImageStore, name)
+    if not address:
+        if saved is None:
+            return _MISSING, f"{what}: neither --store nor TTAPI_STORE says where the store is"
+        return _LEFT, f"{what}: {saved.url}"
+    wanted = store_at(address, endpoint_url)
+    if saved is None:
+        wanted.save(name)
+        return _MADE, f"{what}: {wanted.url}"
+    if saved.url != wanted.url or (endpoint_url and saved.endpoint_url != wanted.endpoint_url):
+        return _MISSING, (
+            f"{what}: it leads to {saved.identity} and was left so, since everything would be paid for again in "
+            f"{wanted.identity}: give another --name, or edit the block"
+        )
+    return _LEFT, f"{what}: {saved.url}"
+
+
+def _saved(client: SyncPrefectClient, kind: type[_B], name: str) -> _B | None:
+    try:
+        client.read_block_document_by_name(name, kind.get_block_type_slug())
+    except ObjectNotFound:
+        return None
+    return cast(_B, kind.load(name))
+
+
+def _pool(client: SyncPrefectClient, name: str) -> _Done:
+    try:
+        found = client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        return _MADE, f"work pool {name} (process)"
+    return _LEFT, f"work pool {name} ({found.type})"
+
+
+def _limit(client: SyncPrefectClient, slots: int | None) -> _Done:
+    what = f"concurrency limit {ACCOUNT}"
+    try:
+        found = client.read_global_concurrency_limit_by_name(ACCOUNT)
+    except ObjectNotFound:
+        wanted = slots or _IN_FLIGHT
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=ACCOUNT, limit=wanted))
+        return _MADE, f"{what}: {wanted}"
+    if slots is None or found.limit == slots:
+        return _LEFT, f"{what}: {found.limit}"
+    client.update_global_concurrency_limit(ACCOUNT, GlobalConcurrencyLimitUpdate(limit=slots))
+    return _CHANGED, f"{what}: {found.limit} -> {slots}"
+
+
+def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> _Done:
+    what = f"automation {wanted.name}"
+    found = next(iter(client.read_automations_by_name(wanted.name)), None)
+    if found is None:
+        client.create_automation(wanted)
+        return _MADE, what
+    # whether it is paused is for people to say
+    wanted.enabled = found.enabled
+    if _told(found) == _told(wanted):
+        return _LEFT, what
+    client.update_automation(found.id, wanted)
+    return _CHANGED, what
+
+
+def _told(automation: AutomationCore) -> Any:
+    """Return what an automation says, without the ids that the server gives to it and its triggers."""
+
+    def without_ids(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {
+                name: without_ids(inner)
+                for name, inner in part.items()
+                if name not in ("id", "owner_resource")
+            }
+        return [without_ids(inner) for inner in part] if isinstance(part, list) else part
+
+    return without_ids(automation.model_dump())

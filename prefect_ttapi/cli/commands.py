@@ -230,6 +230,37 @@ def init(folder: str, /) -> None:
     run(folder)
 
 
+@app.command(
+    help_epilogue="Exit status: 0 everything is there; 1 a part could not be made, or was left as it is although "
+    "another was asked for; 2 it can't be done as asked; 130 interrupted."
+)
+def bootstrap(
+    *,
+    store: str | None = None,
+    name: str = "images",
+    pool: str = "images",
+    in_flight: int | None = None,
+    endpoint_url: str | None = None,
+) -> int:
+    """Make on the Prefect server what deployments need, and say what was made, changed or left.
+
+    These are blocks for the API key (from TTAPI_API_KEY and TTAPI_BASE_URL) and for the store, the work pool, the
+    concurrency limit ttapi-account, and automations. The command can be repeated, for example with a new key. It
+    never leads a block to another store or API, because everything would be paid for again there.
+
+    Args:
+        store: The address of the store: a folder or s3://bucket/prefix. Without it, TTAPI_STORE is used.
+        name: The name of both blocks. By default it is images.
+        pool: The name of the work pool, which is made for processes if there is none. By default it is images.
+        in_flight: How many requests the account may have in flight on all machines. By default it is 16, or
+            what it is already.
+        endpoint_url: The endpoint of an S3 service other than AWS.
+    """
+    from prefect_ttapi.cli.beginning import bootstrap
+
+    return bootstrap(store, name, pool, in_flight, endpoint_url)
+
+
 @app.command
 def ls(
     store: str,

@@ -22,7 +22,7 @@ from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of
 from prefect_ttapi.cli.run import NOT_DELIVERED, Address, Amount, AtOnce, Name, Number, Quality, Size
 from prefect_ttapi.cli.running import credentials_of
-from prefect_ttapi.cli.stores import store_of
+from prefect_ttapi.cli.stores import store_at, store_of
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.shown import counted
@@ -210,10 +210,10 @@ def review(manifest: str, store: ImageStore | Address | None = None) -> State[No
 
     Args:
         manifest: This is the address of the manifest, as the event ttapi.batch.completed tells it.
-        store: The manifest is in this block, or in a folder, s3://bucket/prefix or block:NAME. It is needed where the
-            usual settings can't read it.
+        store: The manifest is read with the settings of this block. Without it, those of the environment are used.
     """
-    place = store_of(store or manifest.rpartition(f"/{BATCHES}")[0])
+    folder = store_at(manifest.rpartition(f"/{BATCHES}")[0])
+    place = store_of(store).model_copy(update={"url": folder.url}) if store else folder
     with place.open(manifest) as lines:
         rows = list(read_manifest(lines))
     reasons = [f"request {row.row}: {row.error_type}: {row.error}" for row in _missing(rows)]

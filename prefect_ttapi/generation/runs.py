@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 import uuid
@@ -15,23 +16,30 @@ from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
+from pathlib import Path
+from tempfile import gettempdir
 from traceback import format_exception_only
 from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 import anyio.to_thread
+import prefect.runtime
 from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import RunVar
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRunResult
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.tasks import TaskRunNameCallbackWithParameters
 
+from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.temporary_server import interrupted
 from prefect_ttapi.ledger.documents import Log
 from prefect_ttapi.stopping import Stop
+from prefect_ttapi.storage.store import ImageStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -263,3 +271,62 @@ def async_twin(
     A cancellation or a time-out sends nothing more, and waits for what is under way.
     """
     return twin
+
+
+#: Pull steps that make the folder in which a run works; what is copied to a worker without one has no step.
+_MAKES_FOLDER: Final = re.compile(r"(a?git_clone|pull_\w+)")
+#: A folder that a person names, as it is or by a variable.
+_NAMED_FOLDER: Final = re.compile(r"[/~]|{{ *(\$|prefect\.)")
+
+
+def must_outlive_the_run(*places: ImageStore | Path | None) -> None:
+    """Make sure that no store, and no folder, lies where a deployment's code was pulled to for this run.
+
+    Such a folder is deleted after the run, or when its code can't be brought up to date, and with it what was paid for.
+
+    Raises:
+        StoreError: one does.
+    """
+    folders = [Path(place.url) if isinstance(place, ImageStore) else place for place in places if place]
+    pulled = _top(Path.cwd().resolve())
+    inside = next(
+        (each for each in folders if each.is_absolute() and each.resolve().is_relative_to(pulled)), None
+    )
+    run_id = prefect.runtime.flow_run.id
+    if inside is not None and run_id and _was_pulled(run_id):
+        raise StoreError(
+            f"{inside} is in {pulled}, where the deployment's code was put for this run, and which is deleted after "
+            "it: every run would pay for its images again, so nothing was sent. Name a place that stays, in the "
+            "deployment's parameters: s3://bucket/prefix, block:NAME, or a folder by its whole path elsewhere"
+        )
+
+
+def _top(folder: Path) -> Path:
+    """Return the folder that is deleted if this one is: its repository, or what is temporary of its path."""
+    temporary = Path(gettempdir()).resolve()
+    if folder != temporary and folder.is_relative_to(temporary):
+        return temporary / folder.relative_to(temporary).parts[0]
+    return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), folder)
+
+
+@lru_cache(maxsize=64)
+def _was_pulled(flow_run_id: str) -> bool:  # noqa: ARG001 - it is what the answer is remembered by
+    deployment_id = prefect.runtime.deployment.id
+    if deployment_id is None:
+        return False
+    with get_client(sync_client=True) as client:
+        return pulls_its_code(client.read_deployment(deployment_id), Path.cwd().resolve())
+
+
+def pulls_its_code(deployment: DeploymentResponse, folder: Path) -> bool:
+    """Return whether a run that works in `folder` does so because its code was put there for it."""
+    for step in reversed(deployment.pull_steps or []):
+        for name, inputs in step.items():
+            kind = name.rpartition(".")[2]
+            if _MAKES_FOLDER.fullmatch(kind):
+                return True
+            if kind == "set_working_directory" and _NAMED_FOLDER.match(str(inputs.get("directory", ""))):
+                return False
+    # without a step, a worker copies the code to a temporary folder; `serve` runs it where `serve` was started
+    by_worker = bool(deployment.work_pool_name) and folder.is_relative_to(Path(gettempdir()).resolve())
+    return by_worker or "$STORAGE_BASE_PATH" in (deployment.path or "")

@@ -23,8 +23,11 @@ def test_an_empty_account_pauses_its_deployment_and_a_batch_starts_another(
     prefect_ui: Server, tmp_path: Path
 ) -> None:
     """A campaign that meets a 402 has its deployment paused; its batch's end starts the deployment that reviews it."""
-    prefect_ui.run("-m", "prefect", "automation", "create", "--from-file", "deployments/automations.yaml")
-    prefect_ui.ask("work_pools/", name="images", type="process")
+    prefect_ui.run(
+        *("-m", "prefect_ttapi", "bootstrap", "--store", str(tmp_path / "store")),
+        TTAPI_BASE_URL="http://127.0.0.1:1",
+        TTAPI_API_KEY="sandbox",
+    )
     prefect_ui.run(
         *("-m", "prefect", "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
     )
@@ -33,7 +36,7 @@ def test_an_empty_account_pauses_its_deployment_and_a_batch_starts_another(
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"prompt": "[[sandbox:status=402]] a fox"}) + "\n")
-    parameters = {"prompts": str(prompts), "store": str(tmp_path / "store"), "name": "nightly"}
+    parameters = {"prompts": str(prompts), "name": "nightly", "credentials": None}
     run = prefect_ui.ask(f"deployments/{nightly['id']}/create_flow_run", parameters=parameters)
     with Sandbox(tiny=True) as sandbox:
         prefect_ui.run(

@@ -1,4 +1,4 @@
-"""A deployment with a schedule: the server's own scheduler makes the runs, a worker runs them, and they pay once."""
+"""Deployments, with a real server, its scheduler and a worker: from a checkout, from git and served; they pay once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import csv
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_ttapi import ImageStore
 from prefect_ttapi.cli.batches import batch_called, rows_of
+from prefect_ttapi.cli.main import main
 from tests.support.children import child, until
 from tests.support.prefect_server import PATIENCE, PREFECT, ROOT, Server, prefect_server
 
@@ -39,6 +44,7 @@ class Pool:
     checkout: Path
     sandbox_url: str
     worker_log: Path
+    account: dict[str, str] = field(repr=False)
 
     def calls(self) -> int:
         """Calls that reached the sandbox so far."""
@@ -52,6 +58,36 @@ class Pool:
         """How many rows of a run's batch have each status."""
         store = ImageStore(url=str(self.checkout / "out"))
         return Counter(row.status for row in rows_of(store, batch_called(store, run["id"])))
+
+    def bootstrap(self, *words: str, status: int = 0, **environment: str) -> list[str]:
+        """What `prefect-ttapi bootstrap ...` says, but for its first line."""
+        url = {PREFECT_API_URL: self.server.environment["PREFECT_API_URL"]}
+        out = StringIO()
+        with (
+            temporary_settings(url),
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(out),
+        ):
+            for name, value in (self.account | environment).items():
+                patch.setenv(name, value)
+            assert main(["bootstrap", *words]) == status, out.getvalue()
+        return out.getvalue().splitlines()[1:]
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        (found,) = self.server.ask("deployments/filter", deployments={"name": {"any_": [name]}})
+        return found
+
+    def run(self, name: str, **parameters: Any) -> dict[str, Any]:
+        """The state in which a run of a deployment ends."""
+        made = self.server.ask(
+            f"deployments/{self.deployment(name)['id']}/create_flow_run", parameters=parameters
+        )
+        ended = {
+            "id": {"any_": [made["id"]]},
+            "state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}},
+        }
+        (run,) = self.server.until("flow_runs/filter", flow_runs=ended)
+        return run
 
     def completed(self, expected: int) -> list[dict[str, Any]]:
         """The completed runs of `nightly`, the earliest first, once there are so many; none may have failed."""
@@ -84,6 +120,11 @@ class Pool:
         return f"server:\n{self.server.log.read_text()}\nworker:\n{self.worker_log.read_text()}"
 
 
+def words(told: list[str]) -> set[str]:
+    """What became of things: made, changed, left or missing."""
+    return {line.split()[0] for line in told}
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """What the documentation starts, in a folder that holds what a checkout holds."""
@@ -99,9 +140,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
         until(lambda: "TTAPI_API_KEY" in sandbox_log.read_text(), sandbox_log)
         [sandbox_url] = re.findall(r"TTAPI_BASE_URL=(\S+)", sandbox_log.read_text())
         account = {"TTAPI_BASE_URL": sandbox_url, "TTAPI_API_KEY": "sandbox"}
-        process = running.enter_context(child(worker, server.environment | account, worker_log, checkout))
-        until(lambda: server.ask("work_pools/filter"), worker_log)
-        yield Pool(server, checkout, sandbox_url, worker_log)
+        pool = Pool(server, checkout, sandbox_url, worker_log, account)
+        told = pool.bootstrap("--store", str(checkout / "out"))
+        assert len(told) >= 5
+        assert words(told) == {"made"}
+        # the key is in the block
+        process = running.enter_context(child(worker, server.environment, worker_log, checkout))
+        yield pool
         process.terminate()
         process.wait(PATIENCE)
 
@@ -143,3 +188,103 @@ def test_a_deployment_made_elsewhere_runs_in_the_checkout(pool: Pool, tmp_path: 
     *_, run = pool.completed(done + 1)
     assert sum(pool.statuses(run).values()) > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_bootstrap_can_be_repeated(pool: Pool) -> None:
+    """What is there is left; a new key is saved; a block never leads to another store or API, and a pause stays."""
+    assert words(pool.bootstrap("--store", str(pool.checkout / "out"))) == {"left"}
+    (automation, *_) = pool.server.ask("automations/filter")
+    of = f"{pool.server.url}/api/automations/{automation['id']}"
+    httpx.patch(of, json={"enabled": False}, trust_env=False).raise_for_status()
+
+    told = pool.bootstrap("--in-flight", "5", TTAPI_API_KEY="another")
+    assert [line.split(maxsplit=1)[1] for line in told if words([line]) == {"changed"}] == [
+        "credentials block images: api_key",
+        "concurrency limit ttapi-account: 16 -> 5",
+    ]
+    elsewhere = {"TTAPI_STORE": "/srv/elsewhere", "TTAPI_BASE_URL": "https://api.ttapi.io"}
+    told = pool.bootstrap(status=1, **elsewhere)
+    assert ["paid for again" in line for line in told if words([line]) == {"MISSING"}] == [True, True]
+    told = pool.bootstrap("--name", "new", status=1, TTAPI_API_KEY="")
+    assert "TTAPI_API_KEY is not set" in told[0]
+    # the key of before
+    assert words(pool.bootstrap()) == {"changed", "left"}
+    paused = [each for each in pool.server.ask("automations/filter") if not each["enabled"]]
+    assert [each["id"] for each in paused] == [automation["id"]]
+
+
+def in_docs(page: str, title: str) -> str:
+    """The content of a file on a page about deployments."""
+    text = (ROOT / "docs/howto" / page).read_text(encoding="utf-8")
+    (block,) = re.findall(rf'^```\w+ title="{re.escape(title)}"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    return block
+
+
+def test_from_the_installed_package(pool: Pool, tmp_path: Path) -> None:
+    """The page's file, prompts and command: its folder is where the prompts are, and no code of a user's is needed."""
+    project = yaml.safe_load(in_docs("nightly.md", "prefect.yaml"))
+    project["pull"][0]["prefect.deployments.steps.set_working_directory"]["directory"] = str(tmp_path)
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(project))
+    (tmp_path / "prompts.csv").write_text(in_docs("nightly.md", "prompts.csv"))
+    pool.prefect("--no-prompt", "deploy", "--all", cwd=tmp_path)
+    before = pool.calls()
+    pool.prefect("deployment", "run", "campaign/nightly", "--watch", cwd=tmp_path)
+    assert pool.calls() == before + 3
+    assert {path.name for path in tmp_path.iterdir()} == {"prefect.yaml", "prompts.csv"}
+
+
+def git(folder: Path, *words: str) -> None:
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, timeout=PATIENCE)
+
+
+def test_from_git(pool: Pool, tmp_path: Path) -> None:
+    """Prompts come with the clone, the store is the block's, and the next night pays for nothing.
+
+    A relative store, which would be deleted with the clone, is refused before anything is sent.
+    """
+    repository = tmp_path / "pictures"
+    (repository / "flows").mkdir(parents=True)
+    (repository / "flows/prompts.csv").write_text("prompt\na fox that only the repository has\n")
+    git(repository, "init", "-q", "-b", "main")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "Prompts")
+    project = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text(encoding="utf-8"))
+    del project["build"]
+    project |= yaml.safe_load(in_docs("deploy.md", "pull, from git"))
+    project["pull"][0]["prefect.deployments.steps.git_clone"]["repository"] = repository.as_uri()
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(project))
+    pool.prefect("--no-prompt", "deploy", "--all", cwd=tmp_path)
+
+    before = pool.calls()
+    refused = pool.run("nightly", store="./out")
+    assert refused["state_type"] == "FAILED"
+    assert "Name a place that stays" in refused["state"]["message"], pool.told()
+    assert pool.calls() == before
+    for paid in (1, 1):
+        run = pool.run("nightly")
+        assert run["state_type"] == "COMPLETED", pool.told()
+        assert pool.statuses(run).total() == 1
+        assert pool.calls() == before + paid
+
+
+def test_served_by_one_process(pool: Pool, tmp_path: Path) -> None:
+    """Without a worker: what a form submits is validated, a batch on demand is made, and nothing is left to retry."""
+    log = tmp_path / "serve.log"
+    # `serve` leaves a deployment with the work pool that it has
+    for found in pool.server.ask("deployments/filter"):
+        httpx.delete(f"{pool.server.url}/api/deployments/{found['id']}", trust_env=False).raise_for_status()
+    command = [str(pool.checkout / "deployments/serve.py")]
+    with child(command, pool.server.environment, log, tmp_path) as process:
+        pool.server.until("deployments/filter", deployments={"name": {"any_": ["hourly"]}})
+        pool.server.until("deployments/filter", deployments={"name": {"any_": ["on-demand"]}})
+        wrong = {"prompts": ["a fox"], "n": 11}
+        with pytest.raises(httpx.HTTPStatusError, match="409"):
+            pool.run("on-demand", **wrong)
+        run = pool.run("on-demand", prompts=["a served fox", "a served owl"], size="1024x1024")
+        assert run["state_type"] == "COMPLETED", pool.told()
+        assert pool.statuses(run) == Counter(generated=2)
+        retried = pool.run("hourly")
+        assert retried["state"]["message"] == "Nothing is to be asked for again."
+        process.terminate()
+        process.wait(PATIENCE)

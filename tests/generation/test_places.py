@@ -1,0 +1,54 @@
+"""What is paid for is not put where a deployment's code was pulled to: such a folder goes with the run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.responses import DeploymentResponse
+
+from prefect_ttapi.generation.runs import pulls_its_code
+
+STEPS = "prefect.deployments.steps."
+CLONE = {f"{STEPS}git_clone": {"repository": "https://example.com/pictures.git", "id": "clone"}}
+SHELL = {f"{STEPS}run_shell_script": {"script": "git clone https://example.com/pictures.git"}}
+TEMPORARY = Path(tempfile.gettempdir()).resolve() / "tmpabcprefect"
+
+
+def go(directory: str) -> dict[str, Any]:
+    return {f"{STEPS}set_working_directory": {"directory": directory}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "pulled"),
+    [
+        ([CLONE], True),
+        ([{f"{STEPS}pull_from_remote_storage": {"url": "s3://code/pictures"}}], True),
+        ([{"prefect_aws.deployments.steps.pull_from_s3": {"bucket": "code", "folder": "pictures"}}], True),
+        ([CLONE, {f"{STEPS}pip_install_requirements": {"directory": "{{ clone.directory }}"}}], True),
+        ([CLONE, go("{{ clone.directory }}/flows")], True),
+        ([CLONE, go("flows")], True),
+        ([go("/srv/pictures"), CLONE], True),
+        ([SHELL, go("pictures")], True),
+        ([], True),
+        (None, True),
+        ([CLONE, go("/srv/pictures")], False),
+        ([go("/var/pictures")], False),
+        ([go("~/pictures")], False),
+        ([go("{{ $PICTURES }}")], False),
+        ([go("{{ prefect.variables.pictures }}")], False),
+    ],
+)
+def test_pull_steps_tell(steps: list[dict[str, Any]] | None, pulled: bool) -> None:
+    """What a step fetched, or a worker copied, is temporary; a folder that a person names is not."""
+    deployment = DeploymentResponse.model_construct(pull_steps=steps, path=None, work_pool_name="images")
+    assert pulls_its_code(deployment, TEMPORARY / "pictures") is pulled
+
+
+@pytest.mark.parametrize(("path", "pulled"), [(".", False), ("$STORAGE_BASE_PATH/pictures", True)])
+def test_what_is_served_runs_where_it_was_started(path: str, pulled: bool) -> None:
+    """Unless it comes from a repository: then it works in what was pulled."""
+    deployment = DeploymentResponse.model_construct(pull_steps=None, path=path, work_pool_name=None)
+    assert pulls_its_code(deployment, TEMPORARY) is pulled
