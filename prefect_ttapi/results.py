@@ -78,6 +78,8 @@ class StoredImage(BaseModel):
         marks: what the file says of where it comes from: `credentials` (Content Credentials, valid or not), `xmp` (an
             XMP packet that says that a model made it), `prompt` (the packet has the prompt, too); None where nobody
             looked: in records of earlier versions, and for GIF, BMP and AVIF.
+        signature: who signed the file's Content Credentials, and whether they are valid, in words; in rows only, of a
+            batch with thumbnails and the extra `provenance`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -91,6 +93,7 @@ class StoredImage(BaseModel):
     index: int
     revised_prompt: str | None = None
     marks: tuple[Mark, ...] | None = None
+    signature: str | None = None
 
 
 class Generation(BaseModel):
@@ -150,6 +153,7 @@ class DeliveredImage(BaseModel):
         rendition: the rendition's name; None for a copy.
         recipe: how the rendition was made: format, longest side, quality.
         marks: as in `StoredImage`.
+        signer: where the file was signed for this delivery, a digest of the signer's name and of its authority's.
         etag: changes with every write to the object: while a listing shows the same, the copy stands.
     """
 
@@ -167,6 +171,7 @@ class DeliveredImage(BaseModel):
     rendition: str | None = None
     recipe: str | None = None
     marks: tuple[Mark, ...] | None = None
+    signer: str | None = None
     etag: str | None = None
 
     def presign(self, store: Presigns, seconds: int = 3600) -> str:

@@ -298,13 +298,15 @@ def deliver_images(
             `{rendition}` is the name of each; that of the image itself is `original`.
         keep_original: deliver the image itself, too.
         overwrite: replace whatever is at a key.
-        provenance: mark copies of images that don't say themselves that a model made them, e.g. `Provenance()`. By
-            default, copies are the images byte for byte, and renditions are marked, see `Rendition`.
+        provenance: mark copies of images that don't say themselves that a model made them, e.g. `Provenance()`, and
+            sign all files, e.g. `Provenance(sign=ContentCredentialsSigner.load("shop"))`. By default, copies are the
+            images byte for byte, and renditions are marked, see `Rendition`.
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
         StoreError: a store failed, or another object already has the key (and `overwrite` is off).
         PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
+        SigningError: a file can't be signed.
     """
     _must_be(generation, Generation, "generation")
     _must_be(to, ImageStore, "to")
@@ -327,7 +329,7 @@ def deliver_images(
     get_run_logger().info(
         f"Delivered {len(delivered)} image(s) of {generation.request_hash[:12]} -> {delivered[0].uri}"
     )
-    if lacking := without_mark(delivered, delivery.versions, delivery.provenance):
+    if lacking := without_mark(delivered, delivery.versions, delivery.provenance, delivery.signer):
         get_run_logger().warning(note_of(lacking))
     materialise_images(generation, delivered, shown)
     images_delivered(generation, delivered, shown)

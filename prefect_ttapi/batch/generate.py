@@ -132,14 +132,16 @@ def generate_batch(
         keep_original: deliver the image itself, too.
         overwrite: replace other objects at the delivered keys; otherwise a request whose key is taken is not sent, and
             its row is failed.
-        provenance: mark copies of images that don't say themselves that a model made them, e.g. `Provenance()`. By
-            default, copies are the images byte for byte, and renditions are marked, see `Rendition`.
+        provenance: mark copies of images that don't say themselves that a model made them, e.g. `Provenance()`, and
+            sign all files, e.g. `Provenance(sign=ContentCredentialsSigner.load("shop"))`. By default, copies are the
+            images byte for byte, and renditions are marked, see `Rendition`.
         record_prompts: False keeps prompts out of everything that is shown (artifacts, pages, logs, events, metadata of
             delivered objects, keys). The manifest and the ledger in the store have them in either case.
 
     Raises:
         IllegalBatchError: requests, keys or arguments are illegal; nothing was sent.
         StoreError: a store can't be reached or written; nothing was sent.
+        SigningError: files are to be signed, and can't be; nothing was sent.
         BatchError: rows failed, or were skipped for another reason than the budget, and `raise_on_failure` is on; its
             `report` has them.
     """
@@ -197,6 +199,7 @@ def check_batch(
     Raises:
         IllegalBatchError: illegal requests, keys or arguments.
         StoreError: a store can't be reached or written.
+        SigningError: files are to be signed, and can't be.
     """
     return _checked(requests, values, credentials, store, BatchOptions(**options))
 

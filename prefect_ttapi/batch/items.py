@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -22,6 +22,7 @@ from prefect_ttapi.errors import (
     LaneLostError,
     ModelNotPermittedError,
     PictureError,
+    SigningError,
     StoreError,
     TTAPIError,
 )
@@ -30,6 +31,7 @@ from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, Paid, other_payments
 from prefect_ttapi.generation.limits import may_cost, perhaps_paid
 from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail_or_none
+from prefect_ttapi.images.signing import read_signature
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.publishing import balance_exhausted, images_delivered
@@ -148,14 +150,11 @@ class Work:
             return Done(failed(asked, error), images_paid=item.request.n if may_cost(error) else 0)
         if isinstance(paid, Waiting):
             return paid
-        row = row_of_paid(item, paid)
-        return Done(
-            self._delivered(row, paid, item),
-            thumbnails=(
-                thumbnails_of(engine.store, row.images, paid.fresh) if self.options.thumbnails else ()
-            ),
-            images_paid=len(paid.generation.images) if paid.sent else 0,
-        )
+        row = self._delivered(row_of_paid(item, paid), paid, item)
+        images_paid = len(paid.generation.images) if paid.sent else 0
+        if not self.options.thumbnails:
+            return Done(row, images_paid=images_paid)
+        return looked_at(row, engine.store, paid.fresh, images_paid)
 
     def _paid(self, item: Item, waiting: Waiting | None) -> Paid | Waiting:
         spending = self.engine.limits.spending
@@ -193,7 +192,7 @@ class Work:
             originals = self.delivery.originals(made, paid.fresh)
             copies = self.delivery.deliver(made, item.values, shown.prompt(made.request), originals)
         except Exception as error:
-            if not isinstance(error, StoreError | KeyTemplateError | PictureError):
+            if not isinstance(error, StoreError | KeyTemplateError | PictureError | SigningError):
                 logger.exception("Delivering %s failed in a way that is not foreseen", row.request_hash)
             return failed(row, error)
         images_delivered(made, copies, shown)
@@ -223,12 +222,26 @@ def failed(row: Row, error: Exception) -> Row:
     return row.model_copy(update=failure | calls | paid)
 
 
-def thumbnails_of(
-    store: ImageStore, images: Sequence[StoredImage], fresh: Sequence[GeneratedImage] = ()
-) -> tuple[bytes | None, ...]:
-    """Return one for each image, from the bytes at hand or else from the store."""
-    openers = [image.open for image in fresh] or [partial(store.open, image.uri) for image in images]
-    return tuple(thumbnail_or_none(opener, GALLERY_BOX) for opener in openers)
+def looked_at(
+    row: Row, store: ImageStore, fresh: Sequence[GeneratedImage] = (), images_paid: int = 0
+) -> Done:
+    """Return the row with who signed its images, and their thumbnails: of the bytes at hand, or else from the store."""
+    openers = [image.open for image in fresh] or [partial(store.open, image.uri) for image in row.images]
+    images = tuple(_with_signature(*pair) for pair in zip(row.images, openers, strict=True))
+    thumbnails = tuple(thumbnail_or_none(opener, GALLERY_BOX) for opener in openers)
+    return Done(row.model_copy(update={"images": images}), thumbnails, images_paid)
+
+
+def _with_signature(image: StoredImage, opener: Callable[[], BinaryIO]) -> StoredImage:
+    if "credentials" not in (image.marks or ()):
+        return image
+    try:
+        with opener() as file:
+            signature = read_signature(file, image.media_type)
+    except (StoreError, OSError) as error:
+        logger.warning("Nobody knows who signed %s: %s", image.uri, error)
+        return image
+    return image.model_copy(update={"signature": signature and str(signature)})
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from itertools import islice, takewhile
 from types import TracebackType
 from typing import Final, Self
 
-from prefect_ttapi.batch.items import Done, Item, failed, row_of, row_of_paid, thumbnails_of
+from prefect_ttapi.batch.items import Done, Item, failed, looked_at, row_of, row_of_paid
 from prefect_ttapi.batch.lanes import Plan
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
@@ -273,7 +273,7 @@ class _Told:
         thumbnails = self.earlier.thumbnails(row)
         if None not in thumbnails:
             return Done(again, thumbnails)
-        return lambda: Done(again, thumbnails_of(self.store, again.images))
+        return lambda: looked_at(again, self.store)
 
     def _read(self, item: Item) -> Item | Done:
         try:
@@ -284,8 +284,8 @@ class _Told:
             return item  # its lane meets the store's error, or the stop
         if record is None or record.rest:
             return item  # its lane pays for it, or has the rest of its images
-        shown = thumbnails_of(self.store, record.generation.images) if self.plan.options.thumbnails else ()
-        return Done(row_of_paid(item, Paid(record, sent=False)), shown)
+        row = row_of_paid(item, Paid(record, sent=False))
+        return looked_at(row, self.store) if self.plan.options.thumbnails else Done(row)
 
 
 #: How many manifests a name's document keeps: a run that was cut short, or had a part of the requests, hides nothing.

@@ -58,7 +58,7 @@ class BatchOptions:
 
     @cached_property
     def marking(self) -> Provenance | None:
-        """What copies get that say nowhere that a model made the image. ValueError: it is illegal."""
+        """What delivered files get. ValueError: it is illegal."""
         return None if self.provenance is None else Provenance.model_validate(self.provenance)
 
     @property

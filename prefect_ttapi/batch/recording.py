@@ -179,7 +179,8 @@ class Recorder:
         self._started = time.monotonic()
         self._totals = Totals()
         self._options = options
-        self._lacking = 0  # delivered files without a mark that is asked for
+        self._signer = options.marking.signer() if options.marking else None
+        self._lacking = 0  # delivered files without a mark, or a signature, that is asked for
         self._sent = 0
         self._sending_since = self._started
         self._sending = 0.0
@@ -205,7 +206,9 @@ class Recorder:
         row = done.row
         self._rows.add(row)
         self._totals = self._totals.add(row, self._price(row))
-        self._lacking += without_mark(row.delivered, self._options.versions, self._options.marking)
+        self._lacking += without_mark(
+            row.delivered, self._options.versions, self._options.marking, self._signer
+        )
         if row.api_calls:
             now = time.monotonic()
             since = now - row.seconds

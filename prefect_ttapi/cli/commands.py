@@ -60,10 +60,12 @@ class Paying:
     Attributes:
         credentials: The name of a saved credentials block. Without it, TTAPI_API_KEY and TTAPI_BASE_URL are used.
         sandbox: Start a sandbox and use it. Nothing is paid for.
+        content_credentials: With --sandbox, the images have Content Credentials, with a certificate for testing.
         deliver: Where copies of the images go: a folder, s3://bucket/prefix, or block:NAME.
         key: The template of the copies' names. By default it is {slug}-{hash}-{index}.{ext}.
         overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
         mark: Mark copies of images that do not say themselves that a model made them, by XMP in the file.
+        sign: The name of a saved signer block. Its Content Credentials sign each copy. It implies --mark.
         max_in_flight: How many requests are under way at once. By default it is 8.
         max_images: How many images are paid for at most. The next run continues from there.
         max_usd: How many US dollars are spent at most. It needs a --price for each model.
@@ -77,10 +79,12 @@ class Paying:
 
     credentials: str | None = None
     sandbox: bool = False
+    content_credentials: bool = False
     deliver: str | None = None
     key: str | None = None
     overwrite: bool = False
     mark: bool = False
+    sign: str | None = None
     max_in_flight: int = 8
     max_images: int | None = None
     max_usd: float | None = None
@@ -425,6 +429,7 @@ def sandbox(
     tiny: bool = False,
     image_bytes: int | None = None,
     room: int | None = None,
+    content_credentials: bool = False,
 ) -> None:
     """Start a local server that answers like the API and draws placeholders.
 
@@ -442,6 +447,7 @@ def sandbox(
         tiny: Draw at most 64 pixels a side, whatever size was asked for.
         image_bytes: Fill each PNG up to this number of bytes.
         room: How many calls are worked on at once. Further calls are answered with 429.
+        content_credentials: Give the images Content Credentials, with a certificate for testing that is made now.
     """
     from prefect_ttapi.sandbox.server import serve
 
@@ -456,4 +462,5 @@ def sandbox(
         tiny=tiny,
         image_bytes=image_bytes,
         room=room,
+        content_credentials=content_credentials,
     )

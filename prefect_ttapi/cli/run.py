@@ -33,10 +33,17 @@ from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batch_called, rows_of
 from prefect_ttapi.cli.commands import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, say, waiting_for
-from prefect_ttapi.cli.running import credentials_of, exit_status, failures, place, run_url, sandbox_if
+from prefect_ttapi.cli.running import (
+    credentials_of,
+    exit_status,
+    failures,
+    place,
+    provenance_of,
+    run_url,
+    sandbox_if,
+)
 from prefect_ttapi.cli.stores import prices_of, standing_store, store_at, store_of
-from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.generation.temporary_server import start_server
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
@@ -69,6 +76,7 @@ def campaign(
     key: str = "",
     overwrite: bool = False,
     mark: bool = False,
+    sign: ContentCredentialsSigner | Name | None = None,
     credentials: TTAPICredentials | Name | None = None,
     model: Model = "dall-e-2",
     size: Size = "auto",
@@ -95,6 +103,7 @@ def campaign(
         key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
         overwrite: Copies replace what has their names. Otherwise, nothing is paid for a request whose name is taken.
         mark: Copies of images that don't say themselves that a model made them get XMP that says so.
+        sign: Copies get Content Credentials, signed by this block, or by the block of this name, and the XMP, too.
         credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
         model: This model answers where a row of the file names none.
         size: Images get this size where a row of the file has none. More sizes of gpt-image-2 can be said in defaults.
@@ -135,7 +144,7 @@ def campaign(
         deliver_to=store_of(deliver) if deliver else None,
         key=key or DEFAULT_KEY,
         overwrite=overwrite,
-        provenance=Provenance() if mark else None,
+        provenance=provenance_of(mark, sign),
         values=given.values,
         max_in_flight=max_in_flight,
         budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
@@ -153,7 +162,7 @@ def run(prompts: str, store: str, paying: Paying, reading: Reading) -> int:
 
 
 def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
-    with sandbox_if(paying.sandbox):
+    with sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
         if paying.max_usd is not None and not paying.price:
             raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
         if paying.key and not paying.deliver:
@@ -181,6 +190,7 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
             "rate_limit",
             "overwrite",
             "mark",
+            "sign",
         )
         settings = file | {"name": name} | {option: getattr(paying, option) for option in passed_on}
         settings["prices"] = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
@@ -206,7 +216,7 @@ def _options(paying: Paying, name: str) -> dict[str, Any]:
         "deliver_to": store_at(paying.deliver) if paying.deliver else None,
         "key": paying.key or DEFAULT_KEY,
         "overwrite": paying.overwrite,
-        "provenance": Provenance() if paying.mark else None,
+        "provenance": provenance_of(paying.mark, paying.sign),
         "max_in_flight": paying.max_in_flight,
         "budget": budget,
         "rate_limit": paying.rate_limit,
@@ -240,7 +250,7 @@ def retry(address: str, wanted: str | None, paying: Paying) -> int:
 
 
 def _retry(address: str, wanted: str | None, paying: Paying) -> int:
-    with sandbox_if(paying.sandbox):
+    with sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
         store = standing_store(address)
         batch = batch_called(store, wanted)
         rows = [row for row in rows_of(store, batch) if row.status in ("failed", "skipped")]

@@ -19,8 +19,9 @@ from prefect.settings import get_current_settings, temporary_settings
 from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.cli.reporting import Loudness, complain, loudness
 from prefect_ttapi.cli.signals import Interrupted, interruptible
-from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import StoreError, TTAPIError
+from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
+from prefect_ttapi.errors import SigningError, StoreError, TTAPIError
+from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER, leave_soon
 from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.sandbox import Sandbox
@@ -38,13 +39,35 @@ def credentials_of(block: TTAPICredentials | str | None) -> TTAPICredentials:
         )  # which could also be awaited, where a loop runs
 
 
+def provenance_of(mark: bool, signer: ContentCredentialsSigner | str | None) -> Provenance | None:
+    """Return what delivered files get; None where they get nothing.
+
+    Args:
+        mark: mark copies.
+        signer: a block, or the name of a saved one, to sign with, too.
+    """
+    if isinstance(signer, str):
+        with temporary_settings(set_defaults=TEMPORARY_SERVER):
+            signer = cast(ContentCredentialsSigner, ContentCredentialsSigner.load(signer))
+    return Provenance(sign=signer) if mark or signer else None
+
+
 @contextmanager
-def sandbox_if(asked_for: bool) -> Iterator[None]:
-    """Run a sandbox in this process for the time being, named by the environment, if it is asked for."""
+def sandbox_if(asked_for: bool, *, content_credentials: bool = False) -> Iterator[None]:
+    """Run a sandbox in this process for the time being, named by the environment, if it is asked for.
+
+    Args:
+        content_credentials: its images have test credentials.
+
+    Raises:
+        ValueError: there is no sandbox to have such images.
+    """
     if not asked_for:
+        if content_credentials:
+            raise ValueError("--content-credentials is for images of the sandbox: it goes with --sandbox")
         yield
         return
-    with Sandbox() as sandbox:
+    with Sandbox(content_credentials=content_credentials) as sandbox:
         before = dict(os.environ)
         os.environ.update(TTAPI_BASE_URL=sandbox.base_url, TTAPI_API_KEY="sandbox")
         try:
@@ -123,7 +146,7 @@ def exit_status(main: Callable[[], int]) -> int:
     try:
         with interruptible(), temporary_settings(set_defaults=TEMPORARY_SERVER):
             return main()
-    except (ValueError, OSError, StoreError, TTAPIError) as error:
+    except (ValueError, OSError, StoreError, SigningError, TTAPIError) as error:
         complain(error)
         return 2
     except Interrupted as interruption:

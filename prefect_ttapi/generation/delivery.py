@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTakenError, KeyTemplateError, StoreError
@@ -17,13 +17,17 @@ from prefect_ttapi.generation.provenance import (
     SAYS_SO,
     Original,
     Provenance,
+    is_signed_copy,
     marked_copy,
     marked_rendition,
     marks_in,
     marks_of,
+    signed,
+    signed_rendition,
     statement_of,
 )
 from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version, render
+from prefect_ttapi.images.signing import Signer
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
@@ -32,6 +36,7 @@ from prefect_ttapi.storage.layout import IMAGES, split_at
 from prefect_ttapi.storage.objects import (
     Condition,
     ConflictError,
+    Facts,
     Found,
     NoAnswerError,
     NoConditionsError,
@@ -100,7 +105,7 @@ class Delivery:
         versions: renditions, and None for a copy of the image itself.
         overwrite: replace whatever is at a key.
         run_id: the flow run that delivers, which need not be the one that paid.
-        provenance: what copies get that say nowhere that a model made the image.
+        provenance: what delivered files get.
     """
 
     to: ImageStore
@@ -113,6 +118,15 @@ class Delivery:
     run_id: str | None = None
     provenance: Provenance | None = None
 
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs files; None where nothing is signed.
+
+        Raises:
+            SigningError: the block's certificates or its key are of no use any more.
+        """
+        return self.provenance.signer() if self.provenance else None
+
     def check(self) -> None:
         """Make sure that images can be delivered, by putting an object as deliveries do and removing it.
 
@@ -120,6 +134,7 @@ class Delivery:
 
         Raises:
             StoreError: what is wrong, and what to do, in one line.
+            SigningError: nothing can be signed, and why.
         """
         target = self.to.objects
         facts = self.to.delivered_facts("image/png", hashlib.sha256(_TRIED_BYTES).hexdigest(), {}, TRIED)
@@ -130,6 +145,8 @@ class Delivery:
             )
             return Found(len(_TRIED_BYTES), facts.metadata, tag)
 
+        if self.signer is not None:
+            self.signer.check()
         with self.to.before_paying():
             target.read(TRIED)  # who may not read may not look, and this refusal has words
             try:
@@ -279,6 +296,7 @@ class Delivery:
         Raises:
             KeyTemplateError: the template is illegal, or two would get one key; nothing was delivered.
             StoreError: a store failed, or another object has the key (and `overwrite` is off).
+            SigningError: a file can't be signed.
             PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
         """
         told = generation.request.prompt if prompt is None else prompt
@@ -334,7 +352,7 @@ class Delivery:
     ) -> DeliveredImage:
         """Make sure that a marked copy is at its key; one whose metadata got lost counts by its bytes."""
         image, target = original.image, self.to.objects
-        said = {**metadata, "source-sha256": image.sha256, **marks_of(made)}
+        said = {**metadata, "source-sha256": image.sha256, **self._told_of(made)}
         facts = self.to.delivered_facts(image.media_type, made.sha256, said, key)
 
         def write(expected: Condition) -> Found:
@@ -343,9 +361,7 @@ class Delivery:
         found = found or self._written(key, write)
         if copy := self._known_copy(original, key, found):
             return copy
-        if self._sha256_at(key, found) != made.sha256:
-            raise self._something_else(key)
-        return self._delivered_copy(original, key, replace(found, metadata=facts.metadata), marked=True)
+        return self._delivered_copy(original, key, self._as_made(key, found, facts), marked=True)
 
     def _known_copy(self, original: Original, key: str, found: Found) -> DeliveredImage | None:
         """Return what is at a key as a copy of the image, with a mark or without; None where it is something else."""
@@ -359,7 +375,8 @@ class Delivery:
     def _delivered_copy(self, original: Original, key: str, found: Found, *, marked: bool) -> DeliveredImage:
         facts = original.image.model_dump(include=_COPIED) | {"size_bytes": found.size}
         if marked:
-            facts |= {"sha256": found.metadata["sha256"], "marks": marks_in(found.metadata)}
+            said = found.metadata
+            facts |= {"sha256": said["sha256"], "marks": marks_in(said), "signer": said.get("signer")}
         elif self._marking:  # an earlier version did not look
             facts |= {"marks": original.marks}
         return self._delivered(original.image, key, found, **facts)
@@ -369,10 +386,30 @@ class Delivery:
         return self.provenance.mark if self.provenance else False
 
     def _marked(self, original: Original) -> Spool | None:
-        """Return a copy of an image with a mark; None where none is asked for, or the image says it itself."""
-        if not self._marking or SAYS_SO & {*original.marks}:
-            return None
-        return marked_copy(original, self._marking)
+        """Return a copy of an image with a mark, and signed; None where neither is asked for, or needed."""
+        needs_mark = self._marking and not SAYS_SO & {*original.marks}
+        made = marked_copy(original, self._marking) if needs_mark else None
+        return signed(original, made, self.signer, self._marking) if self.signer else made
+
+    def _told_of(self, made: Spool) -> dict[str, str]:
+        """Return what the metadata of a file says of its mark, and of who signed it."""
+        return marks_of(made) | ({"signer": self.signer.identity} if self.signer else {})
+
+    def _as_made(self, key: str, found: Found, facts: Facts) -> Found:
+        """Return what is at a key, and says nothing of itself, as the file that was made for it now.
+
+        It is known by its bytes; a signed one, which is never made twice, by what is signed in it.
+
+        Raises:
+            KeyTakenError: it is something else.
+        """
+        said, sha256 = facts.metadata, self._sha256_at(key, found)
+        if sha256 != facts.sha256:
+            body = self.to.objects.fetch(key) if self.signer else None
+            recipe = said.get("recipe")
+            if body is None or not is_signed_copy(body, facts.media_type, said["source-sha256"], recipe):
+                raise self._something_else(key)
+        return replace(found, metadata={**said, "sha256": sha256})
 
     def _checked_copy(self, image: StoredImage, key: str) -> Found:
         """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
@@ -416,6 +453,7 @@ class Delivery:
                     "rendition": rendition.name,
                     "recipe": rendition.recipe,
                     "marks": marks_in(found.metadata),
+                    "signer": found.metadata.get("signer"),
                 }
                 delivered.append(self._delivered(image, key, found, **described))
         return delivered
@@ -431,13 +469,15 @@ class Delivery:
         image, target, spool = original.image, self.to.objects, rendered.spool
         if rendition.mark:
             spool = marked_rendition(original, spool, rendition.mark)
+        if self.signer:
+            spool = signed_rendition(original, rendition, rendered, spool, self.signer)
         said = {
             **metadata,
             "source-sha256": image.sha256,
             "rendition": rendition.name,
             "recipe": rendition.recipe,
             "pixels": f"{rendered.width}x{rendered.height}",
-            **marks_of(spool),
+            **self._told_of(spool),
         }
         facts = self.to.delivered_facts(rendition.media_type, spool.sha256, said, key)
 
@@ -447,9 +487,7 @@ class Delivery:
         found = self._written(key, write)
         if _is_made(image, rendition, found):
             return found
-        if self._sha256_at(key, found) != spool.sha256:
-            raise self._something_else(key)
-        return replace(found, metadata=facts.metadata)
+        return self._as_made(key, found, facts)
 
     def _standing(self, key: str) -> Found | None:
         return None if self.overwrite else self.to.objects.look(key)

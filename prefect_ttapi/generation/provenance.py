@@ -1,4 +1,4 @@
-"""What delivered files say of where they come from: which of them get a mark, and which mark that is."""
+"""What delivered files say of where they come from: which of them get a mark, and which, and who signs them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Final, get_args
 from pydantic import ConfigDict
 
 from prefect_ttapi.capabilities import Strict
-from prefect_ttapi.errors import PictureError, StoreError
+from prefect_ttapi.credentials import ContentCredentialsSigner
+from prefect_ttapi.errors import PictureError, SigningError, StoreError
 from prefect_ttapi.images.provenance import Labels, Mark, mark, read_labels
-from prefect_ttapi.images.renditions import Marking, Version
+from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version
+from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.results import DeliveredImage, Generation, StoredImage
@@ -26,19 +28,33 @@ SAYS_SO: Final[frozenset[Mark]] = frozenset({"credentials", "xmp"})
 
 
 class Provenance(Strict):
-    """What is added to delivered copies of images that don't say themselves that a model made them.
+    """What is added to delivered files, so that they say themselves that a model made them.
 
-    The images in the store stay as they are. So do copies of images that have Content Credentials or such an XMP
-    packet: any other byte would end the validity of a signature.
+    The images in the store stay as they are. Where nothing is signed, so do copies of images that have Content
+    Credentials or such an XMP packet: any other byte would end the validity of a signature.
 
     Attributes:
-        mark: an XMP packet is added that says that a model made the image, which one, in answer to which request, and
-            what the SHA-256 of the stored image is; `"prompt"` adds the prompt, too.
+        mark: copies of images that say nothing get an XMP packet that says that a model made the image, which one, in
+            answer to which request, and what the SHA-256 of the stored image is; `"prompt"` adds the prompt, too.
+        sign: copies and renditions get Content Credentials that say the same, signed by this block. Where the image has
+            credentials of its own, the new ones build on them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     mark: Marking = True
+    sign: ContentCredentialsSigner | None = None
+
+    def signer(self) -> Signer | None:
+        """Return what signs, with certificates and key as they are now; None where nothing is signed.
+
+        Raises:
+            SigningError: they are of no use.
+        """
+        try:
+            return self.sign.get_signer() if self.sign else None
+        except ValueError as error:
+            raise SigningError(f"can't sign: {error}") from None
 
 
 @dataclass(eq=False)
@@ -118,6 +134,51 @@ def marked_rendition(original: Original, rendered: Spool, marking: Marking) -> S
         return Spool.of(mark(file, told))
 
 
+def signed(original: Original, made: Spool | None, signer: Signer, marking: Marking) -> Spool:
+    """Return a copy of an image with Content Credentials.
+
+    Args:
+        made: the copy with its mark; None: the image as it is.
+
+    Raises:
+        SigningError: why it can't be done.
+    """
+    body, kind = original.fetch(), original.image.media_type
+    told = _told(original.statement, marking)
+    return signer.sign(made.open if made else body, kind, told, (body, kind), UNCHANGED)
+
+
+def signed_rendition(
+    original: Original, rendition: Rendition, rendered: Rendered, marked: Spool, signer: Signer
+) -> Spool:
+    """Return a rendition, with its mark if it has one, with Content Credentials.
+
+    Raises:
+        SigningError: why it can't be done.
+    """
+    image = original.image
+    is_true = {
+        "c2pa.resized": sorted((rendered.width, rendered.height)) != sorted((image.width, image.height)),
+        "c2pa.converted": rendition.media_type != image.media_type,
+    }
+    actions = tuple(action for action, is_so in is_true.items() if is_so) or ("c2pa.transcoded",)
+    return signer.sign(
+        marked.open,
+        rendition.media_type,
+        _told(original.statement, rendition.mark),
+        (original.fetch(), image.media_type),
+        Change(rendition.recipe, actions),
+    )
+
+
+def is_signed_copy(body: Body, media_type: str, source_sha256: str, recipe: str | None) -> bool:
+    """Return whether a file's valid Content Credentials say that it is this version of this image."""
+    with body() as file:
+        signature = read_signature(file, media_type)
+    told = signature and not signature.problem and (signature.source_sha256, signature.recipe)
+    return told == (source_sha256, recipe)
+
+
 def marks_of(spool: Spool) -> dict[str, str]:
     """Return what a file says of where it comes from, as an object's metadata has it."""
     with spool.open() as file:
@@ -136,15 +197,25 @@ def _told(statement: Statement, marking: Marking) -> Statement:
 
 
 def without_mark(
-    copies: Iterable[DeliveredImage], versions: Sequence[Version], provenance: Provenance | None
+    copies: Iterable[DeliveredImage],
+    versions: Sequence[Version],
+    provenance: Provenance | None,
+    signer: Signer | None = None,
 ) -> int:
-    """Return how many of these files lack a mark that is asked for: they were there before, and stay as they are."""
+    """Return how many of these files lack a mark, or a signature, that is asked for.
+
+    They were there before, and stay as they are.
+    """
     wanted = {version.name: version.mark for version in versions if version}
     asked = wanted | {None: provenance.mark if provenance else False}
-    return sum(bool(asked.get(copy.rendition)) and not SAYS_SO & {*(copy.marks or ())} for copy in copies)
+    return sum(
+        bool(asked.get(copy.rendition) and not SAYS_SO & {*(copy.marks or ())})
+        or bool(signer and copy.signer != signer.identity)
+        for copy in copies
+    )
 
 
 def note_of(count: int) -> str:
     """Return in words that so many files lack a mark."""
     files = "1 delivered file was" if count == 1 else f"{count:,} delivered files were"
-    return f"{files} there before, without the mark that is asked for; overwrite replaces what is there"
+    return f"{files} there before, without the mark or signature that is asked for; overwrite replaces what is there"

@@ -56,6 +56,7 @@ class Labels:
         tells_prompt: its XMP has the prompt.
         request_hash, source_sha256: as in `Statement`, where its XMP has them.
         xmp: its packet, where it can be read.
+        credentials_size: bytes that hold credentials, or claim to.
     """
 
     credentials: bool = False
@@ -64,6 +65,7 @@ class Labels:
     request_hash: str | None = None
     source_sha256: str | None = None
     xmp: bytes | None = None
+    credentials_size: int = 0
 
     @property
     def marks(self) -> tuple[Mark, ...]:
@@ -86,12 +88,12 @@ def read_labels(file: BinaryIO) -> Labels | None:
     picture = _opened(file)
     if picture is None:
         return None
-    credentials, found = picture.has_credentials(), picture.packet()
+    credentials, size, found = picture.has_credentials(), picture.credentials_size, picture.packet()
     try:
         packet = Packet((found and found[1]) or b"")
         rest = Packet((packet.extension and picture.more(packet.extension)) or EMPTY)
     except PictureError:
-        return Labels(credentials)
+        return Labels(credentials, credentials_size=size)
     return Labels(
         credentials,
         generated=packet.generated or rest.generated,
@@ -99,6 +101,7 @@ def read_labels(file: BinaryIO) -> Labels | None:
         request_hash=packet.request_hash or rest.request_hash,
         source_sha256=packet.source_sha256 or rest.source_sha256,
         xmp=found and found[1],
+        credentials_size=size,
     )
 
 
@@ -183,8 +186,9 @@ def _at(file: BinaryIO, position: int, size: int) -> bytes:
 class _Picture(ABC):
     """A picture's file, as its parts."""
 
-    #: Kinds of parts that matter here.
+    #: Kinds of parts that matter here, and the one that holds credentials.
     matter: frozenset[bytes]
+    holds_credentials: bytes
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -193,6 +197,11 @@ class _Picture(ABC):
     @abstractmethod
     def _walk(self) -> Iterator[_Part]:
         """Yield the file's parts."""
+
+    @property
+    def credentials_size(self) -> int:
+        """Return how many bytes there are of the kind that holds credentials."""
+        return sum(part.size for part in self._of(self.holds_credentials))
 
     @abstractmethod
     def has_credentials(self) -> bool:
@@ -225,6 +234,7 @@ class _Picture(ABC):
 
 class _Png(_Picture):
     matter = frozenset({b"caBX", b"iTXt"})
+    holds_credentials = b"caBX"
 
     def _walk(self) -> Iterator[_Part]:
         position = 8
@@ -265,6 +275,7 @@ class _Png(_Picture):
 
 class _Jpeg(_Picture):
     matter = frozenset({b"\xe0", b"\xe1", b"\xeb"})
+    holds_credentials = b"\xeb"
 
     def _walk(self) -> Iterator[_Part]:
         position = 2
@@ -335,6 +346,7 @@ class _Jpeg(_Picture):
 
 class _Webp(_Picture):
     matter = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ANMF", b"ALPH", b"ICCP", b"EXIF", b"XMP ", b"C2PA"})
+    holds_credentials = b"C2PA"
 
     def _walk(self) -> Iterator[_Part]:
         position = 12

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_ttapi.errors import SigningError
 from prefect_ttapi.images.provenance import read_labels
+from prefect_ttapi.images.renditions import in_worker
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import GENERATED, Statement
 
@@ -72,6 +73,9 @@ _ORIGINAL: Final = {"label": "original", "title": "original", "relationship": "p
 #: No list of authorities is asked, here or anywhere: that is told in words, and is no fault of the file.
 _UNTRUSTED: Final = "signingCredential.untrusted"
 
+#: Bytes of credentials that are read: lists of nothing take a hundred times their length of memory.
+_LARGEST: Final = 2 * 1024 * 1024
+
 #: Characters of a text that somebody else's manifest may bring along.
 _LONGEST: Final = 200
 
@@ -83,7 +87,24 @@ def is_installed() -> bool:
     return all(find_spec(name) for name in ("c2pa", "cryptography"))
 
 
-def _manifest(statement: Statement, changes: Sequence[str], *, builds_on: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Change:
+    """What was done to an original.
+
+    Attributes:
+        recipe: of a rendition; None: nothing but a mark was added.
+        actions: the same in C2PA's words: `c2pa.resized`, `c2pa.converted`.
+    """
+
+    recipe: str | None = None
+    actions: tuple[str, ...] = ()
+
+
+#: A copy.
+UNCHANGED: Final = Change()
+
+
+def _manifest(statement: Statement, change: Change, *, builds_on: bool) -> dict[str, Any]:
     """Return the definition of a manifest.
 
     Args:
@@ -95,14 +116,19 @@ def _manifest(statement: Statement, changes: Sequence[str], *, builds_on: bool) 
         "digitalSourceType": GENERATED,
         "softwareAgent": {"name": statement.model},
     }
-    actions = [opened if builds_on else created, *({"action": change} for change in changes)]
-    ours = {"request_hash": statement.request_hash, "source_sha256": statement.source_sha256}
-    prompt = {"prompt": statement.prompt} if statement.prompt else {}
+    actions = [opened if builds_on else created, *({"action": action} for action in change.actions)]
+    ours = {
+        "request_hash": statement.request_hash,
+        "source_sha256": statement.source_sha256,
+        "recipe": change.recipe,
+        "prompt": statement.prompt,
+    }
+    told = {name: said for name, said in ours.items() if said}
     return {
         "claim_generator_info": [{"name": "prefect-ttapi"}],
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
-            {"label": ASSERTION, "data": ours | prompt},
+            *([{"label": ASSERTION, "data": told}] if told else []),
         ],
     }
 
@@ -201,7 +227,7 @@ class Signer:
         media_type: str,
         statement: Statement,
         original: tuple[Body, str] | None = None,
-        changes: Sequence[str] = (),
+        change: Change = UNCHANGED,
     ) -> Spool:
         """Return a copy of an image with Content Credentials. No two are the same bytes.
 
@@ -211,12 +237,12 @@ class Signer:
             statement: what the credentials say of it.
             original: what the image was made from, and its media type. Where it has credentials of its own, the new
                 ones build on them.
-            changes: what was done to the original, in C2PA's words: `c2pa.resized`, `c2pa.converted`.
+            change: what was done to the original.
 
         Raises:
             SigningError: why it can't be done.
         """
-        work = partial(self._signed, image, media_type, statement, original, changes)
+        work = partial(self._signed, image, media_type, statement, original, change)
         try:
             self.check_time()
             return work() if self.time_stamps is None else _within(PATIENCE, work)
@@ -232,18 +258,18 @@ class Signer:
         media_type: str,
         statement: Statement,
         original: tuple[Body, str] | None,
-        changes: Sequence[str],
+        change: Change,
     ) -> Spool:
         import c2pa
         from cryptography.hazmat.primitives.serialization import Encoding
 
-        builds_on = original is not None and has_credentials(original[0])
+        builds_on = original is not None and _has_credentials(original[0])
         chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self._chain)
         info = c2pa.C2paSignerInfo(self.algorithm, chain, self._key, self.time_stamps)
         with (
             c2pa.Context.from_dict(_SETTINGS) as context,
             c2pa.Signer.from_info(info) as signer,
-            c2pa.Builder(_manifest(statement, changes, builds_on=builds_on), context) as builder,
+            c2pa.Builder(_manifest(statement, change, builds_on=builds_on), context) as builder,
             tempfile.TemporaryFile(prefix="ttapi-") as signed,
         ):
             if original is not None and builds_on:
@@ -269,10 +295,13 @@ def _within(seconds: float, work: Callable[[], Spool]) -> Spool:
     return ended.result(seconds)
 
 
-def has_credentials(body: Body) -> bool:
-    """Return whether an image has Content Credentials, valid or not."""
+def _has_credentials(body: Body) -> bool:
     with body() as file:
         labels = read_labels(file)
+    if labels is not None and labels.credentials_size > _LARGEST:
+        raise ValueError(
+            f"the image's own credentials have {labels.credentials_size:,} bytes, which is too much"
+        )
     return labels is not None and labels.credentials
 
 
@@ -399,7 +428,7 @@ class Signature(BaseModel):
         algorithm: of the signature.
         signed_at: when, where a time-stamp authority says so.
         problem: why the credentials are not valid; None: nothing was changed since they were signed.
-        request_hash, source_sha256: as in `Statement`, where this package made the credentials.
+        request_hash, source_sha256, recipe: as in `Statement` and `Change`, where this package made the credentials.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -411,6 +440,7 @@ class Signature(BaseModel):
     problem: str | None = None
     request_hash: str | None = None
     source_sha256: str | None = None
+    recipe: str | None = None
 
     def __str__(self) -> str:
         """Say it in a line.
@@ -426,6 +456,7 @@ class Signature(BaseModel):
         return "; ".join(filter(None, (who, held)))
 
 
+@in_worker
 def read_signature(file: BinaryIO, media_type: str) -> Signature | None:
     """Return who signed the image in `file`; None where it has no credentials, or the extra is not installed.
 
@@ -435,6 +466,9 @@ def read_signature(file: BinaryIO, media_type: str) -> Signature | None:
         return None
     import c2pa
 
+    labels = read_labels(file)
+    if labels is not None and labels.credentials_size > _LARGEST:
+        return Signature(problem=f"they have {labels.credentials_size:,} bytes, which is too much to be read")
     try:
         file.seek(0)
         with (
@@ -464,8 +498,7 @@ def _signature(told: Mapping[str, Any]) -> Signature:
         algorithm=_cut(signed.get("alg")) or None,
         signed_at=_cut(signed.get("time")) or None,
         problem=None if told.get("validation_state") in ("Valid", "Trusted") else _problem(told),
-        request_hash=_cut(ours.get("request_hash")) or None,
-        source_sha256=_cut(ours.get("source_sha256")) or None,
+        **{name: _cut(ours.get(name)) or None for name in ("request_hash", "source_sha256", "recipe")},
     )
 
 

@@ -38,7 +38,7 @@ from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.markdown import Picture, figures
 from prefect_ttapi.lineage.report import Totals
-from prefect_ttapi.lineage.shown import address, in_bytes, one_line
+from prefect_ttapi.lineage.shown import REASON, address, in_bytes, one_line
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import SEARCH, is_s3, page_name, url_path
 from prefect_ttapi.storage.store import ImageStore
@@ -217,6 +217,7 @@ def _image(picture: Picture, links: _Links) -> dict[str, Any]:
         "href": href,
         "beside": bool(href and href.startswith(".")),
         "marks": image.marks,
+        "signature": image.signature and one_line(image.signature, REASON),
         "copies": [{"uri": copy.uri, "href": links.to(copy.uri, copy.url)} for copy in picture.delivered],
         "thumbnail": picture.thumbnail and base64.b64encode(picture.thumbnail).decode(),
     }

@@ -158,6 +158,8 @@ class Behaviour:
         tiny: draw at most 64 pixels a side, whatever was asked: for measuring everything else.
         image_bytes: length of each finished PNG, filled up with noise, at most 1 GiB; None: as it comes.
         room: calls that are worked on at once; further ones get 429. None: any number.
+        content_credentials: finished pictures have Content Credentials of a certificate that is made when the sandbox
+            starts, for testing only; the same picture is never the same bytes then.
 
     Raises:
         ValueError: an option is out of range.
@@ -171,6 +173,7 @@ class Behaviour:
     tiny: bool = False
     image_bytes: int | None = None
     room: int | None = None
+    content_credentials: bool = False
 
     def __post_init__(self) -> None:
         shortest, longest = latency_range(self.latency)

@@ -22,6 +22,8 @@ import pybase64
 from PIL import Image, ImageDraw, ImageFont
 
 from prefect_ttapi.images.lettering import LINE, Lettering, shortened
+from prefect_ttapi.images.signing import Signer
+from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.requests import ImageRequest
 
 Colour = tuple[int, int, int]
@@ -221,6 +223,11 @@ def certificates_for_testing(name: str) -> tuple[bytes, bytes]:
     return pem, own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def signer_for_testing() -> Signer:
+    """Return what the sandbox signs with."""
+    return Signer.of(*certificates_for_testing("prefect-ttapi sandbox"))
+
+
 class Studio:
     """Makes pictures now, or when their URL is asked for; both take a while, and belong into a thread.
 
@@ -228,17 +235,26 @@ class Studio:
 
     Args:
         image_bytes: length of each finished PNG, filled up with noise; None: as it comes.
+        signer: gives finished pictures Content Credentials, by which they grow.
     """
 
-    def __init__(self, image_bytes: int | None = None) -> None:
+    def __init__(self, image_bytes: int | None = None, signer: Signer | None = None) -> None:
+        self._signer = signer
         self._noise = random.Random(0).randbytes(image_bytes or 0)  # noqa: S311 - no secret
         self.files: OrderedDict[str, Picture] = OrderedDict()
 
     def made(self, picture: Picture) -> bytes:
         """Return the encoded picture."""
         encoded = draw(picture)
-        fills_up = picture.request.output_format == "png" and picture.blocks == 1
-        return padded(encoded, self._noise) if fills_up else encoded
+        if picture.blocks > 1:
+            return encoded
+        made = padded(encoded, self._noise) if picture.request.output_format == "png" else encoded
+        if self._signer is None:
+            return made
+        # as the maker of a model does, who knows nothing of our requests
+        told = Statement(picture.request.model, request_hash="", source_sha256="")
+        kind = f"image/{picture.request.output_format}"
+        return self._signer.sign(lambda: io.BytesIO(made), kind, told).read_bytes()
 
     def base64(self, picture: Picture) -> bytes:
         """Return the encoded picture in base64."""

@@ -21,7 +21,7 @@ from starlette.routing import Mount, Route, Router
 from prefect_ttapi.origins import SANDBOX_PATH, is_loopback
 from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Failure, written
 from prefect_ttapi.sandbox.endpoint import Counters, Endpoint
-from prefect_ttapi.sandbox.pictures import Studio
+from prefect_ttapi.sandbox.pictures import Studio, signer_for_testing
 
 log: Final = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Sandbox(Behaviour, Counters):
     Raises:
         ValueError: an argument is out of range.
         OSError: nothing can listen at host and port; raised on entering.
+        ImportError: there are to be Content Credentials, and the extra `provenance` is not installed; on entering.
     """
 
     host: str = "127.0.0.1"
@@ -51,12 +52,13 @@ class Sandbox(Behaviour, Counters):
             raise ValueError(f"port goes from 0 to 65535, not {self.port}")
 
     def __enter__(self) -> Sandbox:
+        signer = signer_for_testing() if self.content_credentials else None
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         bound = socket.create_server((self.host, self.port), family=family, backlog=1024)
         # told from its descriptor, the socket knows that it is TCP: asyncio turns Nagle's 40 ms off only then
         listener = socket.socket(fileno=bound.detach())
         self._port = listener.getsockname()[1]
-        studio = Studio(self.image_bytes)
+        studio = Studio(self.image_bytes, signer)
         self._server = _Server(
             uvicorn.Config(
                 _app(Endpoint(self, self, studio), self, studio),

@@ -27,7 +27,7 @@ from PIL import Image
 
 from prefect_ttapi.errors import SigningError
 from prefect_ttapi.images import provenance, signing
-from prefect_ttapi.images.signing import ASSERTION, Signature, Signer, read_signature
+from prefect_ttapi.images.signing import ASSERTION, Change, Signature, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import GENERATED
 from tests.support.certificates import STATEMENT, Chain, chain_for, key_pem, picture, signer
@@ -95,7 +95,7 @@ def test_a_copy_of_a_signed_original_builds_on_it(form: str) -> None:
             "image/webp",
             STATEMENT,
             (original.open, media_type),
-            ("c2pa.resized", "c2pa.converted"),
+            Change("webp-16", ("c2pa.resized", "c2pa.converted")),
         ),
     }
     for changes, copy in copies.items():
@@ -390,6 +390,18 @@ def test_boxes_in_boxes_and_endless_lists_are_refused() -> None:
         found = read(png_with(hostile), "image/png")
         assert found is not None
         assert found.problem
+
+
+def test_credentials_that_are_too_large_are_not_read() -> None:
+    """A list of nothing takes a hundred times its length of memory; nor is a copy signed that builds on it."""
+    png = png_with(
+        store_in(signer().sign(picture("PNG").open, "image/png", STATEMENT).read_bytes()) + bytes(2**21)
+    )
+    found = read(png, "image/png")
+    assert found is not None
+    assert "too much to be read" in str(found)
+    with pytest.raises(SigningError, match="own credentials have 2,1"):
+        signer().sign(picture("PNG").open, "image/png", STATEMENT, (lambda: io.BytesIO(png), "image/png"))
 
 
 def test_without_the_extra_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from prefect_ttapi.images.signing import read_signature
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.sandbox.pictures import SHOWN, Picture, draw, padded
+from prefect_ttapi.sandbox.pictures import SHOWN, Picture, Studio, draw, padded, signer_for_testing
 
 PICTURE = Picture(ImageRequest(prompt="a lighthouse at dawn", model="gpt-image-2"), 256, 256, key="k")
 
@@ -137,3 +138,18 @@ def test_a_long_prompt_is_cut() -> None:
     """Of a prompt of 32,000 characters only the beginning is drawn."""
     long, shown = "word " * 6400, "word " * (SHOWN // 5)
     assert draw(changed(prompt=long)) == draw(changed(prompt=shown + "another"))
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_pictures_can_have_credentials(output_format: str) -> None:
+    """Finished ones do, of a certificate for testing and with the model as what made them; their pixels stay."""
+    studio = Studio(image_bytes=40_000, signer=signer_for_testing())
+    picture = changed(output_format=output_format)
+    made = studio.made(picture)
+    found = read_signature(io.BytesIO(made), f"image/{output_format}")
+    assert found is not None
+    assert (found.problem, found.signed_by) == (None, "prefect-ttapi sandbox, for testing only")
+    assert (found.request_hash, found.source_sha256) == (None, None)
+    assert b"gpt-image-2" in made
+    assert Image.open(io.BytesIO(made)).tobytes() == opened(picture).tobytes()
+    assert read_signature(io.BytesIO(studio.made(replace(picture, blocks=64))), "image/png") is None

@@ -300,6 +300,7 @@ function told({ row, image }) {
       ["File", link(image.href, image.uri)],
       ...image.copies.map((copy) => ["Delivered", link(copy.href, copy.uri)]),
       ["Marks", image.marks && (image.marks.map((mark) => MARKS[mark][1]).join(", ") || "none")],
+      ["Content Credentials", image.signature],
       ["Size", `${image.width} \u00d7 ${image.height}, ${image.size}, ${image.type}`],
       ["SHA-256", code(image.sha256)],
     ]));
