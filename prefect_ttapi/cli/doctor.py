@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import re
 import tempfile
@@ -24,9 +25,13 @@ from prefect_ttapi.cli.running import credentials_of
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.generation.persisting import rescue_place
+from prefect_ttapi.generation.persisting import Keeper, rescue_place
+from prefect_ttapi.lineage.shown import counted
+from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.results import VERSION
 from prefect_ttapi.storage import layout
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that this machine's clock may be off: S3 refuses what is signed a quarter of an hour off.
 _CLOCK: Final = 60.0
@@ -125,6 +130,11 @@ def _store(address: str, endpoint_url: str | None) -> Iterator[Check]:
         yield _rescue(store.rescue_folder)
     except StoreError as error:
         yield Check("store", False, str(error))
+    for origin in (DEFAULT_BASE_URL, SANDBOX_ORIGIN):
+        count, place = Keeper(store, origin, logger).waiting()
+        if count:
+            told = f"{counted(count, 'paid answer')} waiting in {place}: a run on this machine puts them into the store"
+            yield Check("rescue", False, told)
 
 
 def _rescue(folder: str | None) -> Check:

@@ -7,32 +7,48 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tarfile
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.settings import get_current_settings
 
+from prefect_ttapi.cli.main import main
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.s3 import S3Server
+from tests.test_earlier_versions import ARCHIVE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: A block of code: its language, the file that it is the content of, and what is in it.
-BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-BLOCKS = {page.relative_to(ROOT): BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
-WITH_PYTHON = {
-    page: blocks for page, blocks in BLOCKS.items() if any(kind == "python" for kind, *_ in blocks)
-}
+#: A block of code, perhaps in a list: its language, the file that it is the content of, and what is in it.
+BLOCK = re.compile(r'^( *)```(\w+)(?: title="([^"]+)")?\n(.*?)^\1```$', re.MULTILINE | re.DOTALL)
 
 #: Of the pages in this folder, shell commands run as well.
 OPERATION = Path("docs/operate")
+
+
+def blocks_of(page: Path) -> list[tuple[str, str, str]]:
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [(kind, title, dedent(code)) for _, kind, title, code in found]
+
+
+BLOCKS = {page.relative_to(ROOT): blocks_of(page) for page in PAGES}
+WITH_PYTHON = {
+    page: blocks
+    for page, blocks in BLOCKS.items()
+    if {"python", "sh" if page.parent == OPERATION else "python"} & {kind for kind, *_ in blocks}
+}
 BIN = str(Path(sys.executable).parent)
+OURS = re.compile(r"prefect-ttapi [^$|<>]+")
 
 #: The README and the first page in each run of the tests, the others with the integration tests.
 AT_THE_DOOR = ("README.md", "docs/start.md")
@@ -66,6 +82,24 @@ def surroundings(
             s3.create_bucket(Bucket=bucket)
 
 
+def earlier_store(folder: Path) -> None:
+    """Put the store that version 0.1.0 wrote there."""
+    with tarfile.open(ARCHIVE) as archive:
+        members = [member for member in archive.getmembers() if member.name.startswith("store")]
+        archive.extractall(folder.parent, members, filter="data")
+    (folder.parent / "store").rename(folder)
+
+
+def run_commands(code: str) -> None:
+    """Run shell commands, each of which must succeed; plain ones of our program in this process, to save its start."""
+    for ours, lines in groupby(code.splitlines(), lambda line: OURS.fullmatch(line) is not None):
+        if not ours:
+            run_in_a_shell("\n".join(lines))
+            continue
+        for line in lines:
+            assert main(shlex.split(line)[1:]) == 0, line
+
+
 def run_in_a_shell(code: str) -> None:
     """Run commands, each of which must succeed, with this Python's programs and the Prefect server of the tests."""
     mine = {"PATH": f"{BIN}:{os.environ['PATH']}", "PREFECT_API_URL": str(get_current_settings().api.url)}
@@ -81,6 +115,8 @@ def run_in_a_shell(code: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# what Prefect's notification blocks import
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 @pytest.mark.usefixtures("prefect_server", "surroundings")
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_examples_run(page: Path) -> None:
@@ -88,6 +124,8 @@ def test_examples_run(page: Path) -> None:
     if any(LIMIT in code for _, _, code in WITH_PYTHON[page]):
         with get_client(sync_client=True) as client:
             client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=16))
+    if page.name == "upgrade.md":
+        earlier_store(Path("images"))
     namespace = {"__name__": "example"}
     for number, (kind, title, code) in enumerate(WITH_PYTHON[page]):
         if title:
@@ -95,7 +133,7 @@ def test_examples_run(page: Path) -> None:
         elif kind == "python":
             exec(compile(code, f"{page}, block {number}", "exec"), namespace)  # noqa: S102
         elif kind == "sh" and page.parent == OPERATION:
-            run_in_a_shell(code)
+            run_commands(code)
     if page.name == "README.md":
         assert {path.name for path in Path("website/seasons").iterdir()} > {"a-village-in-spring.png"}
 
