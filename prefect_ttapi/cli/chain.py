@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.cli.stores import object_at, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
+from prefect_ttapi.images.headers import media_type_of
 from prefect_ttapi.images.provenance import Labels, read_labels
+from prefect_ttapi.images.signing import Signature, is_installed, read_signature
 from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.report import Unchanged
@@ -78,6 +80,8 @@ class Origin(_Link):
         delivered: the delivered copy that was asked about, where it is one.
         image: the stored image that was asked about.
         image_is_there: whether the store has it with the recorded length.
+        signature: who signed the file that was asked about, where it has Content Credentials that can be read here.
+        is_unread: it has some, and the extra `provenance` is not installed.
         entries: what the ledger says of the request; several where more than one API was asked.
         rows: manifest rows of the request, that of the delivered copy first.
         gaps: what could not be found, a line each.
@@ -89,6 +93,8 @@ class Origin(_Link):
     delivered: Copy | None = None
     image: StoredImage | None = None
     image_is_there: bool | None = None
+    signature: Signature | None = None
+    is_unread: bool = False
     entries: tuple[Entry, ...] = ()
     rows: tuple[SourceRow, ...] = ()
     gaps: tuple[str, ...] = ()
@@ -225,7 +231,8 @@ def trace_object(
 ) -> Origin:
     """Tell who made an object: an image of a store, a copy of one, any file that is made of one, or a record.
 
-    What the object's metadata says comes first, then what the file says in its XMP, then whose bytes they are.
+    What the object's metadata says comes first, then what the file says in valid Content Credentials and in its XMP,
+    then whose bytes they are.
 
     Args:
         address: `s3://bucket/key`, `file:///...` or a path.
@@ -254,7 +261,8 @@ def trace_object(
         raise ImageMissingError(f"there is no {uri}")
     home = store or (store_at(kept[0], endpoint_url) if kept else _home(uri, source, endpoint_url))
     search = Search(home, progress or Progress())
-    claims = _claims(place, key, said, kept)
+    labels, signature = _read(place, key) if there else (Labels(), None)
+    claims = _claims(place, key, said, kept, labels, signature)
     first = next(claims)
     found_by, entries = next(
         ((claim, known) for claim in chain([first], claims) if (known := _entries(search, claim))),
@@ -275,6 +283,8 @@ def trace_object(
         delivered=Copy(uri=uri, size_bytes=there.size, metadata=said) if there and not kept else None,
         image=image,
         image_is_there=image and not home.missing([image]),
+        signature=signature,
+        is_unread=labels.credentials and not is_installed(),
         entries=tuple(entries),
         rows=tuple(sorted(rows, key=lambda found: uri not in {copy.uri for copy in found.row.delivered})),
         gaps=tuple(_gaps(home, entries, image, sha256)),
@@ -362,8 +372,22 @@ class _Claim(NamedTuple):
     sha256: str | None = None
 
 
+def _read(place: ImageStore, key: str) -> tuple[Labels, Signature | None]:
+    """Return what a file says of itself, and who signed it."""
+    with place.open(place.uri(key)) as file:
+        labels = read_labels(file) or Labels()
+        file.seek(0)
+        kind = media_type_of(file.read(12))
+        return labels, read_signature(file, kind) if kind else None
+
+
 def _claims(
-    place: ImageStore, key: str, said: Mapping[str, str], kept: tuple[str, str] | None
+    place: ImageStore,
+    key: str,
+    said: Mapping[str, str],
+    kept: tuple[str, str] | None,
+    labels: Labels,
+    signature: Signature | None,
 ) -> Iterator[_Claim]:
     """Yield what is said of an object, the likeliest first, as far as it is asked for."""
     if kept:
@@ -373,8 +397,8 @@ def _claims(
     (_, source) = _image_at(said.get("source-uri", "")) or ("", said.get("source-sha256"))
     if source or "request-hash" in said:
         yield _Claim("its object's metadata", said.get("request-hash"), said.get("api-origin"), source)
-    with place.open(place.uri(key)) as file:
-        labels = read_labels(file) or Labels()
+    if signature and signature.source_sha256 and not signature.problem:
+        yield _Claim("its Content Credentials", signature.request_hash, None, signature.source_sha256)
     if labels.request_hash or labels.source_sha256:
         yield _Claim("the XMP in the file", labels.request_hash, None, labels.source_sha256)
     yield _Claim("the SHA-256 of its bytes", sha256=_digest(place, key))

@@ -23,6 +23,7 @@ from prefect_ttapi.cli.reporting import Progress, complain, size
 from prefect_ttapi.cli.stores import prices_of, store_at
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
+from prefect_ttapi.images.signing import EXTRA
 from prefect_ttapi.ledger.documents import Payment
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.shown import counted, one_line
@@ -181,6 +182,10 @@ def made_tree(made: Made) -> Node:
 def _links(origin: Origin) -> Iterator[Node | str]:
     if origin.found_by:
         yield f"found by {origin.found_by}"
+    if origin.signature:
+        yield f"Content Credentials: {origin.signature}"
+    if origin.is_unread:
+        yield f"Content Credentials: who signed them can be read with {EXTRA}"
     if origin.delivered:
         yield _copy(origin.delivered)
     if origin.image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from prefect_ttapi.generation.delivery import Delivery, metadata_of
 from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.images.provenance import mark
 from prefect_ttapi.images.renditions import Rendition, versions_of
+from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row, write_manifest
@@ -28,6 +30,7 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation, Usage
 from prefect_ttapi.storage.objects import Facts, ascii_metadata
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.certificates import signer
 from tests.support.generations import API, fresh_image, generation_of
 from tests.support.ledgers import acquire, recorded
 from tests.support.pictures import png_of
@@ -233,6 +236,36 @@ def test_a_file_alone_leads_to_its_request(tmp_path: Path, capsys: pytest.Captur
             assert (origin.image, origin.found_by) == (made.images[0], "the XMP in the file")
     for uri, by in ((copy.uri, "its object's metadata"), (made.images[0].uri, "its address")):
         assert trace_object(uri).found_by == by
+
+
+def test_a_signed_file_leads_to_its_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its valid Content Credentials, whatever else it says; who signed it is told, and why that is not valid."""
+    store = ImageStore(url=str(tmp_path / "store"))
+    made = record(store, REQUEST, png_of(8, 8, zlib.compress(bytes(8 * 25))), RUN)
+    (image,) = made.images
+    with store.open(image.uri) as file:
+        lie = Spool.of(mark(file, Statement("m", "0" * 64, "1" * 64)))
+    told = Statement(REQUEST.model, made.request_hash, image.sha256)
+    download = tmp_path / "download.png"
+    download.write_bytes(signer().sign(lie.open, "image/png", told).read_bytes())
+    assert main(["trace", str(download), "--store", store.url]) == 0
+    out = capsys.readouterr().out
+    assert "found by its Content Credentials" in out
+    assert "Content Credentials: signed by Acme shop, with prefect-ttapi; valid, but nobody vouches" in out
+    assert trace_object(str(download), store).image == image
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    main(["trace", str(download), "--store", store.url])
+    assert 'can be read with pip install "prefect-ttapi[provenance]"' in capsys.readouterr().out
+    monkeypatch.undo()
+    damaged = bytearray(download.read_bytes())
+    damaged[-20] ^= 1
+    download.write_bytes(damaged)
+    main(["trace", str(download), "--store", store.url])
+    out = capsys.readouterr().out
+    assert "Acme shop, with prefect-ttapi; not valid: " in out
+    assert "found by" not in out
 
 
 def test_xmp_that_names_nothing_known_is_passed_over(tmp_path: Path) -> None:
