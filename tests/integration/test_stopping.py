@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.children import until
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.integration
 
 REQUESTS = 40
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "tini", "--", sys.executable)
-WORKER = ("deployments/worker.py", "--pool")
+POOL = "stopping"
+WORKER = ("deployments/worker.py", "--pool", POOL)
 EXECUTE = (PREFECT, "flow-run", "execute")
 #: Seconds after its death within which a run is marked.
 MARKED = 90
@@ -102,9 +104,12 @@ def place(prefect_ui: Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     prefect = ("-m", "prefect", "--no-prompt")
     prefect_ui.run(*prefect, "automation", "create", "--from-file", "deployments/automations.yaml")
-    prefect_ui.ask("work_pools/", name="stopping", type="process")
-    file = ("--prefect-file", "deployments/prefect.yaml", "--pool", "stopping")
-    prefect_ui.run(*prefect, "deploy", *file, "--name", "nightly", "--name", "on-demand")
+    prefect_ui.ask("work_pools/", name=POOL, type="process")
+    project = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text(encoding="utf-8"))
+    wanted = [each for each in project["deployments"] if each["name"] in ("nightly", "on-demand")]
+    project["deployments"] = [each | {"work_pool": each["work_pool"] | {"name": POOL}} for each in wanted]
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
+    prefect_ui.run(*prefect, "deploy", "--prefect-file", str(folder / "prefect.yaml"), "--all")
     with Sandbox(tiny=True, latency=0.7) as sandbox:
         environment = prefect_ui.environment | {
             "TTAPI_BASE_URL": sandbox.base_url,
@@ -130,7 +135,7 @@ class Killed:
 def killed(place: Place) -> Killed:
     """A nightly run whose machine is gone in the middle of its batch, and its worker with it."""
     run = place.run("nightly", prompts=str(place.folder / "prompts.csv"), max_in_flight=4)
-    with place.container("killed", *WORKER, "stopping") as container:
+    with place.container("killed", *WORKER) as container:
         until(lambda: place.paid("nightly") >= 4 and place.sandbox.in_flight, place.log("killed"))
         os.kill(init_of(container), signal.SIGKILL)
         container.wait(PATIENCE)
@@ -143,7 +148,7 @@ def test_a_run_goes_on_elsewhere(killed: Killed, place: Place) -> None:
     run = place.run("on-demand", prompts=[f"tree {number}" for number in range(REQUESTS)], max_in_flight=4)
     containers = {
         "container": (*EXECUTE, run),
-        "worker": (*WORKER, "stopping"),
+        "worker": WORKER,
     }
     for before, (name, command) in enumerate(containers.items()):
         with place.container(name, *command) as container:
