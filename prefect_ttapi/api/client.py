@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Final, NoReturn, Self
@@ -175,6 +175,7 @@ class TTAPIClient:
         request: ImageRequest,
         answer: RawAnswer,
         *,
+        had: Collection[int] = (),
         patience: float | None = None,
         stop: Stop | None = None,
     ) -> GeneratedImages:
@@ -182,6 +183,7 @@ class TTAPIClient:
 
         Args:
             request: what the answer is to.
+            had: the indices of images that were had before, and are left out: their addresses may be of no use by now.
             answer: the `answer` of the earlier error.
             patience: as in `generate`.
             stop: ends the wait for another try to fetch: the answer is kept.
@@ -192,7 +194,7 @@ class TTAPIClient:
         name = request.request_hash[:12]
         try:
             read = read_answer_of(Body(answer.chunks(), answer.media_type), request.n, self._max_body_bytes)
-            images, lost = _all(self._had(name, read.items, patience=patience, stop=stop))
+            images, lost = _all(self._had(name, read.items, patience=patience, stop=stop, had=had))
         except UNREADABLE as error:
             verdict, message = judge_unreadable(error, request.prompt)
             raise verdict.error(
@@ -203,7 +205,7 @@ class TTAPIClient:
         if lost is not None and not images:
             lost.request_id, lost.answer = answer.request_id, answer
             raise lost
-        self._warn(name, request.n, len(images), read.problems, lost)
+        self._warn(name, request.n, len(had) + len(images), read.problems, lost)
         return GeneratedImages(
             images=images,
             usage=read.usage,
@@ -236,19 +238,27 @@ class TTAPIClient:
         with self._pace.turn(guard.stop) as turn:
             attempts = Attempts(name, self._policy, self._clock, turn, guard)
             opened = attempts.run(partial(self._transport.open, request.body(stream=True), guard))
-            finished, elsewhere, problems, failure = 0, list[Answer](), list[str](), None
+            finished, place, elsewhere, problems, failure = (
+                0,
+                0,
+                list[tuple[int, Answer]](),
+                list[str](),
+                None,
+            )
             sent = (attempts.count, opened.request_id, attempts.earlier)
             with closing(opened):
                 try:
                     for part in read_answers(opened.body(), request.n, self._max_body_bytes):
                         if isinstance(part, PartialImage):
                             yield part
-                        elif any(item.image is None for item in part.items):
-                            elsewhere.append(part)  # fetched later: the connection would not wait
+                            continue
+                        if any(item.image is None for item in part.items):
+                            elsewhere.append((place, part))  # fetched later: the connection would not wait
                         else:
                             problems += part.problems
-                            yield from self._completed(part, self._had(name, part.items, finished), sent)
+                            yield from self._completed(part, self._had(name, part.items, place), sent)
                             finished += len(part.items)
+                        place += len(part.items)
                 except UNREADABLE as error:
                     failure = opened.failure(error)
                 if failure is not None:  # raised here, not above, so as not to show what httpx says
@@ -257,11 +267,11 @@ class TTAPIClient:
         guard.in_hand = opened.answer
         if elsewhere:
             guard.before_fetching()
-        for part in elsewhere:
+        for first, part in elsewhere:
             problems += part.problems
             try:
                 for event in self._completed(
-                    part, self._had(name, part.items, finished, patience, guard.stop), sent
+                    part, self._had(name, part.items, first, patience, guard.stop), sent
                 ):
                     yield event
                     finished += 1
@@ -305,15 +315,22 @@ class TTAPIClient:
         first: int = 0,
         patience: float | None = None,
         stop: Stop | None = None,
+        had: Collection[int] = (),
     ) -> Iterator[GeneratedImage]:
-        """Yield the images of an answer, fetched where they came as URLs.
+        """Yield the images of an answer, fetched where they came as URLs, each with its place in the answer.
+
+        Args:
+            first: the place of the first of `items`.
+            had: places that are left out.
 
         Raises:
             DownloadError: after the others, where one could not be fetched.
         """
-        index, lost = first, None
+        lost: DownloadError | None = None
         over = self._clock.monotonic() + (PATIENCE if patience is None else patience)
-        for item in items:
+        for index, item in enumerate(items, first):
+            if index in had:
+                continue
             left = over - self._clock.monotonic()  # where none is left, each is tried once
             fetch = partial(self._downloader.fetch, patience=left, stop=stop)
             try:
@@ -326,7 +343,6 @@ class TTAPIClient:
                     "%s: image %d is %s, which the API does not promise", name, index, facts.media_type
                 )
             yield GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
-            index += 1
         if lost is not None:
             raise lost
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import media_type_of
 from prefect_ttapi.images.provenance import Labels, read_labels
 from prefect_ttapi.images.signing import Signature, is_installed, read_signature
-from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
+from prefect_ttapi.ledger.documents import Documents, Kept, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
@@ -44,6 +45,24 @@ class Copy(_Link):
     metadata: dict[str, str]
 
 
+class KeptAnswer(_Link):
+    """An answer that was paid for and gave none of its images, or not all.
+
+    Attributes:
+        uri: where its body is, as it came.
+        run_id: the run that paid.
+        when: when it came, UTC.
+        why: why not all of its images could be had.
+        size_bytes: of the body.
+    """
+
+    uri: str
+    run_id: str
+    when: datetime
+    why: str
+    size_bytes: int
+
+
 class Entry(_Link):
     """A request's document in the ledger.
 
@@ -53,6 +72,7 @@ class Entry(_Link):
         run_id: the run that paid, where there is an answer.
         generation: the answer: request, images, usage, runs.
         maybe_paid, also_paid: other payments for it.
+        kept: answers of which not all images could be had: the next run reads them again.
     """
 
     uri: str
@@ -61,6 +81,7 @@ class Entry(_Link):
     generation: Generation | None = None
     maybe_paid: tuple[Payment, ...] = ()
     also_paid: tuple[Payment, ...] = ()
+    kept: tuple[KeptAnswer, ...] = ()
 
 
 class SourceRow(_Link):
@@ -218,7 +239,14 @@ def _entry(documents: Documents, seen: Seen) -> Entry:
         generation=record.generation if record else None,
         maybe_paid=seen.document.maybe_paid,
         also_paid=seen.document.also_paid,
+        kept=tuple(_kept(documents, seen.document.request_hash, answer) for answer in seen.document.kept),
     )
+
+
+def _kept(documents: Documents, request_hash: str, answer: Kept) -> KeptAnswer:
+    key = layout.answer_key(layout.slug_of(documents.api_origin), request_hash, answer.token)
+    facts = answer.model_dump(include={"run_id", "when", "why", "size_bytes"})
+    return KeptAnswer(uri=documents.store.uri(key), **facts)
 
 
 def trace_object(

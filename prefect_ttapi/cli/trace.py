@@ -219,6 +219,16 @@ def _entry(entry: Entry, with_images: bool) -> Iterator[Node | str]:
         yield from map(_image, made.images)
     yield from (f"perhaps paid for, too: {_payment(note)}" for note in entry.maybe_paid)
     yield from (f"also paid for: {_payment(note)}" for note in entry.also_paid)
+    for answer in entry.kept:
+        when = f"{answer.when:%Y-%m-%d %H:%M:%S} UTC"
+        yield Node(
+            f"answer kept {answer.uri}",
+            [
+                f"{size(answer.size_bytes)}, run {answer.run_id}, {when}",
+                answer.why,
+                "the next run reads it again",
+            ],
+        )
 
 
 def _made(made: Generation) -> Iterator[Node | str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
@@ -289,9 +289,8 @@ class Engine:
             if claim is None:
                 return paid
             with claim:
-                raw = RawAnswer(keeper.body(name, kept), kept.media_type)
-                answer = self.client.read_again(request, raw, patience=0, stop=self.limits.stop)
-                if len(answer.images) <= len(found.generation.images):
+                answer = self._with_rest(found.generation, request, kept, keeper)
+                if answer is None:
                     return paid
                 record = keeper.keep(claim, self._read(kept, answer, found.result_key), stop=self.limits.stop)
         except (TTAPIError, StoreError) as error:
@@ -302,6 +301,19 @@ class Engine:
             "request %s: %d of its images are had by now, and nothing was sent", name[:12], had
         )
         return Paid(record, sent=False)
+
+    def _with_rest(
+        self, made: Generation, request: ImageRequest, kept: Kept, keeper: Keeper
+    ) -> GeneratedImages | None:
+        """Return all images of an answer that can be had by now; None where there is no new one."""
+        raw = RawAnswer(keeper.body(request.request_hash, kept), kept.media_type)
+        had = {image.index for image in made.images}
+        answer = self.client.read_again(request, raw, had=had, patience=0, stop=self.limits.stop)
+        if not answer.images:
+            return None
+        # with their bytes, should all of them have to wait in the rescue folder
+        together = sorted((*keeper.images(made), *answer.images), key=lambda image: image.index)
+        return replace(answer, images=tuple(together))
 
     def _read(self, kept: Kept, answer: GeneratedImages, result_key: str | None) -> Read:
         """Return what could be read of an answer that was kept."""

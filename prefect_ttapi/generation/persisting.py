@@ -41,7 +41,7 @@ from prefect_ttapi.ledger.documents import (
     record_of,
 )
 from prefect_ttapi.ledger.leases import is_gone
-from prefect_ttapi.results import GeneratedImage, StoredImage
+from prefect_ttapi.results import GeneratedImage, Generation, StoredImage
 from prefect_ttapi.stopping import Stop, backoff
 from prefect_ttapi.storage.layout import answer_key, image_key, is_sha256, slug_of
 from prefect_ttapi.storage.objects import Facts
@@ -155,6 +155,13 @@ class Keeper:
             return _body(self.store, self._key(request_hash, kept), kept)
         except (ImageMissingError, ValueError) as error:
             raise InvalidResponseError(f"an answer was paid for and kept, but {error}") from None
+
+    def images(self, made: Generation) -> tuple[GeneratedImage, ...]:
+        """Return the images that the store has, with their bytes. StoreError: it fails, or one is damaged."""
+        try:
+            return tuple(_image(self.store, image) for image in made.images)
+        except ValueError as error:
+            raise StoreError(f"{made.request_hash[:12]}: {error}") from None
 
     def take_back(
         self, claim: Claim, result_key: str | None

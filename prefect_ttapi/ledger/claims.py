@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
 from prefect_ttapi.ledger import leases, transitions
@@ -86,7 +86,14 @@ class Claim:
         """Those of `kept` that are to be read before anything is sent, the last one first."""
         return transitions.unread(self._seen.document, self.not_before, self.run_id) if self._seen else ()
 
-    def take(self, seen: Seen | None, maybe_paid: tuple[Payment, ...], answer: Answer | None) -> Swap:
+    def take(
+        self,
+        seen: Seen | None,
+        maybe_paid: tuple[Payment, ...],
+        answer: Answer | None,
+        *,
+        reads: Literal[True] | None = None,
+    ) -> Swap:
         """Write the claim in the place of what was seen; for the ledger."""
         leases.live[self.token] = self
         before = leases.clock()
@@ -95,7 +102,7 @@ class Claim:
             swap = self._swap(
                 seen,
                 state=State.CLAIMED,
-                holder=leases.this_process(self.run_id),
+                holder=leases.this_process(self.run_id).model_copy(update={"reads": reads}),
                 ttl=self.ttl,
                 answer=answer,
                 maybe_paid=maybe_paid,

@@ -82,13 +82,17 @@ class Payment(_Part):
 
 
 class Holder(_Part):
-    """Who holds a claim. `place` names host, boot and process namespace, where the system tells them."""
+    """Who holds a claim. `place` names host, boot and process namespace, where the system tells them.
+
+    `reads` says that it only has the rest of an answer that is recorded: nothing is sent under its claim.
+    """
 
     run_id: Line
     host: Line
     place: Line | None
     pid: int = Field(gt=0)
     started: int
+    reads: Literal[True] | None = None
 
 
 class Answer(_Part):

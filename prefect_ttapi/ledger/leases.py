@@ -86,6 +86,11 @@ def _started(pid: int) -> int | None:
     return None if state in "ZX" else int(fields[18])
 
 
+def lives_here(holder: Holder, token: str) -> bool:
+    """Return whether the holder of claim `token` is a process of this boot, and not gone."""
+    return holder.place == this_process(holder.run_id).place is not None and not is_gone(holder, token)
+
+
 def _exists(pid: int, started: int) -> bool:
     try:
         os.kill(pid, 0)

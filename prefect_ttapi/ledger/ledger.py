@@ -178,16 +178,23 @@ class Ledger:
             return claim
 
     def claim_rest(self, request_hash: str) -> Claim | None:
-        """Return a claim for having the `rest` of a recorded answer; None where somebody else is at it, or was.
+        """Return a claim for having the `rest` of a recorded answer; None where somebody else is at it.
+
+        Who can't be seen to live from here does not count: nothing is paid twice if two are at it.
 
         Raises:
             StoreError: the store fails.
         """
         seen = self.documents.read(request_hash)
-        if seen is None or seen.document.state is not State.GENERATED or rest_of(seen.document) is None:
+        if seen is None or rest_of(seen.document) is None:
+            return None
+        state, holder = seen.document.state, seen.document.holder
+        left = holder is not None and holder.reads and not leases.lives_here(holder, seen.document.token)
+        if state is not State.GENERATED and not (state is State.CLAIMED and left):
             return None
         claim = Claim(self.documents, request_hash, self.run_id, self.ttl, None, self.log)
-        return claim if claim.take(seen, seen.document.maybe_paid, seen.document.answer).won else None
+        swap = claim.take(seen, seen.document.maybe_paid, seen.document.answer, reads=True)
+        return claim if swap.won else None
 
     def _wait(self, seen: Seen, before: Waiting | None) -> Waiting:
         if before is None:
@@ -232,7 +239,7 @@ class Ledger:
     def _maybe_paid(self, seen: Seen) -> tuple[Payment, ...]:
         """Return the sends of unknown outcome so far; a dead holder's claim is one of them."""
         document = seen.document
-        if document.state is not State.CLAIMED or document.holder is None:
+        if document.state is not State.CLAIMED or document.holder is None or document.holder.reads:
             return document.maybe_paid
         found_by = self.run_id if self.on_dead_claim == "unknown" else None
         what = "its holder died or was cut off, perhaps after sending"

@@ -304,7 +304,7 @@ def test_a_failed_download_costs_no_other_image(server: HostileServer, client: T
     document = {"data": [{"url": f"{server.url}/{name}.png"} for name in "ab"]}
     server.play(answer(200, document), *[answer(404)] * FIRST, answer(200, IMAGE))
     (image,) = client.generate(ImageRequest(prompt="cats", n=2)).images
-    assert (image.index, image.read_bytes()) == (0, IMAGE)
+    assert (image.index, image.read_bytes()) == (1, IMAGE)
     assert [request.method for request in server.requests].count("POST") == 1
 
 

@@ -16,8 +16,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
+from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.cli.chain import Made, Origin, trace_object, trace_run
 from prefect_ttapi.cli.main import main
+from prefect_ttapi.errors import InvalidResponseError
 from prefect_ttapi.generation.delivery import Delivery, metadata_of
 from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.images.provenance import mark
@@ -31,7 +33,9 @@ from prefect_ttapi.results import DeliveredImage, Generation, Usage
 from prefect_ttapi.storage.objects import Facts, ascii_metadata
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.certificates import signer
+from tests.support.engines import engine_of
 from tests.support.generations import API, fresh_image, generation_of
+from tests.support.hostile import HostileServer, answer
 from tests.support.ledgers import acquire, recorded
 from tests.support.pictures import png_of
 from tests.support.s3 import S3Server
@@ -179,6 +183,30 @@ def test_a_run_without_a_batch(tmp_path: Path) -> None:
     made = trace_run("run-of-mine", store)
     assert isinstance(made, Made)
     assert [source.row.images for source in made.rows] == [mine.images]
+
+
+def test_an_answer_that_is_kept_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was paid for and gave no images leads to the answer as it came, with why, and what becomes of it."""
+    store, request = (
+        ImageStore(url=str(tmp_path)),
+        ImageRequest(prompt="a sealed letter", model="gpt-image-1"),
+    )
+    page = answer(200, b"<html>thank you for your order</html>", {"Content-Type": "text/html"})
+    with (
+        HostileServer(page) as server,
+        TTAPIClient("any-key", server.url) as client,
+        pytest.raises(InvalidResponseError),
+    ):
+        engine_of(store, client, "one").generate(request)
+    (kept,) = (store.uri(found.key) for found in store.list("answers/"))
+    assert main(["trace", request.request_hash, "--store", store.url]) == 0
+    told = capsys.readouterr().out
+    assert f"answer kept {kept}" in told
+    assert "37 B, run one, " in told
+    assert "the next run reads it again" in told
+    assert main(["trace", request.request_hash, "--store", store.url, "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["entries"]
+    assert entry["kept"][0]["uri"] == kept
 
 
 def test_any_file_is_known_by_its_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -423,6 +424,7 @@ def in_part(server: HostileServer) -> Behaviour:
 
 
 TWINS = ImageRequest(prompt="three sealed letters", model="gpt-image-1", n=3)
+HASH_OF_TWINS = TWINS.request_hash
 
 
 def had(store: ImageStore, client: TTAPIClient, run: str, **options: Any) -> int:
@@ -435,10 +437,8 @@ def test_urls_that_were_down_beside_images_are_fetched_by_the_next_run(
     each_store: ImageStore, client, server: HostileServer, tmp_path
 ):
     """What was had counts at once; the URLs are kept with the answer until all of them are had, and cost nothing."""
-    store, fine = impatient(each_store, tmp_path), answer(200, png())
-    server.play(
-        in_part(server), answer(503), answer(503), fine, answer(503), answer(503), answer(503), fine, fine
-    )
+    store, fine, down = impatient(each_store, tmp_path), answer(200, png()), answer(503)
+    server.play(in_part(server), down, down, down, fine, down, fine)
     counts = [had(store, client, run) for run in ("one", "two", "three")]
     assert counts == [1, 2, 2]
     assert len(bodies(store)) == 1
@@ -446,6 +446,36 @@ def test_urls_that_were_down_beside_images_are_fetched_by_the_next_run(
     assert bodies(store) == []
     assert had(store, client, "five") == 3
     assert sends(server) == 1
+    # each is fetched until it is had, and no longer: its address may be of no use by then
+    fetched = [request.path for request in server.requests if request.method == "GET"]
+    assert fetched == [f"/{number}.png" for number in (0, 1, 0, 1, 0, 0)]
+
+
+def test_a_process_that_ends_while_it_has_the_rest_is_in_nobodys_way(
+    store, client, server: HostileServer, tmp_path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its claim is taken over, whether its end shows from here or it was on another machine, and costs no note."""
+    server.play(in_part(server), answer(503), answer(503))
+    assert had(store, client, "one") == 1
+    left = Ledger(store, client.api_origin, "left").claim_rest(HASH_OF_TWINS)
+    assert left is not None
+    assert had(store, client, "alive") == 1  # the other one is at it
+    assert sends(server) == 1
+    leases.live.pop(left.token)
+    server.play(answer(200, png()), answer(503))
+    assert had(store, client, "two") == 2
+
+    assert Ledger(store, client.api_origin, "left").claim_rest(HASH_OF_TWINS) is not None
+    elsewhere = leases.this_process("x").model_copy(update={"place": "another boot"})
+    monkeypatch.setattr(
+        leases, "this_process", lambda run_id: elsewhere.model_copy(update={"run_id": run_id})
+    )
+    server.play(answer(200, png()))
+    paid = engine_of(store, client, "three").generate(TWINS)
+    assert [image.index for image in paid.generation.images] == [0, 1, 2]
+    assert (paid.record.maybe_paid, paid.record.also_paid) == ((), ())
+    assert bodies(store) == []
+    assert sends(server) == 0
 
 
 def test_the_rest_of_an_answer_waits_in_the_rescue_folder(store, client, server: HostileServer, tmp_path):
