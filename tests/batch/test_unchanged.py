@@ -54,20 +54,14 @@ def files(store: ImageStore, run: str) -> set[str]:
     return {listed.key.removeprefix(f"batches/{run}/") for listed in store.list(f"batches/{run}/")}
 
 
-@pytest.fixture
-def nights(store: ImageStore) -> list[BatchReport]:
+def three_nights(store: ImageStore) -> list[BatchReport]:
     """Three nights, of which only the first one changed anything."""
-    return [
-        record(store, "one", first()),
-        record(store, "two", again(first())),
-        record(store, "three", again(first())),
-    ]
+    return [record(store, "one", first()), *(record(store, run, again(first())) for run in ("two", "three"))]
 
 
-def test_it_writes_little_and_its_rows_are_those_that_it_would_have(
-    store: ImageStore, nights: list[BatchReport]
-) -> None:
+def test_it_writes_little_and_its_rows_are_those_that_it_would_have(each_store: ImageStore) -> None:
     """A file of 2 kB, whatever the number of rows; rows, totals, pages and tables are there, chains are not."""
+    store, nights = each_store, three_nights(each_store)
     assert files(store, "two") == files(store, "three") == {"unchanged.json"}
     assert store.size("batches/two/unchanged.json") < 2_000
     for report in nights[1:]:
@@ -141,9 +135,9 @@ def test_an_earlier_batch_that_goes_meanwhile_is_not_referred_to(
     assert len(report.rows) == 3
 
 
-@pytest.mark.usefixtures("nights")
 def test_commands_find_what_it_refers_to(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
     """`ls`, `open`, `costs`, `retry`, `trace` and `verify` work on it as on any batch."""
+    three_nights(store)
 
     def said(*words: str, status: int = 0) -> str:
         assert main([*words]) == status
