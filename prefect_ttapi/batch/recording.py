@@ -31,7 +31,7 @@ from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.gallery import Heading, ThumbnailFile, pages
-from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, same_rows
+from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, failed_again, read_manifest
 from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, pictures
 from prefect_ttapi.lineage.publishing import (
     Progress,
@@ -251,6 +251,7 @@ class Recorder:
                 parquet_uri=table if same_as is None or parquet.installed() else None,
                 gallery_uri=gallery,
                 same_as=same_as and same_as.removeprefix(BATCHES),
+                reference_uri=same_as and self._store.uri(f"{self._folder}/{UNCHANGED}"),
                 seconds=round(time.monotonic() - self._started, 3),
                 notes=tuple(notes),
                 rescued=rescued,
@@ -269,11 +270,13 @@ class Recorder:
     def _reference(self) -> str | None:
         """Leave nothing but a reference, where nothing has changed; return the folder of the batch that it leads to."""
         try:
-            earlier = self._unchanged_since()
-            if earlier is None:
+            found = self._unchanged_since()
+            if found is None:
                 return None
+            earlier, again = found
             left = Unchanged(
                 same_as=earlier,
+                failed_again=tuple(read_manifest(again)),
                 name=self._name,
                 api_origin=self._api_origin,
                 ended=datetime.now(UTC),
@@ -289,11 +292,17 @@ class Recorder:
             return None
         return earlier
 
-    def _unchanged_since(self) -> str | None:
-        """Return the folder of an earlier batch with the same rows, whose page has all that this one's would have."""
-        totals = self._totals
+    def _unchanged_since(self) -> tuple[str, list[bytes]] | None:
+        """Return the folder of an earlier batch with the same rows, but those that failed again, and these.
+
+        Its page has all that this one's would have.
+        """
         # a manifest of this very folder is another attempt's, to be written over
-        if not totals.rows or totals.cached < totals.rows or self._store.size(f"{self._folder}/{MANIFEST}"):
+        if (
+            self._totals.generated
+            or not self._totals.cached
+            or self._store.size(f"{self._folder}/{MANIFEST}")
+        ):
             return None
         needed = {MANIFEST, page_name(1)}
         needed |= ({THUMBNAILS} if len(self._thumbnails) else set()) | (
@@ -303,8 +312,9 @@ class Recorder:
             files = {listed.key.removeprefix(f"{folder}/") for listed in self._store.list(f"{folder}/")}
             if with_prompts == self._may_show.prompts and needed <= files:
                 with self._store.open(self._store.uri(f"{folder}/{MANIFEST}")) as lines:
-                    if same_rows(self._rows.lines(), lines):
-                        return folder
+                    again = failed_again(self._rows.lines(), lines)
+                if again is not None:
+                    return folder, again
         return None
 
     def _write_all(self) -> tuple[str | None, str | None, str]:

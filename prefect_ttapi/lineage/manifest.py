@@ -6,10 +6,11 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import cached_property
 from itertools import zip_longest
-from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, Self, overload
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -30,6 +31,10 @@ _CHUNK: Final = 256 * 1024
 
 #: What a row says of the batch that found its images there.
 _CACHED: Final = {"status": "cached", "api_calls": 0, "seconds": 0.0}
+
+#: What is the same in a row that failed again, and how many of these may be in a batch that changed nothing.
+_ASKED: Final = ("row", "status", "request_hash", "request", "given", "values", "error_type")
+_FAILED_AGAIN: Final = 100
 
 #: Marks the fields of a row that tell of its own batch, and not of the images.
 _OF_ITS_BATCH: Final = "of its batch"
@@ -220,13 +225,26 @@ def as_cached(lines: Iterable[bytes]) -> Iterator[bytes]:
         )
 
 
-def same_rows(lines: Iterable[bytes], earlier: Iterable[bytes]) -> bool:
-    """Return whether `lines` are those of an earlier manifest, but that all of it is paid for by now."""
-    pairs = zip_longest(lines, filter(bytes.strip, earlier))
-    try:
-        return all(one and other and json.loads(one) == json.loads(other) | _CACHED for one, other in pairs)
-    except (ValueError, TypeError):
-        return False  # a line is no row
+def failed_again(lines: Iterable[bytes], earlier: Iterable[bytes]) -> list[bytes] | None:
+    """Return those of `lines` that failed again, if an earlier manifest has the same rows but for these.
+
+    None where anything has changed: a row's images, copies or values, what is asked, or how many failed.
+    """
+    again: list[bytes] = []
+    for line, other in zip_longest(lines, filter(bytes.strip, earlier)):
+        try:
+            one, before = json.loads(line or b"null"), json.loads(other or b"null")
+            if one == before | _CACHED:
+                continue
+            same = not (one["images"] or before["images"]) and all(
+                one[name] == before[name] for name in _ASKED
+            )
+        except (KeyError, TypeError, ValueError):
+            return None  # one has more rows, or something is no row
+        if not same or len(again) == _FAILED_AGAIN:
+            return None
+        again.append(line)
+    return again
 
 
 def _row(line: bytes | str, number: int) -> Row:
@@ -313,8 +331,7 @@ class Rows(Sequence[Row]):
     """The rows of a manifest, which is read once, when first needed, into a temporary file.
 
     Args:
-        open: a new binary reader of the manifest, e.g. `path.open("rb")` behind a lambda.
-        cached: the rows are those of a later batch, which found all of it paid for.
+        open: a new reader of the manifest's lines, e.g. `path.open("rb")` behind a lambda.
 
     >>> import io
     >>> manifest = b"".join(write_manifest(Row(row=n, status="skipped") for n in range(9)))
@@ -323,14 +340,13 @@ class Rows(Sequence[Row]):
     (9, 8, [2, 3, 4])
     """
 
-    def __init__(self, open: Callable[[], BinaryIO], *, cached: bool = False) -> None:
+    def __init__(self, open: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> None:
         self._open = open
-        self._cached = cached
 
     @cached_property
     def _file(self) -> RowFile:
         with self._open() as manifest:
-            return RowFile(as_cached(manifest) if self._cached else manifest)
+            return RowFile(manifest)
 
     @cached_property
     def _selected(self) -> range:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
@@ -11,12 +13,12 @@ from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from prefect_ttapi.errors import BatchError, BudgetExceeded
+from prefect_ttapi.errors import BatchError, BudgetExceeded, StoreError
 from prefect_ttapi.images.provenance import Mark
-from prefect_ttapi.lineage.manifest import Row, Rows, as_cached
+from prefect_ttapi.lineage.manifest import Row, Rows, as_cached, write_manifest
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
-from prefect_ttapi.storage.layout import BATCHES, MANIFEST, UNCHANGED, split_at
+from prefect_ttapi.storage.layout import BATCHES, MANIFEST, UNCHANGED, split_at, unchanged_in
 from prefect_ttapi.storage.store import ImageStore
 
 #: How many failures an error message quotes.
@@ -237,6 +239,7 @@ class Unchanged(BaseModel):
         api_origin: whose answers they are.
         ended: when this batch ended.
         totals: of this batch.
+        failed_again: rows that have no images, in either batch.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -246,6 +249,7 @@ class Unchanged(BaseModel):
     api_origin: str
     ended: datetime
     totals: Totals
+    failed_again: tuple[Row, ...] = ()
 
     @classmethod
     def read(cls, store: ImageStore, folder: str) -> Self | None:
@@ -256,15 +260,28 @@ class Unchanged(BaseModel):
         except ValidationError:
             return None
 
+    @classmethod
+    def at(cls, store: ImageStore, uri: str) -> Self:
+        """Return what a batch left there. StoreError: it is gone, or makes no sense."""
+        found = cls.read(store, unchanged_in(store.objects.key(uri)) or "")
+        if found is None:
+            raise StoreError(f"{uri} is gone, or refers to no batch")
+        return found
+
     @property
     def id(self) -> str:
         """What a command line calls the earlier batch by."""
         return self.same_as.removeprefix(BATCHES)
 
-    def lines(self, store: ImageStore) -> Iterator[bytes]:
+    def lines(self, store: ImageStore) -> Generator[bytes]:
         """Yield the lines that the batch's own manifest would have. StoreError: the earlier batch is gone."""
+        own = {
+            row.row: line
+            for row, line in zip(self.failed_again, write_manifest(self.failed_again), strict=True)
+        }
         with store.open(store.uri(f"{self.same_as}/{MANIFEST}")) as earlier:
-            yield from as_cached(earlier)
+            for line in as_cached(earlier):
+                yield own.get(json.loads(line)["row"], line) if own else line
 
 
 class BatchReport(BaseModel):
@@ -283,6 +300,7 @@ class BatchReport(BaseModel):
         rescue_folder: where these are; None where there are none.
         same_as: the earlier batch, by its id, whose manifest and gallery stand for this one's, because nothing has
             changed since; None of a batch that has its own.
+        reference_uri: the small file that such a batch has in place of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -298,6 +316,7 @@ class BatchReport(BaseModel):
     rescued: int = 0
     rescue_folder: str | None = None
     same_as: str | None = None
+    reference_uri: str | None = None
 
     _store: ImageStore | None = PrivateAttr(None)
 
@@ -321,7 +340,8 @@ class BatchReport(BaseModel):
             StoreError: the manifest can't be read.
         """
         store = self._store or ImageStore(url=(split_at(self.manifest_uri, BATCHES) or ("",))[0])
-        return Rows(lambda: store.open(self.manifest_uri), cached=self.same_as is not None)
+        left = Unchanged.at(store, self.reference_uri) if self.reference_uri else None
+        return Rows(lambda: closing(left.lines(store)) if left else store.open(self.manifest_uri))
 
     @property
     def ok(self) -> bool:

@@ -16,6 +16,7 @@ from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.cli import cleaning
 from prefect_ttapi.cli.main import main
+from prefect_ttapi.errors import BatchError
 from prefect_ttapi.lineage.manifest import Row
 from tests.batch.test_recording import WEBP, done
 from tests.support.damaged_stores import age
@@ -108,6 +109,59 @@ def test_what_changed_anything_is_written_as_a_whole(store: ImageStore, change: 
     assert {"manifest.jsonl", "index.html", "manifest.parquet", "thumbnails.zip"} <= files(store, "two")
     assert "unchanged.json" not in files(store, "two")
     assert [row.row for row in report.rows] == list(range(len(rows.get(change, later))))
+
+
+def refused(request_id: str, row: int = 3, **changed: object) -> Done:
+    """A row that is refused each night, with another request ID each time."""
+    return Done(failed(row, prompt="no", error=f"refused, request id {request_id}", **changed))
+
+
+def test_what_failed_again_is_no_change(store: ImageStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rows tell of this night, wherever they are asked for; the others are the earlier batch's."""
+    record(store, "one", [*first(), refused("a")])
+    report = record(store, "two", [*again(first()), refused("b")])
+    assert (report.same_as, report.ok, files(store, "two")) == ("one", False, {"unchanged.json"})
+    for rows in (
+        report.rows,
+        BatchReport.model_validate_json(report.model_dump_json()).with_store(store).rows,
+    ):
+        assert [row.status for row in rows] == ["cached"] * 3 + ["failed"]
+        assert rows[3].error == "refused, request id b"
+    assert main(["ls", store.url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (told["state"], told["cached"], told["failed"], told["api_calls"]) == ("unchanged", 3, 1, 1)
+    assert main(["trace", "--run", "two", "--store", store.url, "--json"]) == 0
+    assert "request id b" in capsys.readouterr().out
+    with pytest.raises(BatchError, match="request id b"):
+        report.raise_for_failures()
+    assert record(store, "three", [*again(first()), refused("c")]).same_as == "one"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [*again(first()), refused("b", values={"name": "other"})],
+        [*again(first()), refused("b", error_type="UnknownOutcomeError")],
+        [*again(first()), refused("b", request_hash="0" * 64)],
+        [*list(again(first()))[:2], refused("b", 2), refused("b", 3)],
+        [*again(first()), *again([done(3)])],
+        [refused(str(number), number) for number in range(4)],
+    ],
+)
+def test_what_failed_otherwise_is_a_change(store: ImageStore, other: list[Done]) -> None:
+    """Other values, reasons or requests, more failures, fewer, or nothing but failures."""
+    record(store, "one", [*first(), refused("a")])
+    assert record(store, "two", other).same_as is None
+    assert "manifest.jsonl" in files(store, "two")
+
+
+def test_very_many_failures_are_a_change(store: ImageStore) -> None:
+    """What a batch leaves that changed nothing stays small."""
+    many = [refused("a", row) for row in range(3, 104)]
+    record(store, "one", [*first(), *many])
+    assert record(store, "two", [*again(first()), *many]).same_as is None
+    record(store, "three", [*first(), *many[:-1]])
+    assert record(store, "four", [*again(first()), *many[:-1]]).same_as == "three"
 
 
 def test_pages_without_prompts_stand_for_their_like(store: ImageStore) -> None:
