@@ -22,8 +22,9 @@ from prefect_ttapi.cli.main import main
 from prefect_ttapi.cli.reporting import Loudness, loudness
 from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.cli.running import quiet_logs
-from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.images.provenance import Labels, read_labels
+from prefect_ttapi.images.signing import read_signature
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
@@ -88,6 +89,17 @@ class TestRun:
         for path in (tmp_path / "shop").glob("*.png"):
             with path.open("rb") as file:
                 assert (read_labels(file) or Labels()).generated
+
+        ContentCredentialsSigner.for_testing("Acme shop").save("shop", overwrite=True)
+        arguments[2] = str(tmp_path / "signed")
+        assert run([*arguments, "--overwrite", "--sign", "shop", "--sandbox", "--content-credentials"]) == 0
+        assert "2 without" not in capsys.readouterr().out
+        for path in (tmp_path / "shop").glob("*.png"):
+            with path.open("rb") as file:
+                signature = read_signature(file, "image/png")
+            assert signature is not None
+            assert (signature.problem, signature.signed_by) == (None, "Acme shop, for testing only")
+        assert b"c2pa.opened" in (tmp_path / "shop" / "first.png").read_bytes()
 
     @pytest.mark.usefixtures("prefect_server")
     def test_twice_into_s3(
@@ -246,6 +258,7 @@ class TestRun:
         ("content", "options", "message"),
         [
             ("", (), "empty"),
+            ("prompt\nx\n", ("--content-credentials",), "it goes with --sandbox"),
             ("prompt\n", (), "no rows"),
             ("title\nx\n", (), "--prompt-column"),
             ("prompt,size,model\nx,99x99,dall-e-2\n", (), "size is '99x99' for dall-e-2"),
@@ -445,7 +458,12 @@ def test_the_form_of_a_deployment():
     fields, choices = form.properties, form.definitions
     for name in ("model", "size", "quality"):
         assert fields[name]["default"] in fields[name]["enum"]
-    for name, block in (("store", ImageStore), ("deliver", ImageStore), ("credentials", TTAPICredentials)):
+    for name, block in (
+        ("store", ImageStore),
+        ("deliver", ImageStore),
+        ("credentials", TTAPICredentials),
+        ("sign", ContentCredentialsSigner),
+    ):
         slugs = [
             choices[kind["$ref"].rpartition("/")[2]]["block_type_slug"] for kind in fields[name]["anyOf"][:1]
         ]
