@@ -63,7 +63,7 @@ class ImageRequest(Strict):
         "other sizes too, if both sides are divisible by 16.",
     )
     quality: str = Field(
-        default="auto", description="With auto, the model chooses. Each model knows some of them."
+        default="auto", description="With auto, the model chooses. Not every model has all of these."
     )
     output_format: str = Field(default="png", description="GPT Image models make files of this type.")
     background: str = Field(
@@ -105,9 +105,10 @@ class ImageRequest(Strict):
             allowed = choices(name)
             if name == "size":
                 field.pop("type")
-                field["anyOf"] = [{"type": "string", "title": "Size"} | allowed, dict(_ANOTHER_SIZE)]
+                field["anyOf"] = [{"type": "string", "title": "Usual size"} | allowed, dict(_ANOTHER_SIZE)]
             elif "anyOf" in field:
-                field["anyOf"][0] |= allowed
+                # the name of its tab, beside None
+                field["anyOf"][0] |= {"title": field["title"]} | allowed
             else:
                 field |= allowed
         return made

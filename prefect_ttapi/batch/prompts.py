@@ -300,7 +300,9 @@ def _read(name: str) -> tuple[str, bytes]:
         with _open(address) as file:
             data = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
-        raise PromptsError(f"{name!r} does not exist") from None
+        # a run of a deployment works in another folder than whoever wrote the path
+        where = "" if address == name or "://" in name else f" in {Path.cwd()}"
+        raise PromptsError(f"{name!r} does not exist{where}") from None
     except OSError as error:
         raise PromptsError(f"{name!r} can't be read: {error.strerror or error}") from error
     except StoreError as error:

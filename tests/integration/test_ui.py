@@ -13,12 +13,13 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prefect import Flow
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -26,6 +27,7 @@ from rich.text import Text
 from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.lineage.publishing import batch_key
 from prefect_ttapi.lineage.shown import CAPTION, CELL, cell, one_line
+from tests.cli.test_flows import own
 from tests.support.browser import Tab, browser
 from tests.support.hostile_batch import NAME, PROMPTS, REFUSED
 from tests.support.prefect_server import PREFECT, Server
@@ -154,8 +156,14 @@ def forms(prefect_ui: Server) -> dict[str, str]:
         "from prefect_ttapi.cli.run import campaign;"
         "print(campaign.to_deployment('form', parameters={'prompts': 'p.csv', 'store': 's3://b'}).apply())",
     )
+    own = prefect_ui.run(
+        "-c",
+        "from tests.cli.test_flows import own;"
+        "print(own.to_deployment('form', parameters={'request': {'prompt': 'a fox'}}).apply())",
+    )
     blocks = {slug: f"/blocks/catalog/{slug}/create" for slug in ("ttapi-credentials", "ttapi-image-store")}
-    return blocks | {"deployment": f"/deployments/deployment/{deployed.split()[-1]}/run"}
+    runs = {"deployment": deployed, "request": own}
+    return blocks | {name: f"/deployments/deployment/{told.split()[-1]}/run" for name, told in runs.items()}
 
 
 @INTERFACES
@@ -165,6 +173,7 @@ def forms(prefect_ui: Server) -> dict[str, str]:
         ("ttapi-credentials", "The key is in the TTAPI dashboard."),
         ("ttapi-image-store", "How objects are written"),
         ("deployment", "Images get this size where a row of the file has none."),
+        ("request", "GPT Image models make files of this type."),
     ],
 )
 def test_forms(
@@ -184,28 +193,38 @@ def test_forms(
         "NoneType",
     ):
         assert unwanted not in text
-    if form != "deployment":
+    if form.startswith("ttapi"):
         assert 'Property is type "None"' not in text
     tab.screenshot(screenshots / f"form-{form}{ui.replace('/', '-')}.png")
     tab.screen(1400, 1200)
 
 
 @INTERFACES
-def test_a_run_from_the_form(tab: Tab, prefect_ui: Server, forms: dict[str, str], ui: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "deployed", "given"),
+    [
+        ("deployment", campaign, lambda parameters: parameters["store"] == "s3://b"),
+        ("request", own, lambda parameters: parameters["request"].prompt == "a fox"),
+    ],
+    ids=["campaign", "request"],
+)
+def test_a_run_from_the_form(
+    tab: Tab, prefect_ui: Server, forms: dict[str, str], form: str, deployed: Flow, given: Callable, ui: str
+) -> None:
     """What the untouched form submits is what the flow takes."""
-    tab.open(f"{prefect_ui.url}{ui}{forms['deployment']}")
-    deployment = forms["deployment"].split("/")[3]
+    tab.open(f"{prefect_ui.url}{ui}{forms[form]}")
+    deployment = forms[form].split("/")[3]
     mine = {"id": {"any_": [deployment]}}
     before = len(prefect_ui.ask("flow_runs/filter", deployments=mine))
     tab.until("[...document.querySelectorAll('button')].some(b => b.innerText === 'Submit')")
     tab.until(
-        "document.body.innerText.includes('s3://b') || document.querySelectorAll('textarea').length > 2"
+        "[...document.querySelectorAll('textarea, input')].some(field => /s3:..b|a fox/.test(field.value))"
     )
     tab.run("[...document.querySelectorAll('button')].find(b => b.innerText === 'Submit').click()")
     tab.until("!location.pathname.endsWith('/run')")
     runs = prefect_ui.ask("flow_runs/filter", deployments=mine)
     assert len(runs) == before + 1
-    assert campaign.validate_parameters(runs[-1]["parameters"])["store"] == "s3://b"
+    assert given(deployed.validate_parameters(runs[-1]["parameters"]))
 
 
 #: What a terminal is told: the cursor up, a line cleared, the end of a line; then colours and text.

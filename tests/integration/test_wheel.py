@@ -27,6 +27,7 @@ assert "site-packages" in prefect_ttapi.__file__, prefect_ttapi.__file__
 assert package.joinpath("py.typed").is_file()
 page = package.joinpath("lineage", "page")
 assert {file.name for file in page.iterdir()} >= {"page.html", "page.css", "page.js"}
+assert "automations:" in package.joinpath("cli", "automations.yaml").read_text()
 (collection,) = [point for point in entry_points(group="prefect.collections") if point.dist.name == "prefect-ttapi"]
 assert {"ImageStore", "TTAPICredentials"} <= set(vars(collection.load())), "block types come with it"
 assert all(hasattr(prefect_ttapi, name) for name in prefect_ttapi.__all__)
