@@ -1,0 +1,96 @@
+"""What marks cost per image, beside the rendition that is made of it.
+
+    python benchmarks/marks.py
+
+A noisy picture of 1024 x 1024 in each format, and a PNG of 128 MiB that is not decoded. The best of several rounds
+counts; memory is the most that Python held above what it held before.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+
+from PIL import Image
+
+from prefect_ttapi.images.provenance import mark, read_labels
+from prefect_ttapi.images.renditions import Rendition, render
+from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.xmp import Statement
+
+ROUNDS = 7
+SAID = Statement("gpt-image-2", request_hash="ab" * 32, source_sha256="cd" * 32)
+LARGE = 128 * 1024 * 1024
+
+
+def picture(form: str) -> Spool:
+    """A picture with enough noise to be as long as one of a model's: a PNG of it has 1.5 MB."""
+    noise = Image.effect_noise((1024, 1024), 12).convert("RGB")
+    out = io.BytesIO()
+    noise.save(out, form)
+    return Spool.of([out.getvalue()])
+
+
+def large() -> Spool:
+    """A PNG whose one chunk of pixels nobody unpacks."""
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 1024, 1024, 8, 2, 0, 0, 0))
+    return Spool.of(
+        [head, struct.pack(">I", LARGE) + b"IDAT", *[bytes(2**20)] * 128, bytes(4), chunk(b"IEND", b"")]
+    )
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def best(work: Callable[[], object]) -> float:
+    """Return the milliseconds of the fastest round."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times) * 1_000
+
+
+def memory(work: Callable[[], object]) -> float:
+    """Return megabytes."""
+    tracemalloc.start()
+    work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 1e6
+
+
+def line(form: str) -> str:
+    """Return what one format costs."""
+    original = picture(form)
+    rendition = Rendition(format=form.lower(), max_size=512, mark=False)
+    (rendered,) = render(original.open, [rendition])
+    look = best(lambda: read_labels(original.open()))
+    copy = best(lambda: Spool.of(mark(original.open(), SAID)))
+    made = best(lambda: render(original.open, [rendition]))
+    its = best(lambda: Spool.of(mark(rendered.spool.open(), SAID)))
+    added = Spool.of(mark(rendered.spool.open(), SAID)).size_bytes - rendered.spool.size_bytes
+    size = original.size_bytes / 1e6
+    return f"{form:<16}{size:>7.2f} MB{look:>7.2f} ms{copy:>7.2f} ms{made:>9.2f} ms{its:>7.2f} ms{added:>7} B"
+
+
+def main() -> None:
+    print(f"{'file':<16}{'size':>10}{'look':>10}{'mark':>10}{'rendition':>12}{'its mark':>10}{'added':>9}")
+    for form in ("PNG", "JPEG", "WEBP"):
+        print(line(form))
+    spool = large()
+    look = best(lambda: read_labels(spool.open()))
+    copy = best(lambda: Spool.of(mark(spool.open(), SAID)))
+    held = memory(lambda: Spool.of(mark(spool.open(), SAID)))
+    size = spool.size_bytes / 1e6
+    print(f"{'PNG of 128 MiB':<16}{size:>7.2f} MB{look:>7.2f} ms{copy:>7.2f} ms, {held:.1f} MB of memory")
+
+
+if __name__ == "__main__":
+    main()
