@@ -252,6 +252,22 @@ def test_what_is_read_has_a_limit() -> None:
             mark(data, SAID)
 
 
+def test_a_webps_header_says_what_is_in_the_file() -> None:
+    """A file without a header of that kind gets one: the packet, transparency where there is any, and the sides."""
+    for mode, flags in (("RGB", 0x04), ("RGBA", 0x14)):
+        head = marked(saved("WEBP", mode, (40, 30), lossless=True))[12:30]
+        assert head == b"VP8X" + struct.pack("<II", 10, flags) + b"\x27\0\0\x1d\0\0"
+
+
+def test_a_webp_without_padding_at_its_end() -> None:
+    """Some encoders leave it out; the packet still begins where chunks do."""
+    exif = EXIF.tobytes()
+    padded = saved("WEBP", exif=exif + bytes(1 - len(exif) % 2))
+    data = padded[:4] + struct.pack("<I", len(padded) - 9) + padded[8:-1]
+    assert labels(marked(data)).marks == ("xmp",)
+    assert (frames(marked(data)), rest(marked(data))) == (frames(padded), rest(padded))
+
+
 def test_a_jpeg_has_room_for_64_kilobytes() -> None:
     """A longer prompt is cut, whatever its characters; another's packet that leaves no room is an error."""
     said = Statement(SAID.model, SAID.request_hash, SAID.source_sha256, "\U0001f409" * 32_000)
