@@ -25,6 +25,7 @@ from prefect_ttapi.generation.provenance import (
     signed,
     signed_rendition,
     statement_of,
+    without_its_mark,
 )
 from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version, render
 from prefect_ttapi.images.signing import Signer
@@ -332,10 +333,11 @@ class Delivery:
             return copy
         if made := self._marked(original):
             return self._marked_copy(original, made, key, found, metadata)
-        if found:
-            raise self._something_else(key)
         image, target = original.image, self.to.objects
         facts = self.to.delivered_facts(image.media_type, image.sha256, metadata, key)
+        if found:
+            said = self._as_made(key, found, facts, image.sha256)
+            return self._delivered_copy(original, key, said, marked=True)
 
         def write(expected: Condition) -> Found:
             if target.copy(original.place, original.key, key, facts, expected):
@@ -361,7 +363,9 @@ class Delivery:
         found = found or self._written(key, write)
         if copy := self._known_copy(original, key, found):
             return copy
-        return self._delivered_copy(original, key, self._as_made(key, found, facts), marked=True)
+        return self._delivered_copy(
+            original, key, self._as_made(key, found, facts, image.sha256), marked=True
+        )
 
     def _known_copy(self, original: Original, key: str, found: Found) -> DeliveredImage | None:
         """Return what is at a key as a copy of the image, with a mark or without; None where it is something else."""
@@ -393,23 +397,31 @@ class Delivery:
 
     def _told_of(self, made: Spool) -> dict[str, str]:
         """Return what the metadata of a file says of its mark, and of who signed it."""
-        return marks_of(made) | ({"signer": self.signer.identity} if self.signer else {})
+        return marks_of(made.open) | ({"signer": self.signer.identity} if self.signer else {})
 
-    def _as_made(self, key: str, found: Found, facts: Facts) -> Found:
+    def _as_made(self, key: str, found: Found, facts: Facts, plain: str) -> Found:
         """Return what is at a key, and says nothing of itself, as the file that was made for it now.
 
-        It is known by its bytes; a signed one, which is never made twice, by what is signed in it.
+        It is known by its bytes, with any mark or none; a signed one, which is never made twice, by what is signed in
+        it.
+
+        Args:
+            plain: the SHA-256 of the file without a mark.
 
         Raises:
             KeyTakenError: it is something else.
         """
         said, sha256 = facts.metadata, self._sha256_at(key, found)
-        if sha256 != facts.sha256:
-            body = self.to.objects.fetch(key) if self.signer else None
-            recipe = said.get("recipe")
-            if body is None or not is_signed_copy(body, facts.media_type, said["source-sha256"], recipe):
-                raise self._something_else(key)
-        return replace(found, metadata={**said, "sha256": sha256})
+        if sha256 == facts.sha256:
+            return replace(found, metadata=said)
+        body = self.to.objects.fetch(key)
+        if "sha256" not in found.metadata and without_its_mark(body) == plain:
+            kept = {name: value for name, value in said.items() if name not in ("marks", "signer")}
+            return replace(found, metadata={**kept, "sha256": sha256, **marks_of(body)})
+        source, recipe = said.get("source-sha256", ""), said.get("recipe")
+        if self.signer and is_signed_copy(body, facts.media_type, source, recipe):
+            return replace(found, metadata={**said, "sha256": sha256})
+        raise self._something_else(key)
 
     def _checked_copy(self, image: StoredImage, key: str) -> Found:
         """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
@@ -487,7 +499,7 @@ class Delivery:
         found = self._written(key, write)
         if _is_made(image, rendition, found):
             return found
-        return self._as_made(key, found, facts)
+        return self._as_made(key, found, facts, rendered.spool.sha256)
 
     def _standing(self, key: str) -> Found | None:
         return None if self.overwrite else self.to.objects.look(key)

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.credentials import ContentCredentialsSigner
 from prefect_ttapi.errors import PictureError, SigningError, StoreError
-from prefect_ttapi.images.provenance import Labels, Mark, mark, read_labels
+from prefect_ttapi.images.provenance import Labels, Mark, mark, read_labels, unmark
 from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version
 from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
@@ -179,9 +179,15 @@ def is_signed_copy(body: Body, media_type: str, source_sha256: str, recipe: str 
     return told == (source_sha256, recipe)
 
 
-def marks_of(spool: Spool) -> dict[str, str]:
+def without_its_mark(body: Body) -> str:
+    """Return the SHA-256 of a file without a mark of ours."""
+    with body() as file:
+        return Spool.of(unmark(file)).sha256
+
+
+def marks_of(body: Body) -> dict[str, str]:
     """Return what a file says of where it comes from, as an object's metadata has it."""
-    with spool.open() as file:
+    with body() as file:
         labels = read_labels(file)
     return {"marks": " ".join(labels.marks)} if labels and labels.marks else {}
 

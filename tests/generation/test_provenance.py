@@ -101,8 +101,13 @@ def test_an_unmarked_rendition_of_before_stays(store: ImageStore) -> None:
     assert again == before
     assert store.read_bytes(before[1].uri) == data
     assert without_mark(again, delivery.versions, None) == 1
+    forget_metadata(store, before[1])
+    assert replace_tag(delivery.deliver(made, {})[1]) == replace_tag(before[1])
     renewed = delivery_of(store, RENDITIONS[:1], overwrite=True).deliver(made, {})
     assert renewed[1].marks == ("xmp",)
+    forget_metadata(store, renewed[1])
+    plain = delivery_of(store, [Rendition(max_size=32, mark=False)])
+    assert replace_tag(plain.deliver(made, {})[1]) == replace_tag(renewed[1])
     assert without_mark(renewed, delivery.versions, None) == 0
 
 
@@ -128,8 +133,9 @@ def test_a_copy_is_marked_on_demand(store: ImageStore, form: str) -> None:
     assert delivery_of(store).deliver(made, {}) == [copy]
     assert all(place.is_of(copy) for place in delivery.places(REQUEST, made.images, {}, ""))
     forget_metadata(store, copy)
-    (again,) = delivery.deliver(made, {})
-    assert replace_tag(again) == replace_tag(copy)
+    for provenance in (Provenance(), Provenance(mark="prompt"), None):
+        (again,) = delivery_of(store, provenance=provenance).deliver(made, {})
+        assert replace_tag(again) == replace_tag(copy)
     store.write(store.objects.key(copy.uri), b"something else", "image/png")
     with pytest.raises(StoreError, match="holds something else"):
         delivery.deliver(made, {})
