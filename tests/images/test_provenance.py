@@ -257,7 +257,8 @@ def test_a_webps_header_says_what_is_in_the_file() -> None:
     for mode, flags in (("RGB", 0x04), ("RGBA", 0x14)):
         head = marked(saved("WEBP", mode, (40, 30), lossless=True))[12:30]
         assert head == b"VP8X" + struct.pack("<II", 10, flags) + b"\x27\0\0\x1d\0\0"
-    assert [data[20] for data in (plain := saved("WEBP", exif=EXIF.tobytes()), marked(plain))] == [0x08, 0x0C]
+    plain = saved("WEBP", exif=EXIF.tobytes())
+    assert (plain[20], marked(plain)[20]) == (0x08, 0x0C)
 
 
 def test_a_webp_without_padding_at_its_end() -> None:
