@@ -17,16 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
-from prefect_ttapi.batch.items import Done, Item, lost, perhaps_under_way, row_of, skipped
-from prefect_ttapi.batch.lanes import Lane, Shared, workers
+from prefect_ttapi.batch.items import Done, Item, lost, never_sent, perhaps_under_way, row_of, skipped
+from prefect_ttapi.batch.lanes import SECONDS, Lane, Shared, workers
 from prefect_ttapi.errors import KeyTakenError, ModelNotPermittedError
 from prefect_ttapi.results import Usage
 
 #: Up to so many requests, each has a task run of its own: a Prefect server takes about 20 a second.
 SMALL: Final = 300
-
-#: Seconds that a lane takes, at the pace measured so far: many enough for the server, few enough to be heard of soon.
-SECONDS: Final = 15.0
 
 #: Seconds that a lane takes at least, however near the end is: a task run costs the server some 50 ms.
 _LEAST_SECONDS: Final = 1.0
@@ -37,9 +34,19 @@ _TASK_RUNS: Final = 500
 #: Requests of a lane, whatever the pace.
 _LONGEST: Final = 512
 
+#: A lane elsewhere has requests for so many times `SECONDS`, or so many rounds: it gives back what is too much.
+_PLENTY: Final = 3
+_ROUNDS: Final = 8
+
 #: Lanes in other processes, where nobody can tell how many task runs the engine has room for: any has room for two,
 #: and while one of them ends the other goes on.
 _ELSEWHERE: Final = 2
+
+#: Up to so many requests per minute one lane elsewhere sends them all: two would not use their shares while they end.
+_ONE_LANE: Final = 600
+
+#: Task runs in which a request may be lost before it is given up.
+_LOSSES: Final = 2
 
 #: How many lanes may be open beyond those that are needed, where requests wait for other runs' claims.
 _WAITING: Final = 64
@@ -72,15 +79,28 @@ class Sizing:
     pace: float | None = None
 
     @classmethod
-    def of(cls, total: int | None, max_in_flight: int, shard_size: int | None, *, local: bool) -> Self:
+    def of(
+        cls,
+        total: int | None,
+        max_in_flight: int,
+        shard_size: int | None,
+        *,
+        local: bool,
+        slots: int | None = None,
+        rate_limit: float | None = None,
+    ) -> Self:
         """Return the lanes of a batch with `total` requests, if that is known.
+
+        Args:
+            slots: how many task runs the engine has room for at least, where that is known.
+            rate_limit: requests per minute.
 
         >>> threads = Sizing.of(200, 8, None, local=True)
         >>> threads.width, threads.size(200)
         (1, 1)
         >>> processes = Sizing.of(200, 8, None, local=False)
         >>> processes.width, processes.most, processes.size(200)
-        (4, 2, 4)
+        (4, 2, 32)
         """
         if local:
             # more than there are places, so that none waits for a task run to begin; one at a time keeps the order
@@ -88,18 +108,18 @@ class Sizing:
             width = min(shard_size or 1, max_in_flight)
             enough = workers(max_in_flight) + ahead
             return cls(True, width, enough, math.ceil(enough / width) + _WAITING, shard_size, total)
-        width = math.ceil(max_in_flight / _ELSEWHERE)
-        if shard_size is not None:
-            width = min(width, shard_size)
-        # lanes of equal width that together never have more than max_in_flight
-        width = max(share for share in range(1, width + 1) if max_in_flight % share == 0)
-        return cls(False, width, max_in_flight, max_in_flight // width, shard_size, total)
+        lanes = (
+            1 if rate_limit is not None and rate_limit <= _ONE_LANE else min(_ELSEWHERE, slots or _ELSEWHERE)
+        )
+        width = min(math.ceil(max_in_flight / lanes), shard_size or max_in_flight)
+        return cls(False, width, max_in_flight, math.ceil(max_in_flight / width), shard_size, total)
 
-    def size(self, rest: int | None) -> int:
+    def size(self, rest: int | None, under_way: float = 0.0) -> int:
         """Return how many requests the next lane gets.
 
         Args:
             rest: requests that are in no lane yet, where that is known.
+            under_way: requests that open lanes elsewhere still have to do.
 
         >>> half_a_second = Sizing(True, width=1, enough=14, most=78, total=10_000, pace=0.5)
         >>> [half_a_second.size(rest) for rest in (10_000, 200, 40)]
@@ -109,6 +129,8 @@ class Sizing:
         """
         if self.fixed is not None:
             return self.fixed
+        if not self.local:
+            return self._size_elsewhere(rest, under_way)
         if self.width == 1 and self.total is not None and self.total <= SMALL:
             return 1
         if self.pace is None:
@@ -125,6 +147,16 @@ class Sizing:
         rounds = max(1, int(min(wanted, _LONGEST) / self.width))
         return rounds * self.width
 
+    def _size_elsewhere(self, rest: int | None, under_way: float) -> int:
+        """Return the lane's part of all that is left, as far as it can get in its time, in whole rounds."""
+        wanted = float(_ROUNDS * self.width)
+        if self.pace is not None:
+            wanted = max(wanted, _PLENTY * SECONDS / max(self.pace, 1e-6))
+        if rest is not None:
+            wanted = min(wanted, (rest + under_way) / self.most)
+        # at the end of a lane no place in it is idle
+        return max(1, math.ceil(min(wanted, _LONGEST) / self.width)) * self.width
+
     def measured(self, requests: int, seconds: float) -> float:
         """Return the pace, now that a lane with so many requests took so many seconds."""
         newest = seconds / max(1, requests)
@@ -133,6 +165,21 @@ class Sizing:
 
 #: Seconds for which a lane waits for a slow source to fill it.
 _FILLING: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A request whose task runs broke down.
+
+    Attributes:
+        item: the request.
+        unsent: its row, where it was never sent.
+        why: they broke down; empty where that was told before.
+    """
+
+    item: Item
+    unsent: Done
+    why: str
 
 
 class Dispatch:
@@ -148,6 +195,7 @@ class Dispatch:
     Attributes:
         rows: what became of requests, in the order in which that was known; to be taken by the caller.
         to_look_up: requests that are over the budget, of which it is not known whether they cost anything.
+        lost_for_good: requests whose task runs broke down, to be given to `found` with what the ledger says.
     """
 
     def __init__(
@@ -162,6 +210,7 @@ class Dispatch:
         self.sizing = sizing
         self.rows: deque[Done] = deque()
         self.to_look_up: deque[Item] = deque()
+        self.lost_for_good: deque[Lost] = deque()
         self._shared = shared
         self._stop = shared.stop
         self._spending = shared.limits.spending
@@ -175,7 +224,8 @@ class Dispatch:
         self._filled_at = 0.0  # when that lane begins, though its items are few
         self._followers: dict[str, list[Item]] = {}  # by the hash under way that they wait for
         self._open: dict[int, Item] = {}  # in a lane, and not back yet
-        self._lanes: list[Lane] = []
+        self._lanes: dict[Lane, float] = {}  # and when each began
+        self._begun = 0  # lanes
         self._seen = 0  # from the source
 
     @property
@@ -188,7 +238,7 @@ class Dispatch:
         """How many requests are under way; an estimate where lanes run in other processes."""
         if self.sizing.local:
             return self._shared.limits.in_flight
-        return min(len(self._open), self.sizing.width * len(self._lanes))
+        return min(len(self._open), self._widths)
 
     @property
     def at_hand(self) -> int:
@@ -203,7 +253,7 @@ class Dispatch:
     @property
     def finished(self) -> bool:
         """Whether each request that came has its row, and no more will come."""
-        at_hand = self._ready or self._came or self._filling or self.to_look_up
+        at_hand = self._ready or self._came or self._filling or self.to_look_up or self.lost_for_good
         return self._source_ended and not at_hand and not self._lanes
 
     def came(self, found: Item | Done) -> None:
@@ -228,7 +278,7 @@ class Dispatch:
             denial = self._spending.denial(item.request)
             why = denial.why if denial else "the budget is used up"
             for denied in (item, *self._followers.pop(item.request.request_hash, ())):
-                self.rows.append(skipped(denied, self._api_origin, why, "BudgetExceeded"))
+                self._skip(denied, skipped(denied, self._api_origin, why, "BudgetExceeded"))
 
     def next_lane(self, now: float) -> Lane | None:
         """Return the lane to be submitted now, or None where there is no room or nothing to do for now."""
@@ -237,7 +287,7 @@ class Dispatch:
             return None
         if not self._has_room():
             return None
-        size = self.sizing.size(self._rest())
+        size = self.sizing.size(self._rest(), self._under_way(now))
         while len(self._filling) < size and (item := self._next_item()):
             if not self._filling:
                 self._filled_at = now + _FILLING
@@ -248,12 +298,13 @@ class Dispatch:
         lane = self._lane(tuple(self._filling))
         self._filling = []
         self._open.update((item.row, item) for item in lane.items)
-        self._lanes.append(lane)
+        self._lanes[lane] = now
+        self._begun += 1
         return lane
 
     def withdraw(self, lane: Lane) -> None:
         """Take a lane back that no task runner took."""
-        self._lanes.remove(lane)
+        del self._lanes[lane]
         for item in lane.items:
             del self._open[item.row]
         self._filling = [*lane.items, *self._filling]
@@ -271,23 +322,30 @@ class Dispatch:
         """
         if lane not in self._lanes:
             return  # the batch was left before
-        self._lanes.remove(lane)
+        del self._lanes[lane]
         self._shared.returned(lane)
-        self.sizing = replace(self.sizing, pace=self.sizing.measured(len(lane.items), seconds))
+        if ended := sum(result is not None for result in results):
+            self.sizing = replace(self.sizing, pace=self.sizing.measured(ended, seconds))
         for item, done in zip(lane.items, results, strict=True):
             if lane.elsewhere:
                 self._settle(item, done)
             if done is None or self._is_left_over(item, done):
                 self._try_again(item)
+            elif done.row.status == "skipped" and item.lost_in:
+                self._give_up(item, done, "")
             else:
                 self._end(item, done)
-        self._ready = deque(sorted(self._ready, key=lambda item: item.row))
+        self._sort()
 
-    def lost(self, lane: Lane, why: str) -> None:
-        """Give up a lane whose task run broke down: nobody knows what became of its items."""
+    def lost(self, lane: Lane, why: str, task_run_id: str = "") -> None:
+        """Take back the items of a lane whose task run broke down.
+
+        Those of a lane elsewhere go on in another one, which finds in the ledger what became of them; after that is
+        lost, too, they are given up.
+        """
         if lane not in self._lanes:
             return  # the batch was left before
-        self._lanes.remove(lane)
+        del self._lanes[lane]
         known = self._shared.known()
         self._shared.returned(lane)
         judged = False
@@ -295,12 +353,39 @@ class Dispatch:
             done = known.get(item.row)
             if done is None:
                 done = lost(item, self._api_origin, why)
-                if item.may_pay and (lane.elsewhere or item.row not in known):
-                    self._spending.settle(item.request, done.images_paid, None)
                 if not judged:  # a task run that breaks down is one failure
                     self._shared.judge(done.row)
                     judged = True
+                if lane.elsewhere:
+                    self._lost_elsewhere(replace(item, lost_in=(*item.lost_in, task_run_id)), why)
+                    continue
+                if item.may_pay and item.row not in known:
+                    self._spending.settle(item.request, done.images_paid, None)
             self._end(item, done)
+        self._sort()
+
+    def _lost_elsewhere(self, item: Item, why: str) -> None:
+        if item.may_pay:
+            self._spending.settle(item.request, 0, None)
+        if len(item.lost_in) < _LOSSES and not self._stop.reason:
+            self._try_again(item)
+        else:
+            self._give_up(item, never_sent(item, self._api_origin, why), why)
+
+    def _give_up(self, item: Item, unsent: Done, why: str) -> None:
+        """Leave it to the ledger what became of an item; `unsent` is its row where it was never sent."""
+        self._open.pop(item.row, None)
+        self.lost_for_good.append(Lost(item, unsent, why))
+
+    def found(self, item: Item, done: Done) -> None:
+        """Take what became of an item that was given up."""
+        self._learn(done)
+        self.rows.append(done)
+        for follower in self._followers.pop(item.request.request_hash, ()):
+            self._follow(follower, done)
+
+    def _sort(self) -> None:
+        self._ready = deque(sorted(self._ready, key=lambda item: item.row))
 
     def leave(self) -> None:
         """Tell what is known of the requests that nobody waits for any longer."""
@@ -312,14 +397,28 @@ class Dispatch:
             if done is None and (item.row in known or item.row in elsewhere):
                 done = perhaps_under_way(item, self._api_origin, stop.error_type)
             self._end(item, done or skipped(item, self._api_origin, stop.reason, stop.error_type))
-        self._lanes = []
+        self._lanes = {}
         self._skip_the_rest()
 
     def _lane(self, items: tuple[Item, ...]) -> Lane:
-        if self.sizing.local:
-            return Lane(items, self.sizing.width)
+        sizing = self.sizing
+        if sizing.local:
+            return Lane(items, sizing.width)
         share = self._spending.share(item.request for item in items if item.may_pay)
-        return Lane(items, self.sizing.width, share, self._rate and self._rate / self.sizing.most)
+        width = min(sizing.width, sizing.enough - self._widths)  # together never more than max_in_flight
+        rate = self._rate and self._rate / sizing.most
+        return Lane(items, width, share, rate, rate_unused=sizing.most == 1 and not self._begun)
+
+    @property
+    def _widths(self) -> int:
+        return sum(lane.width for lane in self._lanes)
+
+    def _under_way(self, now: float) -> float:
+        """Return how many requests lanes elsewhere still have to do, at the pace measured so far."""
+        pace = self.sizing.pace
+        if self.sizing.local or pace is None:
+            return sum(len(lane.items) for lane in self._lanes)
+        return sum(max(0.0, len(lane.items) - (now - began) / pace) for lane, began in self._lanes.items())
 
     def _has_room(self) -> bool:
         sizing = self.sizing
@@ -340,7 +439,7 @@ class Dispatch:
             if (followers := self._followers.get(request.request_hash)) is not None:
                 followers.append(item)
             elif item.known_absent and (why := self._shared.limits.barred.get(request.model)):
-                self.rows.append(skipped(item, self._api_origin, why, ModelNotPermittedError.__name__))
+                self._skip(item, skipped(item, self._api_origin, why, ModelNotPermittedError.__name__))
             elif (denial := self._spending.reserve(request)) is None:
                 self._followers[request.request_hash] = []
                 return item
@@ -368,7 +467,15 @@ class Dispatch:
         self._came.clear()
         self.to_look_up.clear()
         stop = self._stop
-        self.rows.extend(skipped(item, self._api_origin, stop.reason, stop.error_type) for item in waiting)
+        for item in waiting:
+            self._skip(item, skipped(item, self._api_origin, stop.reason, stop.error_type))
+
+    def _skip(self, item: Item, unsent: Done) -> None:
+        """Make the row of an item that is in no lane: not sent, unless a task run that had it broke down."""
+        if item.lost_in:
+            self._give_up(item, unsent, "")
+        else:
+            self.rows.append(unsent)
 
     def _settle(self, item: Item, done: Done | None) -> None:
         """Count what an item of a lane elsewhere cost, and judge its failure; lanes here have done so themselves."""

@@ -18,7 +18,7 @@ from prefect_ttapi.batch.dispatch import Dispatch, Sizing
 from prefect_ttapi.batch.items import Done, Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.known import Known
 from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
-from prefect_ttapi.batch.loop import Running, is_local, lanes
+from prefect_ttapi.batch.loop import Running, is_local, lanes, slots
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
 from prefect_ttapi.capabilities import Model, nearest
@@ -317,7 +317,14 @@ def _run(
         spending=Spending(options.budget),
     )
     shared = Shared(limits, Breaker(options.breaker, options.max_refused))
-    sizing = Sizing.of(intake.total, options.max_in_flight, options.shard_size, local=is_local())
+    sizing = Sizing.of(
+        intake.total,
+        options.max_in_flight,
+        options.shard_size,
+        local=is_local(),
+        slots=slots(),
+        rate_limit=options.rate_limit,
+    )
     ledger = ledger_for(credentials, store, run.run_id)
     dispatch = Dispatch(
         sizing,

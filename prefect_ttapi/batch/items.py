@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
 from typing import Any, BinaryIO
@@ -25,6 +25,7 @@ from prefect_ttapi.errors import (
     SigningError,
     StoreError,
     TTAPIError,
+    UnknownOutcomeError,
 )
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
@@ -56,6 +57,7 @@ class Item:
     values: dict[str, Any] = field(default_factory=dict)
     may_pay: bool = True  # False: the budget is used up, only a record will do
     known_absent: bool = False  # True: a listing showed no ledger record
+    lost_in: tuple[str, ...] = ()  # task runs of this batch that had it and broke down
     keys_free: bool = False  # True: a listing showed nothing at the keys that its images will have
 
     @property
@@ -106,6 +108,13 @@ def lost(item: Item, api_origin: str | None, why: str) -> Done:
     return _unsure(item, api_origin, f"its task run broke down: {why}", LaneLostError.__name__)
 
 
+def never_sent(item: Item, api_origin: str | None, why: str) -> Done:
+    """Return the item as one whose task run broke down before it was sent, as the ledger shows."""
+    update = {"status": "failed", "error": f"not sent, as its task run broke down: {why}"}
+    row = row_of(item, api_origin).model_copy(update=update | {"error_type": LaneLostError.__name__})
+    return Done(row)
+
+
 def _unsure(item: Item, api_origin: str | None, error: str, error_type: str | None) -> Done:
     update = {"status": "failed", "error": error, "error_type": error_type, "maybe_paid": (error,)}
     return Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n)
@@ -147,9 +156,12 @@ class Work:
                 balance_exhausted(origin, str(error))
             elif not isinstance(error, TTAPIError | StoreError):
                 logger.exception("Request %s failed in a way that is not foreseen", asked.request_hash)
-            return Done(failed(asked, error), images_paid=item.request.n if may_cost(error) else 0)
+            # what a task run that broke down may have sent is told by the ledger
+            ours = isinstance(error, UnknownOutcomeError) and bool(item.lost_in or item.known_absent)
+            return Done(failed(asked, error), images_paid=item.request.n if ours or may_cost(error) else 0)
         if isinstance(paid, Waiting):
             return paid
+        paid = of_this_batch(paid, *item.lost_in, engine.run.task_run_id)
         row = self._delivered(row_of_paid(item, paid), paid, item)
         images_paid = len(paid.generation.images) if paid.sent else 0
         if not self.options.thumbnails:
@@ -197,6 +209,12 @@ class Work:
             return failed(row, error)
         images_delivered(made, copies, shown)
         return row.model_copy(update={"delivered": tuple(copies)})
+
+
+def of_this_batch(paid: Paid, *task_runs: str | None) -> Paid:
+    """Return what was found as sent by this batch, where one of these task runs sent it before it broke down."""
+    made = paid.generation.task_run_id
+    return paid if made is None or made not in task_runs else replace(paid, sent=True)
 
 
 def row_of_paid(item: Item, paid: Paid) -> Row:

@@ -11,11 +11,12 @@ import heapq
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -43,9 +44,17 @@ from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a lane elsewhere waits for claims of other runs when it has nothing else to do. Then it gives
-#: their requests back: its places are for others.
+#: Seconds for which a lane elsewhere, when it has nothing else to do, waits for claims of other runs, beyond the time
+#: for which one of a dead holder stands. Then it gives their requests back: its places are for others.
 _PATIENCE: Final = 15.0
+
+#: Seconds that a lane takes: many enough for the server, few enough to be heard of soon.
+SECONDS: Final = 15.0
+
+#: A lane elsewhere goes on for so many times the longest of its requests, or half of its places would be idle while it
+#: ends; but no longer than so many seconds.
+_TIMES: Final = 4
+_MOST_SECONDS: Final = 180.0
 
 #: Seconds between looks whether a lane is still wanted.
 _POLL: Final = 0.5
@@ -95,12 +104,14 @@ class Lane:
         width: how many are under way side by side.
         share: what a lane in another process may spend; None: the lane shares the batch's budget.
         rate: requests per minute of a lane in another process.
+        rate_unused: whether nobody had that rate before, so that the first request may go at once.
     """
 
     items: tuple[Item, ...]
     width: int
     share: Spending | None = None
     rate: float | None = None
+    rate_unused: bool = False
 
     @property
     def elsewhere(self) -> bool:
@@ -249,7 +260,7 @@ def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
     limits = Limits(
         in_flight=lane.width,
         # whoever had this share before may just have sent
-        rate=RateLimit(lane.rate, at_once=False) if lane.rate else None,
+        rate=RateLimit(lane.rate, at_once=lane.rate_unused) if lane.rate else None,
         spending=lane.share,
     )
     return Shared(limits, Breaker(plan.options.breaker, plan.options.max_refused))
@@ -293,6 +304,13 @@ class _Queue:
         with self._lock:
             self._under_way -= 1
 
+    def cut(self) -> int:
+        """Give out nothing more that was not begun; return how much that is."""
+        with self._lock:
+            left = len(self._items)
+            self._items.clear()
+            return left
+
     def close_if_idle(self) -> bool:
         """Give out nothing more if all that is left waits for claims of other runs; return whether that is so."""
         with self._lock:
@@ -301,9 +319,24 @@ class _Queue:
 
 
 class LaneRun:
-    """Works on the items of a lane in threads of its own, which nobody waits for once the batch is left."""
+    """Works on the items of a lane in threads of its own, which nobody waits for once the batch is left.
 
-    def __init__(self, lane: Lane, work: Work, shared: Shared) -> None:
+    A lane elsewhere, of which nothing is heard before it ends, gives back after a while what it has not begun.
+
+    Args:
+        patience: seconds for which a lane elsewhere waits for claims of other runs only.
+        cut: whether it gives anything back.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        work: Work,
+        shared: Shared,
+        *,
+        patience: float | None = None,
+        cut: bool = True,
+    ) -> None:
         self._lane = lane
         self._work = work
         self._shared = shared
@@ -313,6 +346,10 @@ class LaneRun:
         self._ended = threading.Event()  # nobody waits for this lane's items any longer
         self._broken: BaseException | None = None
         self._changed = threading.Condition()
+        self._patience = _PATIENCE if patience is None else patience
+        self._cut = cut and lane.elsewhere
+        self._began = time.monotonic()
+        self._longest = 0.0
 
     def results(self) -> list[Done | None]:
         """Return a row for each item, in order; None for one that is left, or given back to be tried again."""
@@ -326,12 +363,22 @@ class LaneRun:
                 threading.Thread(target=run, name="ttapi-lane", daemon=True).start()
             with self._changed:
                 while self._missing and not self._ended.is_set() and not self._shared.left.is_set():
-                    self._changed.wait(_POLL)
+                    if self._cut and self._is_over:
+                        self._cut = False
+                        self._missing -= self._queue.cut()
+                    else:
+                        self._changed.wait(_POLL)
                 if self._broken is not None:
                     raise RuntimeError(f"a worker broke down: {self._broken!r}") from self._broken
                 return list(self._results)
         finally:
             self._ended.set()
+
+    @property
+    def _is_over(self) -> bool:
+        seconds = time.monotonic() - self._began
+        enough = max(SECONDS, min(_TIMES * self._longest, _MOST_SECONDS))
+        return seconds >= enough and (self._longest > 0 or seconds >= _MOST_SECONDS)
 
     @property
     def _workers(self) -> int:
@@ -354,7 +401,7 @@ class LaneRun:
                 return
             if isinstance(taken, float):
                 now = time.monotonic()
-                patience = patience or now + _PATIENCE
+                patience = patience or now + self._patience
                 if self._lane.elsewhere and now >= patience and self._queue.close_if_idle():
                     self._ended.set()
                     return
@@ -365,6 +412,7 @@ class LaneRun:
             patience = None
             place, item, waiting = taken
             self._shared.begun(item)
+            began = time.monotonic()
             found = self._work.outcome(item, waiting)
             if isinstance(found, Waiting):
                 self._shared.put_back(item)
@@ -375,6 +423,7 @@ class LaneRun:
             with self._changed:
                 self._results[place] = found
                 self._missing -= 1
+                self._longest = max(self._longest, time.monotonic() - began)
                 self._changed.notify_all()
 
 
@@ -392,6 +441,14 @@ def _lane_name(parameters: dict[str, Any]) -> str:
     if len(items) == 1:
         return f"generate-{first.request.model}-{first.request.request_hash[:6]}"
     return f"generate-{len(items)}-requests-from-{first.row}"
+
+
+def _step_aside() -> None:
+    """Leave the threads of a Dask worker, if this is in one, to other tasks: a lane waits more than it works."""
+    distributed = sys.modules.get("distributed")
+    if distributed is not None:
+        with suppress(ValueError):  # not in a worker
+            distributed.secede()
 
 
 # retries belong to the client: without `retries` Prefect's setting for all tasks would count
@@ -419,7 +476,15 @@ def generate_lane(
         credentials, store, run, limits=shared.limits, not_before=plan.not_before, log=get_run_logger()
     )
     delivery = plan.options.delivery(run.date, run.flow_run_id, store)
-    results = LaneRun(lane, Work(engine, plan.options, delivery), shared).results()
+    if lane.elsewhere:
+        _step_aside()
+    results = LaneRun(
+        lane,
+        Work(engine, plan.options, delivery),
+        shared,
+        patience=store.claim_ttl + _PATIENCE,
+        cut=plan.options.shard_size is None,
+    ).results()
     only = results[0] if len(results) == 1 else None
     if only is not None and only.row.status == "failed":
         row = plan.options.shown.row(only.row)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +19,20 @@ from typing import Any, Final
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.settings import get_current_settings
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-from prefect_ttapi.batch.dispatch import Dispatch
-from prefect_ttapi.batch.items import Done, Item
+from prefect_ttapi.batch.dispatch import Dispatch, Lost
+from prefect_ttapi.batch.items import Done, Item, failed, of_this_batch, row_of_paid
+from prefect_ttapi.batch.items import lost as lost_item
 from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import LaneLostError, StoreError
+from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.runs import run_log, to_the_end
+from prefect_ttapi.ledger.documents import line_of
 from prefect_ttapi.ledger.ledger import Ledger
+from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.store import ImageStore
 
@@ -245,10 +251,32 @@ class Running:
             dispatch.looked_up(item, recorded=self._is_recorded(item))
         self._take_rows()
 
+    def _became(self, lost: Lost) -> Done:
+        """Return the row of a request whose task runs broke down, by what they left in the ledger."""
+        item, unsent = lost.item, lost.unsent
+        name, origin = item.request.request_hash, self._ledger.api_origin
+        why = lost.why or "what it has left in the ledger is all that is known"
+        try:
+            record = self._ledger.look_up(name, self._plan.not_before)
+            if record is None:
+                return lost_item(item, origin, why) if self._ledger.sent(name) else unsent
+        except StoreError as error:
+            return lost_item(item, origin, str(error))
+        paid = of_this_batch(Paid(record, sent=False), *item.lost_in)
+        row = row_of_paid(item, paid)
+        if self._plan.options.deliver_to is not None:
+            row = failed(
+                row, LaneLostError(f"paid for, and not delivered, as its task run broke down: {why}")
+            )
+        return Done(row, images_paid=len(paid.generation.images) if paid.sent else 0)
+
     def _tell(self, lane: Lane, future: PrefectFuture[Any] | Future[Any]) -> None:
         self._events.put(_Returned(lane, future))
 
     def _take_rows(self) -> None:
+        while self._dispatch.lost_for_good:
+            lost = self._dispatch.lost_for_good.popleft()
+            self._dispatch.found(lost.item, self._became(lost))
         while self._dispatch.rows:
             self._record(self._dispatch.rows.popleft())
 
@@ -272,7 +300,13 @@ class Running:
         if isinstance(found, list):
             self._dispatch.returned(lane, found, seconds)
         else:
-            self._dispatch.lost(lane, str(found.message if isinstance(found, State) else found))
+            why = line_of(str(found.message if isinstance(found, State) else found))
+            task_run_id = str(future.task_run_id) if isinstance(future, PrefectFuture) else ""
+            if lane.elsewhere:
+                run_log().warning(
+                    "A task run with %s broke down: %s", counted(len(lane.items), "request"), why
+                )
+            self._dispatch.lost(lane, why, task_run_id)
 
     def _leave(self) -> None:
         """Write down what is known of the items that nobody waits for any longer."""
@@ -310,8 +344,15 @@ def lanes(credentials: TTAPICredentials, store: ImageStore, plan: Plan, most: in
 
     Tasks that wait for others in one pool may fill it.
     """
-    if flow_task_runner() is not None:
-        yield lambda lane: generate_lane.submit(lane, credentials, store, plan)
+    runner = flow_task_runner()
+    if isinstance(runner, ProcessPoolTaskRunner):
+        with _Pools(runner) as pools:
+            common = {"credentials": credentials, "store": store, "plan": plan}
+            yield lambda lane: pools.submit({"lane": lane, **common})
+        return
+    if runner is not None:
+        with _asked_of_ray(runner):
+            yield lambda lane: generate_lane.submit(lane, credentials, store, plan)
         return
     with ThreadPoolExecutor(most, thread_name_prefix="ttapi-lanes") as threads:
 
@@ -319,6 +360,57 @@ def lanes(credentials: TTAPICredentials, store: ImageStore, plan: Plan, most: in
             return generate_lane(lane, credentials, store, plan, return_state=True)
 
         yield lambda lane: threads.submit(copy_context().run, state_of, lane)
+
+
+class _Pools(ExitStack):
+    """The flow's pool of processes, and one like it in its place once a process of it dies: no pool survives that."""
+
+    def __init__(self, runner: ProcessPoolTaskRunner) -> None:
+        super().__init__()
+        self._runner = runner
+        self._broken: set[int] = set()
+
+    def submit(self, parameters: dict[str, Any]) -> PrefectFuture[Any]:
+        """Start a lane's task run."""
+        if id(self._runner) in self._broken:
+            self._runner = self.enter_context(self._runner.duplicate())
+        runner = self._runner
+        future = runner.submit(generate_lane, parameters)
+        future.add_done_callback(partial(self._look, runner))
+        return future
+
+    def _look(self, runner: ProcessPoolTaskRunner, future: PrefectFuture[Any]) -> None:
+        try:
+            future.result(raise_on_failure=False)
+        except BrokenExecutor:
+            self._broken.add(id(runner))
+        except BaseException as error:  # the lane's, who is told as well
+            logger.debug("A task run broke down: %s", error)
+
+
+@contextmanager
+def _asked_of_ray(runner: object) -> Iterator[None]:
+    """Ask Ray for what a lane needs, unless the user asks for something else; other engines are not asked.
+
+    It waits more than it works, which takes no whole CPU. Lanes are spread over the nodes, so that one that dies takes
+    few along. Ray does not repeat a lane by itself, as nobody would hear of what it lost.
+    """
+    if not type(runner).__module__.startswith("prefect_ray."):
+        yield
+        return
+    from prefect_ray.context import RemoteOptionsContext, remote_options
+
+    ours = {"num_cpus": 0.1, "scheduling_strategy": "SPREAD", "max_retries": 0}
+    with remote_options(**ours | RemoteOptionsContext.get().current_remote_options):
+        yield
+
+
+def slots() -> int | None:
+    """Return how many task runs the flow's task runner has room for at least, where that is known."""
+    if not isinstance(flow_task_runner(), ProcessPoolTaskRunner):
+        return None
+    setting = get_current_settings().tasks.runner.process_pool_max_workers
+    return setting or multiprocessing.cpu_count()
 
 
 def flow_task_runner() -> object | None:

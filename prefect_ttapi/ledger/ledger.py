@@ -177,6 +177,21 @@ class Ledger:
                 )
             return claim
 
+    def sent(self, request_hash: str) -> bool:
+        """Return whether this run may have sent a request, of which nobody tells the outcome any longer.
+
+        Raises:
+            StoreError: the store fails, or holds something that makes no sense.
+        """
+        with self.store.before_paying():
+            seen = self.documents.read(request_hash)
+        if seen is None:
+            return False
+        holder = seen.document.holder
+        return (holder is not None and holder.run_id == self.run_id) or any(
+            note.run_id == self.run_id for note in seen.document.maybe_paid
+        )
+
     def claim_rest(self, request_hash: str) -> Claim | None:
         """Return a claim for having the `rest` of a recorded answer; None where somebody else is at it.
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from prefect_ttapi.batch.dispatch import Dispatch, Sizing
-from prefect_ttapi.batch.items import Done, Item, row_of, skipped
+from prefect_ttapi.batch.items import Done, Item, lost, row_of, skipped
 from prefect_ttapi.batch.lanes import Breaker, Lane, Shared
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.limits import Limits
@@ -80,6 +80,13 @@ def dispatch_of(
     shared = Shared(Limits(in_flight=in_flight, spending=Spending(budget)), Breaker(breaker))
     sizing = Sizing.of(total, in_flight, shard_size, local=local)
     return Dispatch(sizing, shared, "sandbox", delivers=delivers), shared
+
+
+def find(dispatch: Dispatch, *, paid: bool) -> None:
+    """Tell what the ledger says of requests that were given up."""
+    while dispatch.lost_for_good:
+        given_up = dispatch.lost_for_good.popleft()
+        dispatch.found(given_up.item, lost(given_up.item, "sandbox", "died") if paid else given_up.unsent)
 
 
 def finish(dispatch: Dispatch, shared: Shared, lane: Lane, done: list[Done | None]) -> None:
@@ -306,11 +313,63 @@ def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
     for row in range(5):
         dispatch.came(item(row))
     dispatch.source_ended()
-    for lane in next_lanes(dispatch):
-        dispatch.lost(lane, "its process died")
+    for _ in range(1 if local else 2):
+        for lane in next_lanes(dispatch):
+            dispatch.lost(lane, "its process died")
+    assert len(dispatch.lost_for_good) == (0 if local else 5)
+    find(dispatch, paid=True)
     assert [done.row.error_type for done in dispatch.rows] == ["LaneLostError"] * 5
     assert all(done.row.maybe_paid for done in dispatch.rows)
     assert shared.stop.reason is None
+    assert dispatch.finished
+
+
+def test_what_a_lane_elsewhere_lost_goes_on_in_another_one():
+    """Its requests come first, know which task run had them, and nothing stays reserved for the lane that died."""
+    dispatch, shared = dispatch_of(6, 4, 2, local=False, budget=Budget(images=6))
+    for row in range(6):
+        dispatch.came(item(row))
+    dispatch.source_ended()
+    lanes = next_lanes(dispatch)
+    dispatch.lost(lanes[0], "its process died", "a-task-run")
+    assert shared.limits.spending.reserved == 2
+    again = next_lanes(dispatch)
+    assert [(of.row, of.lost_in) for of in again[0].items] == [(0, ("a-task-run",)), (1, ("a-task-run",))]
+    for lane in (lanes[1], again[0]):
+        finish(dispatch, shared, lane, [generated(of) for of in lane.items])
+    for lane in next_lanes(dispatch):
+        finish(dispatch, shared, lane, [generated(of) for of in lane.items])
+    assert [done.row.status for done in dispatch.rows] == ["generated"] * 6
+    assert dispatch.finished
+
+
+@pytest.mark.parametrize("in_the_lane", [True, False])
+def test_what_was_lost_is_not_called_unsent_by_a_stop(in_the_lane: bool):
+    """The ledger is asked, whether the batch stops before the request is in another lane, or while it is there."""
+    dispatch, shared = dispatch_of(2, 1, 1, local=False)
+    for row in range(2):
+        dispatch.came(item(row))
+    dispatch.source_ended()
+    dispatch.lost(next_lanes(dispatch)[0], "its process died", "a-task-run")
+    if in_the_lane:
+        lane = next_lanes(dispatch)[0]
+        dispatch.returned(lane, [skipped(lane.items[0], "sandbox", "empty", None)], 1.0)
+    shared.stop.set("not sent, because the account is empty")
+    assert dispatch.next_lane(0.0) is None
+    assert [given_up.item.row for given_up in dispatch.lost_for_good] == [0]
+    assert not dispatch.finished
+    find(dispatch, paid=True)
+    rows = sorted((done.row.row, bool(done.row.maybe_paid)) for done in dispatch.rows)
+    assert rows == [(0, True), (1, False)]
+    assert dispatch.finished
+
+
+def test_lanes_elsewhere_use_all_that_may_be_in_flight():
+    """Also where that is no multiple of the lanes."""
+    dispatch, _ = dispatch_of(100, 7, local=False)
+    for row in range(100):
+        dispatch.came(item(row))
+    assert [lane.width for lane in next_lanes(dispatch)] == [4, 3]
 
 
 def test_a_lane_that_nobody_took_was_not_sent():
@@ -481,6 +540,7 @@ class Batch(RuleBasedStateMachine):
         while self.dispatch.to_look_up:
             of = self.dispatch.to_look_up.popleft()
             self.dispatch.looked_up(of, recorded=self.paid[of.request.request_hash] > 0)
+        find(self.dispatch, paid=False)
 
     @precondition(lambda self: self.lanes)
     @rule(data=st.data())
@@ -545,6 +605,7 @@ class Batch(RuleBasedStateMachine):
                 )
         self.shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
         self.dispatch.leave()
+        find(self.dispatch, paid=False)
         self.left, self.lanes = self.lanes, []
         told = {done.row.row: (done.row.status, bool(done.row.maybe_paid)) for done in self.dispatch.rows}
         assert {row: told.get(row) for row in expected} == expected

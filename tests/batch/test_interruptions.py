@@ -252,7 +252,7 @@ class Deadly:
 
 @pytest.mark.integration
 def test_other_processes_stop_and_die_as_threads_do(store, credentials, sandbox: Sandbox):
-    """A 401 that a task run in another process gets stops the batch; one whose process dies is a failed row."""
+    """A 401 that a task run in another process gets stops the batch; one whose process dies twice is a failed row."""
 
     @flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
     def elsewhere() -> list[BatchReport]:
@@ -266,7 +266,10 @@ def test_other_processes_stop_and_die_as_threads_do(store, credentials, sandbox:
     refused, dead = elsewhere()
     assert [row.status for row in refused.rows] == ["generated", "failed", *["skipped"] * 4]
     assert sandbox.calls == 2
-    assert [(row.status, row.error_type) for row in dead.rows] == [("failed", "LaneLostError")]
+    assert [(row.status, row.error_type, row.maybe_paid) for row in dead.rows] == [
+        ("failed", "LaneLostError", ())
+    ]
+    assert (dead.rows[0].error or "").startswith("not sent, as its task run broke down")
 
 
 @pytest.mark.integration

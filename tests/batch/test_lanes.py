@@ -114,6 +114,23 @@ def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store, monkeypatch: 
     claim.release()
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_lane_elsewhere_gives_back_what_it_does_not_get_to(monkeypatch: pytest.MonkeyPatch, cut: bool):
+    """After its time it ends what is under way, and begins nothing more; unless the user says how much it carries."""
+    monkeypatch.setattr(lanes, "SECONDS", 0.2)
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        time.sleep(0.02 if item.row else 0.1)
+        return finished(item)
+
+    lane = Lane(items(60), width=1, share=Spending(None))
+    results = LaneRun(lane, Doing(do), shared(), cut=cut).results()
+    done = [result is not None for result in results]
+    assert done == sorted(done, reverse=True)
+    # four times its longest request, and perhaps the time until that is looked at
+    assert (10 < sum(done) < 60) if cut else all(done)
+
+
 def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
     """A lane ends as soon as its batch is left, whatever its workers still wait for; it begins nothing more."""
     answer = threading.Event()

@@ -59,7 +59,7 @@ def test_widths_never_add_up_to_more_than_may_be_in_flight(
     sizing = replace(Sizing.of(total, in_flight, shard_size, local=local), pace=pace)
     assert 1 <= sizing.width <= in_flight
     if not local:
-        assert sizing.most * sizing.width <= in_flight
+        assert (sizing.most - 1) * sizing.width < in_flight <= sizing.most * sizing.width
     else:
         assert sizing.most * sizing.width >= workers(in_flight)
     assert sizing.size(total) >= 1
