@@ -1,4 +1,4 @@
-"""A thousand kills: `make chaos`, or `python benchmarks/chaos.py [--kills 1000] [--seed 1] [--write]`.
+"""A thousand kills: `make chaos`, or `python benchmarks/chaos.py [--kills 1000] [--minutes 60] [--seed 1] [--write]`.
 
 Six processes that want the same images, and batches of Prefect, are killed again and again at seeded moments, and
 others go on: into a local folder, to S3 on moto's server and to S3 on Ceph's gateway (Debian's packages ceph-common,
@@ -104,6 +104,7 @@ def write(text: str) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     options.add_argument("--kills", type=int, default=1000, help="at least so many")
+    options.add_argument("--minutes", type=float, default=60, help="after which no other round begins")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--write", action="store_true", help="into docs/figures.md")
     asked = options.parse_args()
@@ -127,7 +128,7 @@ def main() -> None:
                 f"{time.monotonic() - began:6.0f} s {kills:5} kills; {what}, {place}: {tally}",
                 file=sys.stderr,
             )
-            if kills >= asked.kills:
+            if kills >= asked.kills or time.monotonic() - began >= 60 * asked.minutes:
                 break
         text = table(found, time.monotonic() - began, asked.seed)
     print(text)
