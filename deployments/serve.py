@@ -4,6 +4,7 @@ prefect-ttapi bootstrap --store s3://acme-images/campaigns
 python deployments/serve.py
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,4 +70,6 @@ def deployments() -> list[RunnerDeployment]:
 
 
 if __name__ == "__main__":
+    # runs that are dead are found by what they no longer send
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
     serve(*deployments())

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import prefect.settings
+import pytest
 import yaml
 
 from prefect_ttapi.generation.runs import GRACE
@@ -47,6 +53,22 @@ def test_what_is_copied_is_there() -> None:
     sources = {source.rstrip("/") for sources in copied for source in sources}
     assert all((ROOT / source).exists() for source in sources)
     assert {line[1:] for line in ignored if line.startswith("!")} == sources
+
+
+@pytest.mark.integration
+def test_the_wheel_is_built_of_what_is_copied(tmp_path: Path) -> None:
+    """With the files that the image copies alone, the wheel has all files of the package."""
+    for *sources, target in (shlex.split(line) for line in told("COPY")[:-1]):
+        for source in (ROOT / each for each in sources):
+            to = tmp_path / target / ("" if source.is_dir() else source.name)
+            to.parent.mkdir(exist_ok=True)
+            copy = partial(shutil.copytree, symlinks=True) if source.is_dir() else shutil.copy
+            copy(source, to)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    (wheel,) = tmp_path.glob("dist/*.whl")
+    tracked = subprocess.check_output(["git", "ls-files", "prefect_ttapi"], cwd=ROOT, text=True).split()
+    assert set(tracked) <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_the_image_runs_as_a_user_and_below_an_init() -> None:

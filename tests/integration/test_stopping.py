@@ -19,12 +19,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.children import until
 from tests.support.prefect_server import PATIENCE, PREFECT, ROOT, Server
+from tests.support.s3 import S3Server
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +35,7 @@ CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "tini
 POOL = "stopping"
 WORKER = ("deployments/worker.py", "--pool", POOL)
 EXECUTE = (PREFECT, "flow-run", "execute")
+SETUP = yaml.safe_load((ROOT / "deployments/compose.yaml").read_text(encoding="utf-8"))["services"]["setup"]
 #: Seconds after its death within which a run is marked.
 MARKED = 90
 
@@ -95,21 +98,41 @@ def init_of(container: subprocess.Popen[bytes]) -> int:
 
 
 @pytest.fixture(scope="module")
-def place(prefect_ui: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """The deployments and automations as they are shipped, with a pool that no other test works for."""
+def place(
+    prefect_ui: Server, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """What the service `setup` of the compose file makes, with a pool that no other test works for."""
     folder = tmp_path_factory.mktemp("stopping")
     prompts = folder / "prompts.csv"
     prompts.write_text(
         "prompt,model\n" + "".join(f"boat {number},gpt-image-1\n" for number in range(REQUESTS))
     )
-    prefect = ("-m", "prefect", "--no-prompt")
-    prefect_ui.run(*prefect, "automation", "create", "--from-file", "deployments/automations.yaml")
+    # the blocks `images` are another test's
+    script = SETUP["command"][-1].replace("bootstrap", "bootstrap --name composed")
+    surroundings = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+        "TTAPI_API_KEY": "sandbox",
+        "AWS_ENDPOINT_URL_S3": s3_server.url,
+        "AWS_DEFAULT_REGION": SETUP["environment"]["AWS_DEFAULT_REGION"],
+        "AWS_ACCESS_KEY_ID": s3_server.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_access_key,
+    }
+    assert surroundings.keys() - {"PATH", "PYTHONPATH"} == SETUP["environment"].keys() - {"PREFECT_API_URL"}
+    made = subprocess.run(
+        ["sh", "-ec", script],
+        cwd=ROOT,
+        env=prefect_ui.environment | surroundings,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
     prefect_ui.ask("work_pools/", name=POOL, type="process")
-    project = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text(encoding="utf-8"))
-    wanted = [each for each in project["deployments"] if each["name"] in ("nightly", "on-demand")]
-    project["deployments"] = [each | {"work_pool": each["work_pool"] | {"name": POOL}} for each in wanted]
-    (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
-    prefect_ui.run(*prefect, "deploy", "--prefect-file", str(folder / "prefect.yaml"), "--all")
+    for name in ("nightly", "on-demand"):
+        (deployment,) = prefect_ui.ask("deployments/filter", deployments={"name": {"any_": [name]}})
+        path = f"{prefect_ui.url}/api/deployments/{deployment['id']}"
+        httpx.patch(path, json={"work_pool_name": POOL}, trust_env=False).raise_for_status()
     with Sandbox(tiny=True, latency=0.7) as sandbox:
         environment = prefect_ui.environment | {
             "TTAPI_BASE_URL": sandbox.base_url,
