@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import DeploymentResponse
 
+from prefect_ttapi import deliver_images, generate_batch, generate_images
+from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.runs import pulls_its_code
+from prefect_ttapi.sandbox import Sandbox
+from prefect_ttapi.storage.store import ImageStore
 
 STEPS = "prefect.deployments.steps."
 CLONE = {f"{STEPS}git_clone": {"repository": "https://example.com/pictures.git", "id": "clone"}}
@@ -52,3 +59,40 @@ def test_what_is_served_runs_where_it_was_started(path: str, pulled: bool) -> No
     """Unless it comes from a repository: then it works in what was pulled."""
     deployment = DeploymentResponse.model_construct(pull_steps=None, path=path, work_pool_name=None)
     assert pulls_its_code(deployment, TEMPORARY) is pulled
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("prefect_server")
+def test_nothing_is_sent_from_a_clone_into_it(
+    sandbox: Sandbox, credentials: TTAPICredentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a task nor by a batch, and nothing is delivered there; what lies outside of the clone is fine."""
+    clone, stays = tmp_path / "clone", ImageStore(url=str(tmp_path / "stays"))
+    (clone / ".git").mkdir(parents=True)
+    (clone / "flows").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(clone / "flows")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    goes = ImageStore(url="../out")
+
+    @flow(persist_result=False)
+    def pictures() -> None:
+        for pay in (
+            lambda: generate_images({"prompt": "a fox"}, credentials, goes),
+            lambda: generate_batch(["a fox"], credentials, goes),
+            lambda: generate_batch(["a fox"], credentials, stays, deliver_to=goes),
+            lambda: generate_batch(["a fox"], credentials, with_rescue_folder),
+        ):
+            with pytest.raises(StoreError, match="Name a place that stays"):
+                pay()
+        assert sandbox.calls == 0
+        made = generate_images({"prompt": "a fox"}, credentials, stays)
+        with pytest.raises(StoreError, match="Name a place that stays"):
+            deliver_images(made, goes)
+
+    with_rescue_folder = ImageStore(url=stays.url, rescue_folder="./rescued")
+    with get_client(sync_client=True) as client:
+        deployed = client.create_deployment(client.create_flow(pictures), "from-git", pull_steps=[CLONE])
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(deployed))
+    pictures()
+    assert sandbox.calls == 1
