@@ -304,7 +304,8 @@ def deliver_images(
 
     Raises:
         KeyTemplateError: the template is illegal, or two images would get one key.
-        StoreError: a store failed, or another object already has the key (and `overwrite` is off).
+        KeyTakenError: another object already has a key (and `overwrite` is off).
+        StoreError: a store failed.
         PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
         SigningError: a file can't be signed.
     """

@@ -296,7 +296,8 @@ class Delivery:
 
         Raises:
             KeyTemplateError: the template is illegal, or two would get one key; nothing was delivered.
-            StoreError: a store failed, or another object has the key (and `overwrite` is off).
+            KeyTakenError: another object has the key (and `overwrite` is off).
+            StoreError: a store failed.
             SigningError: a file can't be signed.
             PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
         """

@@ -478,6 +478,17 @@ def test_a_process_that_ends_while_it_has_the_rest_is_in_nobodys_way(
     assert sends(server) == 0
 
 
+def test_whoever_had_the_rest_and_ended_has_sent_nothing(store, client, server: HostileServer):
+    """A refresh that takes such a claim over notes no payment that nobody made."""
+    server.play(in_part(server), answer(503), answer(503))
+    assert had(store, client, "one") == 1
+    assert Ledger(store, client.api_origin, "left").claim_rest(HASH_OF_TWINS) is not None
+    server.play(answer(200, answered(png())))
+    paid = engine_of(store, client, "two", not_before=datetime.now(UTC)).generate(TWINS)
+    assert paid.sent
+    assert paid.record.maybe_paid == ()
+
+
 def test_the_rest_of_an_answer_waits_in_the_rescue_folder(store, client, server: HostileServer, tmp_path):
     """With the images that were had; who brings them into the store brings the URLs, too."""
     store.check_once()
