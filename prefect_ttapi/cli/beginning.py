@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+import httpx
 import yaml
 from prefect.blocks.core import Block
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -25,6 +26,7 @@ from prefect.workers.process import ProcessWorker
 from prefect_ttapi.cli.reporting import say
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.errors import printable
 from prefect_ttapi.storage.store import ImageStore
 
 _B = TypeVar("_B", bound=Block)
@@ -162,12 +164,14 @@ def bootstrap(
         raise ValueError("there is no Prefect server to set up: set PREFECT_API_URL")
     say(f"On {server}:")
     status = 0
-    with get_client(sync_client=True) as client:
-        for done, what in _everything(
-            client, address or os.environ.get("TTAPI_STORE"), name, pool, in_flight, endpoint_url
-        ):
-            say(f"  {done:<9}{what}")
-            status |= done == _MISSING
+    try:
+        with get_client(sync_client=True) as client:
+            for done, what in _everything(client, address, name, pool, in_flight, endpoint_url):
+                tell = print if done == _MISSING else say  # what is missing is said to the quiet, too
+                tell(f"  {done:<9}{what}")
+                status |= done == _MISSING
+    except httpx.HTTPError as error:
+        raise OSError(f"the Prefect server at {server} failed: {printable(str(error))}") from error
     return int(status)
 
 

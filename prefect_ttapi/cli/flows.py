@@ -34,13 +34,14 @@ from prefect_ttapi.storage.store import ImageStore
 #: Rows that one message names.
 _SHOWN: Final = 20
 
-#: It would be refused again, and accounts are closed for that; or it has to wait for the next budget.
+#: It would be refused again, for which accounts are closed; its key is taken; or it has to wait for the next budget.
 _IN_VAIN: Final = {
     kind.__name__
     for kind in (
         errors.InvalidRequestError,
         errors.ModerationError,
         errors.ModelNotPermittedError,
+        errors.KeyTakenError,
         errors.BudgetExceeded,
     )
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.sandbox import Sandbox
@@ -42,3 +43,17 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "has flow.py already" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"flow.py"}
     assert (tmp_path / "flow.py").read_text() == "mine"
+
+
+def test_bootstrap_needs_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None is started for it, and one that can't be reached is told in a line."""
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert main(["bootstrap"]) == 2
+    assert "set PREFECT_API_URL" in capsys.readouterr().err
+    nobody = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(nobody):
+        assert main(["bootstrap"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the Prefect server at http://127.0.0.1:9/api failed: ")
