@@ -42,7 +42,7 @@ check: lint types docs test ## lint, types, documentation and tests
 integration: $(VENV)/.installed-engines ## tests against real servers and a browser; installs what is missing of Debian's packages
 	@tests/integration/install-packages
 	@echo "==> pytest -m integration"
-	@$(BIN)/python -m pytest -m integration
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m integration
 	@echo "==> the lowest versions of what we need"
 	@$(BIN)/python tools/versions.py --quick lowest
 

@@ -24,11 +24,15 @@ from tests.support.s3 import new_bucket, s3_server, s3_store  # noqa: F401 - fix
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
+#: Fixtures that take long to start, so that one worker has all the tests that ask for them.
+SERVERS = ("prefect_server", "prefect_ui", "ceph")
+
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Prefect server are one worker's, or come last: its threads open files under all that follows.
+    """Tests that share a server are one worker's.
 
+    Those with a Prefect server come last where there is one worker: its threads open files under all that follows.
     Prefect leaves sockets to its server to the garbage collector; only these tests may.
     """
     items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
@@ -38,9 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
     for item in items:
         names = getattr(item, "fixturenames", [])
+        of_its_file = [item.path.name] if item.get_closest_marker("integration") else []
+        if group := next(iter([server for server in SERVERS if server in names] + of_its_file), None):
+            item.add_marker(pytest.mark.xdist_group(group))
         if "prefect_server" in names:
             names.append("collected_at_once")
-            item.add_marker(pytest.mark.xdist_group("prefect_server"))
             for warning in forgiven:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 
