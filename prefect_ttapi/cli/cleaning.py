@@ -15,9 +15,9 @@ from typing import Final
 from prefect_ttapi.cli.batches import Batch, batches_of
 from prefect_ttapi.cli.checks import unneeded
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
-from prefect_ttapi.cli.repair import repair
 from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say, size
 from prefect_ttapi.cli.stores import standing_store
+from prefect_ttapi.cli.verify import repair
 from prefect_ttapi.generation.persisting import Keeper
 from prefect_ttapi.ledger.documents import Documents
 from prefect_ttapi.lineage.report import Unchanged

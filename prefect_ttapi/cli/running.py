@@ -1,16 +1,19 @@
-"""Parts of command lines that run a flow: credentials by name, exit statuses, errors as one clear line."""
+"""Parts of command lines that run a flow: credentials by name, exit statuses, errors as one line, Ctrl-C, SIGTERM."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Final, cast
+from types import FrameType
+from typing import Final, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -18,11 +21,10 @@ from prefect.settings import get_current_settings, temporary_settings
 
 from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.cli.reporting import Loudness, complain, loudness
-from prefect_ttapi.cli.signals import Interrupted, interruptible
 from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.errors import SigningError, StoreError, TTAPIError
 from prefect_ttapi.generation.provenance import Provenance
-from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER, leave_soon
+from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER, leave, leave_soon
 from prefect_ttapi.lineage.shown import one_line
 from prefect_ttapi.sandbox import Sandbox
 
@@ -156,3 +158,43 @@ def exit_status(main: Callable[[], int]) -> int:
         )
         leave_soon(interruption.exit_status)
         return interruption.exit_status
+
+
+_STOPPING = b"\nStopping: what is under way is finished and recorded. Press Ctrl-C again to leave at once.\n"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end; `exit_status` is what it then ends with, as a shell would tell it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C or SIGTERM raises `Interrupted` once; from then on either ends the process on the spot.
+
+    While a flow runs, Prefect has a handler of its own for SIGTERM, which lets the flow come to an end and then sends
+    the signal again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    came: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> NoReturn:
+        if came:
+            leave(128 + number)
+        came.append(number)
+        if number == signal.SIGINT:
+            os.write(2, _STOPPING)  # print could be in the middle of something
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        # once interrupted, the process ends, and is not to be held up by threads that are still busy
+        for number, handler in before.items() if not came else ():
+            signal.signal(number, handler)

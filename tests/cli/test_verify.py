@@ -14,8 +14,8 @@ import pytest
 from prefect_ttapi.cli.checks import verify
 from prefect_ttapi.cli.findings import Finding, Kind
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.cli.repair import repair
 from prefect_ttapi.cli.reporting import Progress
+from prefect_ttapi.cli.verify import repair
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.storage.objects import Condition, Facts

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from prefect_ttapi.cli.findings import Finding, Kind
-from prefect_ttapi.cli.repair import repair
+from prefect_ttapi.cli.verify import repair
 from prefect_ttapi.errors import StoreError, UnknownOutcomeError
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
