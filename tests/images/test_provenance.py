@@ -157,6 +157,15 @@ def test_what_a_packet_says_is_kept(form: str, own: bool) -> None:
     assert THEIRS.endswith(packet[packet.index(b"</rdf:Description>\n") + 19 :])
 
 
+def test_what_must_come_first_in_a_jpeg_does() -> None:
+    """The packet's segment is right behind those of JFIF and Exif, before a colour profile."""
+    data = marked(saved("JPEG", exif=EXIF.tobytes(), icc_profile=b"p" * 99))
+    places = [
+        data.index(name) for name in (b"JFIF", b"Exif", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE")
+    ]
+    assert places == sorted(places)
+
+
 def test_a_packed_packet_is_read() -> None:
     """PNG may hold the packet deflated."""
     data = saved("PNG", xmp=THEIRS, zip=True)
