@@ -146,6 +146,23 @@ def replace_tag(copy: DeliveredImage) -> DeliveredImage:
     return copy.model_copy(update={"etag": None})
 
 
+@pytest.mark.parametrize("provenance", [None, Provenance()])
+def test_a_rendition_is_no_copy(folder_store: ImageStore, provenance: Provenance | None) -> None:
+    """Nor is a copy a rendition, or another image's copy this one's: each has its key to itself."""
+    made, other = (made_in(folder_store, encoded(form)) for form in ("PNG", "WEBP"))
+    rendition = replace(delivery_of(folder_store), key="one", versions=(Rendition(max_size=32),))
+    copies = replace(delivery_of(folder_store, provenance=provenance), key="two")
+    rendition.deliver(made, {})
+    replace(copies, provenance=Provenance()).deliver(made, {})
+    for delivery, generation in (
+        (replace(copies, key="one"), made),
+        (replace(rendition, key="two"), made),
+        (copies, other),
+    ):
+        with pytest.raises(StoreError, match="holds"):
+            delivery.deliver(generation, {})
+
+
 def test_a_plain_copy_of_before_stays(store: ImageStore) -> None:
     """A public file is not rewritten because an option changed; that it has no mark is told."""
     made = made_in(store, encoded())
