@@ -148,8 +148,9 @@ class ContentCredentialsSigner(NotMapped, SavedForm, Block):
     _description = "This block holds a certificate and its private key, which sign delivered images."
 
     certificates: Annotated[str, BeforeValidator(_pem_or_file)] = Field(
+        repr=False,
         description="These are the certificates in PEM, the signer's own first, then the one that it was issued with, "
-        "and so on. The path of a file that holds them will do, too."
+        "and so on. The path of a file that holds them will do, too.",
     )
     private_key: Annotated[SecretStr | None, AfterValidator(unmasked)] = None
     """This is the key of the first certificate, in PEM, without a passphrase."""

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,11 @@ from pydantic import ValidationError
 from prefect_ttapi import (
     REQUEST_HASH,
     AuthenticationError,
+    ContentCredentialsSigner,
     Generation,
     ImageRequest,
     ImageStore,
+    Provenance,
     StoreError,
     TTAPICredentials,
     adeliver_images,
@@ -27,6 +31,7 @@ from prefect_ttapi import (
     deliver_images,
     generate_images,
 )
+from prefect_ttapi.images.signing import read_signature
 from prefect_ttapi.lineage.publishing import image_key
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.meddling import meddling_proxy
@@ -61,13 +66,16 @@ def artifacts_like(key: str) -> list[str]:
     return asyncio.run(read())
 
 
-async def in_the_background(store: ImageStore, shop: ImageStore, *blocks: object) -> tuple[Generation, str]:
+async def in_the_background(
+    store: ImageStore, shop: ImageStore, signed: Provenance, *blocks: object
+) -> tuple[Generation, str]:
     """Serve both tasks, send what they are to do, and return the generation and where its copy is."""
     serving = asyncio.create_task(aserve(generate_images, deliver_images))
     try:
         sent = await asyncio.to_thread(generate_images.delay, REQUEST.model_dump(), *blocks)
         made = await sent.result_async(timeout=30)
-        sent = await asyncio.to_thread(deliver_images.delay, made, shop, "{slug}.{ext}", source=store)
+        delay = partial(deliver_images.delay, made, shop, "{slug}.{ext}", source=store, provenance=signed)
+        sent = await asyncio.to_thread(delay)
         (copy,) = await sent.result_async(timeout=30)
         return made, copy.uri
     finally:
@@ -88,10 +96,17 @@ def test_background_tasks_have_saved_blocks_and_no_secret_is_stored(
             generate_images.delay(REQUEST, *blocks)
     assert credentials.save("background")
     assert store.save("background")
+    signer = ContentCredentialsSigner.for_testing("background")
+    assert signer.save("background")
+    with pytest.raises(ValueError, match=r"nothing is sent: .* has secrets, .*save the block"):
+        deliver_images.delay(None, shop, provenance={"sign": ContentCredentialsSigner.for_testing()})
 
     loaded = TTAPICredentials.load("background"), ImageStore.load("background")
-    made, copy = asyncio.run(in_the_background(store, shop, *loaded))
-    assert shop.read_bytes(copy) == store.read_bytes(made.images[0].uri)
+    signed = Provenance(sign=ContentCredentialsSigner.load("background"))
+    made, copy = asyncio.run(in_the_background(store, shop, signed, *loaded))
+    found = read_signature(io.BytesIO(shop.read_bytes(copy)), "image/png")
+    assert found is not None
+    assert found.source_sha256 == made.images[0].sha256
     assert sandbox.calls == 1
 
     @flow
@@ -101,7 +116,9 @@ def test_background_tasks_have_saved_blocks_and_no_secret_is_stored(
     with pytest.raises(ValueError, match=r"background tasks .* are sent from outside flows"):
         inside()
     kept = [path for path in Path(PREFECT_LOCAL_STORAGE_PATH.value()).rglob("*") if path.is_file()]
-    secrets = [mark.encode(), credentials.api_key.get_secret_value().encode()]
+    assert signer.private_key is not None
+    line = signer.private_key.get_secret_value().splitlines()[1]
+    secrets = [mark.encode(), credentials.api_key.get_secret_value().encode(), line.encode()]
     assert len(kept) > 2
     assert [path for path in kept if any(secret in path.read_bytes() for secret in secrets)] == []
 
