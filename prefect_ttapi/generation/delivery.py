@@ -416,13 +416,14 @@ class Delivery:
         if sha256 == facts.sha256:
             return replace(found, metadata=said)
         body = self.to.objects.fetch(key)
-        if "sha256" not in found.metadata and without_its_mark(body) == plain:
-            kept = {name: value for name, value in said.items() if name not in ("marks", "signer")}
-            return replace(found, metadata={**kept, "sha256": sha256, **marks_of(body)})
-        source, recipe = said.get("source-sha256", ""), said.get("recipe")
-        if self.signer and is_signed_copy(body, facts.media_type, source, recipe):
-            return replace(found, metadata={**said, "sha256": sha256})
-        raise self._something_else(key)
+        source, recipe = said.get("source-sha256", plain), said.get("recipe")
+        is_signed = is_signed_copy(body, facts.media_type, source, recipe)
+        if not is_signed and ("sha256" in found.metadata or without_its_mark(body) != plain):
+            raise self._something_else(key)
+        kept = {
+            name: value for name, value in said.items() if name != "marks" and (is_signed or name != "signer")
+        }
+        return replace(found, metadata={**kept, "sha256": sha256, **marks_of(body)})
 
     def _checked_copy(self, image: StoredImage, key: str) -> Found:
         """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.

@@ -119,6 +119,8 @@ def test_what_lost_its_metadata_is_known_by_what_is_signed_in_it(store: ImageSto
     assert [(copy.sha256, copy.recipe, copy.marks) for copy in again] == [
         (copy.sha256, copy.recipe, copy.marks) for copy in copies
     ]
+    unsigned = delivery_of(store, RENDITIONS).deliver(made, {})
+    assert [(copy.sha256, copy.signer) for copy in unsigned] == [(copy.sha256, None) for copy in copies]
     for copy in copies:
         forget_metadata(store, copy)
     with pytest.raises(KeyTakenError):
