@@ -13,10 +13,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn, Self
 
@@ -64,7 +65,7 @@ _USES: Final = frozenset({"1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.
 _SETTINGS: Final[dict[str, Any]] = {
     "builder": {"thumbnail": {"enabled": False}},
     "core": {"allowed_network_hosts": [], "allow_redirects": False},
-    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_timestamp_trust": False},
 }
 
 #: How a manifest names the image that it builds on.
@@ -75,6 +76,10 @@ _UNTRUSTED: Final = "signingCredential.untrusted"
 
 #: Bytes of credentials that are read: lists of nothing take a hundred times their length of memory.
 _LARGEST: Final = 2 * 1024 * 1024
+
+#: The native library holds an image twice while it signs it: of larger ones, one is signed at a time.
+_LARGE: Final = 16 * 1024 * 1024
+_large: Final = threading.Lock()
 
 #: Characters of a text that somebody else's manifest may bring along.
 _LONGEST: Final = 200
@@ -275,7 +280,8 @@ class Signer:
             if original is not None and builds_on:
                 with original[0]() as file:
                     builder.add_ingredient(_ORIGINAL, original[1], file)
-            with image() as file:
+            with image() as file, _large if file.seek(0, SEEK_END) > _LARGE else nullcontext():
+                file.seek(0)
                 builder.sign(signer, media_type, file, signed)
             signed.seek(0)
             return Spool.of(iter(partial(signed.read, _BLOCK), b""))

@@ -76,7 +76,8 @@ def chain_for(
     usage = [signs, not signs, *[False] * 7]
     own = own.add_extension(x509.KeyUsage(*usage), critical=True)
     if uses:
-        own = own.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
+        only_time = uses == (ExtendedKeyUsageOID.TIME_STAMPING,)  # openssl wants it to be critical
+        own = own.add_extension(x509.ExtendedKeyUsage(uses), critical=only_time)
     if names_issuer:
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(root.public_key())
         own = own.add_extension(issuer, critical=False)
