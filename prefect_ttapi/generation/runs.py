@@ -23,6 +23,7 @@ from traceback import format_exception_only
 from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 import anyio.to_thread
+import httpx
 import prefect.runtime
 from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import RunVar
@@ -311,11 +312,16 @@ def _top(folder: Path) -> Path:
 
 @lru_cache(maxsize=64)
 def _was_pulled(flow_run_id: str) -> bool:  # noqa: ARG001 - it is what the answer is remembered by
-    deployment_id = prefect.runtime.deployment.id
-    if deployment_id is None:
-        return False
-    with get_client(sync_client=True) as client:
-        return pulls_its_code(client.read_deployment(deployment_id), Path.cwd().resolve())
+    try:
+        deployment_id = prefect.runtime.deployment.id
+        if deployment_id is None:
+            return False
+        with get_client(sync_client=True) as client:
+            return pulls_its_code(client.read_deployment(deployment_id), Path.cwd().resolve())
+    except httpx.HTTPError as error:
+        raise StoreError(
+            f"nothing is sent: the Prefect server can't be asked where the code of this run comes from ({error})"
+        ) from error
 
 
 def pulls_its_code(deployment: DeploymentResponse, folder: Path) -> bool:
