@@ -487,7 +487,8 @@ def test_renditions_are_delivered_beside_each_image(store, shop, credentials, sa
     ]
     assert marked.totals.unmarked == 2
     assert marked.notes == (
-        "2 delivered files were there before, without the mark that is asked for; overwrite replaces what is there",
+        "2 delivered files were there before, without the mark or signature that is asked for; "
+        "overwrite replaces what is there",
     )
     third = marked.rows[2]
     assert third.delivered[0].sha256 != third.images[0].sha256 == third.delivered[0].source_sha256
