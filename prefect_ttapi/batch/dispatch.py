@@ -234,6 +234,11 @@ class Dispatch:
         return len(self._lanes)
 
     @property
+    def open_elsewhere(self) -> bool:
+        """Whether lanes in other processes have not returned."""
+        return bool(self._lanes) and not self.sizing.local
+
+    @property
     def in_flight(self) -> int:
         """How many requests are under way; an estimate where lanes run in other processes."""
         if self.sizing.local:

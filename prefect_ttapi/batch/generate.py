@@ -306,9 +306,9 @@ def _run(
     options: BatchOptions,
 ) -> BatchReport:
     """Run a checked batch, inside a flow run."""
-    plan = Plan(
-        uuid.uuid4().hex, run, options, run.not_before(options.refresh_cache, options.cache_expiration)
-    )
+    not_before = run.not_before(options.refresh_cache, options.cache_expiration)
+    folder = folder_of_batch(run.place, run.attempt)
+    plan = Plan(uuid.uuid4().hex, run, options, not_before, folder)
     stop = stop_of_caller() or Stop()
     limits = Limits(
         stop,
@@ -333,7 +333,6 @@ def _run(
         delivers=options.deliver_to is not None,
         rate_limit=options.rate_limit,
     )
-    folder = folder_of_batch(run.place, run.attempt)
     recorder = Recorder(
         store, options, run.flow_run_id or run.place, folder, intake.total, dispatch, ledger.api_origin
     )

@@ -2,12 +2,13 @@
 
 Lanes are plain tasks with plain results, so that any task runner runs them. What happens to a request is in its row;
 only a lane of one request fails with it. In the process of the batch, lanes share places in flight, budget, rate and
-stop; elsewhere each has its share of them, and a stop takes effect between lanes.
+stop; elsewhere each has its share of them, and hears of a stop from the store.
 """
 
 from __future__ import annotations
 
 import heapq
+import json
 import logging
 import math
 import os
@@ -33,13 +34,21 @@ from prefect.states import Failed
 from prefect_ttapi.batch.items import Done, Item, Work
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.credentials import TTAPICredentials
-from prefect_ttapi.errors import ACCOUNT_ERRORS, KeyTakenError, ModelNotPermittedError, ModerationError
+from prefect_ttapi.errors import (
+    ACCOUNT_ERRORS,
+    KeyTakenError,
+    ModelNotPermittedError,
+    ModerationError,
+    StoreError,
+)
 from prefect_ttapi.generation.budget import Spending
 from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.generation.runs import RunContext, named
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.stopping import Stop
+from prefect_ttapi.storage.layout import stop_key
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
@@ -58,6 +67,9 @@ _MOST_SECONDS: Final = 180.0
 
 #: Seconds between looks whether a lane is still wanted.
 _POLL: Final = 0.5
+
+#: Seconds between looks of a lane elsewhere whether the batch has stopped.
+LOOK: Final = 2.0
 
 #: Errors that every later request of the same account would meet, too.
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
@@ -87,12 +99,14 @@ class Plan:
         run: the run that pays.
         options: of the batch.
         not_before: records older than this don't count.
+        folder: of the batch, in the store.
     """
 
     batch_id: str
     run: RunContext
     options: BatchOptions
     not_before: datetime | None = None
+    folder: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -427,6 +441,38 @@ class LaneRun:
                 self._changed.notify_all()
 
 
+def tell_elsewhere(store: ImageStore, plan: Plan, stop: Stop) -> None:
+    """Write down for lanes in other processes why nothing more is sent."""
+    told = {"batch_id": plan.batch_id, "reason": stop.reason, "error_type": stop.error_type}
+    try:
+        store.write(stop_key(plan.folder), json.dumps(told).encode(), "application/json")
+    except StoreError as error:
+        logger.warning("Task runs in other processes finish what they carry: %s", error)
+
+
+def _hear(store: ImageStore, plan: Plan, shared: Shared, ended: threading.Event) -> None:
+    """Look, until a lane elsewhere has ended, whether its batch has told it to stop."""
+    while not ended.wait(LOOK):
+        try:
+            told = json.loads(store.read(stop_key(plan.folder)) or b"{}")
+        except (StoreError, ValueError):
+            continue
+        if told.get("batch_id") == plan.batch_id:  # and no earlier attempt
+            shared.stop.set(told["reason"], told["error_type"])
+            return
+
+
+@contextmanager
+def _hearing(store: ImageStore, plan: Plan, shared: Shared) -> Iterator[None]:
+    ended = threading.Event()
+    hear = partial(copy_context().run, _hear, store, plan, shared, ended)
+    threading.Thread(target=hear, name="ttapi-stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 class Results(list[Done | None]):
     """A lane's rows; Prefect writes the repr of a failed state into the log, where rows and prompts have no place."""
 
@@ -476,15 +522,14 @@ def generate_lane(
         credentials, store, run, limits=shared.limits, not_before=plan.not_before, log=get_run_logger()
     )
     delivery = plan.options.delivery(run.date, run.flow_run_id, store)
+    work = Work(engine, plan.options, delivery)
     if lane.elsewhere:
         _step_aside()
-    results = LaneRun(
-        lane,
-        Work(engine, plan.options, delivery),
-        shared,
-        patience=store.claim_ttl + _PATIENCE,
-        cut=plan.options.shard_size is None,
-    ).results()
+        patience, cut = store.claim_ttl + _PATIENCE, plan.options.shard_size is None
+        with _hearing(store, plan, shared):
+            results = LaneRun(lane, work, shared, patience=patience, cut=cut).results()
+    else:
+        results = LaneRun(lane, work, shared).results()
     only = results[0] if len(results) == 1 else None
     if only is not None and only.row.status == "failed":
         row = plan.options.shown.row(only.row)

@@ -25,7 +25,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 from prefect_ttapi.batch.dispatch import Dispatch, Lost
 from prefect_ttapi.batch.items import Done, Item, failed, of_this_batch, row_of_paid
 from prefect_ttapi.batch.items import lost as lost_item
-from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane
+from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane, tell_elsewhere
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import LaneLostError, StoreError
 from prefect_ttapi.generation.engine import Paid
@@ -159,7 +159,7 @@ class Running:
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._begun: dict[Lane, float] = {}
         self._signal: BaseException | None = None  # of a task run's future
-        self._left = False
+        self._left = self._told_elsewhere = False
         self._at_the_end = threading.Event()
 
     def run(self, items: Iterator[Item | Done], submit: Submit, *, bounded: bool) -> None:
@@ -205,6 +205,10 @@ class Running:
         while True:
             self._submit_lanes(submit)
             source.taken(dispatch.at_hand)
+            if self._stop.reason and not self._told_elsewhere and dispatch.open_elsewhere:
+                self._told_elsewhere = True
+                tell = partial(copy_context().run, tell_elsewhere, self._ledger.store, self._plan, self._stop)
+                threading.Thread(target=tell, name="ttapi-stop", daemon=True).start()
             if dispatch.finished or (source.unwanted and not dispatch.open_lanes):
                 return broken
             now = time.monotonic()

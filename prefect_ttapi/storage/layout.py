@@ -5,7 +5,8 @@
     ledger/probe.json                           what the check of a store writes
     answers/<origin>/<request hash>/<token>     an answer that nobody can read yet, as it came
     batches/<run>[/<task run>][/<number>]/      a batch: manifest.jsonl, manifest.parquet, thumbnails.zip, index.html,
-                                                page-2.html and so on, search.html; while it runs, parts/
+                                                page-2.html and so on, search.html; while it runs, parts/; stop.json
+                                                where its task runs in other processes were told to stop
     batches/<run>/unchanged.json                in place of all that, where nothing changed since an earlier batch
     batches/latest/<digest>.json                folders of the last batches of a name
     .metadata/<key>.json                        in local folders: what S3 keeps in an object's headers
@@ -229,6 +230,15 @@ def part_key(folder: str, number: int) -> str:
     'batches/3f2a/parts/000001.jsonl'
     """
     return f"{folder}/{PARTS}{number:06d}.jsonl"
+
+
+def stop_key(folder: str) -> str:
+    """Return where a batch tells its task runs in other processes why nothing more is sent.
+
+    >>> stop_key("batches/3f2a")
+    'batches/3f2a/stop.json'
+    """
+    return f"{folder}/stop.json"
 
 
 def latest_key(name: str, api_origin: str) -> str:
