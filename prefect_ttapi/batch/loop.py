@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from traceback import format_exception_only
 from typing import Any, Final
 
@@ -402,10 +403,9 @@ def _asked_of_ray(runner: object) -> Iterator[None]:
     if not type(runner).__module__.startswith("prefect_ray."):
         yield
         return
-    from prefect_ray.context import RemoteOptionsContext, remote_options
-
+    context = import_module("prefect_ray.context")
     ours = {"num_cpus": 0.1, "scheduling_strategy": "SPREAD", "max_retries": 0}
-    with remote_options(**ours | RemoteOptionsContext.get().current_remote_options):
+    with context.remote_options(**ours | context.RemoteOptionsContext.get().current_remote_options):
         yield
 
 
