@@ -6,8 +6,8 @@ On each engine one flow runs a first small batch, for which the engine starts it
 they need, and then: 64 requests of 1 s, 32 at once; 160, 32 at once, of which one in ten takes ten times as long as the
 others; 20 of 1 s under a limit of 60 a minute. The sandbox, asked 50 times a second, tells how many requests are with
 it while there is something left to send. Dask and Ray are measured where they are installed
-(`pip install ".[engines]"`), each with two processes of one thread. `many` are 10,000 requests of 0 s in threads: for how
-many task runs they take.
+(`pip install ".[engines]"`), each with two processes of one thread. `many` are 10,000 requests of 0 s in threads, for
+the number of task runs that they take.
 """
 
 from __future__ import annotations
