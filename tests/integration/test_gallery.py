@@ -193,7 +193,7 @@ def test_search_and_filters(tab: Tab, store: Path) -> None:
     assert tab.complaints == []
 
 
-def test_marks_are_shown_and_filtered_by(tab: Tab, store: Path) -> None:
+def test_marks_are_shown_and_filtered_by(tab: Tab, store: Path, screenshots: Path) -> None:
     """A small mark tells what a file says of itself; one of them narrows the cards, on other pages too."""
     kinds = [("credentials", "xmp"), ("xmp",), (), None]
     uri = (store / "images" / f"{0:064x}.png").as_uri()
@@ -203,6 +203,7 @@ def test_marks_are_shown_and_filtered_by(tab: Tab, store: Path) -> None:
     opened(tab, store, "marked")
     badges = "[...document.querySelectorAll('.card')].slice(0, 4).map(card => card.querySelectorAll('.mark').length)"
     assert tab.run(badges) == [2, 1, 0, 0]
+    tab.screenshot(screenshots / "gallery-marks.png")
     for mark, here, elsewhere in (("credentials", 125, 26), ("xmp", 250, 52), ("none", 125, 26)):
         tab.run(f"document.querySelector('#mark').value = '{mark}'")
         tab.run("document.querySelector('#mark').dispatchEvent(new Event('input'))")
