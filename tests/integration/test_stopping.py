@@ -63,6 +63,13 @@ class Place:
         (found,) = self.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
         return found
 
+    def taken(self, deployment: str) -> int:
+        """How many places of a deployment's concurrency limit are taken."""
+        (found,) = self.server.ask("deployments/filter", deployments={"name": {"any_": [deployment]}})
+        limits = self.server.ask("v2/concurrency_limits/filter")
+        (taken,) = (each["active_slots"] for each in limits if each["name"] == f"deployment:{found['id']}")
+        return taken
+
     def is_in_state(self, run: str, *names: str) -> bool:
         return self.flow_run(run)["state_name"] in names
 
@@ -162,6 +169,7 @@ def killed(place: Place) -> Killed:
         until(lambda: place.paid("nightly") >= 4 and place.sandbox.in_flight, place.log("killed"))
         os.kill(init_of(container), signal.SIGKILL)
         container.wait(PATIENCE)
+    assert place.taken("nightly") == 1
     return Killed(run, time.time(), place.paid("nightly"))
 
 
@@ -205,6 +213,7 @@ def test_a_dead_run_is_marked_and_makes_room(killed: Killed, place: Place) -> No
     until(lambda: place.is_in_state(killed.run, "Crashed"), place.server.log)
     marked = datetime.fromisoformat(place.flow_run(killed.run)["state"]["timestamp"]).timestamp()
     assert 30 < marked - killed.at < MARKED
+    assert place.taken("nightly") == 0
     calls = place.sandbox.calls
     run = place.run("nightly", prompts=str(place.folder / "prompts.csv"))
     with place.container("next", *EXECUTE, run) as container:
