@@ -25,7 +25,7 @@ from pydantic_core import InitErrorDetails
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
 from prefect_ttapi.capabilities import problem, unmasked
-from prefect_ttapi.images.signing import EXTRA, Algorithm, Signer
+from prefect_ttapi.images.signing import Algorithm, Signer
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.storage.settings import NotMapped, SavedForm, web_address
 
@@ -220,8 +220,6 @@ class ContentCredentialsSigner(NotMapped, SavedForm, Block):
             return Signer.of(certificates, key, self.algorithm, self.time_stamp_url)
         except OSError as error:
             raise ValueError(f"{error.filename} can't be read: {error.strerror}") from None
-        except ImportError:
-            raise ValueError(f"signing needs an extra: {EXTRA}") from None
 
 
 _LOCK = threading.Lock()

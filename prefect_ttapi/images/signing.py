@@ -173,9 +173,10 @@ class Signer:
             time_stamps: address of a time-stamp authority (RFC 3161).
 
         Raises:
-            ValueError: what is wrong with them, in one line without the key.
-            ImportError: the extra `provenance` is not installed.
+            ValueError: what is wrong with them, in one line without the key; or the extra is not installed.
         """
+        if not is_installed():
+            raise ValueError(f"signing needs an extra: {EXTRA}")
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
         chain, key = _certificates(certificates), _private_key(private_key)

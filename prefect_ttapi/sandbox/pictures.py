@@ -22,7 +22,7 @@ import pybase64
 from PIL import Image, ImageDraw, ImageFont
 
 from prefect_ttapi.images.lettering import LINE, Lettering, shortened
-from prefect_ttapi.images.signing import Signer
+from prefect_ttapi.images.signing import EXTRA, Signer, is_installed
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.requests import ImageRequest
 
@@ -179,8 +179,10 @@ def certificates_for_testing(name: str) -> tuple[bytes, bytes]:
         name: of whom they are for.
 
     Raises:
-        ImportError: the extra `provenance` is not installed.
+        ValueError: the extra `provenance` is not installed.
     """
+    if not is_installed():
+        raise ValueError(f"certificates for testing need an extra: {EXTRA}")
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat

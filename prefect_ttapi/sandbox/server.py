@@ -37,9 +37,8 @@ class Sandbox(Behaviour, Counters):
         port: 0 is any free one.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range; on entering, Content Credentials need an extra that is not installed.
         OSError: nothing can listen at host and port; raised on entering.
-        ImportError: there are to be Content Credentials, and the extra `provenance` is not installed; on entering.
     """
 
     host: str = "127.0.0.1"

@@ -54,6 +54,7 @@ def test_a_batch_signs_what_it_delivers_once(tmp_path: Path, caplog: pytest.LogC
         ] * 3
         assert all("key.pem can't be read: No such file" in str(row.error) for row in failed.rows)
         assert not list(shop.list("tree"))
+        assert "not foreseen" not in caplog.text
         with pytest.raises(SigningError, match=r"key\.pem can't be read"):
             generate_batch([{"prompt": "another tree"}], credentials, store, shop, **options)
         assert (sandbox.calls, sandbox.paid) == (3, 3)

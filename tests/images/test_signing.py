@@ -25,11 +25,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 
+from prefect_ttapi.credentials import ContentCredentialsSigner
 from prefect_ttapi.errors import SigningError
 from prefect_ttapi.images import provenance, signing
 from prefect_ttapi.images.signing import ASSERTION, Change, Signature, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import GENERATED
+from prefect_ttapi.sandbox import Sandbox
 from tests.support.certificates import STATEMENT, Chain, chain_for, key_pem, picture, signer
 
 FORMS = ("PNG", "JPEG", "WEBP")
@@ -407,7 +409,15 @@ def test_credentials_that_are_too_large_are_not_read() -> None:
 def test_without_the_extra_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading tells of no signature; signing says what to install."""
     signed = signer().sign(picture("PNG").open, "image/png", STATEMENT)
+    installed = signer()
     monkeypatch.setitem(sys.modules, "c2pa", None)
     assert read(signed, "image/png") is None
     with pytest.raises(SigningError, match="c2pa"):
-        signer().check()
+        installed.check()
+    says = r'pip install "prefect-ttapi\[provenance\]"'
+    with pytest.raises(ValueError, match=says):
+        Signer.of(GOOD.pem, GOOD.key)
+    with pytest.raises(ValueError, match=says):
+        ContentCredentialsSigner.for_testing()
+    with pytest.raises(ValueError, match=says), Sandbox(content_credentials=True):
+        pass
