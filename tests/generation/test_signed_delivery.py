@@ -184,4 +184,11 @@ def test_a_signer_that_is_of_no_use_any_more(folder_store: ImageStore, tmp_path:
         with pytest.raises(SigningError, match=says):
             delivery.deliver(made_in(folder_store, encoded()), {})
         assert other.key.decode().splitlines()[1] not in "".join(traceback.format_exception(caught.value))
+    stamped = ContentCredentialsSigner(
+        certificates=chain.pem.decode(),
+        private_key=chain.key.decode(),
+        time_stamp_url="http://127.0.0.1:9",  # nobody listens there
+    )
+    with pytest.raises(SigningError, match="can't sign as Acme shop"):
+        delivery_of(folder_store, provenance=Provenance(sign=stamped)).check()
     assert not list(folder_store.list("original"))
