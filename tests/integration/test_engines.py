@@ -276,6 +276,9 @@ def test_a_worker_that_is_killed_costs_what_it_had_in_flight(engine: Engine, tmp
 
         @flow(task_runner=engine.runner, persist_result=False)
         def batch() -> BatchReport:
+            # both processes have started before one is killed, and have recorded something
+            first = [{"prompt": f"yew {number}", "model": "gpt-image-1"} for number in range(8)]
+            generate_batch(first, credentials, store, max_in_flight=8)
             return generate_batch(
                 requests,
                 credentials,
@@ -287,7 +290,7 @@ def test_a_worker_that_is_killed_costs_what_it_had_in_flight(engine: Engine, tmp
 
         def kill() -> int:
             end = time.monotonic() + PATIENCE
-            while (sandbox.calls < 12 or sandbox.in_flight < 8) and time.monotonic() < end:
+            while (sandbox.calls < 8 + 14 or sandbox.in_flight < 8) and time.monotonic() < end:
                 time.sleep(0.02)
             pid = claims(tmp_path / "store")[0]["holder"]["pid"]
             os.kill(pid, signal.SIGKILL)
@@ -301,6 +304,6 @@ def test_a_worker_that_is_killed_costs_what_it_had_in_flight(engine: Engine, tmp
     # a pool of processes dies with one of them
     assert 1 <= len(lost) <= (8 if engine.name == "processes" else 4)
     assert all(row.status == "failed" and row.maybe_paid and "perhaps" in (row.error or "") for row in lost)
-    assert calls == 32
+    assert calls == 8 + 32
     assert report.totals.generated == 32 - len(lost)
     assert report.totals.skipped == 0
