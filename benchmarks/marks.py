@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from prefect_ttapi.images.provenance import mark, read_labels
+from prefect_ttapi.images.labels import mark, read_labels
 from prefect_ttapi.images.renditions import Rendition, render
 from prefect_ttapi.images.signing import Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool

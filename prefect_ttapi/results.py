@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from prefect_ttapi.errors import Outcome
-from prefect_ttapi.images.provenance import Mark, read_labels
+from prefect_ttapi.images.labels import Mark, read_labels
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 

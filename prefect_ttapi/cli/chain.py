@@ -15,7 +15,7 @@ from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.cli.stores import object_at, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import media_type_of
-from prefect_ttapi.images.provenance import Labels, read_labels
+from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.images.signing import Signature, is_installed, read_signature
 from prefect_ttapi.ledger.documents import Documents, Kept, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest

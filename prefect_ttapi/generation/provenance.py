@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.credentials import ContentCredentialsSigner
 from prefect_ttapi.errors import PictureError, SigningError, StoreError
-from prefect_ttapi.images.provenance import Labels, Mark, mark, read_labels, unmark
+from prefect_ttapi.images.labels import Labels, Mark, mark, read_labels, unmark
 from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version
 from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool

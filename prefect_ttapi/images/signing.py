@@ -25,7 +25,7 @@ from PIL.Image import new
 from pydantic import BaseModel, ConfigDict
 
 from prefect_ttapi.errors import SigningError
-from prefect_ttapi.images.provenance import read_labels
+from prefect_ttapi.images.labels import read_labels
 from prefect_ttapi.images.renditions import in_worker
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import GENERATED, Statement

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from prefect_ttapi.errors import BatchError, BudgetExceeded, StoreError
-from prefect_ttapi.images.provenance import Mark
+from prefect_ttapi.images.labels import Mark
 from prefect_ttapi.lineage.manifest import Row, Rows, as_cached, write_manifest
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage

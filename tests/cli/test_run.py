@@ -23,7 +23,7 @@ from prefect_ttapi.cli.reporting import Loudness, loudness
 from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.cli.running import quiet_logs
 from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
-from prefect_ttapi.images.provenance import Labels, read_labels
+from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.images.signing import read_signature
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest

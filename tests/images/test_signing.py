@@ -27,7 +27,7 @@ from PIL import Image
 
 from prefect_ttapi.credentials import ContentCredentialsSigner
 from prefect_ttapi.errors import SigningError
-from prefect_ttapi.images import provenance, signing
+from prefect_ttapi.images import labels, signing
 from prefect_ttapi.images.signing import ASSERTION, Change, Signature, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import GENERATED
@@ -57,7 +57,7 @@ def actions(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_copy_is_signed_as_made_by_the_model(form: str) -> None:
     """It is valid to c2pa's reader, says who made it, has our request, and neither thumbnails nor another pixel."""
     media_type, plain = f"image/{form.lower()}", picture(form)
-    marked = Spool.of(provenance.mark(plain.open(), STATEMENT))
+    marked = Spool.of(labels.mark(plain.open(), STATEMENT))
     signed = signer().sign(marked.open, media_type, STATEMENT)
     told = told_by_c2pa(signed)
     assert told["validation_state"] == "Valid"
@@ -69,10 +69,10 @@ def test_a_copy_is_signed_as_made_by_the_model(form: str) -> None:
     assert ours == {"request_hash": "ab" * 32, "source_sha256": "cd" * 32}
     assert "thumbnail" not in json.dumps(told)
     assert signed.size_bytes - marked.size_bytes < 5_000
-    labels = provenance.read_labels(signed.open())
-    assert labels is not None
-    assert labels.marks == ("credentials", "xmp")
-    assert labels.request_hash == "ab" * 32
+    said = labels.read_labels(signed.open())
+    assert said is not None
+    assert said.marks == ("credentials", "xmp")
+    assert said.request_hash == "ab" * 32
     pixels = [Image.open(one.open()).convert("RGB").tobytes() for one in (plain, signed)]
     assert pixels[0] == pixels[1]
     found = read(signed, media_type)

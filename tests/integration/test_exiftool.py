@@ -12,7 +12,7 @@ import pytest
 
 from prefect_ttapi import ImageStore, Provenance, Rendition
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.images.provenance import Labels, read_labels, unmark
+from prefect_ttapi.images.labels import Labels, read_labels, unmark
 from prefect_ttapi.images.renditions import versions_of
 from prefect_ttapi.images.xmp import GENERATED
 from prefect_ttapi.requests import ImageRequest

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.images.provenance import Labels, mark, read_labels, unmark
+from prefect_ttapi.images.labels import Labels, mark, read_labels, unmark
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import EMPTY, GENERATED, Packet, Statement
 from tests.support.pictures import manifest_store, png_of, with_credentials
