@@ -94,10 +94,10 @@ def test_background_tasks_have_saved_blocks_and_no_secret_is_stored(
     for blocks in ((credentials, shop), (credentials.model_copy(update={"read_timeout": 9.0}), store)):
         with pytest.raises(ValueError, match=r"nothing is sent: .* has secrets, .*save the block"):
             generate_images.delay(REQUEST, *blocks)
-    assert credentials.save("background")
-    assert store.save("background")
+    assert credentials.save("background", overwrite=True)
+    assert store.save("background", overwrite=True)
     signer = ContentCredentialsSigner.for_testing("background")
-    assert signer.save("background")
+    assert signer.save("background", overwrite=True)
     with pytest.raises(ValueError, match=r"nothing is sent: .* has secrets, .*save the block"):
         deliver_images.delay(None, shop, provenance={"sign": ContentCredentialsSigner.for_testing()})
 

@@ -103,7 +103,6 @@ def test_ctrl_c_at_a_terminal_ends_a_script(kind: str, times: int, tmp_path: Pat
         }
         with child(["-c", SCRIPT, str(out), kind], environment, log, start_new_session=True) as process:
             until(lambda: sandbox.in_flight == 4, log)
-            before = log.stat().st_size
             os.killpg(process.pid, signal.SIGINT)
             if times == 2:
                 until(lambda: "requests under way have" in log.read_text(), log)
@@ -117,7 +116,8 @@ def test_ctrl_c_at_a_terminal_ends_a_script(kind: str, times: int, tmp_path: Pat
     assert (statuses.count("failed"), statuses.count("skipped")) == (4, 26)
     if times == 1:
         assert "Finished in state Crashed" in log.read_text()
-    assert log.stat().st_size - before < 16_000, log.read_text()
+    # what the server says of its own end is its own affair
+    assert log.read_text().count("connection attempts failed") < 5, log.read_text()
 
 
 def is_empty(group: int) -> bool:
