@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import boto3
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from prefect_ttapi.storage.store import ImageStore
@@ -75,7 +77,22 @@ def said(
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """One S3 service for all tests; each takes buckets of its own."""
+    """One S3 service for all tests; each takes buckets of its own.
+
+    Like S3, and unlike moto, it looks at a precondition and writes in one step.
+    """
+    put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_object(response: S3Response) -> object:
+        with one_at_a_time:
+            return put(response)
+
+    with pytest.MonkeyPatch.context() as moto:
+        moto.setattr(S3Response, "put_object", put_object)
+        yield from _running()
+
+
+def _running() -> Iterator[S3Server]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
