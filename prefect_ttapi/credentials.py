@@ -209,6 +209,10 @@ class ContentCredentialsSigner(NotMapped, SavedForm, Block):
             raise ValueError("give either private_key or private_key_file")
         if "PRIVATE KEY-----" in self.certificates:
             raise ValueError("certificates hold a private key: give it as private_key, which is kept secret")
+        if "-----BEGIN" in (self.private_key_file or ""):
+            raise ValueError(
+                "private_key_file holds the key itself: give it as private_key, which is kept secret"
+            )
         try:
             key = (
                 self.private_key.get_secret_value().encode()
@@ -219,7 +223,11 @@ class ContentCredentialsSigner(NotMapped, SavedForm, Block):
             certificates = self.certificates.encode() if is_pem else Path(self.certificates).read_bytes()
             return Signer.of(certificates, key, self.algorithm, self.time_stamp_url)
         except OSError as error:
-            raise ValueError(f"{error.filename} can't be read: {error.strerror}") from None
+            # whoever gives the key in place of the file's name is not to read it in a log
+            name = (
+                self.certificates if error.filename == self.certificates else "the file of private_key_file"
+            )
+            raise ValueError(f"{name} can't be read: {error.strerror}") from None
 
 
 _LOCK = threading.Lock()

@@ -267,7 +267,9 @@ def test_a_signer_may_be_in_files(tmp_path: Path):
     [
         ({}, "give either private_key or private_key_file"),
         ({"private_key": KEY_LINE, "private_key_file": "key.pem"}, "give either private_key or"),
-        ({"private_key_file": "no-such-key.pem"}, "no-such-key.pem can't be read: No such file"),
+        ({"private_key_file": "no-such-key.pem"}, "the file of private_key_file can't be read: No such file"),
+        ({"private_key_file": KEY_LINE}, "the file of private_key_file can't be read: No such file"),
+        ({"private_key_file": CHAIN.key.decode()}, "private_key_file holds the key itself"),
         ({"private_key": "***"}, "nothing but asterisks"),
         ({"private_key": KEY_LINE}, "the private key can't be read: it must be PEM"),
         ({"certificates": "no-such-chain.pem"}, "no-such-chain.pem can't be read: No such file"),

@@ -182,6 +182,11 @@ class Lost:
     why: str
 
 
+def _usage(done: Done) -> Usage | None:
+    """Return what an answer says it cost; None where there is no answer."""
+    return done.row.usage or (Usage() if done.row.images else None)
+
+
 class Dispatch:
     """Hands requests to lanes and collects their rows.
 
@@ -385,6 +390,7 @@ class Dispatch:
     def found(self, item: Item, done: Done) -> None:
         """Take what became of an item that was given up."""
         self._learn(done)
+        self._spending.count(item.request, done.images_paid, _usage(done))
         self.rows.append(done)
         for follower in self._followers.pop(item.request.request_hash, ()):
             self._follow(follower, done)
@@ -489,8 +495,7 @@ class Dispatch:
         if item.may_pay and done is None:
             self._spending.settle(item.request, 0, None)
         elif item.may_pay and done is not None:
-            answered = Usage() if done.row.images else None
-            self._spending.settle(item.request, done.images_paid, done.row.usage or answered)
+            self._spending.settle(item.request, done.images_paid, _usage(done))
 
     def _is_left_over(self, item: Item, done: Done) -> bool:
         """Return whether an item was only not sent as others were dearer than expected: it has another turn."""

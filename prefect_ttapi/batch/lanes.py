@@ -452,18 +452,24 @@ def tell_elsewhere(store: ImageStore, plan: Plan, stop: Stop) -> None:
 
 def _hear(store: ImageStore, plan: Plan, shared: Shared, ended: threading.Event) -> None:
     """Look, until a lane elsewhere has ended, whether its batch has told it to stop."""
-    while not ended.wait(LOOK):
-        try:
-            told = json.loads(store.read(stop_key(plan.folder)) or b"{}")
-        except (StoreError, ValueError):
-            continue
-        if told.get("batch_id") == plan.batch_id:  # and no earlier attempt
-            shared.stop.set(told["reason"], told["error_type"])
-            return
+    while not ended.wait(LOOK) and not _is_told(store, plan, shared):
+        pass
+
+
+def _is_told(store: ImageStore, plan: Plan, shared: Shared) -> bool:
+    try:
+        told = json.loads(store.read(stop_key(plan.folder)) or b"{}")
+    except (StoreError, ValueError):
+        return False
+    if told.get("batch_id") != plan.batch_id:  # nothing, or an earlier attempt's
+        return False
+    shared.stop.set(told["reason"], told["error_type"])
+    return True
 
 
 @contextmanager
 def _hearing(store: ImageStore, plan: Plan, shared: Shared) -> Iterator[None]:
+    _is_told(store, plan, shared)  # a lane may begin after the stop
     ended = threading.Event()
     hear = partial(copy_context().run, _hear, store, plan, shared, ended)
     threading.Thread(target=hear, name="ttapi-stop", daemon=True).start()

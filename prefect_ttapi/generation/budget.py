@@ -221,17 +221,25 @@ class Spending:
         kind = Kind.of(request)
         with self._lock:
             self._reserved[kind] -= request.n
-            if not images:
-                return
-            raised = self._learn(kind, images, usage) if usage is not None else ""
-            if usage is None or (self.budget.counts_tokens(kind.model) and not _tokens(usage)):
-                self._untold[kind] += images
-                self._uncounted += images if usage is not None else 0
-            else:
-                usd = self.budget.price(kind.model).exactly(images, usage)
-                self._told += Spent(images, _tokens(usage), usd)
-            if raised and self._passed():
-                self._surprise = raised
+            self._count(kind, images, usage)
+
+    def count(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
+        """Count what turns out to be paid for after its reservation was given back; the arguments are `settle`'s."""
+        with self._lock:
+            self._count(Kind.of(request), images, usage)
+
+    def _count(self, kind: Kind, images: int, usage: Usage | None) -> None:
+        if not images:
+            return
+        raised = self._learn(kind, images, usage) if usage is not None else ""
+        if usage is None or (self.budget.counts_tokens(kind.model) and not _tokens(usage)):
+            self._untold[kind] += images
+            self._uncounted += images if usage is not None else 0
+        else:
+            usd = self.budget.price(kind.model).exactly(images, usage)
+            self._told += Spent(images, _tokens(usage), usd)
+        if raised and self._passed():
+            self._surprise = raised
 
     def learn(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """Take what images cost that were paid for before."""

@@ -31,7 +31,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRunResult
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.tasks import TaskRunNameCallbackWithParameters
@@ -318,7 +318,7 @@ def _was_pulled(flow_run_id: str) -> bool:  # noqa: ARG001 - it is what the answ
             return False
         with get_client(sync_client=True) as client:
             return pulls_its_code(client.read_deployment(deployment_id), Path.cwd().resolve())
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ObjectNotFound) as error:
         raise StoreError(
             f"nothing is sent: the Prefect server can't be asked where the code of this run comes from ({error})"
         ) from error

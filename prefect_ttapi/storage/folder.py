@@ -136,9 +136,7 @@ class Folder(ObjectStore):
 
     def list(self, prefix: str) -> Iterator[Listed]:
         inside = prefix.rpartition("/")[0]
-        for found in self._walk(self._path(inside) if inside else self.root):
-            if found.key.startswith(prefix):
-                yield found
+        return self._walk(self._path(inside) if inside else self.root, prefix)
 
     def half_written(self) -> Iterator[Listed]:
         return self._walk(self.root, unfinished=True)
@@ -149,12 +147,20 @@ class Folder(ObjectStore):
             raise StoreError(f"{path} is no half-written object of this folder")
         _forget(path)
 
-    def _walk(self, top: Path, *, unfinished: bool = False) -> Iterator[Listed]:
-        """Yield objects below `top`, or unfinished files; one that goes while it is listed is left out."""
+    def _walk(self, top: Path, prefix: str = "", *, unfinished: bool = False) -> Iterator[Listed]:
+        """Yield objects below `top`, or unfinished files; one that goes while it is listed is left out.
+
+        Args:
+            top: leads to all keys that begin with `prefix`.
+            prefix: no folder is opened, and no file looked at, whose key begins otherwise.
+        """
         for folder, below, names in os.walk(top, onerror=self._not_listed, followlinks=True):
-            below[:] = [name for name in below if not reserved(name)]
+            inside = Path(folder).relative_to(self.root).as_posix() + "/" if Path(folder) != self.root else ""
+            below[:] = [
+                name for name in below if not reserved(name) and f"{inside}{name}/".startswith(prefix)
+            ]
             wanted = [name for name in names if (_is_temporary(name) if unfinished else not reserved(name))]
-            for path in (Path(folder, name) for name in wanted):
+            for path in (Path(folder, name) for name in wanted if f"{inside}{name}".startswith(prefix)):
                 with self._explaining("can't list", folder):
                     facts = _stat(path)
                 if facts:

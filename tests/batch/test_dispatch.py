@@ -343,6 +343,21 @@ def test_what_a_lane_elsewhere_lost_goes_on_in_another_one():
     assert dispatch.finished
 
 
+def test_what_was_paid_for_in_lost_lanes_counts_against_the_budget():
+    """Its reservation was given back when its lanes died; the ledger then shows that it was sent."""
+    dispatch, shared = dispatch_of(2, 2, 2, local=False, budget=Budget(images=2))
+    for row in range(2):
+        dispatch.came(item(row))
+    dispatch.source_ended()
+    for task_run in ("one", "another"):
+        for lane in next_lanes(dispatch):
+            dispatch.lost(lane, "its process died", task_run)
+    assert shared.limits.spending.reserved == 0
+    find(dispatch, paid=True)
+    assert dispatch.finished
+    assert shared.limits.spending.reserve(item(9).request) is not None
+
+
 @pytest.mark.parametrize("in_the_lane", [True, False])
 def test_what_was_lost_is_not_called_unsent_by_a_stop(in_the_lane: bool):
     """The ledger is asked, whether the batch stops before the request is in another lane, or while it is there."""
