@@ -94,15 +94,15 @@ def test_background_tasks_have_saved_blocks_and_no_secret_is_stored(
     for blocks in ((credentials, shop), (credentials.model_copy(update={"read_timeout": 9.0}), store)):
         with pytest.raises(ValueError, match=r"nothing is sent: .* has secrets, .*save the block"):
             generate_images.delay(REQUEST, *blocks)
-    assert credentials.save("background", overwrite=True)
-    assert store.save("background", overwrite=True)
-    signer = ContentCredentialsSigner.for_testing("background")
-    assert signer.save("background", overwrite=True)
+    assert credentials.save("sent-to-the-background", overwrite=True)
+    assert store.save("sent-to-the-background", overwrite=True)
+    signer = ContentCredentialsSigner.for_testing("sent-to-the-background")
+    assert signer.save("sent-to-the-background", overwrite=True)
     with pytest.raises(ValueError, match=r"nothing is sent: .* has secrets, .*save the block"):
         deliver_images.delay(None, shop, provenance={"sign": ContentCredentialsSigner.for_testing()})
 
-    loaded = TTAPICredentials.load("background"), ImageStore.load("background")
-    signed = Provenance(sign=ContentCredentialsSigner.load("background"))
+    loaded = TTAPICredentials.load("sent-to-the-background"), ImageStore.load("sent-to-the-background")
+    signed = Provenance(sign=ContentCredentialsSigner.load("sent-to-the-background"))
     made, copy = asyncio.run(in_the_background(store, shop, signed, *loaded))
     found = read_signature(io.BytesIO(shop.read_bytes(copy)), "image/png")
     assert found is not None
