@@ -96,6 +96,7 @@ deployments:
   - name: nightly
     entrypoint: flow.py:nightly
     description: Every night, the images of prompts.csv that are not there yet.
+    tags: [images]
     parameters:
       prompts: prompts.csv
       # whole addresses: below the folder of a git_clone step, what is paid for would be deleted after the run
@@ -110,6 +111,11 @@ deployments:
       collision_strategy: ENQUEUE
     work_pool:
       name: images
+      job_variables:
+        env:
+          # the automation for dead runs, and a worker that ends after its runs, rely on them
+          PREFECT_FLOWS_HEARTBEAT_FREQUENCY: "30"
+          PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR: reschedule
 """
 
 _NEXT: Final = """\
