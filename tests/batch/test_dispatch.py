@@ -82,6 +82,13 @@ def dispatch_of(
     return Dispatch(sizing, shared, "sandbox", delivers=delivers), shared
 
 
+def all_come(dispatch: Dispatch, total: int, *args: str, **facts: bool) -> None:
+    """Let the source give so many items, and end."""
+    for row in range(total):
+        dispatch.came(item(row, *args, **facts))
+    dispatch.source_ended()
+
+
 def find(dispatch: Dispatch, *, paid: bool) -> None:
     """Tell what the ledger says of requests that were given up."""
     while dispatch.lost_for_good:
@@ -104,9 +111,7 @@ def finish(dispatch: Dispatch, shared: Shared, lane: Lane, done: list[Done | Non
 def test_a_duplicate_waits_for_the_first_and_has_its_images():
     """One of two equal requests is sent; the other one's row is cached, with the same images."""
     dispatch, shared = dispatch_of(2)
-    for row in range(2):
-        dispatch.came(item(row, "a tree"))
-    dispatch.source_ended()
+    all_come(dispatch, 2, "a tree")
     lane = dispatch.next_lane(0.0)
     assert lane is not None
     assert [of.row for of in lane.items] == [0]
@@ -185,9 +190,7 @@ def test_duplicates_over_the_budget_are_looked_up_once(recorded: bool):
 def test_a_stop_skips_what_is_to_be_looked_up_with_its_duplicates():
     """Each has one row."""
     dispatch, shared = dispatch_of(3, 4, 3, budget=Budget(images=0))
-    for row in range(3):
-        dispatch.came(item(row, "elm"))
-    dispatch.source_ended()
+    all_come(dispatch, 3, "elm")
     assert dispatch.next_lane(0.0) is None
     assert dispatch.next_lane(0.0) is None
     assert len(dispatch.to_look_up) == 1
@@ -215,9 +218,7 @@ def test_what_is_under_way_may_turn_out_to_be_free():
 def test_the_first_of_a_kind_goes_alone_and_tells_what_the_next_cost(local: bool):
     """Before it is back nothing is sent beside it; then as many as fit, each of which waits for what is under way."""
     dispatch, shared = dispatch_of(8, 8, 1, local=local, budget=Budget(tokens=100))
-    for row in range(8):
-        dispatch.came(item(row))
-    dispatch.source_ended()
+    all_come(dispatch, 8)
     first = dispatch.next_lane(0.0)
     assert first is not None
     assert dispatch.next_lane(0.0) is None
@@ -261,9 +262,7 @@ def test_what_others_made_too_dear_has_another_turn():
     """A lane that may not send any more says so; its request waits for what is under way, and goes on or is skipped."""
     dispatch, shared = dispatch_of(3, budget=Budget(tokens=100))
     shared.limits.spending.learn(item(0).request, 1, Usage(total_tokens=30))
-    for row in range(3):
-        dispatch.came(item(row, known_absent=True))
-    dispatch.source_ended()
+    all_come(dispatch, 3, known_absent=True)
     lanes = [lane for _ in range(3) if (lane := dispatch.next_lane(0.0)) is not None]
     finish(dispatch, shared, lanes[0], [generated(lanes[0].items[0], usage=Usage(total_tokens=60))])
     assert shared.limits.spending.passed()
@@ -279,9 +278,7 @@ def test_what_others_made_too_dear_has_another_turn():
 def test_a_share_is_what_is_reserved_for_its_lane():
     """A lane elsewhere stops by itself where its requests are dearer; what it did not send has another turn."""
     dispatch, shared = dispatch_of(6, 2, 2, local=False, budget=Budget(tokens=100))
-    for row in range(6):
-        dispatch.came(item(row, known_absent=True))
-    dispatch.source_ended()
+    all_come(dispatch, 6, known_absent=True)
     first = dispatch.next_lane(0.0)
     assert first is not None
     assert dispatch.next_lane(0.0) is None
@@ -310,9 +307,7 @@ def test_a_share_is_what_is_reserved_for_its_lane():
 def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
     """All its requests fail, which is no run of failures that the batch should be given up for."""
     dispatch, shared = dispatch_of(5, 8, 5, local=local)
-    for row in range(5):
-        dispatch.came(item(row))
-    dispatch.source_ended()
+    all_come(dispatch, 5)
     for _ in range(1 if local else 2):
         for lane in next_lanes(dispatch):
             dispatch.lost(lane, "its process died")
@@ -327,9 +322,7 @@ def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
 def test_what_a_lane_elsewhere_lost_goes_on_in_another_one():
     """Its requests come first, know which task run had them, and nothing stays reserved for the lane that died."""
     dispatch, shared = dispatch_of(6, 4, 2, local=False, budget=Budget(images=6))
-    for row in range(6):
-        dispatch.came(item(row))
-    dispatch.source_ended()
+    all_come(dispatch, 6)
     lanes = next_lanes(dispatch)
     dispatch.lost(lanes[0], "its process died", "a-task-run")
     assert shared.limits.spending.reserved == 2
@@ -346,9 +339,7 @@ def test_what_a_lane_elsewhere_lost_goes_on_in_another_one():
 def test_what_was_paid_for_in_lost_lanes_counts_against_the_budget():
     """Its reservation was given back when its lanes died; the ledger then shows that it was sent."""
     dispatch, shared = dispatch_of(2, 2, 2, local=False, budget=Budget(images=2))
-    for row in range(2):
-        dispatch.came(item(row))
-    dispatch.source_ended()
+    all_come(dispatch, 2)
     for task_run in ("one", "another"):
         for lane in next_lanes(dispatch):
             dispatch.lost(lane, "its process died", task_run)
@@ -362,9 +353,7 @@ def test_what_was_paid_for_in_lost_lanes_counts_against_the_budget():
 def test_what_was_lost_is_not_called_unsent_by_a_stop(in_the_lane: bool):
     """The ledger is asked, whether the batch stops before the request is in another lane, or while it is there."""
     dispatch, shared = dispatch_of(2, 1, 1, local=False)
-    for row in range(2):
-        dispatch.came(item(row))
-    dispatch.source_ended()
+    all_come(dispatch, 2)
     dispatch.lost(next_lanes(dispatch)[0], "its process died", "a-task-run")
     if in_the_lane:
         lane = next_lanes(dispatch)[0]

@@ -194,8 +194,7 @@ def test_bootstrap_can_be_repeated(pool: Pool) -> None:
     """What is there is left; a new key is saved; a block never leads to another store or API, and a pause stays."""
     assert words(pool.bootstrap("--store", str(pool.checkout / "out"))) == {"left"}
     (automation, *_) = pool.server.ask("automations/filter")
-    of = f"{pool.server.url}/api/automations/{automation['id']}"
-    httpx.patch(of, json={"enabled": False}, trust_env=False).raise_for_status()
+    pool.server.send("PATCH", f"automations/{automation['id']}", enabled=False)
 
     told = pool.bootstrap("--in-flight", "5", TTAPI_API_KEY="another")
     assert [line.split(maxsplit=1)[1] for line in told if words([line]) == {"changed"}] == [
@@ -273,9 +272,7 @@ def test_served_by_one_process(pool: Pool, tmp_path: Path) -> None:
     log = tmp_path / "serve.log"
     # `serve` leaves a deployment with the work pool that it has
     for found in pool.server.ask("deployments/filter"):
-        path = f"{pool.server.url}/api/deployments/{found['id']}"
-        # a busy SQLite answers 503
-        until(lambda path=path: httpx.delete(path, trust_env=False).status_code != 503, pool.server.log)
+        pool.server.send("DELETE", f"deployments/{found['id']}")
     command = [str(pool.checkout / "deployments/serve.py")]
     with child(command, pool.server.environment, log, tmp_path) as process:
         pool.server.until("deployments/filter", deployments={"name": {"any_": ["hourly"]}})

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -143,8 +142,7 @@ def place(
     prefect_ui.ask("work_pools/", name=POOL, type="process")
     for name in ("nightly", "on-demand"):
         (deployment,) = prefect_ui.ask("deployments/filter", deployments={"name": {"any_": [name]}})
-        path = f"{prefect_ui.url}/api/deployments/{deployment['id']}"
-        httpx.patch(path, json={"work_pool_name": POOL}, trust_env=False).raise_for_status()
+        prefect_ui.send("PATCH", f"deployments/{deployment['id']}", work_pool_name=POOL)
     with Sandbox(tiny=True, latency=0.7) as sandbox:
         environment = prefect_ui.environment | {
             "TTAPI_BASE_URL": sandbox.base_url,

@@ -51,15 +51,19 @@ class Server:
 
     def ask(self, path: str, **body: Any) -> Any:
         """The server's answer to a query of its API."""
+        return self.send("POST", path, **body).json()
+
+    def send(self, method: str, path: str, **body: Any) -> httpx.Response:
+        """The server's response to a call of its API, which must succeed."""
         end = time.monotonic() + PATIENCE
         while True:
-            answer = httpx.post(f"{self.url}/api/{path}", json=body, timeout=PATIENCE, trust_env=False)
+            address = f"{self.url}/api/{path}"
+            answer = httpx.request(method, address, json=body, timeout=PATIENCE, trust_env=False)
             # SQLite on a busy machine: Prefect's client asks again, too
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > end:
                 break
             time.sleep(0.2)
-        answer.raise_for_status()
-        return answer.json()
+        return answer.raise_for_status()
 
     def state_of(self, flow_run_id: str) -> str:
         """The type of a flow run's state."""
