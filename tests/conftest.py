@@ -28,6 +28,11 @@ settings.load_profile("unhurried")
 SERVERS = ("prefect_server", "prefect_ui", "ceph")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a test by what stays the same: a workbook's bytes hold the second it was made, and workers compare names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server are one worker's.
