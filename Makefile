@@ -17,7 +17,7 @@ test: $(VENV)/.installed-dev ## the tests
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not integration"
 
-coverage: $(VENV)/.installed-dev ## the tests again, and which lines none of them runs: half as long again
+coverage: $(VENV)/.installed-dev ## the tests again, with the lines that none of them runs: half as long again
 	@echo "==> pytest --cov"
 	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not integration" --cov --cov-report=term
 
@@ -46,7 +46,7 @@ integration: $(VENV)/.installed-engines ## tests against real servers and a brow
 	@echo "==> the lowest versions of what we need"
 	@$(BIN)/python tools/versions.py --quick lowest
 
-chaos: $(VENV)/.installed-dev ## kill a thousand payers, and write into docs/figures.md what that cost (an hour)
+chaos: $(VENV)/.installed-dev ## kill paying processes for up to an hour, and write into docs/figures.md what that cost
 	@tests/integration/install-packages
 	@$(BIN)/python benchmarks/chaos.py --write
 

@@ -1,4 +1,4 @@
-"""A thousand kills: `make chaos`, or `python benchmarks/chaos.py [--kills 1000] [--minutes 60] [--seed 1] [--write]`.
+"""Kill paying processes: `make chaos`, or `benchmarks/chaos.py [--kills 1000] [--minutes 60] [--seed 1] [--write]`.
 
 Six processes that want the same images, and batches of Prefect, are killed again and again at seeded moments, and
 others go on: into a local folder, to S3 on moto's server and to S3 on Ceph's gateway (Debian's packages ceph-common,

@@ -52,10 +52,13 @@ def test_a_batch_signs_what_it_delivers_once(tmp_path: Path, caplog: pytest.LogC
         assert [(row.status, row.error_type, len(row.images)) for row in failed.rows] == [
             ("failed", "SigningError", 1)
         ] * 3
-        assert all("key.pem can't be read: No such file" in str(row.error) for row in failed.rows)
+        assert all(
+            "the file of private_key_file can't be read: No such file" in str(row.error)
+            for row in failed.rows
+        )
         assert not list(shop.list("tree"))
         assert "not foreseen" not in caplog.text
-        with pytest.raises(SigningError, match=r"key\.pem can't be read"):
+        with pytest.raises(SigningError, match="the file of private_key_file can't be read"):
             generate_batch([{"prompt": "another tree"}], credentials, store, shop, **options)
         assert (sandbox.calls, sandbox.paid) == (3, 3)
 

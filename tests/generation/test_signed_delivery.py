@@ -174,7 +174,8 @@ def test_a_signer_that_is_of_no_use_any_more(folder_store: ImageStore, tmp_path:
     block = ContentCredentialsSigner(certificates=chain.pem.decode(), private_key_file=tmp_path / "key.pem")
     provenance = Provenance(sign=block)
     delivery_of(folder_store, provenance=provenance).check()
-    for wrong, says in ((None, "key.pem can't be read: No such file"), (other.key, "does not belong to")):
+    gone = "the file of private_key_file can't be read: No such file"
+    for wrong, says in ((None, gone), (other.key, "does not belong to")):
         (tmp_path / "key.pem").unlink(missing_ok=True)
         if wrong:
             (tmp_path / "key.pem").write_bytes(wrong)
