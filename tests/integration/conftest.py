@@ -7,6 +7,7 @@ import pytest
 
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ceph import CephServer, ceph  # noqa: F401 - a fixture
+from tests.support.postgres import postgres
 from tests.support.prefect_server import ROOT, Server, prefect_server
 
 
@@ -18,8 +19,12 @@ def ceph_store(ceph: CephServer) -> ImageStore:  # noqa: F811
 
 @pytest.fixture(scope="session")
 def prefect_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real Prefect server with its UI; one for all tests."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as server:
+    """A real Prefect server with its UI, on Postgres, since a busy SQLite is "locked"; one for all tests."""
+    home = tmp_path_factory.mktemp("prefect")
+    with (
+        postgres() as database,
+        prefect_server(home, PREFECT_API_DATABASE_CONNECTION_URL=database) as server,
+    ):
         yield server
 
 

@@ -257,7 +257,7 @@ def test_the_server_is_restarted(site: Site) -> None:
 
 
 def test_the_server_is_replaced(site: Site, prefect_ui: Server) -> None:
-    """A run that its server has never heard of has all its images; only its end is recorded nowhere."""
+    """A run that its server has never heard of has all its images; a worker that asks again may tell of a crash."""
     host, _ = site.hosts
     with campaign(site, requests=24, latency=0.7) as images:
         run = images.start(host)
@@ -267,7 +267,7 @@ def test_the_server_is_replaced(site: Site, prefect_ui: Server) -> None:
         site.prefect.lead_to(port_of(site.server.url))
         images.check_images(run)
         assert images.sandbox.calls == images.requests
-        assert images.state(run) == "RUNNING"
+        assert images.state(run) in ("RUNNING", "CRASHED")
         images.check_next(host)
 
 
