@@ -193,7 +193,8 @@ class Work:
         """Raise KeyTakenError where the item's images could not be delivered."""
         if self.delivery is not None and not self.delivery.overwrite:
             with self.delivery.to.before_paying(self.engine.limits.stop):
-                self.delivery.check_free(item.request, item.values, self.options.shown.prompt(item.request))
+                prompt = self.options.shown.prompt(item.request)
+                self.delivery.check_free(self.delivery.keys(item.request, item.values, prompt))
 
     def _delivered(self, row: Row, paid: Paid, item: Item) -> Row:
         """Return the row with its copies, or failed with its images where they could not be delivered."""
@@ -322,7 +323,8 @@ class KeyCheck:
     def problem(self, item: Item) -> str | None:
         """Return what is wrong with the item's keys, or None; the keys are then its own."""
         try:
-            keys = self._delivery.planned_keys(item.request, item.values, self._shown.prompt(item.request))
+            prompt = self._shown.prompt(item.request)
+            keys = self._delivery.keys(item.request, item.values, prompt).planned()
             for key in keys:
                 self._delivery.to.objects.uri(key)
         except (KeyTemplateError, StoreError) as error:

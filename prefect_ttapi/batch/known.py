@@ -204,10 +204,9 @@ class _Told:
         """Return what is known of an item without a record: can its images have their keys?"""
         if self.delivery is None or self.delivery.overwrite:
             return replace(item, keys_free=True)
-        keys = self.delivery.likely_keys(
-            item.request, item.values, self.plan.options.shown.prompt(item.request)
-        )
-        taken = next(filter(None, map(self.copies.find, keys)), None)
+        prompt = self.plan.options.shown.prompt(item.request)
+        keys = self.delivery.keys(item.request, item.values, prompt)
+        taken = next(filter(None, map(self.copies.find, keys.likely())), None)
         if taken is not None and item.known_absent:
             return partial(self._refused, self.delivery, item, taken)
         return replace(item, keys_free=taken is None and self.copies.complete)
@@ -250,7 +249,7 @@ class _Told:
             return None
         try:
             prompt = self.plan.options.shown.prompt(item.request)
-            places = delivery.places(item.request, row.images, item.values, prompt)
+            places = delivery.places(delivery.keys(item.request, item.values, prompt), row.images)
         except KeyTemplateError:
             return None
         known = {copy.uri: copy for copy in row.delivered}

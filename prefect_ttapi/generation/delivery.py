@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTakenError, KeyTemplateError, StoreError
@@ -32,7 +32,7 @@ from prefect_ttapi.images.signing import Signer
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
-from prefect_ttapi.storage.keys import KeyTemplate, beginning_of, of_any_size
+from prefect_ttapi.storage.keys import Keys, KeyTemplate, beginning_of, of_any_size
 from prefect_ttapi.storage.layout import IMAGES, split_at
 from prefect_ttapi.storage.objects import (
     Condition,
@@ -63,14 +63,11 @@ Write = Callable[[Condition], Found]
 #: What a copy has of the image that it is of.
 _COPIED: Final = {"sha256", "size_bytes", "media_type", "width", "height", "marks"}
 
+#: A template is parsed once for all requests that come with the same names of values.
+_parsed: Final = lru_cache(maxsize=256)(KeyTemplate)
+
 #: Width and height, as `_says` writes them.
 _PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
-
-
-@lru_cache(maxsize=256)
-def key_template(template: str, names: tuple[str, ...]) -> KeyTemplate:
-    """Return the template, parsed once for all requests that come with the same names of values."""
-    return KeyTemplate(template, names)
 
 
 @dataclass(frozen=True)
@@ -176,31 +173,24 @@ class Delivery:
         except StoreError as error:
             logger.info("%s stays: %s", TRIED, error)
 
-    def planned_keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> list[str]:
-        """Return the keys that the request's images will have, as far as they can be known before.
+    def keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str | None = None) -> Keys:
+        """Return the keys of a request's images.
 
         Args:
-            prompt: what a key's slug is made of.
+            prompt: what may be shown as the prompt in them; by default the prompt itself.
 
         Raises:
-            KeyTemplateError: the template is illegal, or two would get one key.
+            KeyTemplateError: the template is illegal.
         """
-        return self._template(values).planned_keys(
-            request, values, date=self.date, batch=self.batch, versions=self.versions, prompt=prompt
-        )
-
-    def likely_keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> list[str]:
-        """Return the keys that the request's images will have if they come as they were asked for."""
-        return self._template(values).likely_keys(
-            request, values, date=self.date, batch=self.batch, versions=self.versions, prompt=prompt
-        )
+        template = _parsed(self.key, tuple(sorted(values)))
+        return Keys(template, request, self.date, values, self.batch, self.versions, prompt)
 
     @property
     def beginning(self) -> str:
         """What all keys begin with, whatever the values are."""
         return beginning_of(self.key, date=self.date, batch=self.batch)
 
-    def check_free(self, request: ImageRequest, values: Mapping[str, Any], prompt: str) -> None:
+    def check_free(self, keys: Keys) -> None:
         """Make sure, before a request is paid for, that its images can have their keys.
 
         Raises:
@@ -208,14 +198,14 @@ class Delivery:
             StoreError: the place can't be asked.
         """
         place, exact = self.to.objects, list[str]()
-        for key in self.likely_keys(request, values, prompt):
+        for key in keys.likely():
             if (sizes := of_any_size(key)) is None:
                 exact.append(key)
             elif found := next((at.key for at in place.list(sizes[0]) if sizes[1].fullmatch(at.key)), None):
-                raise self.taken(found, request)
+                raise self.taken(found, keys.request)
         for key, size in zip(exact, place.sizes(exact), strict=True):
             if size is not None:
-                raise self.taken(key, request)
+                raise self.taken(key, keys.request)
 
     def taken(self, key: str, request: ImageRequest) -> KeyTakenError:
         """Return why a request is not paid for, at whose key there is something."""
@@ -228,35 +218,16 @@ class Delivery:
             what = "an earlier image of this request" + (f", from the store {source[0]}" if source else "")
         return KeyTakenError(f"nothing is sent: {self._refusal(key, what)}")
 
-    def places(
-        self,
-        request: ImageRequest,
-        images: Sequence[StoredImage],
-        values: Mapping[str, Any],
-        prompt: str,
-    ) -> list[Place]:
+    def places(self, keys: Keys, images: Sequence[StoredImage]) -> list[Place]:
         """Return where each version of each image goes, in order.
 
-        Args:
-            prompt: what a key's slug is made of.
-
         Raises:
-            KeyTemplateError: the template is illegal, or two would get one key.
+            KeyTemplateError: two would get one key.
         """
         if len(self.versions) > 1:
-            self.planned_keys(request, values, prompt)
-        named = partial(
-            self._template(values).key,
-            request,
-            values=values,
-            date=self.date,
-            batch=self.batch,
-            prompt=prompt,
-        )
+            keys.planned()
         places = [
-            Place(image, version, named(image, version=version))
-            for image in images
-            for version in self.versions
+            Place(image, version, keys.of(image, version)) for image in images for version in self.versions
         ]
         if len({place.key.lower() for place in places}) < len(places):
             raise KeyTemplateError(
@@ -302,7 +273,7 @@ class Delivery:
             PictureError: an image can't be decoded, so that it has no renditions, or can't be marked.
         """
         told = generation.request.prompt if prompt is None else prompt
-        places = self.places(generation.request, generation.images, values, told)
+        places = self.places(self.keys(generation.request, values, told), generation.images)
         asked_for = {"prompt": told} if self.to.upload.prompt_in_metadata else {}
         asked_for |= {"delivered-in": self.run_id} if self.run_id else {}
         delivered: list[DeliveredImage] = []
@@ -559,9 +530,6 @@ class Delivery:
             etag=found.tag,
             **facts,
         )
-
-    def _template(self, values: Mapping[str, Any]) -> KeyTemplate:
-        return key_template(self.key, tuple(sorted(values)))
 
 
 def _is_made(image: StoredImage, rendition: Rendition, found: Found | None) -> bool:

@@ -10,7 +10,7 @@ import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
@@ -41,8 +41,9 @@ _EXAMPLES: Final[Mapping[str, object]] = {
 }
 NAMES: Final = tuple(_EXAMPLES)
 
-#: Stands in a likely key for a size that only the answer will tell.
+#: Stand in a key for what only the answer will tell.
 _ANY_SIZE: Final = str(_EXAMPLES["size"])
+_ANY_EXTENSION: Final = str(_EXAMPLES["ext"])
 
 #: Names that `values` may give another meaning; the others are facts.
 _YOURS: Final = frozenset({"name", "slug"})
@@ -105,7 +106,7 @@ class KeyTemplate:
         names: of the values that each request comes with.
 
     >>> template = KeyTemplate("{campaign}/{slug}.{ext}", ["campaign"])
-    >>> template.planned_keys(ImageRequest(prompt="A cat"), {"campaign": "May/June"}, date=datetime.now())
+    >>> Keys(template, ImageRequest(prompt="A cat"), datetime.now(), {"campaign": "May/June"}).planned()
     ['May-June/a-cat.webp']
 
     Raises:
@@ -128,116 +129,6 @@ class KeyTemplate:
         """Return the names of values without which there is no key."""
         return frozenset(piece.name for piece in self._pieces if piece.name and piece.name not in _EXAMPLES)
 
-    def planned_keys(
-        self,
-        request: ImageRequest,
-        values: Mapping[str, Any] | None = None,
-        *,
-        date: datetime,
-        batch: str = "batch",
-        versions: Sequence[Version] = (None,),
-        prompt: str | None = None,
-    ) -> list[str]:
-        """Return the keys of a request's images before they exist; for `ext` and `size` there are placeholders.
-
-        Args:
-            versions: what is delivered of each image: renditions; None is the image itself.
-            prompt: what `slug` is made of; by default the request's prompt.
-
-        Raises:
-            KeyTemplateError: versions of an image would get one key, a value doesn't fit, or a key's extension
-                is not that of the format asked for.
-        """
-        unknown = {"ext": _EXAMPLES["ext"], "size": _EXAMPLES["size"]}
-        facts = _facts(request, prompt, values or {}, date, batch) | unknown
-        names = [version.name if version else ORIGINAL for version in versions]
-        types = [version.media_type if version else f"image/{request.output_format}" for version in versions]
-        keys = [
-            [
-                self._rendered({**facts, "index": index, "rendition": name}, media_type)
-                for name, media_type in zip(names, types, strict=True)
-            ]
-            for index in range(request.n)
-        ]
-        if any(len({key.lower() for key in of_one_image}) < len(names) for of_one_image in keys):
-            raise KeyTemplateError(
-                f"the key template {self.template!r} gives versions of an image ({', '.join(names)}) the same key "
-                "but for {ext} and {size}: add {rendition}"
-            )
-        return [key for of_one_image in keys for key in of_one_image]
-
-    def likely_keys(
-        self,
-        request: ImageRequest,
-        values: Mapping[str, Any] | None = None,
-        *,
-        date: datetime,
-        batch: str = "batch",
-        versions: Sequence[Version] = (None,),
-        prompt: str | None = None,
-    ) -> list[str]:
-        """Return the keys that a request's images will have if they come as they were asked for.
-
-        Where the model chooses the type, there is one for each type; where it chooses the size, see `of_any_size`.
-        Arguments are those of `planned_keys`.
-        """
-        facts = _facts(request, prompt, values or {}, date, batch)
-        width, _, height = request.size.partition("x")
-        asked = (int(width), int(height)) if height else None
-        of_model = (
-            [f"image/{request.output_format}"]
-            if "output_format" in RULES[request.model]
-            else sorted(PROMISED)
-        )
-        keys: dict[str, None] = {}
-        for index in range(request.n):
-            for version in versions:
-                for media_type in [version.media_type] if version else of_model:
-                    size = version.size_of(*asked) if version and asked else asked
-                    known = {
-                        "index": index,
-                        "ext": EXTENSIONS[media_type],
-                        "size": f"{size[0]}x{size[1]}" if size else _ANY_SIZE,
-                        "rendition": version.name if version else ORIGINAL,
-                    }
-                    with suppress(KeyTemplateError):  # a key that says another type
-                        keys[self._rendered({**facts, **known}, media_type)] = None
-        return list(keys)
-
-    def key(
-        self,
-        request: ImageRequest,
-        image: StoredImage,
-        values: Mapping[str, Any] | None = None,
-        *,
-        date: datetime,
-        batch: str = "batch",
-        version: Version = None,
-        prompt: str | None = None,
-    ) -> str:
-        """Return the key of one image, or of a rendition of it.
-
-        Args:
-            values: the request's own values, by name.
-            date: when the run was expected to start; UTC where it has no time zone.
-            batch: the batch's name.
-            version: the rendition; None is the image itself.
-            prompt: as in `planned_keys`.
-
-        Raises:
-            KeyTemplateError: a value doesn't fit, or the key's extension is not that of the bytes.
-        """
-        media_type = version.media_type if version else image.media_type
-        width, height = version.size_of(image.width, image.height) if version else (image.width, image.height)
-        facts = _facts(request, prompt, values or {}, date, batch)
-        known = {
-            "index": image.index,
-            "ext": EXTENSIONS[media_type],
-            "size": f"{width}x{height}",
-            "rendition": version.name if version else ORIGINAL,
-        }
-        return self._rendered({**facts, **known}, media_type)
-
     @cached_property
     def _pieces(self) -> tuple[_Field, ...]:
         try:
@@ -246,7 +137,12 @@ class KeyTemplate:
             raise KeyTemplateError(f"the key template {self.template!r} is malformed: {error}") from None
         return tuple(_piece(tuple(self.names), *part) for part in parsed)
 
-    def _rendered(self, facts: Mapping[str, Any], media_type: str) -> str:
+    def rendered(self, facts: Mapping[str, Any], media_type: str) -> str:
+        """Return the key that the facts make, of an image of this type.
+
+        Raises:
+            KeyTemplateError: a value doesn't fit, or the key's extension is that of another type.
+        """
         key = self._checked("".join(_filled(piece, facts) for piece in self._pieces))
         last = self._pieces[-1]
         extension = PurePosixPath(key).suffix[1:]
@@ -275,16 +171,132 @@ class KeyTemplate:
         return key
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one request's images.
+
+    Attributes:
+        template: knows the names of `values`.
+        request: asks for the images.
+        date: when the run was expected to start; UTC where it has no time zone.
+        values: the request's own, by name.
+        batch: the batch's name.
+        versions: what is delivered of each image: renditions; None is the image itself.
+        prompt: what `slug` is made of; by default the request's prompt.
+    """
+
+    template: KeyTemplate
+    request: ImageRequest
+    date: datetime
+    values: Mapping[str, Any] = field(default_factory=dict)
+    batch: str = "batch"
+    versions: Sequence[Version] = (None,)
+    prompt: str | None = None
+
+    def planned(self) -> list[str]:
+        """Return the keys of the images before they exist; for `ext` and `size` there are placeholders.
+
+        Raises:
+            KeyTemplateError: versions of an image would get one key, a value doesn't fit, or a key's extension
+                is not that of the format asked for.
+        """
+        asked_for = f"image/{self.request.output_format}"
+        keys: list[str] = []
+        for index in range(self.request.n):
+            of_one_image = [
+                self._key(index, version, _type_of(version, asked_for), _ANY_SIZE, _ANY_EXTENSION)
+                for version in self.versions
+            ]
+            if len({key.lower() for key in of_one_image}) < len(self.versions):
+                raise KeyTemplateError(
+                    f"the key template {self.template.template!r} gives versions of an image "
+                    f"({', '.join(map(_name_of, self.versions))}) the same key but for {{ext}} and {{size}}: "
+                    "add {rendition}"
+                )
+            keys += of_one_image
+        return keys
+
+    def likely(self) -> list[str]:
+        """Return the keys that the images will have if they come as they were asked for.
+
+        Where the model chooses the type, there is one for each type; where it chooses the size, see `of_any_size`.
+        """
+        width, _, height = self.request.size.partition("x")
+        chosen = "output_format" in RULES[self.request.model]
+        types = [f"image/{self.request.output_format}"] if chosen else sorted(PROMISED)
+        keys: dict[str, None] = {}
+        for index in range(self.request.n):
+            for version in self.versions:
+                size = _size_of(version, int(width), int(height)) if height else _ANY_SIZE
+                for media_type in [version.media_type] if version else types:
+                    with suppress(KeyTemplateError):  # a key that says another type
+                        keys[self._key(index, version, media_type, size)] = None
+        return list(keys)
+
+    def of(self, image: StoredImage, version: Version = None) -> str:
+        """Return the key of one image, or of a rendition of it.
+
+        Raises:
+            KeyTemplateError: a value doesn't fit, or the key's extension is not that of the bytes.
+        """
+        size = _size_of(version, image.width, image.height)
+        return self._key(image.index, version, _type_of(version, image.media_type), size)
+
+    def _key(
+        self, index: int, version: Version, media_type: str, size: str, extension: str | None = None
+    ) -> str:
+        known = {
+            "index": index,
+            "ext": extension or EXTENSIONS[media_type],
+            "size": size,
+            "rendition": _name_of(version),
+        }
+        return self.template.rendered({**self._facts, **known}, media_type)
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        yours = {
+            name: value
+            for name, value in self.values.items()
+            if name not in _EXAMPLES or (name in _YOURS and not is_blank(value))
+        }
+        slugged = slug(self.request.prompt if self.prompt is None else self.prompt)
+        return {
+            "slug": slugged,
+            "name": yours.get("slug", slugged),
+            "hash": self.request.request_hash[:_HASH_DIGITS],
+            "model": self.request.model,
+            "batch": self.batch,
+            "date": _in_utc(self.date),
+            **yours,
+        }
+
+
+def _name_of(version: Version) -> str:
+    return version.name if version else ORIGINAL
+
+
+def _type_of(version: Version, of_image: str) -> str:
+    return version.media_type if version else of_image
+
+
+def _size_of(version: Version, width: int, height: int) -> str:
+    if version:
+        width, height = version.size_of(width, height)
+    return f"{width}x{height}"
+
+
+def _in_utc(when: datetime) -> datetime:
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+
 def beginning_of(template: str, *, date: datetime, batch: str) -> str:
     """Return what all keys of a batch begin with, whatever the values of its requests are.
 
     >>> beginning_of("shop/{date:%Y/%m}/{slug}.{ext}", date=datetime(2031, 5, 4), batch="batch")
     'shop/2031/05/'
     """
-    known = {
-        "date": date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC),
-        "batch": batch,
-    }
+    known = {"date": _in_utc(date), "batch": batch}
     beginning = ""
     for text, name, spec, _ in string.Formatter().parse(template):
         if name is not None and name not in known:
@@ -385,26 +397,6 @@ def _joined(kept: str, text: str, whole: bool) -> str:
         return kept
     digits = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{kept.rstrip('-.')}-{digits}" if kept else digits
-
-
-def _facts(
-    request: ImageRequest, prompt: str | None, values: Mapping[str, Any], when: datetime, batch: str
-) -> dict[str, Any]:
-    yours = {
-        name: value
-        for name, value in values.items()
-        if name not in _EXAMPLES or (name in _YOURS and not is_blank(value))
-    }
-    slugged = slug(request.prompt if prompt is None else prompt)
-    return {
-        "slug": slugged,
-        "name": yours.get("slug", slugged),
-        "hash": request.request_hash[:_HASH_DIGITS],
-        "model": request.model,
-        "batch": batch,
-        "date": when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC),
-        **yours,
-    }
 
 
 def is_null(value: object) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import NAMES, KeyTemplate, plain_name
+from prefect_ttapi.storage.keys import NAMES, Keys, KeyTemplate, plain_name
 
 
 def test_a_missing_prompt_column_names_the_columns(problems: Any) -> None:
@@ -125,10 +125,8 @@ def test_any_name_becomes_an_identifier_or_nothing(written: str) -> None:
     assert plain_name(plain) == plain
     if plain and plain not in NAMES:
         template = KeyTemplate(f"{{{plain}}}.{{ext}}", [plain])
-        keys = template.planned_keys(
-            ImageRequest(prompt="x"), {plain: "v"}, date=datetime(2031, 5, 4, tzinfo=UTC)
-        )
-        assert keys == ["v.webp"]
+        keys = Keys(template, ImageRequest(prompt="x"), datetime(2031, 5, 4, tzinfo=UTC), {plain: "v"})
+        assert keys.planned() == ["v.webp"]
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(ImageRequest.model_fields)))
@@ -137,7 +135,7 @@ def test_columns_that_templates_do_not_see(read: Any, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, "prefect_ttapi"):
         made = read(f"{name},prompt\nmine,x\n")
     template = KeyTemplate(f"{{{name}}}", [name])
-    (key,) = template.planned_keys(made.requests[0], made.values[0], date=datetime(2031, 5, 4, tzinfo=UTC))
+    (key,) = Keys(template, made.requests[0], datetime(2031, 5, 4, tzinfo=UTC), made.values[0]).planned()
     assert (key != "mine") == any("is not this column" in record.getMessage() for record in caplog.records)
 
 

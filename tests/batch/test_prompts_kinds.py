@@ -22,7 +22,7 @@ from prefect_ttapi.batch.prompts import read_prompts, rows_of
 from prefect_ttapi.batch.tables import LARGEST_FILE, MOST_ROWS, Fault, Note, Row, Unfit
 from prefect_ttapi.errors import PromptsError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import KeyTemplate
+from prefect_ttapi.storage.keys import Keys, KeyTemplate
 
 cells = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12
@@ -538,9 +538,9 @@ class TestColumns:
         """`{Size}` is the column, `{size}` the image's; that it is meant needs no warning."""
         key = "{Title}-{Size}-{size}.{ext}"
         made = read("Title,Size,text\nshirt,M,a shirt\n", columns={"prompt": "text", "size": None}, key=key)
-        (planned,) = KeyTemplate(key, ["title", "Size"]).planned_keys(
-            made.requests[0], made.values[0], date=datetime(2031, 5, 4, tzinfo=UTC)
-        )
+        template = KeyTemplate(key, ["title", "Size"])
+        keys = Keys(template, made.requests[0], datetime(2031, 5, 4, tzinfo=UTC), made.values[0])
+        (planned,) = keys.planned()
         assert planned.startswith("shirt-M-")
         assert not caplog.records
 

@@ -147,7 +147,7 @@ def test_a_place_knows_what_was_put_there_before(folder_store: ImageStore) -> No
     generation = made_in(folder_store)
     copies = delivered(generation, folder_store, "{index}-{rendition}")
     delivery = Delivery(folder_store, "{index}-{rendition}", "b", WHEN, versions=versions_of(RENDITIONS))
-    places = delivery.places(REQUEST, generation.images, {}, REQUEST.prompt)
+    places = delivery.places(delivery.keys(REQUEST, {}), generation.images)
     assert all(place.is_of(copy) for place, copy in zip(places, copies, strict=True))
     assert not any(place.is_of(copies[4]) for place in places[:4] + places[5:])
     assert not replace(places[4], version=Rendition(max_size=32, quality=70)).is_of(copies[4])

@@ -219,19 +219,20 @@ def test_a_key_is_looked_at_before_paying(target: ImageStore, size: str) -> None
     """What is at a key that an image may get is told by its metadata; other sizes and types are no obstacle."""
     request = request_of().model_copy(update={"model": "gpt-image-1", "size": size})
     delivery = Delivery(target, "shop/{slug}-{size}.{ext}", "batch", datetime.now(UTC))
-    slug = delivery.likely_keys(request, {}, request.prompt)[0].rpartition("-")[0]
+    keys = delivery.keys(request, {})
+    slug = keys.likely()[0].rpartition("-")[0]
     for other in (
         f"{slug}-1024x1024.webp",
         f"{slug}-large.png",
         *([f"{slug}-512x512.png"] * (size != "auto")),
     ):
         target.write(other, b"something else", "image/png")
-    delivery.check_free(request, {}, request.prompt)
+    delivery.check_free(keys)
     target.write(f"{slug}-1024x1024.png", b"something else", "image/png")
     with pytest.raises(
         KeyTakenError, match=r"nothing is sent: .*-1024x1024\.png holds something else: deliver"
     ):
-        delivery.check_free(request, {}, request.prompt)
+        delivery.check_free(keys)
 
 
 def test_what_was_not_listed_is_looked_at_before_it_is_sent(
@@ -243,7 +244,7 @@ def test_what_was_not_listed_is_looked_at_before_it_is_sent(
     assert spending.reserve(request) is None
     engine = engine_of(folder_store, client, limits=Limits(spending=spending))
     work = Work(engine, BatchOptions(), Delivery(shop, "{slug}.png", "batch", datetime.now(UTC)))
-    (key,) = work.delivery.likely_keys(request, {}, request.prompt)
+    (key,) = work.delivery.keys(request, {}).likely()
     shop.write(key, b"something else", "image/png")
     done = work.outcome(Item(0, request), None)
     assert isinstance(done, Done)

@@ -133,7 +133,7 @@ def test_a_copy_is_marked_on_demand(store: ImageStore, form: str) -> None:
     assert (found.metadata["sha256"], found.metadata["source-sha256"]) == (copy.sha256, image.sha256)
     assert delivery.deliver(made, {}) == [copy]
     assert delivery_of(store).deliver(made, {}) == [copy]
-    assert all(place.is_of(copy) for place in delivery.places(REQUEST, made.images, {}, ""))
+    assert all(place.is_of(copy) for place in delivery.places(delivery.keys(REQUEST, {}), made.images))
     forget_metadata(store, copy)
     for provenance in (Provenance(), Provenance(mark="prompt"), None):
         (again,) = delivery_of(store, provenance=provenance).deliver(made, {})

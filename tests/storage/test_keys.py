@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.images.headers import EXTENSIONS
-from prefect_ttapi.images.renditions import Rendition, versions_of
+from prefect_ttapi.images.renditions import Rendition, Version, versions_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.keys import (
@@ -19,6 +21,7 @@ from prefect_ttapi.storage.keys import (
     LONGEST_SLUG,
     LONGEST_VALUE,
     NAMES,
+    Keys,
     KeyTemplate,
     TakenKeys,
     of_any_size,
@@ -41,9 +44,18 @@ WHEN = datetime(2031, 5, 4, 23, 30, tzinfo=UTC)
 LEGAL = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~/=+-")
 
 
-def key_of(template: str, values: dict | None = None, **options: object) -> str:
-    names = list(values or {})
-    return KeyTemplate(template, names).key(REQUEST, IMAGE, values, date=WHEN, **options)
+def keys_of(
+    template: str,
+    values: Mapping[str, object] | None = None,
+    request: ImageRequest = REQUEST,
+    **options: object,
+) -> Keys:
+    given = {"date": WHEN, "values": values or {}} | options
+    return Keys(KeyTemplate(template, list(values or {})), request, **given)
+
+
+def key_of(template: str, values: dict | None = None, version: Version = None, **options: object) -> str:
+    return keys_of(template, values, **options).of(IMAGE, version)
 
 
 def refused(template: str, *names: str) -> str:
@@ -74,10 +86,9 @@ def test_every_name_and_format_spec() -> None:
 
 def test_dates_are_utc() -> None:
     """The same moment gives the same key, whatever time zone it comes in; without one it counts as UTC."""
-    template = KeyTemplate("{date:%Y-%m-%d-%H%M}")
     elsewhere = WHEN.astimezone(timezone(timedelta(hours=9)))
     for date in (WHEN, elsewhere, WHEN.replace(tzinfo=None)):
-        assert template.key(REQUEST, IMAGE, date=date) == "2031-05-04-2330"
+        assert key_of("{date:%Y-%m-%d-%H%M}", date=date) == "2031-05-04-2330"
 
 
 def test_values_of_ones_own() -> None:
@@ -142,9 +153,7 @@ def test_a_value_without_its_extension() -> None:
         "v1.2": "v1.2.png",
         ".jpg": "jpg.png",
     }.items():
-        assert KeyTemplate("{f.stem}.{ext}", ["f"]).planned_keys(REQUEST, {"f": value}, date=WHEN)[0] == (
-            key.replace(".png", ".webp")
-        )
+        assert keys_of("{f.stem}.{ext}", {"f": value}).planned()[0] == key.replace(".png", ".webp")
     assert key_of("{F.stem:.3}.{ext}", {"f": "abcdef.png"}) == "abc.jpg"
     assert key_of("{f.stem:path}.{ext}", {"f": "a/b.c/hero.jpg"}) == "a/b.c/hero.jpg"
     assert key_of("{f.stem}.{ext}", {"f": 7}) == "7.jpg"
@@ -179,11 +188,11 @@ def test_an_extension_that_the_bytes_are_not_is_refused_before_paying(template: 
     """What the request asks for is known before; the way out is told, and it works."""
     values = {"f": "x.webp", "x": "webp"}
     with pytest.raises(KeyTemplateError) as caught:
-        KeyTemplate(template, values).planned_keys(REQUEST, values, date=WHEN)
+        keys_of(template, values).planned()
     assert str(caught.value).endswith(f".webp, but the image is image/png: end the key template in {way}")
     webp = ImageRequest(prompt="x", model="gpt-image-1", output_format="webp")
-    assert KeyTemplate(template, values).planned_keys(webp, values, date=WHEN)
-    assert KeyTemplate("{f.stem}.{ext}", values).planned_keys(REQUEST, values, date=WHEN)
+    assert keys_of(template, values, webp).planned()
+    assert keys_of("{f.stem}.{ext}", values).planned()
 
 
 @pytest.mark.parametrize(
@@ -206,11 +215,8 @@ def test_a_rendition_is_judged_by_its_own_type() -> None:
     """The extension is to be that of the rendition, whatever the image is."""
     webp, jpeg = Rendition(format="webp"), Rendition(format="jpeg")
     for version in (webp, jpeg):
-        template = KeyTemplate("{rendition}.webp")
-        for judge in (
-            lambda: template.planned_keys(REQUEST, date=WHEN, versions=[version]),  # noqa: B023
-            lambda: template.key(REQUEST, IMAGE, date=WHEN, version=version),  # noqa: B023
-        ):
+        keys = keys_of("{rendition}.webp", versions=[version])
+        for judge in (keys.planned, partial(keys.of, IMAGE, version)):
             if version is webp:
                 assert judge()
             else:
@@ -229,7 +235,7 @@ def test_values_that_do_not_fit_are_named() -> None:
     """A value that is missing or blank, or a spec that does not fit it, is an error that names it."""
     for values in ({}, {"sku": None}, {"sku": " "}):
         with pytest.raises(KeyTemplateError, match="needs a value for 'sku'"):
-            KeyTemplate("{sku}.{ext}", ["sku"]).key(REQUEST, IMAGE, values, date=WHEN)
+            Keys(KeyTemplate("{sku}.{ext}", ["sku"]), REQUEST, WHEN, values).of(IMAGE)
     with pytest.raises(KeyTemplateError, match=r"\{price:\.2f\} does not fit the value 'three'"):
         key_of("{price:.2f}", {"price": "three"})
 
@@ -279,24 +285,23 @@ def test_a_name_close_to_a_column_is_suggested() -> None:
 
 def test_keys_are_known_before_paying() -> None:
     """The planned keys have placeholders for what only the answer tells, and one key for each image asked for."""
-    template = KeyTemplate("{slug}-{index}-{size}.{ext}")
-    first, second = template.planned_keys(REQUEST, date=WHEN)
+    first, second = keys_of("{slug}-{index}-{size}.{ext}").planned()
     assert first.startswith("a-lighthouse-at-dusk-0-")
     assert second == first.replace("-0-", "-1-", 1)
-    first, second = KeyTemplate("{slug}-{size}.{ext}").planned_keys(REQUEST, date=WHEN)
+    first, second = keys_of("{slug}-{size}.{ext}").planned()
     assert first == second
 
 
 def test_renditions_have_keys_of_their_own() -> None:
     """`{rendition}` is its name, `original` for the image; type and size are the rendition's."""
-    template = KeyTemplate("{rendition}/{slug}-{index}-{size}.{ext}")
     thumb = Rendition(format="webp", max_size=256, name="thumb")
-    assert (
-        template.key(REQUEST, IMAGE, date=WHEN, version=thumb) == "thumb/a-lighthouse-at-dusk-1-256x192.webp"
-    )
-    assert template.key(REQUEST, IMAGE, date=WHEN) == "original/a-lighthouse-at-dusk-1-1024x768.jpg"
-    planned = template.planned_keys(REQUEST, date=WHEN, versions=[None, thumb])
-    assert [key.split("-at")[0] for key in planned] == ["original/a-lighthouse", "thumb/a-lighthouse"] * 2
+    keys = keys_of("{rendition}/{slug}-{index}-{size}.{ext}", versions=[None, thumb])
+    assert keys.of(IMAGE, thumb) == "thumb/a-lighthouse-at-dusk-1-256x192.webp"
+    assert keys.of(IMAGE) == "original/a-lighthouse-at-dusk-1-1024x768.jpg"
+    assert [key.split("-at")[0] for key in keys.planned()] == [
+        "original/a-lighthouse",
+        "thumb/a-lighthouse",
+    ] * 2
 
 
 def test_a_template_travels() -> None:
@@ -359,8 +364,8 @@ def test_no_key_leads_outside(template: str, v: str, w: str, prompt: str) -> Non
         return
     values = {"v": v, "w": w}
     try:
-        made = KeyTemplate(template, values)
-        keys = [*made.planned_keys(request, values, date=WHEN), made.key(request, IMAGE, values, date=WHEN)]
+        made = keys_of(template, values, request)
+        keys = [*made.planned(), made.of(IMAGE)]
     except KeyTemplateError:
         return
     for key in keys:
@@ -402,18 +407,14 @@ def test_no_collision_goes_unreported(
         request = ImageRequest(prompt=prompt, model="gpt-image-2", n=2, variant=str(row))
         values = {"v": v, "w": str(row)}
         try:
-            made = KeyTemplate(template, values)
-            planned = made.planned_keys(request, values, date=WHEN, versions=versions)
+            made = keys_of(template, values, request, versions=versions)
+            planned = made.planned()
         except KeyTemplateError:
             return
         if any(taken.take(key, f"{row} {number}", row) for number, key in enumerate(planned)):
             return
         images = [IMAGE.model_copy(update={**facts, "index": index}) for index in range(2)]
-        keys = [
-            made.key(request, image, values, date=WHEN, version=version)
-            for image in images
-            for version in versions
-        ]
+        keys = [made.of(image, version) for image in images for version in versions]
         for number, key in enumerate(keys):
             assert delivered.take(key, f"{row} {number}", row) is None
 
@@ -438,14 +439,14 @@ def test_likely_keys_are_those_of_what_is_asked_for(
     """Types and sizes are those of the request; where the model chooses the type, each that it may choose counts."""
     request = ImageRequest(prompt="a cat", **fields)
     versions = [None] if fields["model"] == "dall-e-2" or len(keys) == 1 else [None, Rendition(max_size=768)]
-    likely = KeyTemplate(template).likely_keys(request, date=datetime.now(UTC), versions=versions)
+    likely = keys_of(template, request=request, versions=versions).likely()
     assert likely == keys
     assert not any(map(of_any_size, likely))
 
 
 def test_a_size_that_nobody_knows_yet_may_be_any() -> None:
     request = ImageRequest(prompt="a cat", model="gpt-image-1")
-    (likely,) = KeyTemplate("{slug}-{size}-10x10.{ext}").likely_keys(request, date=datetime.now(UTC))
+    (likely,) = keys_of("{slug}-{size}-10x10.{ext}", request=request).likely()
     beginning, pattern = of_any_size(likely)
     assert beginning == "a-cat-"
     assert pattern.fullmatch("a-cat-1024x1536-10x10.png")
