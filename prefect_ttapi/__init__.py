@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prefect_ttapi import errors
+from prefect_ttapi.errors import *  # noqa: F403
+
 if TYPE_CHECKING:
     from prefect_ttapi.api.client import TTAPIClient
     from prefect_ttapi.batch import (
@@ -19,31 +22,6 @@ if TYPE_CHECKING:
     )
     from prefect_ttapi.caching import REQUEST_HASH
     from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
-    from prefect_ttapi.errors import (
-        APIConnectionError,
-        AuthenticationError,
-        BatchError,
-        BudgetExceeded,
-        DownloadError,
-        IllegalBatchError,
-        ImageMissingError,
-        InsufficientBalanceError,
-        InvalidRequestError,
-        InvalidResponseError,
-        KeyTakenError,
-        KeyTemplateError,
-        ModelNotPermittedError,
-        ModerationError,
-        PictureError,
-        PromptsError,
-        QueueFullError,
-        RateLimitError,
-        ServerError,
-        SigningError,
-        StoreError,
-        TTAPIError,
-        UnknownOutcomeError,
-    )
     from prefect_ttapi.generation.provenance import Provenance
     from prefect_ttapi.images.renditions import Rendition
     from prefect_ttapi.requests import ImageRequest
@@ -62,48 +40,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REQUEST_HASH",
-    "APIConnectionError",
-    "AuthenticationError",
-    "BatchError",
     "BatchReport",
     "Budget",
-    "BudgetExceeded",
     "CompletedImage",
     "ConnectionOptions",
     "ContentCredentialsSigner",
     "DeliveredImage",
-    "DownloadError",
     "Estimate",
     "GeneratedImages",
     "Generation",
-    "IllegalBatchError",
-    "ImageMissingError",
     "ImageRequest",
     "ImageStore",
-    "InsufficientBalanceError",
-    "InvalidRequestError",
-    "InvalidResponseError",
-    "KeyTakenError",
-    "KeyTemplateError",
-    "ModelNotPermittedError",
-    "ModerationError",
     "PartialImage",
-    "PictureError",
     "Price",
     "Prompts",
-    "PromptsError",
     "Provenance",
-    "QueueFullError",
-    "RateLimitError",
     "Rendition",
-    "ServerError",
-    "SigningError",
-    "StoreError",
     "StoredImage",
     "TTAPIClient",
     "TTAPICredentials",
-    "TTAPIError",
-    "UnknownOutcomeError",
     "UploadOptions",
     "Usage",
     "adeliver_images",
@@ -116,10 +71,10 @@ __all__ = [
     "generate_images",
     "read_prompts",
 ]
+__all__ += errors.__all__
 
 #: Where the names are, light modules first: Prefect and S3 are imported by whoever asks for what needs them.
 _MODULES = (
-    "prefect_ttapi.errors",
     "prefect_ttapi.requests",
     "prefect_ttapi.results",
     "prefect_ttapi.api.client",

@@ -37,6 +37,34 @@ if TYPE_CHECKING:
     from prefect_ttapi.results import RawAnswer
 
 
+#: What the package exports.
+__all__ = [
+    "APIConnectionError",
+    "AuthenticationError",
+    "BatchError",
+    "BudgetExceeded",
+    "DownloadError",
+    "IllegalBatchError",
+    "ImageMissingError",
+    "InsufficientBalanceError",
+    "InvalidRequestError",
+    "InvalidResponseError",
+    "KeyTakenError",
+    "KeyTemplateError",
+    "ModelNotPermittedError",
+    "ModerationError",
+    "PictureError",
+    "PromptsError",
+    "QueueFullError",
+    "RateLimitError",
+    "ServerError",
+    "SigningError",
+    "StoreError",
+    "TTAPIError",
+    "UnknownOutcomeError",
+]
+
+
 class Outcome(StrEnum):
     """What became of a request that did not give its images.
 

@@ -8,24 +8,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
 import rfc8785
-from pydantic import (
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError, ValidationError
+from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError, ValidationError
 
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES, Model, Rule, Strict, choices, problem
 
 #: What shapes the image, hence the fields of `request_hash`; `variant` is ours and applies to every model.
-SHAPING: Final[tuple[str, ...]] = (
+SHAPING: Final = {
     "model", "prompt", "n", "size", "quality", "background", "moderation", "output_format",
     "output_compression", "style", "variant",
-)  # fmt: skip
+}  # fmt: skip
 
 #: In a form, the sizes that no list can hold.
 _ANOTHER_SIZE: Final = {"type": "string", "title": "Another size", "pattern": "^[1-9][0-9]*x[1-9][0-9]*$"}
@@ -34,6 +26,22 @@ _VARIANT: Final = Rule("any text of at least one character", bool)
 
 #: No character, hence nothing that can be sent; a pair of them would be one character in Python.
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def _as_form(schema: dict[str, Any]) -> None:
+    """Add to a request's JSON schema what can be chosen, as the form of a flow that takes a request shows it."""
+    schema["title"] = "Image request"
+    schema["description"] = "This asks for one or more images of one prompt."
+    for name, field in schema["properties"].items():
+        allowed = choices(name)
+        if name == "size":
+            field.pop("type")
+            field["anyOf"] = [{"type": "string", "title": "Usual size"} | allowed, dict(_ANOTHER_SIZE)]
+        elif "anyOf" in field:
+            # the name of its tab, beside None
+            field["anyOf"][0] |= {"title": field["title"]} | allowed
+        else:
+            field |= allowed
 
 
 class ImageRequest(Strict):
@@ -50,7 +58,9 @@ class ImageRequest(Strict):
     """
 
     # our messages show what was wrong; pydantic's echo of the input would repeat whole prompts
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, json_schema_extra=_as_form
+    )
 
     _unknown: ClassVar[str] = "is no field of an image request;"
 
@@ -92,27 +102,6 @@ class ImageRequest(Strict):
         description="The same request with another variant is another sample. It is not sent.",
     )
 
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """Return the schema with what can be chosen, as the form of a flow that takes a request shows it."""
-        made = handler(schema)
-        form = handler.resolve_ref_schema(made)
-        form["title"] = "Image request"
-        form["description"] = "This asks for one or more images of one prompt."
-        for name, field in form["properties"].items():
-            allowed = choices(name)
-            if name == "size":
-                field.pop("type")
-                field["anyOf"] = [{"type": "string", "title": "Usual size"} | allowed, dict(_ANOTHER_SIZE)]
-            elif "anyOf" in field:
-                # the name of its tab, beside None
-                field["anyOf"][0] |= {"title": field["title"]} | allowed
-            else:
-                field |= allowed
-        return made
-
     @field_validator("model", mode="before")
     @classmethod
     def _know_the_model(cls, value: Any) -> Any:
@@ -153,8 +142,7 @@ class ImageRequest(Strict):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
         """Return a copy with other values, validated like any request."""
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self).model_validate(given | dict(update or {}))
+        return type(self).model_validate(self.model_dump(exclude_unset=True) | dict(update or {}))
 
     @property
     def request_hash(self) -> str:
@@ -165,9 +153,8 @@ class ImageRequest(Strict):
         normalisation.
         """
         applies = RULES[self.model].keys() | {"model", "variant"}
-        shape = {name: getattr(self, name) for name in SHAPING if name in applies}
-        present = {name: value for name, value in shape.items() if value is not None}
-        return hashlib.sha256(rfc8785.dumps(present)).hexdigest()
+        shape = self.model_dump(include=SHAPING & applies, exclude_none=True)
+        return hashlib.sha256(rfc8785.dumps(shape)).hexdigest()
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """Return the JSON to send: model, prompt, and what differs from the vendor's defaults.
@@ -176,11 +163,7 @@ class ImageRequest(Strict):
             stream: ask for a stream of events, whatever the request says. `partial_images` is sent only then.
         """
         skipped = {"model", "prompt", "variant", "stream"} | (set() if stream else {"partial_images"})
-        changed = {
-            name: value
-            for name, field in type(self).model_fields.items()
-            if name not in skipped and (value := getattr(self, name)) != field.default
-        }
+        changed = self.model_dump(exclude=skipped, exclude_defaults=True)
         return {"model": self.model, "prompt": self.prompt} | changed | ({"stream": True} if stream else {})
 
 

@@ -40,13 +40,13 @@ from prefect_ttapi.generation.runs import (
 )
 from prefect_ttapi.images.renditions import Rendition, thumbnail_or_none, versions_of
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import PICTURES, delivery_markdown, pictures, preview_markdown
+from prefect_ttapi.lineage.markdown import PICTURES, Picture, delivery_markdown, preview_markdown
 from prefect_ttapi.lineage.publishing import (
     balance_exhausted,
     image_key,
     images_delivered,
     materialise_images,
-    publish_markdown,
+    publish,
 )
 from prefect_ttapi.lineage.shown import Shown, StoreLinks
 from prefect_ttapi.requests import ImageRequest
@@ -172,7 +172,8 @@ def _with_previews(request: ImageRequest) -> ImageRequest:
 
 def _publish_preview(request_hash: str, caption: str, preview: PartialImage) -> None:
     """Show `preview` in the run's artifact for this request; each is a new version of it."""
-    publish_markdown(
+    publish(
+        "markdown",
         image_key(caption, request_hash, "preview"),
         preview_markdown(caption, preview),
         description=f"Request {request_hash[:12]} as it grows",
@@ -198,14 +199,21 @@ def _publish_artifact(
     name: str,
 ) -> None:
     """Publish the artifact of one delivery, with thumbnails of the bytes that were fetched to be delivered."""
-    by_uri = {original.image.uri: original for original in originals}
     row = may_show.row(Row.of(0, generation, delivered=tuple(delivered)))
-    shown = pictures([row], lambda image: thumbnail_or_none(lambda: by_uri[image.uri].fetch()()))
-    publish_markdown(
+    shown = [
+        Picture(row, image, _thumbnail(original))
+        for image, original in islice(zip(row.images, originals, strict=True), PICTURES)
+    ]
+    publish(
+        "markdown",
         image_key(name or may_show.prompt(generation.request), generation.request_hash),
-        delivery_markdown(generation, list(islice(shown, PICTURES)), StoreLinks(to), may_show),
+        delivery_markdown(row, shown, StoreLinks(to), generation.request_id),
         description=f"Where the images of request {generation.request_hash[:12]} are, and where they come from",
     )
+
+
+def _thumbnail(original: Original) -> bytes | None:
+    return thumbnail_or_none(lambda: original.fetch()())
 
 
 def _must_be(value: object, kind: type, name: str) -> None:

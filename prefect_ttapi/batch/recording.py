@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 
@@ -30,15 +29,10 @@ from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage import parquet
-from prefect_ttapi.lineage.gallery import Heading, ThumbnailFile, pages
+from prefect_ttapi.lineage.gallery import Gallery, ThumbnailFile
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, failed_again, read_manifest
-from prefect_ttapi.lineage.markdown import PICTURES, batch_markdown, image_table, pictures
-from prefect_ttapi.lineage.publishing import (
-    Progress,
-    batch_key,
-    publish_markdown,
-    publish_table,
-)
+from prefect_ttapi.lineage.markdown import Picture, batch_markdown, image_table
+from prefect_ttapi.lineage.publishing import Progress, batch_key, publish
 from prefect_ttapi.lineage.report import BatchReport, Totals, Unchanged
 from prefect_ttapi.lineage.shown import CELL, REASON, StoreLinks, one_line
 from prefect_ttapi.results import StoredImage
@@ -344,21 +338,17 @@ class Recorder:
             self._upload(THUMBNAILS, self._thumbnails.open, "application/zip")
 
     def _write_gallery(self) -> str:
-        gallery = pages(
-            self._shown(),
-            self._thumbnail,
-            self._totals,
-            Heading(
-                title=self._name,
-                made=datetime.now(UTC),
-                run_id=self._flow_run_id,
-                run_url=_run_url(self._flow_run_id),
-                manifest=MANIFEST,
-            ),
+        gallery = Gallery(
+            title=self._name,
+            totals=self._totals,
+            thumbnails=self._thumbnails,
+            made=datetime.now(UTC),
+            run_id=self._flow_run_id,
+            run_url=_run_url(self._flow_run_id),
             folder_uri=self._store.uri(self._folder),
             store_uri=self._store.uri("x").removesuffix("/x"),
         )
-        for file, pieces in gallery:
+        for file, pieces in gallery.pages(self._shown()):
             page = Spool.of(piece.encode() for piece in pieces)
             self._upload(file, page.open, "text/html; charset=utf-8")
         return self._store.uri(f"{self._folder}/{page_name(1)}")
@@ -383,32 +373,27 @@ class Recorder:
     def _publish(self, report: BatchReport) -> None:
         failures = self._shown() if self._totals.failed else iter(())
         markdown = batch_markdown(
-            self._name,
-            self._totals,
+            report,
             failures=(row for row in failures if row.status == "failed"),
             # what shows nothing new is small
-            pictures=pictures(() if report.same_as else self._shown_first(), self._small_thumbnail),
-            manifest_uri=report.manifest_uri,
-            gallery_uri=report.gallery_uri,
+            pictures=() if report.same_as else self._pictures(),
             links=self._links,
-            notes=[*_notes(report), *([report.unchanged] if report.unchanged else [])],
         )
         self._progress.finish(report.summary)
-        publish_markdown(batch_key(self._name), markdown, description=report.summary)
+        publish("markdown", batch_key(self._name), markdown, description=report.summary)
         if report.same_as:
             return
         manifest = self._store.public_url(report.manifest_uri) or report.manifest_uri
         table = image_table(self._shown(), manifest)
-        publish_table(batch_key(self._name, "images"), table, description=f"The images of {self._name}")
+        publish("table", batch_key(self._name, "images"), table, description=f"The images of {self._name}")
 
     def _shown(self) -> Iterator[Row]:
         return map(self._may_show.row, self._rows.rows())
 
-    def _shown_first(self) -> Iterator[Row]:
-        return islice((row for row in self._shown() if row.images), PICTURES)
-
-    def _thumbnail(self, image: StoredImage) -> bytes | None:
-        return self._thumbnails.get(image.sha256)
+    def _pictures(self) -> Iterator[Picture]:
+        for row in self._shown():
+            for image in row.images:
+                yield Picture(row, image, self._small_thumbnail(image))
 
     def _small_thumbnail(self, image: StoredImage) -> bytes | None:
         known = self._thumbnails.get(image.sha256)

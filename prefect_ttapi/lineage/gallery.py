@@ -21,7 +21,7 @@ import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -30,17 +30,16 @@ from itertools import groupby, islice
 from operator import itemgetter
 from string import Template
 from typing import Any, BinaryIO, Final, Self
-from urllib.parse import quote
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import Picture, figures
+from prefect_ttapi.lineage.markdown import figures, origin
 from prefect_ttapi.lineage.report import Totals
-from prefect_ttapi.lineage.shown import REASON, address, in_bytes, one_line
-from prefect_ttapi.results import StoredImage
-from prefect_ttapi.storage.layout import SEARCH, is_s3, page_name, url_path
+from prefect_ttapi.lineage.shown import REASON, address, counted, in_bytes, one_line
+from prefect_ttapi.results import DeliveredImage, StoredImage
+from prefect_ttapi.storage.layout import MANIFEST, SEARCH, is_s3, page_name, url_path
 from prefect_ttapi.storage.store import ImageStore
 
 logger: Final = logging.getLogger(__name__)
@@ -70,61 +69,127 @@ _NEAR: Final = 3
 _NAME: Final = re.compile(r"[0-9a-f]{64}\.webp")
 
 
-@dataclass(frozen=True)
-class Heading:
-    """What the pages tell of their batch besides its figures.
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """The pages of a batch, and what they tell of it besides its rows.
 
     Attributes:
         title: the batch's name.
-        made: when it ended.
+        totals: of exactly the rows that are shown.
+        thumbnails: of their images, about 256 pixels wide; each is asked for when its card is made.
+        made: when the batch ended.
         run_id: the flow run that it belongs to.
-        run_url: where a browser finds that.
-        manifest: the manifest's file name in the pages' folder.
-    """
-
-    title: str
-    made: datetime | None = None
-    run_id: str | None = None
-    run_url: str | None = None
-    manifest: str | None = None
-
-
-def pages(
-    rows: Iterable[Row],
-    thumbnail_of: Callable[[StoredImage], bytes | None],
-    totals: Totals,
-    heading: Heading,
-    *,
-    folder_uri: str,
-    store_uri: str,
-) -> Iterator[tuple[str, Iterator[str]]]:
-    """Yield the gallery's pages, one after the other: file name and the pieces of the HTML, the first one `index.html`.
-
-    Of several pages, the last one is what they search each other by.
-    A page's pieces are made as they are read, a card at a time; it must be read before the next one is asked for.
-
-    Args:
-        rows: of the whole batch, in order; read once.
-        thumbnail_of: a WebP of an image, about 256 pixels wide, or None; asked when its card is made.
-        totals: of exactly these rows.
-        heading: what else is told of the batch.
+        run_url: where a browser finds that, if it does.
         folder_uri: where the pages will lie.
         store_uri: images below it get links relative to the pages, so that all can be moved together.
     """
-    cards = ((row, image) for row in rows for image in row.images or (None,))
-    count = max(1, -(-(totals.images + totals.without_images) // CARDS))
-    names = [page_name(number) for number in range(1, count + 1)]
-    links = _Links(folder_uri, store_uri)
-    found = Spool(hashing=False)
-    for number, name in enumerate(names, start=1):
-        shown = groupby(islice(cards, CARDS), key=itemgetter(0))
-        told = (
-            _row(row, [Picture(row, image, thumbnail_of(image)) for _, image in images if image], links)
-            for row, images in shown
+
+    title: str
+    totals: Totals
+    thumbnails: ThumbnailPack
+    made: datetime
+    run_id: str
+    run_url: str | None
+    folder_uri: str
+    store_uri: str
+
+    def pages(self, rows: Iterable[Row]) -> Iterator[tuple[str, Iterator[str]]]:
+        """Yield one page after the other: file name and the pieces of the HTML, the first one `index.html`.
+
+        Of several pages, the last one is what they search each other by.
+        A page's pieces are made as they are read, a card at a time; it must be read before the next one is asked for.
+
+        Args:
+            rows: of the whole batch, in order; read once.
+        """
+        cards = ((row, image) for row in rows for image in row.images or (None,))
+        count = max(1, -(-(self.totals.images + self.totals.without_images) // CARDS))
+        names = [page_name(number) for number in range(1, count + 1)]
+        found = Spool(hashing=False)
+        for number, name in enumerate(names, start=1):
+            shown = groupby(islice(cards, CARDS), key=itemgetter(0))
+            told = (self._row(row, (image for _, image in images if image)) for row, images in shown)
+            yield name, self._page(_remembered(told, name, found), names, number)
+        if count > 1:
+            yield SEARCH, _search(found)
+
+    def _page(self, rows: Iterable[dict[str, Any]], names: list[str], number: int) -> Iterator[str]:
+        style, script = _part("page.css"), _part("page.js")
+        frames = "frame-src 'self' file:; " if len(names) > 1 else ""
+        policy = (
+            f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+            f"img-src 'self' file: data:; {frames}base-uri 'none'; form-action 'none'"
         )
-        yield name, _page(heading, totals, _remembered(told, name, found), names, number)
-    if count > 1:
-        yield SEARCH, _search(found)
+        parts = {
+            "policy": policy,
+            "title": html.escape(one_line(self.title, 200)),
+            "style": style,
+            "script": script,
+            "lead": html.escape(_lead(self.totals)),
+            "when": f"{self.made:%-d %B %Y, %H:%M} UTC",
+            "run": self._run(),
+            "figures": _figures(self.totals),
+            "links": _numbers(names, number),
+            "manifest": MANIFEST,
+        }
+        before, after = _part("page.html").split("$data")
+        yield Template(before).substitute(parts)
+        yield '{"rows":['
+        for position, row in enumerate(rows):
+            yield ("," if position else "") + _json(row)
+        yield f'],"pages":{len(names)}}}'
+        yield Template(after).substitute(parts)
+
+    def _run(self) -> str:
+        run, to = f"run {html.escape(self.run_id)}", html.escape(address(self.run_url or ""))
+        return f'<a href="{to}" target="_blank" rel="noopener">{run}</a>' if to else run
+
+    def _row(self, row: Row, images: Iterable[StoredImage]) -> dict[str, Any]:
+        return {
+            "row": row.row,
+            "status": row.status,
+            "prompt": row.prompt[:LONGEST],
+            "model": row.model,
+            "hash": row.request_hash,
+            "error": row.error and row.error[:LONGEST],
+            "error_type": row.error_type,
+            "notes": row.maybe_paid,
+            "tokens": row.usage.total_tokens if row.usage else None,
+            "asked": {name: one_line(str(value), 300) for name, value in row.asked.items()},
+            "values": {name: value[:LONGEST] for name, value in row.values.items() if value is not None},
+            "origin": origin(row),
+            "images": [self._image(image, row.copies(image)) for image in images],
+        }
+
+    def _image(self, image: StoredImage, copies: Iterable[DeliveredImage]) -> dict[str, Any]:
+        href = self._link(image.uri)
+        thumbnail = self.thumbnails.get(image.sha256)
+        return {
+            "index": image.index,
+            "width": image.width,
+            "height": image.height,
+            "size": in_bytes(image.size_bytes),
+            "type": image.media_type,
+            "sha256": image.sha256,
+            "revised": image.revised_prompt and image.revised_prompt[:LONGEST],
+            "uri": image.uri,
+            "href": href,
+            "beside": bool(href and href.startswith(".")),
+            "marks": image.marks,
+            "signature": image.signature and one_line(image.signature, REASON),
+            "copies": [{"uri": copy.uri, "href": self._link(copy.uri, copy.url)} for copy in copies],
+            "thumbnail": thumbnail and base64.b64encode(thumbnail).decode(),
+        }
+
+    def _link(self, uri: str, url: str | None = None) -> str | None:
+        """Return where a page may link to: relative for what lies in the same store, else what a browser can open."""
+        path = url_path(uri)
+        if path.startswith(url_path(self.store_uri) + "/"):
+            relative = posixpath.relpath(path, url_path(self.folder_uri))
+            # a name may look like a scheme: "javascript:x.png"
+            return relative if relative.startswith("../") else f"./{relative}"
+        reachable = url or ("" if is_s3(uri) else uri)
+        return address(reachable) or None
 
 
 def _remembered(rows: Iterable[dict[str, Any]], page: str, found: Spool) -> Iterator[dict[str, Any]]:
@@ -152,106 +217,6 @@ def _search(found: Spool) -> Iterator[str]:
     yield Template(after).substitute(parts)
 
 
-class _Links:
-    """Where a page may link to: relative for what lies in the same store, else what a browser can open."""
-
-    def __init__(self, folder_uri: str, store_uri: str) -> None:
-        self._folder = url_path(folder_uri)
-        self._store = url_path(store_uri)
-
-    def to(self, uri: str, url: str | None = None) -> str | None:
-        path = url_path(uri)
-        if path.startswith(self._store + "/"):
-            relative = posixpath.relpath(path, self._folder)
-            # a name may look like a scheme: "javascript:x.png"
-            return relative if relative.startswith("../") else f"./{relative}"
-        reachable = url or (None if is_s3(uri) else uri)
-        return (address(reachable) or None) if reachable else None
-
-
-def _row(row: Row, pictures: Iterable[Picture], links: _Links) -> dict[str, Any]:
-    return {
-        "row": row.row,
-        "status": row.status,
-        "prompt": row.prompt[:LONGEST],
-        "model": row.model,
-        "hash": row.request_hash,
-        "error": row.error and row.error[:LONGEST],
-        "error_type": row.error_type,
-        "notes": row.maybe_paid,
-        "tokens": row.usage.total_tokens if row.usage else None,
-        "asked": {name: one_line(str(value), 300) for name, value in row.asked.items()},
-        "values": {name: value[:LONGEST] for name, value in row.values.items() if value is not None},
-        "origin": {name: fact for name, fact in _origin(row).items() if fact},
-        "images": [_image(picture, links) for picture in pictures],
-    }
-
-
-def _origin(row: Row) -> dict[str, str | None]:
-    usage, at = row.usage, row.created_at
-    return {
-        "Answered by": row.api_origin,
-        "Answered": f"{at:%Y-%m-%d %H:%M:%S %Z}" if at else None,
-        "Tokens": f"{usage.total_tokens:,}: {usage.input_tokens:,} in, {usage.output_tokens:,} out"
-        if usage
-        else None,
-        "API calls": f"{row.api_calls:,}" if row.api_calls else None,
-        "Seconds": f"{row.seconds:,.1f}" if row.seconds else None,
-        "Paid in flow run": row.flow_run_id,
-        "Paid in task run": row.task_run_id,
-    }
-
-
-def _image(picture: Picture, links: _Links) -> dict[str, Any]:
-    image = picture.image
-    href = links.to(image.uri)
-    return {
-        "index": image.index,
-        "width": image.width,
-        "height": image.height,
-        "size": in_bytes(image.size_bytes),
-        "type": image.media_type,
-        "sha256": image.sha256,
-        "revised": image.revised_prompt and image.revised_prompt[:LONGEST],
-        "uri": image.uri,
-        "href": href,
-        "beside": bool(href and href.startswith(".")),
-        "marks": image.marks,
-        "signature": image.signature and one_line(image.signature, REASON),
-        "copies": [{"uri": copy.uri, "href": links.to(copy.uri, copy.url)} for copy in picture.delivered],
-        "thumbnail": picture.thumbnail and base64.b64encode(picture.thumbnail).decode(),
-    }
-
-
-def _page(
-    heading: Heading, totals: Totals, rows: Iterable[dict[str, Any]], names: list[str], number: int
-) -> Iterator[str]:
-    style, script = _part("page.css"), _part("page.js")
-    frames = "frame-src 'self' file:; " if len(names) > 1 else ""
-    policy = (
-        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
-        f"img-src 'self' file: data:; {frames}base-uri 'none'; form-action 'none'"
-    )
-    parts = {
-        "policy": policy,
-        "title": html.escape(one_line(heading.title, 200)),
-        "style": style,
-        "script": script,
-        "lead": html.escape(_lead(totals)),
-        "when": _when(heading),
-        "figures": _figures(totals),
-        "links": _numbers(names, number),
-        "foot": _foot(heading.manifest),
-    }
-    before, after = _part("page.html").split("$data")
-    yield Template(before).substitute(parts)
-    yield '{"rows":['
-    for position, row in enumerate(rows):
-        yield ("," if position else "") + _json(row)
-    yield f'],"pages":{len(names)}}}'
-    yield Template(after).substitute(parts)
-
-
 @cache
 def _part(name: str) -> str:
     return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
@@ -275,23 +240,10 @@ def _lead(totals: Totals) -> str:
         (totals.skipped, "never sent"),
     ]
     parts = ", ".join(f"{count:,} {what}" for count, what in told if count)
-    requests = f"{totals.rows:,} request{'' if totals.rows == 1 else 's'}"
     doubt = (
         f" {totals.maybe_paid:,} may have been paid for without giving images." if totals.maybe_paid else ""
     )
-    return f"{requests}: {parts}.{doubt}" if parts else "No requests."
-
-
-def _when(heading: Heading) -> str:
-    """Return when the batch was made, and by which run."""
-    told = [f"{heading.made:%-d %B %Y, %H:%M} UTC"] if heading.made else []
-    if heading.run_id:
-        to = heading.run_url if (heading.run_url or "").startswith(("http://", "https://")) else None
-        run = f"run {html.escape(heading.run_id)}"
-        told.append(
-            f'<a href="{html.escape(address(to))}" target="_blank" rel="noopener">{run}</a>' if to else run
-        )
-    return f"<p class=when>{' &middot; '.join(told)}</p>" if told else ""
+    return f"{counted(totals.rows, 'request')}: {parts}.{doubt}" if parts else "No requests."
 
 
 def _figures(totals: Totals) -> str:
@@ -320,11 +272,6 @@ def _numbers(names: list[str], current: int) -> str:
     return f'<nav class="pages" aria-label="Pages">{links}</nav>'
 
 
-def _foot(manifest: str | None) -> str:
-    link = f'<a href="./{html.escape(quote(manifest))}">{html.escape(manifest)}</a>' if manifest else ""
-    return f"Every request, with all that is known of it, is a line of {link}." if link else ""
-
-
 class ThumbnailPack:
     """The thumbnails that an earlier batch left in a store; safe from all threads. They take 600 bytes of memory each.
 
@@ -337,7 +284,11 @@ class ThumbnailPack:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._zip = _opened(file)
+        try:
+            self._zip = _of_thumbnails(file)
+        except Exception as error:  # zipfile raises whatever a damaged file makes it stumble over
+            file.close()
+            raise ValueError(f"it is no zip of thumbnails: {error}") from None
 
     @classmethod
     def of(cls, store: ImageStore, uri: str) -> Self | None:
@@ -398,16 +349,11 @@ class ThumbnailFile(ThumbnailPack):
         return reader
 
 
-def _opened(file: BinaryIO) -> ZipFile:
-    try:
-        opened = ZipFile(file)
-        entries = opened.infolist()
-    except Exception as error:  # zipfile raises whatever a damaged file makes it stumble over
-        file.close()
-        raise ValueError(f"it is no zip: {error}") from None
+def _of_thumbnails(file: BinaryIO) -> ZipFile:
+    opened = ZipFile(file)
+    entries = opened.infolist()
     if not all(map(_is_ours, entries)) or (entries and entries[0].header_offset):
-        file.close()
-        raise ValueError("it is no zip of thumbnails")
+        raise ValueError("other things are in it")
     return opened
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
 from itertools import zip_longest
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, overload
 
@@ -56,14 +54,10 @@ def _json_able(value: Any, depth: int = 0) -> JsonValue:
     if isinstance(value, float) and math.isfinite(value):
         return value
     if depth < _DEPTH and isinstance(value, Mapping):
-        return {_name(name): _json_able(inner, depth + 1) for name, inner in value.items()}
+        return {str(_json_able(name, _DEPTH)): _json_able(inner, depth + 1) for name, inner in value.items()}
     if depth < _DEPTH and isinstance(value, list | tuple):
         return [_json_able(inner, depth + 1) for inner in value]
     return _shown(value)
-
-
-def _name(key: Any) -> str:
-    return str(_well_formed(key)) if isinstance(key, str) else _shown(key)
 
 
 def _shown(value: Any) -> str:
@@ -143,15 +137,11 @@ class Row(BaseModel):
     @classmethod
     def of(cls, row: int, generation: Generation, status: Status = "generated", **others: Any) -> Self:
         """Return the row of an answered request; `others` are fields that a generation does not know."""
-        paid = status != "cached"
         known = {
             name: getattr(generation, name) for name in Generation.model_fields if name in cls.model_fields
         }
-        now = {
-            "api_calls": generation.api_calls if paid else 0,
-            "seconds": generation.seconds if paid else 0.0,
-        }
-        return cls(**{"row": row, "status": status} | known | now | others)
+        unpaid = _CACHED if status == "cached" else {}
+        return cls(**{"row": row, "status": status} | known | unpaid | others)
 
     def again(self, row: int, **others: Any) -> Self:
         """Return the cached row of another request that has the same images, and for which nothing was sent.
@@ -180,25 +170,24 @@ class Row(BaseModel):
         """What was asked besides the prompt: the model and what differs from the defaults; or all that was given."""
         if self.request is None:
             return {name: value for name, value in (self.given or {}).items() if name != "prompt"}
-        fields = {
-            name: field.default for name, field in ImageRequest.model_fields.items() if name != "prompt"
-        }
-        values = {name: getattr(self.request, name) for name in fields}
-        return {name: value for name, value in values.items() if name == "model" or value != fields[name]}
+        changed = self.request.model_dump(exclude={"prompt"}, exclude_defaults=True)
+        return {"model": self.request.model} | changed
+
+    def copies(self, image: StoredImage) -> tuple[DeliveredImage, ...]:
+        """Return the copies of one of its images."""
+        return tuple(copy for copy in self.delivered if copy.source_uri == image.uri)
+
+    def line(self) -> bytes:
+        """Return the manifest's line, with its line feed.
+
+        >>> Row(row=0, status="skipped").line()[:38]
+        b'{"row":0,"status":"skipped","request_h'
+        """
+        return self.model_dump_json().encode() + b"\n"
 
     def _given(self, name: str) -> str:
         value = (self.given or {}).get(name)
         return value if isinstance(value, str) else ""
-
-
-def write_manifest(rows: Iterable[Row]) -> Iterator[bytes]:
-    """Yield the manifest's lines, each with its line feed.
-
-    >>> b"".join(write_manifest([Row(row=0, status="skipped")])).startswith(b'{"row":0,"status":"skipped"')
-    True
-    """
-    for row in rows:
-        yield row.model_dump_json().encode() + b"\n"
 
 
 def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
@@ -215,8 +204,8 @@ def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
 def as_cached(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Yield a manifest's lines as a later batch has them that found all of it paid for.
 
-    >>> line = next(write_manifest([Row(row=0, status="generated", api_calls=2, seconds=1.5)]))
-    >>> [(row.status, row.api_calls, row.seconds) for row in read_manifest(as_cached([line]))]
+    >>> row = Row(row=0, status="generated", api_calls=2, seconds=1.5)
+    >>> [(row.status, row.api_calls, row.seconds) for row in read_manifest(as_cached([row.line()]))]
     [('cached', 0, 0.0)]
     """
     for line in filter(bytes.strip, lines):
@@ -303,7 +292,7 @@ class RowFile:
 
     def add(self, row: Row) -> None:
         """Keep a row."""
-        self._put(row.row, next(write_manifest([row])))
+        self._put(row.row, row.line())
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the rows that came, in the order of the requests."""
@@ -328,29 +317,20 @@ class RowFile:
 
 
 class Rows(Sequence[Row]):
-    """The rows of a manifest, which is read once, when first needed, into a temporary file.
+    """The rows of a manifest.
 
     Args:
-        open: a new reader of the manifest's lines, e.g. `path.open("rb")` behind a lambda.
+        file: has all of them, by number.
+        selected: the numbers of those that are in the sequence; None: all.
 
-    >>> import io
-    >>> manifest = b"".join(write_manifest(Row(row=n, status="skipped") for n in range(9)))
-    >>> rows = Rows(lambda: io.BytesIO(manifest))
+    >>> rows = Rows(RowFile(Row(row=number, status="skipped").line() for number in range(9)))
     >>> len(rows), rows[-1].row, [row.row for row in rows[2:5]]
     (9, 8, [2, 3, 4])
     """
 
-    def __init__(self, open: Callable[[], AbstractContextManager[Iterable[bytes]]]) -> None:
-        self._open = open
-
-    @cached_property
-    def _file(self) -> RowFile:
-        with self._open() as manifest:
-            return RowFile(manifest)
-
-    @cached_property
-    def _selected(self) -> range:
-        return range(len(self._file))
+    def __init__(self, file: RowFile, selected: range | None = None) -> None:
+        self._file = file
+        self._selected = range(len(file)) if selected is None else selected
 
     def __len__(self) -> int:
         return len(self._selected)
@@ -363,14 +343,7 @@ class Rows(Sequence[Row]):
 
     def __getitem__(self, index: int | slice) -> Row | Rows:
         selected = self._selected[index]
-        if isinstance(selected, int):
-            return self._file.row(selected)
-        part = Rows(self._open)
-        part._file, part._selected = self._file, selected
-        return part
-
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.__getitem__, range(len(self)))
+        return self._file.row(selected) if isinstance(selected, int) else Rows(self._file, selected)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

@@ -7,7 +7,7 @@ read the escapes of `inert`. Markdown around them holds numbers and words of our
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -15,23 +15,21 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.images.renditions import ARTIFACT_BOX, GALLERY_BOX, as_data_uri, thumbnail_or_none
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.report import Totals
+from prefect_ttapi.lineage.report import BatchReport, Totals
 from prefect_ttapi.lineage.shown import (
     ADDRESS,
     CAPTION,
     CELL,
-    EVERYTHING,
-    PLAIN,
     REASON,
-    Shown,
     StoreLinks,
     address,
     cell,
+    counted,
     in_bytes,
     inert,
     one_line,
 )
-from prefect_ttapi.results import DeliveredImage, Generation, PartialImage, StoredImage
+from prefect_ttapi.results import PartialImage, StoredImage
 from prefect_ttapi.storage.layout import BATCHES
 
 
@@ -50,22 +48,15 @@ class Picture:
     thumbnail: bytes | None = None
 
     @property
-    def delivered(self) -> tuple[DeliveredImage, ...]:
-        """Its copies under the names consumers know."""
-        return tuple(copy for copy in self.row.delivered if copy.source_uri == self.image.uri)
+    def uris(self) -> list[str]:
+        """The addresses of its copies under the names consumers know; where there are none, that of the image."""
+        return [copy.uri for copy in self.row.copies(self.image)] or [self.image.uri]
 
     @property
     def uri(self) -> str:
         """The address to look at: a delivered copy's public one, else that copy's, else the stored one."""
-        public = [copy.url for copy in self.delivered if copy.url]
-        return (public or [copy.uri for copy in self.delivered] or [self.image.uri])[0]
-
-
-def pictures(rows: Iterable[Row], thumbnail_of: Callable[[StoredImage], bytes | None]) -> Iterator[Picture]:
-    """Yield every image of `rows`, in order; `thumbnail_of` is asked when its turn comes."""
-    for row in rows:
-        for image in row.images:
-            yield Picture(row, image, thumbnail_of(image))
+        public = (copy.url for copy in self.row.copies(self.image) if copy.url)
+        return next(public, self.uris[0])
 
 
 #: The most that one artifact shows of a batch.
@@ -79,79 +70,62 @@ SHORT: Final = 12
 
 
 def batch_markdown(
-    name: str,
-    totals: Totals,
-    *,
-    failures: Iterable[Row] = (),
-    pictures: Iterable[Picture] = (),
-    manifest_uri: str,
-    gallery_uri: str | None = None,
-    links: StoreLinks = PLAIN,
-    notes: Sequence[str] = (),
+    report: BatchReport, failures: Iterable[Row], pictures: Iterable[Picture], links: StoreLinks
 ) -> str:
     """Return the artifact of a batch: totals, failures with their reasons, thumbnails that link to the images.
 
     Args:
-        name: the batch's name.
-        totals: of the whole batch.
+        report: of the batch.
         failures: failed rows; 20 are taken.
         pictures: images with thumbnails of 180 pixels; 60 are taken.
-        manifest_uri: where every row is.
-        gallery_uri: the gallery page, where there is one.
         links: where a browser finds images, page and manifest.
-        notes: what else is to be known, a line each.
     """
+    totals = report.totals
+    doubt = f"**{counted(totals.maybe_paid, 'request')} may have been paid for without giving images.**"
+    notes = filter(None, [*report.notes, report.waiting, report.unchanged])
     parts = [
-        f"## {_count(totals.images, 'image')} for {_count(totals.rows, 'request')}",
-        _block("p", f"<strong>{_shown(name)}</strong>"),
-        *_opening(gallery_uri, links),
+        f"## {counted(totals.images, 'image')} for {counted(totals.rows, 'request')}",
+        _block("p", f"<strong>{_shown(report.name)}</strong>"),
+        _opening(report.gallery_uri, links) if report.gallery_uri else "",
         _totals(totals),
-        *_warning(totals),
+        doubt if totals.maybe_paid else "",
         *[_block("p", _shown(note, REASON)) for note in notes],
         *_failures(totals, list(islice(failures, FAILURES))),
         *_gallery(totals.images, list(islice(pictures, PICTURES)), links),
         *_speed(totals),
-        _places({"Gallery": gallery_uri, "Manifest": manifest_uri}, links),
+        _places({"Gallery": report.gallery_uri, "Manifest": report.manifest_uri}, links),
         *links.notes(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def delivery_markdown(
-    generation: Generation, pictures: Sequence[Picture], links: StoreLinks = PLAIN, shown: Shown = EVERYTHING
+    row: Row, pictures: Sequence[Picture], links: StoreLinks, request_id: str | None
 ) -> str:
     """Return the artifact of one delivery: what was asked, who answered, what it cost, where each image is.
 
     Args:
-        generation: the answered request.
-        pictures: its images with their delivered copies, and thumbnails of 180 pixels.
+        row: the answered request.
+        pictures: its images with thumbnails of 180 pixels, no more than are to be shown.
         links: where a browser finds the images.
-        shown: whether the prompt may be shown.
+        request_id: the API's id of the call, where it sent one.
     """
-    request = generation.request
-    asked = {
-        name: value
-        for name, value in request.model_dump().items()
-        if name not in ("prompt", "model", "user") and value != type(request).model_fields[name].default
-    }
+    asked = {name: value for name, value in row.asked.items() if name not in ("model", "user")}
     facts = {
-        "Prompt": shown.prompt(request),
-        "Model": request.model,
+        "Prompt": row.prompt,
+        "Model": row.model,
         "Asked for": ", ".join(f"{name} {value}" for name, value in asked.items()),
-        "Request hash": generation.request_hash,
-        "Answered": f"{generation.created_at:%Y-%m-%d %H:%M:%S %Z} by {generation.api_origin}",
-        "API request id": generation.request_id,
-        "Tokens": f"{generation.usage.total_tokens:,}" if generation.usage else None,
-        "Paid in flow run": generation.flow_run_id,
-        "Paid in task run": generation.task_run_id,
+        "Request hash": row.request_hash,
+        "API request id": request_id,
+        **origin(row),
     }
     parts = [
-        f"## {_count(len(pictures), 'image')}",
+        f"## {counted(len(row.images), 'image')}",
         _table(
             [f"<th>{title}</th>", f"<td>{_shown(fact, REASON)}</td>"] for title, fact in facts.items() if fact
         ),
-        *_gallery(len(pictures), list(pictures[:PICTURES]), links),
-        *_copies(pictures[:PICTURES], links),
+        *_gallery(len(row.images), pictures, links),
+        *_copies(pictures, links),
         *links.notes(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -189,6 +163,22 @@ def _lines(rows: Iterable[Row]) -> Iterator[dict[str, object]]:
             }
 
 
+def origin(row: Row) -> dict[str, str]:
+    """Return who answered a request, when, and what it cost, as far as that is known."""
+    usage, at = row.usage, row.created_at
+    tokens = usage and f"{usage.total_tokens:,}: {usage.input_tokens:,} in, {usage.output_tokens:,} out"
+    facts = {
+        "Answered by": row.api_origin,
+        "Answered": at and f"{at:%Y-%m-%d %H:%M:%S %Z}",
+        "Tokens": tokens,
+        "API calls": row.api_calls and f"{row.api_calls:,}",
+        "Seconds": row.seconds and f"{row.seconds:,.1f}",
+        "Paid in flow run": row.flow_run_id,
+        "Paid in task run": row.task_run_id,
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact}
+
+
 def figures(totals: Totals) -> dict[str, str]:
     """Return what a batch came to, in the words of its artifact and its pages; money only where there is a price."""
     counts = {
@@ -200,15 +190,12 @@ def figures(totals: Totals) -> dict[str, str]:
         "tokens": totals.total_tokens,
         "tokens saved": totals.tokens_saved,
         "delivered": totals.delivered,
-    }
-    marks = {
-        "with credentials": totals.with_credentials,
-        "without credentials": totals.without_credentials if totals.with_credentials else 0,
+        "with credentials": totals.with_credentials or None,
+        "without credentials": (totals.with_credentials and totals.without_credentials) or None,
     }
     money = {"USD": totals.usd, "USD saved": totals.usd_saved}
     return {
-        **{name: f"{count:,}" for name, count in counts.items()},
-        **{name: f"{count:,}" for name, count in marks.items() if count},
+        **{name: f"{count:,}" for name, count in counts.items() if count is not None},
         **{name: f"{usd:,.2f}" for name, usd in money.items() if usd is not None},
         "size": in_bytes(totals.size_bytes),
     }
@@ -219,23 +206,15 @@ def _totals(totals: Totals) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (told, ["---:"] * len(told), told.values()))
 
 
-def _warning(totals: Totals) -> list[str]:
-    if not totals.maybe_paid:
-        return []
-    return [f"**{_count(totals.maybe_paid, 'request')} may have been paid for without giving images.**"]
-
-
-def _opening(gallery_uri: str | None, links: StoreLinks) -> list[str]:
+def _opening(gallery_uri: str, links: StoreLinks) -> str:
     """Say how to open the gallery: by a link where a browser can follow it from Prefect's page, else by a command."""
-    if gallery_uri is None:
-        return []
     page = links.to(gallery_uri)
     if page.startswith(("http://", "https://")):
-        return [_block("p", f"<strong>{_link(page, 'Open the gallery')}</strong>")]
+        return _block("p", f"<strong>{_link(page, 'Open the gallery')}</strong>")
     store, _, rest = gallery_uri.rpartition(f"/{BATCHES}")
     path = unquote(urlsplit(store).path) if store.startswith("file:") else store
     command = f"prefect-ttapi open {shlex.quote(path)} {shlex.quote(rest.rpartition('/')[0])}"
-    return [_block("p", f"To open the gallery: <code>{_shown(command, ADDRESS)}</code>")]
+    return _block("p", f"To open the gallery: <code>{_shown(command, ADDRESS)}</code>")
 
 
 def _speed(totals: Totals) -> list[str]:
@@ -309,7 +288,7 @@ def _copies(pictures: Iterable[Picture], links: StoreLinks) -> Iterator[str]:
     for picture in pictures:
         image = picture.image
         size = f"{image.width} x {image.height}, {in_bytes(image.size_bytes)}"
-        places = [_linked(uri, links) for uri in [copy.uri for copy in picture.delivered] or [image.uri]]
+        places = [_linked(uri, links) for uri in picture.uris]
         yield _block("p", "<br>\n".join([*places, f"{size}, sha256 <code>{_shown(image.sha256)}</code>"]))
 
 
@@ -338,15 +317,6 @@ def _block(tag: str, inner: str) -> str:
 
 def _shown(text: str, limit: int = CAPTION) -> str:
     return inert(one_line(text, limit))
-
-
-def _count(number: int, thing: str) -> str:
-    """Return a number of things, in words.
-
-    >>> _count(1, "image"), _count(2000, "image")
-    ('1 image', '2,000 images')
-    """
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def preview_markdown(caption: str, preview: PartialImage) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime
 from importlib.util import find_spec
 from itertools import islice
@@ -55,7 +55,7 @@ def parquet_of(lines: Iterable[bytes]) -> Spool:
     rows = (_flat(json.loads(line)) for line in lines)
     spool = Spool()
     with _Sink(spool) as sink, parquet.ParquetWriter(sink, schema) as writer:
-        for group in _groups(rows):
+        while group := list(islice(rows, ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
     return spool
 
@@ -104,11 +104,6 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         "created_at": at and datetime.fromisoformat(at),
         "values": list(row["values"].items()),
     }
-
-
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(islice(rows, ROW_GROUP)):
-        yield group
 
 
 class _Sink(io.RawIOBase):

@@ -21,10 +21,10 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from prefect import get_client
@@ -91,14 +91,28 @@ def image_key(name: str, request_hash: str, kind: str = "image") -> str:
     return f"{kind}s-{_words(flow.flow.name if flow.flow else '')}".strip("-")
 
 
-def publish_markdown(key: str, markdown: str, description: str | None = None) -> UUID | None:
-    """Publish a markdown artifact of the current run; return its id, or None if there is no run or it failed."""
-    return _publish("markdown", key, markdown, description)
-
-
-def publish_table(key: str, table: list[dict[str, object]], description: str | None = None) -> UUID | None:
-    """Publish a table artifact of the current run; return its id, or None if there is no run or it failed."""
-    return _publish("table", key, json.dumps(table), description)
+def publish(
+    kind: Literal["markdown", "table", "progress"],
+    key: str,
+    data: str | list[dict[str, object]] | float,
+    description: str | None = None,
+) -> UUID | None:
+    """Publish an artifact of the current run; return its id, or None if there is no run or it failed."""
+    if not _in_a_run():
+        return None
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    # Prefect's own functions give a coroutine that nobody awaits to the worker threads of async flows
+    with _harmless(_NO_ARTIFACT), get_client(sync_client=True) as client:
+        artifact = ArtifactCreate(
+            type=kind,
+            key=key,
+            data=json.dumps(data) if isinstance(data, list) else data,
+            description=_told(description),
+            flow_run_id=flow.flow_run.id if flow and flow.flow_run else None,
+            task_run_id=task.task_run.id if task else None,
+        )
+        return client.create_artifact(artifact).id
+    return None
 
 
 #: Requests of a flow run whose artifacts have a key of their own, and which have one, in this process.
@@ -116,24 +130,15 @@ class Progress:
         key: of the artifact.
         description: shown beside it; each update may say something newer.
         every: seconds between updates.
-        clock: seconds that never go back.
     """
 
-    def __init__(
-        self,
-        key: str,
-        description: str | None = None,
-        *,
-        every: float = EVERY,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, key: str, description: str | None = None, *, every: float = EVERY) -> None:
         self._every = every
-        self._clock = clock
         self._busy = threading.Lock()
-        self._id = _publish("progress", key, 0.0, description)
+        self._id = publish("progress", key, 0.0, description)
         # an update may come from a thread that knows nothing of the run and its server
         self._context = copy_context()
-        self._next = clock() + every
+        self._next = time.monotonic() + every
 
     def update(self, done: int, total: int | None, description: str | None = None) -> None:
         """Show `done` of `total`, unless the last update is too fresh or another thread is at it.
@@ -143,7 +148,7 @@ class Progress:
             total: how many there are, or None while nobody knows: then 0 % are shown.
             description: shown beside it from now on.
         """
-        if self._clock() >= self._next and self._busy.acquire(blocking=False):
+        if time.monotonic() >= self._next and self._busy.acquire(blocking=False):
             try:
                 self._show(100.0 * min(done / total, 1.0) if total else 0.0, description)
             finally:
@@ -158,28 +163,10 @@ class Progress:
         if self._id is not None:
             told = {"description": _told(description)} if description else {}
             shown = self._context.run(_updated, self._id, ArtifactUpdate(data=percent, **told))
-            self._next = self._clock() + (self._every if shown else AFTER_FAILURE)
+            self._next = time.monotonic() + (self._every if shown else AFTER_FAILURE)
 
 
 _NO_ARTIFACT: Final = "An artifact was not published, images and manifest are not affected"
-
-
-def _publish(kind: str, key: str, data: str | float, description: str | None) -> UUID | None:
-    if not _in_a_run():
-        return None
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
-    # Prefect's own functions give a coroutine that nobody awaits to the worker threads of async flows
-    with _harmless(_NO_ARTIFACT), get_client(sync_client=True) as client:
-        artifact = ArtifactCreate(
-            type=kind,
-            key=key,
-            data=data,
-            description=_told(description),
-            flow_run_id=flow.flow_run.id if flow and flow.flow_run else None,
-            task_run_id=task.task_run.id if task else None,
-        )
-        return client.create_artifact(artifact).id
-    return None
 
 
 def _updated(artifact_id: UUID, update: ArtifactUpdate) -> bool:
@@ -230,24 +217,13 @@ def asset_at(uri: str, *, name: str | None = None, url: str | None = None) -> As
 def image_facts(generation: Generation, copy: DeliveredImage, shown: Shown) -> dict[str, Any]:
     """Return what is known of where a delivered image comes from, JSON-able, prompts cut to 1,000 characters."""
     image = shown.image(next(image for image in generation.images if image.uri == copy.source_uri))
-    facts = {
+    facts = copy.model_dump(mode="json", exclude={"uri", "signer", "etag"}) | {
         "request_hash": generation.request_hash,
         "model": generation.request.model,
         "api_origin": generation.api_origin,
         "request_id": generation.request_id,
         "paid_in_flow_run": generation.flow_run_id,
         "paid_in_task_run": generation.task_run_id,
-        "sha256": copy.sha256,
-        "size_bytes": copy.size_bytes,
-        "url": copy.url,
-        "source_uri": copy.source_uri,
-        "source_sha256": copy.source_sha256,
-        "marks": copy.marks and list(copy.marks),
-        "media_type": copy.media_type,
-        "width": copy.width,
-        "height": copy.height,
-        "rendition": copy.rendition,
-        "recipe": copy.recipe,
         "prompt": one_line(shown.prompt(generation.request), PROMPT),
         "revised_prompt": image.revised_prompt and one_line(image.revised_prompt, PROMPT),
     }
@@ -262,9 +238,8 @@ def materialise_images(generation: Generation, copies: Iterable[DeliveredImage],
         if (found := asset_at(copy.uri, url=copy.url))
     }
     if facts and _in_a_run():
-        with _harmless(
-            "Delivered images are no assets of this run"
-        ):  # another Prefect may keep its assets elsewhere
+        # another Prefect may keep its assets elsewhere
+        with _harmless("Delivered images are no assets of this run"):
             _declare(facts)
 
 

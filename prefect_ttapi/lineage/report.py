@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from prefect_ttapi.errors import BatchError, BudgetExceeded, StoreError
-from prefect_ttapi.images.labels import Mark
-from prefect_ttapi.lineage.manifest import Row, Rows, as_cached, write_manifest
+from prefect_ttapi.lineage.manifest import Row, RowFile, Rows, as_cached
 from prefect_ttapi.lineage.shown import counted
-from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
+from prefect_ttapi.results import Usage
 from prefect_ttapi.storage.layout import BATCHES, MANIFEST, UNCHANGED, split_at, unchanged_in
 from prefect_ttapi.storage.store import ImageStore
 
@@ -86,8 +85,9 @@ class Totals(BaseModel):
         images_by_model: number of images by model.
         errors: number of failed and skipped rows by the error's class.
 
-    >>> (Totals(rows=1, images=2) + Totals(rows=1, images=1)).images
-    3
+    >>> row = Row(row=0, status="failed", error_type="StoreError")
+    >>> Totals(rows=1, images=2).add(row).model_dump(exclude_defaults=True)
+    {'rows': 2, 'failed': 1, 'images': 2, 'without_images': 1, 'errors': {'StoreError': 1}}
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,14 +122,6 @@ class Totals(BaseModel):
     images_by_model: dict[str, int] = {}
     errors: dict[str, int] = {}
 
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> Totals:
-        """Return the totals of `rows`, which are read one by one."""
-        totals = cls()
-        for row in rows:
-            totals = totals.add(row)
-        return totals
-
     def add(self, row: Row, usd: float | None = None) -> Totals:
         """Return these totals and one more row.
 
@@ -140,11 +132,6 @@ class Totals(BaseModel):
         figures = _figures(row, usd)
         return self.model_copy(
             update={name: _joined(name, getattr(self, name), figures[name]) for name in figures}
-        )
-
-    def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            **{name: _joined(name, getattr(self, name), getattr(other, name)) for name in Totals.model_fields}
         )
 
     @property
@@ -168,6 +155,8 @@ class Totals(BaseModel):
 def _figures(row: Row, usd: float | None) -> dict[str, Any]:
     """Return what one row adds, by the name of the figure."""
     images, usage = len(row.images), row.usage or Usage()
+    looked_at = [image.marks for image in row.images if image.marks is not None]
+    signed = sum("credentials" in marks for marks in looked_at)
     paid = bool(row.api_calls) and row.status != "cached"
     return {
         "rows": 1,
@@ -175,9 +164,9 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         "images": images,
         "without_images": int(not images),
         "delivered": len(row.delivered),
-        "with_credentials": _count(row.images, lambda marks: "credentials" in marks),
-        "without_credentials": _count(row.images, lambda marks: "credentials" not in marks),
-        "unmarked": _count(row.delivered, lambda marks: not marks),
+        "with_credentials": signed,
+        "without_credentials": len(looked_at) - signed,
+        "unmarked": sum(copy.marks == () for copy in row.delivered),
         "size_bytes": sum(image.size_bytes for image in row.images),
         "api_calls": row.api_calls,
         "seconds": row.seconds,
@@ -192,11 +181,6 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         **({"usd" if paid else "usd_saved": usd} if images else {}),
         **(_answered(row) if images and paid else {}),
     }
-
-
-def _count(files: Iterable[StoredImage | DeliveredImage], which: Callable[[tuple[Mark, ...]], bool]) -> int:
-    """Return how many of the files are of that kind, of those in which somebody looked."""
-    return sum(which(file.marks) for file in files if file.marks is not None)
 
 
 def _credentials(totals: Totals) -> str:
@@ -260,14 +244,6 @@ class Unchanged(BaseModel):
         except ValidationError:
             return None
 
-    @classmethod
-    def at(cls, store: ImageStore, uri: str) -> Self:
-        """Return what a batch left there. StoreError: it is gone, or makes no sense."""
-        found = cls.read(store, unchanged_in(store.objects.key(uri)) or "")
-        if found is None:
-            raise StoreError(f"{uri} is gone, or refers to no batch")
-        return found
-
     @property
     def id(self) -> str:
         """What a command line calls the earlier batch by."""
@@ -275,10 +251,7 @@ class Unchanged(BaseModel):
 
     def lines(self, store: ImageStore) -> Generator[bytes]:
         """Yield the lines that the batch's own manifest would have. StoreError: the earlier batch is gone."""
-        own = {
-            row.row: line
-            for row, line in zip(self.failed_again, write_manifest(self.failed_again), strict=True)
-        }
+        own = {row.row: row.line() for row in self.failed_again}
         with store.open(store.uri(f"{self.same_as}/{MANIFEST}")) as earlier:
             for line in as_cached(earlier):
                 yield own.get(json.loads(line)["row"], line) if own else line
@@ -340,8 +313,16 @@ class BatchReport(BaseModel):
             StoreError: the manifest can't be read.
         """
         store = self._store or ImageStore(url=(split_at(self.manifest_uri, BATCHES) or ("",))[0])
-        left = Unchanged.at(store, self.reference_uri) if self.reference_uri else None
-        return Rows(lambda: closing(left.lines(store)) if left else store.open(self.manifest_uri))
+        with closing(self._lines(store)) as lines:
+            return Rows(RowFile(lines))
+
+    def _lines(self, store: ImageStore) -> Generator[bytes] | BinaryIO:
+        if self.reference_uri is None:
+            return store.open(self.manifest_uri)
+        left = Unchanged.read(store, unchanged_in(store.objects.key(self.reference_uri)) or "")
+        if left is None:
+            raise StoreError(f"{self.reference_uri} is gone, or refers to no batch")
+        return left.lines(store)
 
     @property
     def ok(self) -> bool:
@@ -356,20 +337,8 @@ class BatchReport(BaseModel):
     @property
     def facts(self) -> dict[str, Any]:
         """The batch in figures, JSON-able; no prompt is in it, and it does not grow with the batch."""
-        named = self.model_dump(
-            mode="json",
-            include={
-                "name",
-                "manifest_uri",
-                "gallery_uri",
-                "seconds",
-                "totals",
-                "rescued",
-                "rescue_folder",
-                "same_as",
-            },
-        )
-        return named | {"ok": self.ok}
+        others = {"flow_run_id", "parquet_uri", "notes", "reference_uri"}
+        return self.model_dump(mode="json", exclude=others) | {"ok": self.ok}
 
     @property
     def latency(self) -> dict[str, dict[str, float]]:

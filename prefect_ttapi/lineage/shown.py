@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -103,10 +104,6 @@ def secrets_among(values: Mapping[str, Any]) -> set[str]:
     }
 
 
-#: Prompts may be shown.
-EVERYTHING: Final = Shown()
-
-
 def _name(request_hash: str) -> str:
     return f"request {request_hash[:12]}"
 
@@ -130,8 +127,11 @@ class StoreLinks:
 
     def to(self, uri: str) -> str:
         """Return the public address of `uri`, else a signed one, else `uri` itself."""
-        found = (self._in(store, uri) for store in self._stores)
-        return next((address for address in found if address), uri)
+        for store in self._stores:
+            with suppress(StoreError):  # it is in another store, or in a folder, which signs nothing
+                if found := self._in(store, uri):
+                    return found
+        return uri
 
     def notes(self) -> list[str]:
         """Return a line that says when signed links end; temporary credentials may end sooner."""
@@ -139,22 +139,12 @@ class StoreLinks:
         return [f"Links are signed and end on {end} at the latest."] if end else []
 
     def _in(self, store: ImageStore, uri: str) -> str | None:
-        try:
-            if store.public_base_url:
-                return store.public_url(uri)
-            return self._signed(store, uri, store.signed_links) if store.signed_links else None
-        except StoreError:  # it is in another store, or in a folder, which signs nothing
-            return None
-
-    def _signed(self, store: ImageStore, uri: str, seconds: int) -> str:
-        end = datetime.now(UTC) + timedelta(seconds=seconds)
-        address = store.presign(uri, seconds)
+        if store.public_base_url or not store.signed_links:
+            return store.public_url(uri)
+        end = datetime.now(UTC) + timedelta(seconds=store.signed_links)
+        signed = store.presign(uri, store.signed_links)
         self.end = min(self.end or end, end)
-        return address
-
-
-#: Links to the addresses as they are.
-PLAIN: Final = StoreLinks()
+        return signed
 
 
 #: Characters that reorder or hide what stands around them. Joiners stay: emoji and Persian need them.

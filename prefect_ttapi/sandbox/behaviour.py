@@ -212,19 +212,6 @@ def latency_range(latency: float | str | tuple[float, float]) -> tuple[float, fl
         raise ValueError(f"latency is seconds, e.g. 2 or 0.5-1.5, not {latency!r}") from None
 
 
-@dataclass(frozen=True)
-class Fate:
-    """What becomes of one call.
-
-    Attributes:
-        latency: seconds that its images take.
-        failure: name of the failure that it ends with; None: it gets images.
-    """
-
-    latency: float
-    failure: str | None
-
-
 class Told(BaseModel):
     """What a prompt tells the sandbox to do: its directives, as this module's docstring explains them."""
 
@@ -235,28 +222,29 @@ class Told(BaseModel):
     wrapped: bool = False
 
 
-def fate_of(told: Told, request_hash: str, call: int, behaviour: Behaviour) -> Fate:
-    """Return what becomes of a request that arrives for the `call`th time: what its prompt tells, or else chance."""
-    chance = chance_of(request_hash, call, behaviour)
-    latency = chance.latency if told.latency is None else told.latency
-    return Fate(latency, (told.status if call <= told.times else None) or chance.failure)
+def fate_of(told: Told, request_hash: str, call: int, behaviour: Behaviour) -> tuple[float, str | None]:
+    """Return how many seconds the images of a call take, and the name of the failure that it ends with, if it does.
 
+    The prompt may tell both, else chance does, which is the same for the same seed, request and number of the call, in
+    whatever order requests arrive.
 
-def chance_of(request_hash: str, call: int, behaviour: Behaviour) -> Fate:
-    """Return the same for the same seed, request and number of the call, in whatever order requests arrive.
+    Args:
+        told: by the prompt.
+        request_hash: of the request.
+        call: how often it has arrived, this time included.
+        behaviour: the sandbox's.
 
     >>> behaviour = Behaviour(fail={"429": 0.5})
-    >>> chance_of("f5a1", 1, behaviour).failure, chance_of("f5a1", 2, behaviour).failure
-    ('429', None)
+    >>> fate_of(Told(), "f5a1", 1, behaviour), fate_of(Told(latency=2), "f5a1", 2, behaviour)
+    ((0.0, '429'), (2.0, None))
     """
     chance = random.Random(f"{behaviour.seed}/{request_hash}/{call}")  # noqa: S311 - no secret
     latency = chance.uniform(*latency_range(behaviour.latency))
-    point, passed = chance.random(), 0.0
-    for name, rate in behaviour.fail.items():
-        passed += rate
-        if point < passed:
-            return Fate(latency, str(name))
-    return Fate(latency, None)
+    rates = list(behaviour.fail.values())
+    (failure,) = chance.choices([*map(str, behaviour.fail), None], [*rates, 1 - sum(rates)])
+    if told.status and call <= told.times:
+        failure = told.status
+    return latency if told.latency is None else told.latency, failure
 
 
 _DIRECTIVE: Final = re.compile(r"\[\[sandbox:([^\]=]*)=?([^\]]*)\]\]")

@@ -31,16 +31,9 @@ from prefect_ttapi.sandbox.pictures import Picture, Studio
 _LONGEST_BODY: Final = 1024 * 1024
 _PIECE: Final = 256 * 1024  # bytes
 _REQUESTS_KEPT: Final = 1000
-_COUNTED = (
-    "calls",
-    "paid",
-    "images",
-    "tokens",
-    "in_flight",
-    "most_in_flight",
-    "calls_by_request",
-    "paid_by_request",
-)
+_COUNTED: Final = (
+    "calls", "paid", "images", "tokens", "in_flight", "most_in_flight", "calls_by_request", "paid_by_request",
+)  # fmt: skip
 
 #: OpenAI's limit for gpt-image-2, pixels on the long side.
 LONGEST_SIDE: Final = 3840
@@ -161,21 +154,21 @@ class Endpoint:
         except ValueError as error:
             raise Refused.for_request(str(error), "prompt") from None
         call = self._counters.count_request(request.request_hash)
-        fate = fate_of(told, request.request_hash, call, self._behaviour)
-        if failure := FAILURES.get(fate.failure or ""):
-            await asyncio.sleep(fate.latency if failure.after_work else 0)
+        latency, end = fate_of(told, request.request_hash, call, self._behaviour)
+        if failure := FAILURES.get(end or ""):
+            await asyncio.sleep(latency if failure.after_work else 0)
             raise Refused(failure)
-        if fate.failure == "hang":
+        if end == "hang":
             while (await http.receive())["type"] != "http.disconnect":
                 pass
             return
         files_url = f"{http.url.scheme}://{http.url.netloc}{http.scope.get('root_path', '')}/files/"
         images = min(request.n, told.images)
-        answer = Answer(request, images, fate.latency, told.wrapped, files_url, self._behaviour, self._studio)
+        answer = Answer(request, images, latency, told.wrapped, files_url, self._behaviour, self._studio)
         if self._room.locked():
             raise Refused(FAILURES["429"])
         async with self._room:
-            await self._send_images(answer, send, headers, cut=fate.failure == "cut")
+            await self._send_images(answer, send, headers, cut=end == "cut")
 
     async def _send_images(self, answer: Answer, send: Send, headers: dict[str, str], *, cut: bool) -> None:
         streaming = answer.request.stream

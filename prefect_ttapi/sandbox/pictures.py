@@ -183,45 +183,33 @@ def certificates_for_testing(name: str) -> tuple[bytes, bytes]:
     """
     if not is_installed():
         raise ValueError(f"certificates for testing need an extra: {EXTRA}")
+    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-    from cryptography.x509 import (
-        AuthorityKeyIdentifier,
-        BasicConstraints,
-        CertificateBuilder,
-        ExtendedKeyUsage,
-        KeyUsage,
-        Name,
-        NameAttribute,
-        random_serial_number,
-    )
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
     own, authority = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     now, pem = datetime.datetime.now(datetime.UTC), b""
-    testing = NameAttribute(NameOID.ORGANIZATION_NAME, "for testing only")
-    issuer = Name([testing, NameAttribute(NameOID.COMMON_NAME, f"{name} (authority)")])
-    subject = Name([testing, NameAttribute(NameOID.COMMON_NAME, name)])
+    testing = x509.NameAttribute(NameOID.ORGANIZATION_NAME, "for testing only")
+    issuer = x509.Name([testing, x509.NameAttribute(NameOID.COMMON_NAME, f"{name} (authority)")])
+    subject = x509.Name([testing, x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
+    for_signing = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
     for key, named, issues in ((own, subject, False), (authority, issuer, True)):
-        #  digitalSignature for the one, keyCertSign and cRLSign for the other
-        usage = KeyUsage(not issues, False, False, False, False, issues, issues, False, False)
+        # digitalSignature for the one, keyCertSign and cRLSign for the other
+        usage = x509.KeyUsage(not issues, False, False, False, False, issues, issues, False, False)
         builder = (
-            CertificateBuilder(issuer, named, key.public_key(), random_serial_number())
+            x509.CertificateBuilder(issuer, named, key.public_key(), x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=_TESTING_DAYS))
-            .add_extension(BasicConstraints(issues, None), critical=True)
+            .add_extension(x509.BasicConstraints(issues, None), critical=True)
             .add_extension(usage, critical=True)
-            .add_extension(
-                AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
-            )
+            .add_extension(issued_by, critical=False)
         )
-        uses = ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        pem += (
-            (builder if issues else builder.add_extension(uses, critical=False))
-            .sign(authority, SHA256())
-            .public_bytes(Encoding.PEM)
-        )
+        if not issues:
+            builder = builder.add_extension(for_signing, critical=False)
+        pem += builder.sign(authority, SHA256()).public_bytes(Encoding.PEM)
     return pem, own.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

@@ -15,13 +15,14 @@ from prefect_ttapi.batch.known import Earlier, Known, remember
 from prefect_ttapi.batch.lanes import Plan
 from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.ledger.ledger import Ledger
-from prefect_ttapi.lineage.manifest import Row, write_manifest
+from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.layout import latest_key
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.engines import engine_of, run_of
 from tests.support.meddling import meddling_proxy
+from tests.support.rows import manifest_of
 from tests.support.s3 import S3Server
 
 DATE = datetime(2031, 5, 4, tzinfo=UTC)
@@ -56,7 +57,7 @@ def paid_rows(
 
 def note(store: ImageStore, rows: list[Row], folder: str = "batches/one") -> None:
     """The earlier batch's manifest, noted for the next one."""
-    store.write(f"{folder}/manifest.jsonl", b"".join(write_manifest(rows)), "application/x-ndjson")
+    store.write(f"{folder}/manifest.jsonl", manifest_of(rows), "application/x-ndjson")
     remember(store, "campaign", "sandbox", folder)
 
 
@@ -111,7 +112,7 @@ def test_a_hostile_or_torn_manifest_tells_nothing(store, client):
     """Lines that are no rows, another request's row under a hash, a folder outside: the records are read instead."""
     rows = paid_rows(store, client, 2)
     swapped = rows[0].model_copy(update={"request_hash": rows[1].request_hash, "ledger_tag": "x"})
-    lines = b"".join(write_manifest([swapped])) + b'{"row":1,"status":"cached","request_hash":"' + b"a" * 64
+    lines = swapped.line() + b'{"row":1,"status":"cached","request_hash":"' + b"a" * 64
     store.write("batches/one/manifest.jsonl", lines, "application/x-ndjson")
     remember(store, "campaign", "sandbox", "batches/one")
     found = sorted_out(store, items(2))

@@ -14,11 +14,12 @@ import pytest
 
 from prefect_ttapi.cli.batches import Passing, batch_called, batches_of
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.lineage.manifest import Row, write_manifest
+from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.storage.layout import latest_key
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.damaged_stores import age, paid
 from tests.support.generations import API
+from tests.support.rows import manifest_of
 from tests.support.s3 import S3Server
 
 PAGE = b"<h1>the gallery</h1>"
@@ -27,7 +28,7 @@ PAGE = b"<h1>the gallery</h1>"
 def batch(store: ImageStore, run_id: str, *rows: Row, name: str = "", page: bool = True) -> str:
     """A batch as a run leaves it; its folder."""
     folder = f"batches/{run_id}"
-    store.write(f"{folder}/manifest.jsonl", b"".join(write_manifest(rows)), "application/x-ndjson")
+    store.write(f"{folder}/manifest.jsonl", manifest_of(rows), "application/x-ndjson")
     if page:
         store.write(f"{folder}/index.html", PAGE, "text/html")
     if name:
@@ -72,7 +73,7 @@ def test_the_newest_is_first_and_a_killed_batch_is_told(
     """A batch without a manifest has the rows of its parts."""
     for file in ("manifest.jsonl", "index.html"):
         age(store, f"{batch(store, 'older')}/{file}")
-    part = b"".join(write_manifest([Row(row=0, status="skipped"), Row(row=1, status="skipped")]))
+    part = manifest_of([Row(row=0, status="skipped"), Row(row=1, status="skipped")])
     store.write("batches/newer/task-1/parts/000001.jsonl", part, "application/x-ndjson")
     assert main(["ls", store.url]) == 0
     _, newer, older = capsys.readouterr().out.splitlines()

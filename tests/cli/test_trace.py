@@ -27,7 +27,7 @@ from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.ledger.ledger import Ledger
-from prefect_ttapi.lineage.manifest import Row, write_manifest
+from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation, Usage
 from prefect_ttapi.storage.objects import Facts, ascii_metadata
@@ -38,6 +38,7 @@ from tests.support.generations import API, fresh_image, generation_of
 from tests.support.hostile import HostileServer, answer
 from tests.support.ledgers import acquire, recorded
 from tests.support.pictures import png_of
+from tests.support.rows import manifest_of
 from tests.support.s3 import S3Server
 
 RUN = "0b6f5a52-8d6e-4b1c-9d0e-4a61f3f6a001"
@@ -101,7 +102,7 @@ def campaign(
         Row(row=0, status="skipped", error="out of budget", error_type="BudgetExceeded"),
         Row.of(1, generation, delivered=(copy,), values={"sku": "L-12"}),
     ]
-    store.write(f"batches/{RUN}/manifest.jsonl", b"".join(write_manifest(rows)), "application/x-ndjson")
+    store.write(f"batches/{RUN}/manifest.jsonl", manifest_of(rows), "application/x-ndjson")
     return Campaign(store, shop, generation, copy, options)
 
 
@@ -323,8 +324,8 @@ def test_rows_of_other_runs_are_found_when_asked_for(tmp_path: Path) -> None:
     """A batch that found the image paid for has its row, too, in a manifest of its own."""
     store = ImageStore(url=str(tmp_path))
     made = record(store, REQUEST, b"pixels", RUN)
-    rows = write_manifest([Row(row=0, status="skipped"), Row.of(1, made, "cached")])
-    store.write("batches/another-run/manifest.jsonl", b"".join(rows), "application/x-ndjson")
+    rows = [Row(row=0, status="skipped"), Row.of(1, made, "cached")]
+    store.write("batches/another-run/manifest.jsonl", manifest_of(rows), "application/x-ndjson")
     assert trace_object(made.images[0].uri).rows == ()
     found = trace_object(made.images[0].uri, everywhere=True).rows
     assert [(source.row.row, source.row.status) for source in found] == [(1, "cached")]
@@ -336,8 +337,8 @@ def test_a_copy_leads_to_the_row_of_the_run_that_delivered_it(tmp_path: Path) ->
     made = record(store, REQUEST, b"pixels", RUN)
     delivery = Delivery(shop, "{sku}.{ext}", "b", datetime.now(UTC), source=store, run_id="later-run")
     (copy,) = delivery.deliver(made, {"sku": "7"})
-    rows = write_manifest([Row.of(0, made, "cached", delivered=(copy,), values={"sku": "7"})])
-    store.write("batches/later-run/manifest.jsonl", b"".join(rows), "application/x-ndjson")
+    row = Row.of(0, made, "cached", delivered=(copy,), values={"sku": "7"})
+    store.write("batches/later-run/manifest.jsonl", row.line(), "application/x-ndjson")
     assert [source.row.values for source in trace_object(copy.uri).rows] == [{"sku": "7"}]
 
 

@@ -9,17 +9,18 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail
-from prefect_ttapi.lineage.gallery import Heading, pages
+from prefect_ttapi.lineage.gallery import Gallery, ThumbnailFile
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.report import Totals
-from prefect_ttapi.results import DeliveredImage, StoredImage
+from prefect_ttapi.results import DeliveredImage
 from tests.support.browser import Tab, browser
-from tests.support.rows import failed, generated, picture, stored
+from tests.support.rows import failed, generated, picture, stored, totals_of
 
 pytestmark = pytest.mark.integration
 
@@ -69,19 +70,22 @@ def _write(root: Path, name: str, rows: list[Row]) -> None:
     folder = root / "batches" / name
     folder.mkdir(parents=True)
 
-    def thumbnail_of(image: StoredImage) -> bytes:
-        return thumbnail(io.BytesIO((root / "images" / f"{image.sha256}.png").read_bytes()), GALLERY_BOX)
-
-    made = pages(
-        rows,
-        thumbnail_of,
-        Totals.of(rows),
-        Heading(f"{name} <b>2026</b>"),
-        folder_uri=folder.as_uri(),
-        store_uri=root.as_uri(),
-    )
-    for file, pieces in made:
-        (folder / file).write_text("".join(pieces), encoding="utf-8")
+    with closing(ThumbnailFile()) as thumbnails:
+        for image in (image for row in rows for image in row.images):
+            file = io.BytesIO((root / "images" / f"{image.sha256}.png").read_bytes())
+            thumbnails.add(image.sha256, thumbnail(file, GALLERY_BOX))
+        gallery = Gallery(
+            title=f"{name} <b>2026</b>",
+            totals=totals_of(rows),
+            thumbnails=thumbnails,
+            made=datetime(2026, 5, 20, tzinfo=UTC),
+            run_id="5f0c1c1e",
+            run_url=None,
+            folder_uri=folder.as_uri(),
+            store_uri=root.as_uri(),
+        )
+        for page, pieces in gallery.pages(rows):
+            (folder / page).write_text("".join(pieces), encoding="utf-8")
 
 
 def opened(tab: Tab, root: Path, batch: str = "campaign") -> str:

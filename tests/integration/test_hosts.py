@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from prefect_ttapi.ledger.documents import Record, State
-from prefect_ttapi.lineage.manifest import Row, Rows
+from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.origins import SANDBOX_PATH, origin_of
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
@@ -162,7 +162,8 @@ class Campaign:
 
     def rows(self, run: str) -> list[Row]:
         """The rows of a run's manifest."""
-        return list(Rows(lambda: self.store.open(self.store.uri(f"batches/{run}/manifest.jsonl"))))
+        with self.store.open(self.store.uri(f"batches/{run}/manifest.jsonl")) as lines:
+            return list(read_manifest(lines))
 
     def check_images(self, *runs: str) -> None:
         """Each run has a row with images for each request, the same in all of them."""

@@ -21,8 +21,7 @@ from prefect_ttapi.lineage.publishing import (
     Progress,
     batch_key,
     image_key,
-    publish_markdown,
-    publish_table,
+    publish,
 )
 
 
@@ -30,15 +29,6 @@ def published(key: str) -> list[Artifact]:
     """All artifacts of a key, as the server has them."""
     with get_client(sync_client=True) as client:
         return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @example(59 * "0" + ":0", "")
@@ -64,8 +54,8 @@ class TestPublishing:
 
         @flow
         def lineage() -> UUID | None:
-            publish_table("ttapi-table", [{"row": 0, "prompt": "a | b"}])
-            return publish_markdown("ttapi-in-a-flow", "# hello", "where it came from")
+            publish("table", "ttapi-table", [{"row": 0, "prompt": "a | b"}])
+            return publish("markdown", "ttapi-in-a-flow", "# hello", "where it came from")
 
         made = lineage()
         (artifact,) = published("ttapi-in-a-flow")
@@ -78,7 +68,7 @@ class TestPublishing:
 
         @task
         def deliver() -> None:
-            publish_markdown("ttapi-in-a-task", "hello")
+            publish("markdown", "ttapi-in-a-task", "hello")
 
         @flow
         def lineage() -> None:
@@ -94,10 +84,10 @@ class TestPublishing:
 
         @flow
         async def lineage() -> None:
-            publish_markdown("ttapi-in-an-async-flow", "loop")
+            publish("markdown", "ttapi-in-an-async-flow", "loop")
             progress = Progress("ttapi-in-an-async-flow-progress")
             await asyncio.to_thread(progress.finish)
-            await asyncio.to_thread(publish_markdown, "ttapi-in-an-async-flow", "worker")
+            await asyncio.to_thread(publish, "markdown", "ttapi-in-an-async-flow", "worker")
 
         asyncio.run(lineage())
         assert sorted(str(artifact.data) for artifact in published("ttapi-in-an-async-flow")) == [
@@ -111,7 +101,7 @@ class TestPublishing:
 
         @flow
         def lineage() -> None:
-            publish_markdown("ttapi-described", "hello", "of a <img src=x>")
+            publish("markdown", "ttapi-described", "hello", "of a <img src=x>")
 
         lineage()
         (artifact,) = published("ttapi-described")
@@ -137,7 +127,7 @@ class TestPublishing:
 
         @flow
         def lineage(text: str) -> None:
-            publish_markdown("ttapi-history", text)
+            publish("markdown", "ttapi-history", text)
 
         lineage("first")
         lineage("second")
@@ -145,7 +135,7 @@ class TestPublishing:
 
     def test_outside_a_run(self) -> None:
         """Outside any run nothing is published, and nobody is warned of what Prefect will remove."""
-        assert publish_markdown("ttapi-outside", "hello") is None
+        assert publish("markdown", "ttapi-outside", "hello") is None
         progress = Progress("ttapi-outside")
         progress.update(1, 2)
         progress.finish()
@@ -158,40 +148,32 @@ class TestPublishing:
         def lineage() -> tuple[UUID | None, str]:
             progress = Progress("No key at all")
             progress.finish()
-            return publish_markdown("No key at all", "hello"), "went on"
+            return publish("markdown", "No key at all", "hello"), "went on"
 
         with caplog.at_level(logging.WARNING):
             assert lineage() == (None, "went on")
         assert caplog.text.count("An artifact was not published") == 2
 
     def test_progress_at_a_sensible_rate(self) -> None:
-        """Progress is shown at most every so many seconds, and at the end whatever the clock says."""
-        clock = Clock()
+        """Progress is shown at most every so many seconds, and at the end however soon that is."""
 
-        def shown() -> object:
-            (artifact,) = published("ttapi-progress")
+        def shown(key: str) -> object:
+            (artifact,) = published(key)
             return artifact.data, artifact.description
 
         @flow
-        def lineage() -> list[object]:
-            progress = Progress("ttapi-progress", "starting", every=2.0, clock=clock)
-            seen = [shown()]
-            for now, done in [(1.9, 1), (2.0, 2), (3.9, 3), (4.0, 9)]:
-                clock.now = now
-                progress.update(done, 8, f"{done} of 8")
-                seen.append(shown())
-            progress.update(5, None)
+        def lineage(every: int) -> list[object]:
+            key = f"ttapi-progress-every-{every}"
+            progress = Progress(key, "starting", every=every)
+            seen = []
+            for done, total in [(2, 8), (9, 8), (5, None)]:
+                progress.update(done, total, f"{done} of {total}")
+                seen.append(shown(key))
             progress.finish("done")
-            return [*seen, shown()]
+            return [*seen, shown(key)]
 
-        assert lineage() == [
-            (0.0, "starting"),
-            (0.0, "starting"),
-            (25.0, "2 of 8"),
-            (25.0, "2 of 8"),
-            (100.0, "9 of 8"),
-            (100.0, "done"),
-        ]
+        assert lineage(every=3600) == [(0.0, "starting")] * 3 + [(100.0, "done")]
+        assert lineage(every=0) == [(25.0, "2 of 8"), (100.0, "9 of 8"), (0.0, "5 of None"), (100.0, "done")]
 
     def test_progress_from_any_thread(self) -> None:
         """Threads that know nothing of the run update its progress; of those that come at once, one does."""
@@ -205,9 +187,7 @@ class TestPublishing:
 
         @flow
         def lineage() -> None:
-            clock = Clock()
-            progress = Progress("ttapi-progress-threads", every=1.0, clock=clock)
-            clock.now = 1.0
+            progress = Progress("ttapi-progress-threads", every=0)
             in_threads(lambda: progress.update(1, 2))
 
         lineage()

@@ -7,7 +7,6 @@ import hashlib
 import html.parser
 import json
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_ttapi.lineage.gallery import Heading, pages
+from prefect_ttapi.lineage.gallery import Gallery, ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.results import DeliveredImage, StoredImage
-from tests.support.rows import failed, generated, stored
+from tests.support.rows import failed, generated, stored, totals_of
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -29,12 +27,6 @@ HOSTILE = [
     "\u202eright to left",
     "x" * 32_000,
 ]
-HEADING = Heading(
-    "campaign",
-    made=datetime(2031, 5, 20, 12, 30, tzinfo=UTC),
-    run_id="5f0c1c1e",
-    run_url="http://127.0.0.1:4200/runs/flow-run/5f0c1c1e",
-)
 TEXTS = st.sampled_from(HOSTILE) | st.text(min_size=1, max_size=80).filter(str.strip)
 
 
@@ -71,20 +63,37 @@ class Page(html.parser.HTMLParser):
         return next(value for name, value in self.attributes if value.startswith("default-src"))
 
 
-def gallery(rows: list[Row], title: str | None = "campaign", store: str = "file:///out") -> dict[str, str]:
-    made = pages(
-        rows,
-        lambda _: b"webp",
-        Totals.of(rows),
-        HEADING if title is None else Heading(title, manifest="manifest.jsonl"),
-        folder_uri=f"{store}/batches/1",
-        store_uri=store,
-    )
-    return {name: "".join(pieces) for name, pieces in made}
+class Thumbnails(ThumbnailPack):
+    """The same for every image; remembers which were asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def get(self, sha256: str) -> bytes:
+        self.asked.append(sha256)
+        return b"webp"
 
 
-def shown(rows: list[Row], **where: str) -> Page:
-    return Page(gallery(rows, **where)["index.html"])
+def gallery_of(rows: list[Row], store: str = "file:///out", **told: Any) -> Gallery:
+    facts = {
+        "title": "campaign",
+        "totals": totals_of(rows),
+        "thumbnails": Thumbnails(),
+        "made": datetime(2031, 5, 20, 12, 30, tzinfo=UTC),
+        "run_id": "5f0c1c1e",
+        "run_url": "http://127.0.0.1:4200/runs/flow-run/5f0c1c1e",
+        "folder_uri": f"{store}/batches/1",
+        "store_uri": store,
+    }
+    return Gallery(**facts | told)
+
+
+def gallery(rows: list[Row], **told: Any) -> dict[str, str]:
+    return {name: "".join(pieces) for name, pieces in gallery_of(rows, **told).pages(rows)}
+
+
+def shown(rows: list[Row], **told: Any) -> Page:
+    return Page(gallery(rows, **told)["index.html"])
 
 
 def image_of(image: StoredImage, delivered: tuple[DeliveredImage, ...] = (), **where: str) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def test_nothing_from_outside_is_markup(texts: list[str], title: str) -> None:
 
 def test_the_policy_allows_what_is_on_the_page_only() -> None:
     """Style and script are allowed by their hashes, images from beside the page or in it, and nothing else."""
-    page = shown([generated(0)])
+    page = shown([generated(0)], run_url=None)
     for tag, directive in (("style", "style-src"), ("script", "script-src")):
         digest = base64.b64encode(hashlib.sha256(page.inside[tag].encode()).digest()).decode()
         assert f"{directive} 'sha256-{digest}';" in page.policy
@@ -129,7 +138,7 @@ def test_the_policy_allows_what_is_on_the_page_only() -> None:
 
 def test_no_external_requests() -> None:
     """No tag of the page names another host, and its script calls for nothing."""
-    page = shown([generated(0)])
+    page = shown([generated(0)], run_url=None)
     addresses = [value for name, value in page.attributes if name in ("src", "href", "action", "data")]
     assert addresses == ["data:,", "./manifest.jsonl"]
     assert not re.search(
@@ -269,15 +278,8 @@ def test_a_big_batch_has_several_pages() -> None:
 
 def test_a_page_is_made_card_by_card() -> None:
     """No more is asked for than what is read, neither of this page nor of the next, so memory does not grow."""
-    asked: list[str] = []
-
-    def thumbnail_of(image: StoredImage) -> None:
-        asked.append(image.uri)
-
-    rows = [generated(n) for n in range(1_001)]
-    made = pages(
-        rows, thumbnail_of, Totals.of(rows), Heading("t"), folder_uri="file:///o/b", store_uri="file:///o"
-    )
+    rows, thumbnails = [generated(n) for n in range(1_001)], Thumbnails()
+    asked, made = thumbnails.asked, gallery_of(rows, thumbnails=thumbnails).pages(rows)
     for before in (0, 500):
         _, pieces = next(made)
         head = [next(pieces) for _ in range(3)]
@@ -288,11 +290,9 @@ def test_a_page_is_made_card_by_card() -> None:
 
 def test_the_head_tells_when_and_by_which_run() -> None:
     """Date and run stand at the head, the run as a link where a browser can open it, and as text elsewhere."""
-    assert 'href="http://127.0.0.1:4200/runs/flow-run/5f0c1c1e"' in gallery([], title=None)["index.html"]
-    assert "20 May 2031, 12:30 UTC" in gallery([], title=None)["index.html"]
-    hostile = replace(HEADING, run_id="<b>", run_url="javascript:alert(1)")
-    made = pages([], lambda _: None, Totals(), hostile, folder_uri="file:///o/b", store_uri="file:///o")
-    page = "".join(next(made)[1])
+    assert 'href="http://127.0.0.1:4200/runs/flow-run/5f0c1c1e"' in gallery([])["index.html"]
+    assert "20 May 2031, 12:30 UTC" in gallery([])["index.html"]
+    page = gallery([], run_id="<b>", run_url="javascript:alert(1)")["index.html"]
     assert "run &lt;b&gt;" in page
     assert "javascript:alert" not in page
 

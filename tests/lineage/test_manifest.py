@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from datetime import UTC, datetime
@@ -13,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from prefect_ttapi.lineage.manifest import Row, Rows, read_manifest, write_manifest
+from prefect_ttapi.errors import StoreError
+from prefect_ttapi.lineage.manifest import Row, RowFile, Rows, read_manifest
+from prefect_ttapi.lineage.report import BatchReport, Totals
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import Generation, Usage
-from tests.support.rows import failed, generated, stored
+from tests.support.rows import failed, generated, manifest_of, stored
 
 ANYTHING = st.recursive(
     st.none()
@@ -32,7 +33,7 @@ ANYTHING = st.recursive(
 
 
 def manifest(count: int) -> bytes:
-    return b"".join(write_manifest(generated(n, f"prompt {n}") for n in range(count)))
+    return manifest_of(generated(n, f"prompt {n}") for n in range(count))
 
 
 @given(
@@ -48,7 +49,7 @@ def test_rows_survive(prompt: str, error: str, item: object, values: dict[str, o
         failed(1, prompt, error=error, maybe_paid=[error]),
         Row(row=2, status="failed", given=item, error=error, error_type="ValidationError"),
     ]
-    lines = list(write_manifest(rows))
+    lines = [row.line() for row in rows]
     assert [line.count(b"\n") for line in lines] == [1, 1, 1]
     assert [json.loads(line)["row"] for line in lines] == [0, 1, 2]
     assert list(read_manifest(lines)) == rows
@@ -70,19 +71,19 @@ def test_a_deep_item_is_cut() -> None:
     item: object = "x"
     for _ in range(1_000):
         item = [item]
-    assert len(next(write_manifest([Row(row=0, status="failed", given=item)]))) < 2_000
+    assert len(Row(row=0, status="failed", given=item).line()) < 2_000
 
 
 def test_a_long_number_is_cut() -> None:
     """A whole number that JSON readers would refuse does not make the manifest unreadable."""
     row = Row(row=0, status="failed", given={"n": 10**5_000, "seed": 2**63})
     assert row.given == {"n": "<int>", "seed": 2**63}
-    assert list(read_manifest(write_manifest([row]))) == [row]
+    assert list(read_manifest([row.line()])) == [row]
 
 
 def test_an_unhelpful_prompt_is_not_echoed() -> None:
     """The error of a line that is no row names the line, not the prompts in it."""
-    lines = [*write_manifest([generated(0)]), b'{"row": 1, "status": "a secret prompt"}\n']
+    lines = [generated(0).line(), b'{"row": 1, "status": "a secret prompt"}\n']
     rows = read_manifest(lines)
     next(rows)
     with pytest.raises(ValueError, match="line 2 of the manifest is no row") as error:
@@ -92,7 +93,7 @@ def test_an_unhelpful_prompt_is_not_echoed() -> None:
 
 def test_newer_fields_are_left_out() -> None:
     """A manifest that a newer version wrote is still readable."""
-    line = json.loads(next(write_manifest([generated(3)]))) | {"colour": "new"}
+    line = json.loads(generated(3).line()) | {"colour": "new"}
     assert list(read_manifest([json.dumps(line)])) == [generated(3)]
 
 
@@ -117,12 +118,11 @@ def test_a_cached_row_has_paid_nothing() -> None:
     assert cached.images == generation.images
 
 
-def test_rows_are_a_sequence(tmp_path: Path) -> None:
+def test_rows_are_a_sequence() -> None:
     """Length, positions from both ends, slices of slices and iteration agree with a list of the rows."""
-    path = tmp_path / "manifest.jsonl"
-    path.write_bytes(manifest(12) + b"\n")
-    rows = Rows(lambda: path.open("rb"))
-    expected = list(read_manifest(path.read_bytes().splitlines()))
+    lines = [*manifest(12).splitlines(), b"\n"]
+    rows = Rows(RowFile(lines))
+    expected = list(read_manifest(lines))
     assert len(rows) == 12
     assert list(rows) == expected
     assert rows[3] == expected[3]
@@ -138,28 +138,27 @@ def test_rows_are_a_sequence(tmp_path: Path) -> None:
 
 def test_rows_of_an_empty_manifest() -> None:
     """A batch without requests has a manifest without rows."""
-    rows = Rows(lambda: io.BytesIO(b""))
+    rows = Rows(RowFile())
     assert not rows
     assert list(rows) == []
 
 
-def test_the_manifest_is_read_once() -> None:
-    """Length, single rows, slices and passes read the manifest once in all; it may be gone afterwards."""
-    data = manifest(100)
-    opened: list[io.BytesIO] = []
-
-    def open_it() -> io.BytesIO:
-        opened.append(io.BytesIO(data))
-        return opened[-1]
-
-    rows = Rows(open_it)
-    assert not opened
+def test_the_manifest_is_read_once(tmp_path: Path) -> None:
+    """A report reads it when its rows are asked for, and not again; it may be gone afterwards."""
+    path = tmp_path / "batches" / "1" / "manifest.jsonl"
+    told = {"name": "b", "flow_run_id": "1", "totals": Totals(), "gallery_uri": None, "seconds": 1.0}
+    report = BatchReport(manifest_uri=path.as_uri(), **told)
+    with pytest.raises(StoreError):
+        report.rows  # noqa: B018
+    path.parent.mkdir(parents=True)
+    path.write_bytes(manifest(100))
+    rows = report.rows
+    path.unlink()
     assert len(rows) == 100
     assert rows[57].row == 57
     assert [row.row for row in rows[90:]] == list(range(90, 100))
     assert [row.row for row in rows] == list(range(100))
-    assert len(opened) == 1
-    assert opened[0].closed
+    assert report.rows is rows
 
 
 def test_what_is_used_again_keeps_all_that_is_known_of_the_images() -> None:

@@ -6,7 +6,9 @@ import html.parser
 import io
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +16,10 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.markdown import Picture, batch_markdown, delivery_markdown, image_table, pictures
-from prefect_ttapi.lineage.report import Totals
+from prefect_ttapi.lineage.markdown import Picture, batch_markdown, delivery_markdown, image_table
+from prefect_ttapi.lineage.report import BatchReport
 from prefect_ttapi.lineage.shown import StoreLinks
-from prefect_ttapi.results import Generation, StoredImage
-from tests.support.rows import failed, generated, picture, stored
+from tests.support.rows import failed, generated, picture, stored, totals_of
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(1)>",
@@ -60,30 +61,30 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
+def pictures(rows: list[Row], thumb: bytes | None = WEBP) -> Iterator[Picture]:
+    return (Picture(row, image, thumb) for row in rows for image in row.images)
+
+
+def report_of(rows: list[Row], **told: Any) -> BatchReport:
+    facts = {
+        "name": "campaign",
+        "flow_run_id": "1",
+        "totals": totals_of(rows),
+        "manifest_uri": "file:///out/batches/1/manifest.jsonl",
+        "gallery_uri": None,
+        "seconds": 1.0,
+    }
+    return BatchReport(**facts | told)
+
+
 def batch(rows: list[Row], thumb: bytes | None = WEBP) -> str:
-    return batch_markdown(
-        "campaign",
-        Totals.of(rows),
-        failures=(row for row in rows if row.status == "failed"),
-        pictures=pictures(rows, lambda _: thumb),
-        manifest_uri="file:///out/batches/1/manifest.jsonl",
-        gallery_uri="https://cdn.example.com/index.html",
-    )
+    failures = (row for row in rows if row.status == "failed")
+    report = report_of(rows, gallery_uri="https://cdn.example.com/index.html")
+    return batch_markdown(report, failures, pictures(rows, thumb), StoreLinks())
 
 
-def generation(row: Row) -> Generation:
-    assert row.request
-    assert row.request_hash
-    return Generation(
-        request=row.request,
-        request_hash=row.request_hash,
-        api_origin="https://api.ttapi.io",
-        created_at=datetime(2026, 5, 20, 12, tzinfo=UTC),
-        images=row.images,
-        usage=row.usage,
-        flow_run_id=row.flow_run_id,
-        request_id="req-1",
-    )
+def delivery(row: Row, links: StoreLinks) -> str:
+    return delivery_markdown(row, list(pictures([row])), links, "req-1")
 
 
 @settings(deadline=None)
@@ -97,11 +98,10 @@ def test_nothing_from_outside_is_markup(prompts: list[str], name: str) -> None:
     plain = [row.model_copy(update={"request": generated().request}) for row in rows]
     made, expected = (
         batch_markdown(
-            called,
-            Totals.of(some),
+            report_of(some, name=called),
             failures=some[len(prompts) :],
-            pictures=pictures(some[: len(prompts)], lambda _: WEBP),
-            manifest_uri="file:///m.jsonl",
+            pictures=pictures(some[: len(prompts)]),
+            links=StoreLinks(),
         )
         for some, called in ((rows, name), (plain, "name"))
     )
@@ -115,10 +115,7 @@ def test_nothing_from_outside_is_markup(prompts: list[str], name: str) -> None:
 def test_nothing_from_outside_is_markup_in_a_delivery(prompt: str) -> None:
     """The same for a delivery's artifact."""
     row, plain = generated(0, prompt), generated(0)
-    made, expected = (
-        delivery_markdown(generation(each), [Picture(each, image, WEBP) for image in each.images])
-        for each in (row, plain)
-    )
+    made, expected = (delivery(each, StoreLinks()) for each in (row, plain))
     assert Page(made).tags == Page(expected).tags
     assert set(Page(made).tags) <= ALLOWED
     assert made.count("\n") == expected.count("\n")
@@ -192,28 +189,24 @@ def test_no_artifact_grows_with_the_batch() -> None:
 
 
 def test_only_what_is_shown_is_read() -> None:
-    """No thumbnail is made of an image that the artifact does not show."""
-    asked: list[StoredImage] = []
-
-    def thumb(image: StoredImage) -> None:
-        asked.append(image)
-
+    """No more pictures are asked for than the artifact shows."""
     rows = [generated(n) for n in range(100)]
-    batch_markdown("b", Totals.of(rows), pictures=pictures(rows, thumb), manifest_uri="file:///m")
-    assert len(asked) == 60
+    left = pictures(rows)
+    batch_markdown(report_of(rows), [], left, StoreLinks())
+    assert len(list(left)) == 40
 
 
 def test_what_it_cost_and_how_long_it_took() -> None:
     """With prices there is money; latencies stand by model; notes are shown as text, whatever they hold."""
     rows = [generated(0, seconds=20), generated(1, status="cached", api_calls=0)]
-    priced = sum((Totals().add(row, 0.5) for row in rows), Totals())
-    made = batch_markdown("b", priced, manifest_uri="file:///m", notes=["<b>40 tokens</b> over"])
+    priced = report_of(rows, totals=totals_of(rows, 0.5), notes=["<b>40 tokens</b> over"])
+    made = batch_markdown(priced, [], [], StoreLinks())
     assert "| 4,169 | 4,169 | 2 | 0.50 | 0.50 |" in made
     assert re.search(r"2</td><td>(19\.\d|20\.\d) s</td>", made)
     assert "On average, 1.0 requests were under way." in made
     assert made.index("### Time") > made.index("| generated |")
     assert "<b>40 tokens</b> over" in Page(made).text
-    assert "USD" not in batch_markdown("b", Totals.of(rows), manifest_uri="file:///m")
+    assert "USD" not in batch_markdown(report_of(rows), [], [], StoreLinks())
 
 
 def test_an_empty_batch() -> None:
@@ -226,7 +219,7 @@ def test_an_empty_batch() -> None:
 def test_a_delivery_tells_where_its_images_came_from() -> None:
     """A delivery's artifact has the whole chain: prompt, model, hash, who answered, runs, objects, sha256."""
     row = generated(0, "a lighthouse", count=2)
-    text = Page(delivery_markdown(generation(row), list(pictures([row], lambda _: WEBP)))).text
+    text = Page(delivery(row, StoreLinks())).text
     facts = [
         *("a lighthouse", "gpt-image-2", "size 1024x1024", row.request_hash, "2026-05-20 12:00:00 UTC"),
         *("https://api.ttapi.io", "req-1", "4,169", row.flow_run_id),
@@ -285,13 +278,8 @@ class Signed(StoreLinks):
 def test_signed_links_say_when_they_end() -> None:
     """Where links are signed, pictures and places lead to the signed addresses, and their end is told."""
     row = generated()
-    made = batch_markdown(
-        "campaign",
-        Totals.of([row]),
-        pictures=[Picture(row, image, WEBP) for image in row.images],
-        manifest_uri="file:///out/manifest.jsonl",
-        links=Signed(),
-    )
+    report = report_of([row], manifest_uri="file:///out/manifest.jsonl")
+    made = batch_markdown(report, [], pictures([row]), Signed())
     assert "end on 2031-05-20 12:30 UTC at the latest" in made
     assert Page(made).links == [
         "https://s3.example.com/site/lighthouse-0-0.png?X-Amz-Signature=0f&X-Amz-Expires=60",
@@ -299,10 +287,7 @@ def test_signed_links_say_when_they_end() -> None:
     ]
     assert "X-Amz" not in Page(made).text
     assert " end on " not in batch([row])
-    delivery = delivery_markdown(
-        generation(row), [Picture(row, image, WEBP) for image in row.images], Signed()
-    )
-    assert "end on 2031-05-20 12:30 UTC at the latest" in delivery
+    assert "end on 2031-05-20 12:30 UTC at the latest" in delivery(row, Signed())
 
 
 def test_a_table_that_is_cut_leads_to_the_manifest() -> None:
@@ -325,13 +310,8 @@ def test_a_table_that_is_cut_leads_to_the_manifest() -> None:
 )
 def test_the_gallery_comes_first(gallery: str, told: str | None) -> None:
     """Before anything else stands a link that a browser opens from Prefect's page, else the command that does."""
-    made = batch_markdown(
-        "campaign",
-        Totals.of([generated()]),
-        pictures=pictures([generated()], lambda _: WEBP),
-        manifest_uri="file:///m.jsonl",
-        gallery_uri=gallery,
-    )
+    report = report_of([generated()], gallery_uri=gallery)
+    made = batch_markdown(report, [], pictures([generated()]), StoreLinks())
     before = Page(made[: made.index("| generated |")])
     assert before.links == ([] if told else [gallery])
     assert (told or "Open the gallery") in before.text

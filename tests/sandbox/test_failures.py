@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from prefect_ttapi.sandbox import Sandbox
-from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, chance_of, latency_range
+from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Told, fate_of, latency_range
 
 PATH = "/v1/images/generations"
 Connect = Callable[..., httpx.Client]
@@ -91,18 +91,20 @@ def test_chance_repeats_itself_in_any_order(connect: Connect) -> None:
 def test_rates_are_met() -> None:
     """Each failure comes about as often as its rate says, and latency stays in its range."""
     behaviour = Behaviour(latency=(0.5, 1.5), fail={"429": 0.1, "cut": 0.01})
-    fates = [chance_of(f"request {number}", 1, behaviour) for number in range(4000)]
-    assert 300 < sum(each.failure == "429" for each in fates) < 500
-    assert 15 < sum(each.failure == "cut" for each in fates) < 75
-    assert {each.failure for each in fates} == {"429", "cut", None}
-    assert all(0.5 <= each.latency <= 1.5 for each in fates)
-    assert 0.95 < sum(each.latency for each in fates) / 4000 < 1.05
+    fates = [fate_of(Told(), f"request {number}", 1, behaviour) for number in range(4000)]
+    latencies, failures = zip(*fates, strict=True)
+    assert 300 < failures.count("429") < 500
+    assert 15 < failures.count("cut") < 75
+    assert set(failures) == {"429", "cut", None}
+    assert all(0.5 <= each <= 1.5 for each in latencies)
+    assert 0.95 < sum(latencies) / 4000 < 1.05
 
 
 def test_a_certain_failure_is_certain(client: httpx.Client) -> None:
     """A rate of 1 fails always, of 0 never."""
-    assert {chance_of(str(n), 1, Behaviour(fail={"500": 1.0})).failure for n in range(200)} == {"500"}
-    assert {chance_of(str(n), 1, Behaviour(fail={"500": 0.0})).failure for n in range(200)} == {None}
+    for rate, failures in ((1.0, {"500"}), (0.0, {None})):
+        behaviour = Behaviour(fail={"500": rate})
+        assert {fate_of(Told(), str(n), 1, behaviour)[1] for n in range(200)} == failures
 
 
 def test_no_more_calls_than_there_is_room_for(connect: Connect) -> None:

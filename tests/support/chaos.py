@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prefect_ttapi.cli.checks import verify
 from prefect_ttapi.ledger.documents import Document, Documents, Record, State, decode, record_of
-from prefect_ttapi.lineage.manifest import Rows
+from prefect_ttapi.lineage.manifest import read_manifest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.children import child, small_flow, until
@@ -192,7 +192,8 @@ def kill_and_go_on(server: Server, place: ImageStore, log: Path, seed: int) -> T
         else:
             raise AssertionError(log.read_text())
         tally = account.check(BATCH)
-    rows = list(Rows(lambda: place.open(log.read_text().splitlines()[-1])))
+    with place.open(log.read_text().splitlines()[-1]) as lines:
+        rows = list(read_manifest(lines))
     assert [row.row for row in rows] == list(range(BATCH))
     assert all(row.status in ("generated", "cached") and row.images for row in rows)
     return tally

@@ -7,12 +7,13 @@ import time
 
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
-from prefect_ttapi.lineage.manifest import Row, write_manifest
+from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.results import Generation
 from prefect_ttapi.storage.layout import answer_key
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import API, fresh_image, generation_of, request_of
 from tests.support.ledgers import acquire, recorded, unreadable
+from tests.support.rows import manifest_of
 
 
 def claimed(store: ImageStore, prompt: str, ttl: float = 60.0) -> Claim:
@@ -60,7 +61,7 @@ def kept(store: ImageStore, prompt: str, body: bytes = b"<html>") -> str:
 def manifest(store: ImageStore, *generations: Generation) -> str:
     rows = [Row.of(number, generation) for number, generation in enumerate(generations)]
     key = "batches/run-1/manifest.jsonl"
-    store.write(key, b"".join(write_manifest(rows)), "application/x-ndjson")
+    store.write(key, manifest_of(rows), "application/x-ndjson")
     return key
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from PIL import Image
 
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
 
@@ -76,3 +78,16 @@ def failed(row: int = 0, prompt: str = "a lighthouse", **changed: object) -> Row
         "api_calls": 1,
     }
     return Row.model_validate(facts | changed)
+
+
+def manifest_of(rows: Iterable[Row]) -> bytes:
+    """The manifest of a batch with these rows."""
+    return b"".join(row.line() for row in rows)
+
+
+def totals_of(rows: Iterable[Row], usd: float | None = None) -> Totals:
+    """The totals of a batch with these rows, each of which costs so much."""
+    totals = Totals()
+    for row in rows:
+        totals = totals.add(row, usd)
+    return totals
