@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from prefect_ttapi.storage.store import ImageStore
     from prefect_ttapi.tasks import adeliver_images, agenerate_images, deliver_images, generate_images
 
-__all__ = [
+__all__: list[str] = [
     "REQUEST_HASH",
     "BatchReport",
     "Budget",
