@@ -27,7 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.generation.engine import Engine, Paid
+from prefect_ttapi.generation.engine import Engine
+from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         generate_batch,
         read_prompts,
     )
-    from prefect_ttapi.caching import REQUEST_HASH
     from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
     from prefect_ttapi.generation.provenance import Provenance
     from prefect_ttapi.images.renditions import Rendition
@@ -36,7 +35,13 @@ if TYPE_CHECKING:
     )
     from prefect_ttapi.storage.settings import ConnectionOptions, UploadOptions
     from prefect_ttapi.storage.store import ImageStore
-    from prefect_ttapi.tasks import adeliver_images, agenerate_images, deliver_images, generate_images
+    from prefect_ttapi.tasks import (
+        REQUEST_HASH,
+        adeliver_images,
+        agenerate_images,
+        deliver_images,
+        generate_images,
+    )
 
 __all__: list[str] = [
     "REQUEST_HASH",
@@ -82,7 +87,6 @@ _MODULES = (
     "prefect_ttapi.storage.store",
     "prefect_ttapi.generation.provenance",
     "prefect_ttapi.credentials",
-    "prefect_ttapi.caching",
     "prefect_ttapi.tasks",
     "prefect_ttapi.batch",
 )

@@ -6,13 +6,17 @@ threads of their own, so that an event loop is never blocked by an image.
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Final, ParamSpec, TypeVar
 
 from prefect import Flow, Task
-from prefect.cache_policies import NO_CACHE
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.context import TaskRunContext
 from prefect.exceptions import SerializationError
 from prefect.futures import PrefectDistributedFuture
@@ -20,21 +24,20 @@ from prefect.logging import get_run_logger
 from prefect.serializers import JSONSerializer, prefect_json_object_encoder
 
 from prefect_ttapi.api.redaction import withholding
-from prefect_ttapi.caching import REQUEST_HASH, nonce_of
 from prefect_ttapi.capabilities import RULES
-from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.credentials import TTAPICredentials, shared_client
 from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.engine import Engine, Paid
+from prefect_ttapi.generation.engine import Engine, ledger_for
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.persisting import rescue_place
+from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.generation.provenance import Original, Provenance, note_of, without_mark
+from prefect_ttapi.generation.rescue import rescue_place
 from prefect_ttapi.generation.runs import (
     GRACE,
     RunContext,
     async_twin,
     must_outlive_the_run,
-    named,
     stop_of_caller,
     to_the_end,
 )
@@ -58,6 +61,9 @@ from prefect_ttapi.storage.store import ImageStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: (task run, nonce) of the cache key computed last in this context: how the key reaches the task's body.
+_LAST_NONCE: ContextVar[tuple[str, str] | None] = ContextVar("ttapi_last_nonce", default=None)
 
 #: How results, and parameters of background tasks (`delay`), are stored: as JSON, which has no secrets.
 _JSON: Final = JSONSerializer(object_encoder="prefect_ttapi.tasks.encoded")
@@ -100,6 +106,53 @@ def _task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
     return lambda function: _Task(function, result_serializer=_JSON, **options)
 
 
+@dataclass
+class RequestHash(CachePolicy):
+    """The cache policy of the generate tasks: same API, store and request, and a ledger record that still counts.
+
+    The ledger decides when Prefect says "Cached". A Prefect cache hit never runs the task's body, so a stale hit must
+    be impossible by the key alone. Each payment draws a nonce that its ledger record keeps, and the key covers it: a
+    record that is gone, expired or to be refreshed, or one whose objects are gone, leads to a new nonce and hence to a
+    key that no old result has.
+
+    It composes with Prefect's other policies (`REQUEST_HASH + RUN_ID`). Looking up costs one read of the store and
+    one existence check per image. Where the store can't be reached there is no key, and the task itself fails
+    before anything is sent.
+    """
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],  # noqa: ARG002 - the base class's signature
+        **kwargs: Any,  # noqa: ARG002
+    ) -> str | None:
+        """Return the key of a task run; None where there can be none, and the task itself says why."""
+        credentials, store = inputs.get("credentials"), inputs.get("store")
+        if not isinstance(credentials, TTAPICredentials) or not isinstance(store, ImageStore):
+            return None  # the task itself says what is wrong with its arguments
+        try:
+            request_hash = ImageRequest.model_validate(inputs["request"]).request_hash
+        except ValueError:
+            return None
+        run = RunContext.current(task_ctx)
+        ledger = ledger_for(credentials, store, run.run_id)
+        record = ledger.look_up(request_hash, run.not_before_for(task_ctx))
+        nonce = record.result_key or str(record.generation.created_at) if record else uuid.uuid4().hex
+        _LAST_NONCE.set((str(task_ctx.task_run.id), nonce))
+        named = "\n".join((credentials.api_origin, store.identity, request_hash, nonce))
+        return "ttapi-" + hashlib.sha256(named.encode()).hexdigest()
+
+
+REQUEST_HASH = RequestHash()
+
+
+def _nonce_of(task_ctx: TaskRunContext | None) -> str:
+    """Return the nonce in this task run's cache key; a new one where no key was computed."""
+    last = _LAST_NONCE.get()
+    return last[1] if last and task_ctx and last[0] == str(task_ctx.task_run.id) else uuid.uuid4().hex
+
+
 def _generate_name(parameters: dict[str, Any]) -> str:
     """`generate-gpt-image-2-3f9a12`; illegal arguments must not fail here but in the task, with their own error."""
     try:
@@ -115,6 +168,20 @@ def _deliver_name(parameters: dict[str, Any]) -> str:
     if not isinstance(generation, Generation):
         return "deliver-illegal-generation"
     return f"deliver-{generation.request.model}-{generation.request_hash[:6]}"
+
+
+#: What each task and its twin are made with.
+_GENERATING: Final[dict[str, Any]] = {
+    "name": "generate-images",
+    "task_run_name": _generate_name,
+    "cache_policy": REQUEST_HASH,
+}
+_DELIVERING: Final[dict[str, Any]] = {
+    "name": "deliver-images",
+    "task_run_name": _deliver_name,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
 
 
 def _generate(
@@ -134,23 +201,21 @@ def _generate(
     asked = ImageRequest.model_validate(request)
     if preview:
         asked = _with_previews(asked)
-    engine = Engine.of(
-        credentials,
-        store,
-        run,
-        limits=Limits(stop),
-        not_before=run.not_before_for(task_ctx),
-        log=get_run_logger(),
-    )
     shown = Shown(record_prompts)
     show = partial(_publish_preview, asked.request_hash, shown.prompt(asked))
+    engine = Engine(
+        shared_client(credentials),
+        store,
+        ledger_for(credentials, store, run.run_id, get_run_logger()),
+        run,
+        Limits(stop),
+        run.not_before_for(task_ctx),
+        result_key=_nonce_of(task_ctx),
+        on_preview=show if preview and asked.stream else None,
+    )
     try:
         with withholding(shown.withheld(asked)):
-            paid = engine.generate(
-                asked,
-                result_key=nonce_of(task_ctx),
-                on_preview=show if preview and asked.stream else None,
-            )
+            paid = engine.generate(asked)
     except InsufficientBalanceError as error:
         balance_exhausted(credentials.api_origin, str(error))
         raise
@@ -221,11 +286,7 @@ def _must_be(value: object, kind: type, name: str) -> None:
         raise TypeError(f"{name} must be {kind.__name__}, not {type(value).__name__}")
 
 
-@_task(
-    name="generate-images",
-    task_run_name=named(_generate_name),
-    cache_policy=REQUEST_HASH,
-)
+@_task(**_GENERATING)
 def generate_images(
     request: ImageRequest | Mapping[str, Any],
     credentials: TTAPICredentials,
@@ -255,27 +316,17 @@ def generate_images(
         TTAPIError: the API did not give the images; `outcome` says whether they may have been paid for.
         StoreError: the store failed.
     """
-    stop = stop_of_caller()
-    if stop is not None:  # the async twin's: it is in a thread of its own already
-        return _generate(request, credentials, store, preview, record_prompts, stop)
-    stop = Stop()
+    caller = stop_of_caller()
+    stop = caller or Stop()
     call = partial(_generate, request, credentials, store, preview, record_prompts, stop)
-    return to_the_end(call, stop, of="the task")
+    # the async twin is in a thread of its own already
+    return call() if caller else to_the_end(call, stop, of="the task")
 
 
-agenerate_images = _task(
-    name="generate-images",
-    task_run_name=named(_generate_name),
-    cache_policy=REQUEST_HASH,
-)(async_twin(generate_images.fn, of="the task", grace=GRACE))
+agenerate_images = _task(**_GENERATING)(async_twin(generate_images.fn, of="the task", grace=GRACE))
 
 
-@_task(
-    name="deliver-images",
-    task_run_name=named(_deliver_name),
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@_task(**_DELIVERING)
 def deliver_images(
     generation: Generation,
     to: ImageStore,
@@ -347,9 +398,4 @@ def deliver_images(
     return delivered
 
 
-adeliver_images = _task(
-    name="deliver-images",
-    task_run_name=named(_deliver_name),
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)(async_twin(deliver_images.fn, of="the delivery"))
+adeliver_images = _task(**_DELIVERING)(async_twin(deliver_images.fn, of="the delivery"))

@@ -27,8 +27,8 @@ from prefect_ttapi.errors import IllegalBatchError, KeyTakenError
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.persisting import Keeper, rescue_place
 from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.generation.rescue import RescueFolder, rescue_place
 from prefect_ttapi.generation.runs import (
     GRACE,
     RunContext,
@@ -342,7 +342,7 @@ def _run(
         whole = False
 
         def write_down() -> BatchReport:
-            rescued = Keeper(store, ledger.api_origin, run_log()).waiting()
+            rescued = RescueFolder(store, ledger.api_origin, run_log()).waiting()
             report = recorder.finish(limits.spending.notes(), rescued)
             batch_completed(report, interrupted=stop.cancelled or not whole)
             return report

@@ -29,8 +29,9 @@ from prefect_ttapi.errors import (
 )
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.engine import Engine, Paid, other_payments
+from prefect_ttapi.generation.engine import Engine
 from prefect_ttapi.generation.limits import may_cost, perhaps_paid
+from prefect_ttapi.generation.persisting import Paid, other_payments
 from prefect_ttapi.images.renditions import GALLERY_BOX, thumbnail_or_none
 from prefect_ttapi.images.signing import read_signature
 from prefect_ttapi.ledger.ledger import Waiting

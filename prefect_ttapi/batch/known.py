@@ -27,7 +27,7 @@ from prefect_ttapi.batch.items import Done, Item, failed, looked_at, row_of, row
 from prefect_ttapi.batch.lanes import Plan
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.engine import Paid
+from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row, RowFile
@@ -218,7 +218,11 @@ class _Told:
                 if self.ledger.documents.read(item.request.request_hash) is not None:
                     return replace(item, known_absent=False)
             with delivery.to.before_paying(self.stop):
-                return Done(failed(row_of(item, self.ledger.api_origin), delivery.taken(key, item.request)))
+                return Done(
+                    failed(
+                        row_of(item, self.ledger.api_origin), delivery.taken(key, item.request.request_hash)
+                    )
+                )
         except (StoreError, StopSending):
             return item  # its lane meets the store's error, or the stop
 

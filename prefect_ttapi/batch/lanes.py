@@ -33,7 +33,7 @@ from prefect.states import Failed
 
 from prefect_ttapi.batch.items import Done, Item, Work
 from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.credentials import TTAPICredentials, shared_client
 from prefect_ttapi.errors import (
     ACCOUNT_ERRORS,
     KeyTakenError,
@@ -42,7 +42,7 @@ from prefect_ttapi.errors import (
     StoreError,
 )
 from prefect_ttapi.generation.budget import Spending
-from prefect_ttapi.generation.engine import Engine
+from prefect_ttapi.generation.engine import Engine, ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.generation.runs import RunContext, named
 from prefect_ttapi.ledger.ledger import Waiting
@@ -524,9 +524,8 @@ def generate_lane(
     if shared is None:
         return [None] * len(lane.items)  # nothing more is sent, and their rows are written
     run = replace(plan.run, task_run_id=str(task_ctx.task_run.id) if task_ctx else None)
-    engine = Engine.of(
-        credentials, store, run, limits=shared.limits, not_before=plan.not_before, log=get_run_logger()
-    )
+    ledger = ledger_for(credentials, store, run.run_id, get_run_logger())
+    engine = Engine(shared_client(credentials), store, ledger, run, shared.limits, plan.not_before)
     delivery = plan.options.delivery(run.date, run.flow_run_id, store)
     work = Work(engine, plan.options, delivery)
     if lane.elsewhere:

@@ -29,7 +29,7 @@ from prefect_ttapi.batch.items import lost as lost_item
 from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane, tell_elsewhere
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import LaneLostError, StoreError
-from prefect_ttapi.generation.engine import Paid
+from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.generation.runs import run_log, to_the_end
 from prefect_ttapi.ledger.documents import line_of
 from prefect_ttapi.ledger.ledger import Ledger

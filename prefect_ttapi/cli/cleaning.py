@@ -18,7 +18,7 @@ from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say, size
 from prefect_ttapi.cli.stores import standing_store
 from prefect_ttapi.cli.verify import repair
-from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.rescue import RescueFolder
 from prefect_ttapi.ledger.documents import Documents
 from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.lineage.shown import counted
@@ -169,19 +169,19 @@ def _rescued(store: ImageStore) -> Iterator[Waste]:
     """Yield what the rescue folder of this machine still has though the store has it; the rest is left."""
     waiting = 0
     for origin in (DEFAULT_BASE_URL, SANDBOX_ORIGIN):
-        keeper, documents = Keeper(store, origin, logger), Documents(store, origin)
-        for request_hash in keeper.rescued():
+        rescue, documents = RescueFolder(store, origin, logger), Documents(store, origin)
+        for request_hash in rescue.requests():
             seen = documents.read(request_hash)
             record = documents.record(seen) if seen else None
-            if record is None or store.missing(record.generation.images) or not keeper.is_stored(record):
+            if record is None or store.missing(record.generation.images) or not rescue.is_stored(record):
                 waiting += 1
                 continue
-            folder = keeper.folder(request_hash)
+            folder = rescue.folder(request_hash)
             length = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
-            def delete(keeper: Keeper = keeper, request_hash: str = request_hash) -> bool:
-                keeper.remove(request_hash)
-                return not keeper.holds(request_hash)
+            def delete(rescue: RescueFolder = rescue, request_hash: str = request_hash) -> bool:
+                rescue.remove(request_hash)
+                return not rescue.holds(request_hash)
 
             yield Waste("rescued answers that the store has", str(folder), length, delete)
     if waiting:

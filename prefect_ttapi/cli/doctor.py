@@ -25,7 +25,7 @@ from prefect_ttapi.cli.running import credentials_of
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.generation.persisting import Keeper, rescue_place
+from prefect_ttapi.generation.rescue import RescueFolder, rescue_place
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.results import VERSION
@@ -131,7 +131,7 @@ def _store(address: str, endpoint_url: str | None) -> Iterator[Check]:
     except StoreError as error:
         yield Check("store", False, str(error))
     for origin in (DEFAULT_BASE_URL, SANDBOX_ORIGIN):
-        count, place = Keeper(store, origin, logger).waiting()
+        count, place = RescueFolder(store, origin, logger).waiting()
         if count:
             told = f"{counted(count, 'paid answer')} waiting in {place}: a run on this machine puts them into the store"
             yield Check("rescue", False, told)

@@ -1,23 +1,19 @@
-"""What a request asks before it is sent: stop, places in flight, rate and budget of all of a run, and its own claim."""
+"""What the requests of a run share, and ask before they are sent: stop, places in flight, rate, budget, and room."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self
 
-from prefect_ttapi.api.retries import Guard
 from prefect_ttapi.errors import BudgetExceeded, NotStoredError, Outcome, StoreError, TTAPIError
 from prefect_ttapi.generation.budget import Spending
-from prefect_ttapi.generation.persisting import rescue_place
+from prefect_ttapi.generation.rescue import rescue_place
 from prefect_ttapi.images.spool import check_room, room_at
-from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import GeneratedImages, RawAnswer, Usage
+from prefect_ttapi.results import GeneratedImages, Usage
 from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.store import ImageStore
 
@@ -206,70 +202,9 @@ def may_cost(error: BaseException) -> bool:
     return perhaps_paid(error) and not refused_by_the_ledger
 
 
-class SendGuard(Guard):
-    """Asked right before bytes go to the API: stop, rate and budget of the run, room for the answer, the lease.
-
-    Args:
-        claim, request, store, limits: what is sent, and what has to allow it.
-        keep: is given an answer whose images are still to be fetched, and how often the request was sent for it.
-    """
-
-    def __init__(
-        self,
-        claim: Claim,
-        request: ImageRequest,
-        store: ImageStore,
-        limits: Limits,
-        keep: Callable[[RawAnswer, int], None],
-    ) -> None:
-        super().__init__(limits.stop)
-        self._keep = keep
-        self._claim = claim
-        self._images = request.n
-        self._store = store
-        self._limits = limits
-        self._attempt = 0
-
-    def admit(self, attempt: int) -> None:
-        """Ask all of it; the claim last, which each send, a repeated one too, needs to be proven to stand."""
-        self._attempt = attempt
-        self._limits.admit(attempt)
-        with _as_decision(attempt):
-            _check_room(self._store, self._images)
-            self._claim.before_sending()
-
-    def confirm(self) -> None:
-        """Ask for the stop, and for the age of the lease; a first send that is not made gives the claim back."""
-        try:
-            self.stop.check()
-            with _as_decision(self._attempt):
-                self._claim.before_writing()
-        except (StoreError, StopSending):
-            if self._attempt == 1:
-                self._claim.release()
-            raise
-
-    def before_fetching(self) -> None:
-        """Keep the answer: a process that is killed while it fetches images has paid for them."""
-        raw = self.in_hand() if self.in_hand is not None else None
-        if raw is not None:
-            self._keep(raw, self._attempt)
-
-
-@contextmanager
-def _as_decision(attempt: int) -> Iterator[None]:
-    """Make of an error before a repeated send the decision not to send: the earlier send may be paid for."""
-    try:
-        yield
-    except StoreError as error:
-        if attempt == 1 or isinstance(error, ClaimLostError):
-            raise
-        raise StopSending(str(error)) from error
-
-
-def _check_room(store: ImageStore, images: int) -> None:
+def check_room_for(request: ImageRequest, store: ImageStore) -> None:
     """Raise StoreError where this machine could not keep the answer, which would be paid for and lost."""
-    size = images * IMAGE_ROOM
+    size = request.n * IMAGE_ROOM
     rescue = rescue_place(store.rescue_folder)
     for disk, room in (("store's", store.objects.room()), ("rescue folder's", room_at(rescue))):
         if room is not None and room < size:

@@ -14,7 +14,7 @@ from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.credentials import ContentCredentialsSigner
 from prefect_ttapi.errors import PictureError, SigningError, StoreError
 from prefect_ttapi.images.labels import Labels, Mark, mark, read_labels, unmark
-from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version
+from prefect_ttapi.images.renditions import Marking, Version
 from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
@@ -110,65 +110,60 @@ def statement_of(generation: Generation, image: StoredImage) -> Statement:
     return Statement(request.model, generation.request_hash, image.sha256, request.prompt)
 
 
-def marked_copy(original: Original, marking: Marking) -> Spool:
-    """Return a copy of an image with a mark.
+def marked(original: Original, marking: Marking, rendered: Spool | None = None) -> Spool:
+    """Return a version of an image with a mark.
+
+    Args:
+        rendered: a rendition, which also gets what the image's XMP packet says, if that can be added to; None: a copy
+            of the image.
 
     Raises:
         PictureError: the image is of a kind that can't be marked, or its own XMP packet can't be added to.
     """
-    with original.fetch()() as file:
-        return Spool.of(mark(file, _told(original.statement, marking)))
+    told, packet = _told(original.statement, marking), original.labels.xmp if rendered else None
+    with (rendered.open if rendered else original.fetch())() as file:
+        try:
+            return Spool.of(mark(file, told, packet))
+        except PictureError as error:
+            if packet is None:
+                raise
+            logger.warning("A rendition of %s has a packet of its own only: %s", original.image.uri, error)
+            return Spool.of(mark(file, told))
 
 
-def marked_rendition(original: Original, rendered: Spool, marking: Marking) -> Spool:
-    """Return a rendition with a mark, and with what the XMP packet of its image said, if that can be added to."""
-    told, packet = _told(original.statement, marking), original.labels.xmp
-    with rendered.open() as file:
-        if packet:
-            try:
-                return Spool.of(mark(file, told, packet))
-            except PictureError as error:
-                logger.warning(
-                    "A rendition of %s has a packet of its own only: %s", original.image.uri, error
-                )
-        return Spool.of(mark(file, told))
-
-
-def signed(original: Original, made: Spool | None, signer: Signer, marking: Marking) -> Spool:
-    """Return a copy of an image with Content Credentials.
+def signed(
+    original: Original, made: Spool | None, version: Version, marking: Marking, signer: Signer
+) -> Spool:
+    """Return a version of an image with Content Credentials.
 
     Args:
-        made: the copy with its mark; None: the image as it is.
+        made: the version with its mark, if it has one; None: the image as it is.
+        marking: what the credentials may tell.
 
     Raises:
         SigningError: why it can't be done.
     """
-    body, kind = original.fetch(), original.image.media_type
-    told = _told(original.statement, marking)
-    return signer.sign(made.open if made else body, kind, told, (body, kind), UNCHANGED)
+    image, body = original.image, original.fetch()
+    return signer.sign(
+        made.open if made else body,
+        version.media_type if version else image.media_type,
+        _told(original.statement, marking),
+        (body, image.media_type),
+        _change(image, version),
+    )
 
 
-def signed_rendition(
-    original: Original, rendition: Rendition, rendered: Rendered, marked: Spool, signer: Signer
-) -> Spool:
-    """Return a rendition, with its mark if it has one, with Content Credentials.
-
-    Raises:
-        SigningError: why it can't be done.
-    """
-    image = original.image
+def _change(image: StoredImage, version: Version) -> Change:
+    """Return what is done to an image to make a version of it."""
+    if version is None:
+        return UNCHANGED
+    size = (image.width, image.height)
     is_true = {
-        "c2pa.resized": sorted((rendered.width, rendered.height)) != sorted((image.width, image.height)),
-        "c2pa.converted": rendition.media_type != image.media_type,
+        "c2pa.resized": version.size_of(*size) != size,
+        "c2pa.converted": version.media_type != image.media_type,
     }
     actions = tuple(action for action, is_so in is_true.items() if is_so) or ("c2pa.transcoded",)
-    return signer.sign(
-        marked.open,
-        rendition.media_type,
-        _told(original.statement, rendition.mark),
-        (original.fetch(), image.media_type),
-        Change(rendition.recipe, actions),
-    )
+    return Change(version.recipe, actions)
 
 
 def is_signed_copy(body: Body, media_type: str, source_sha256: str, recipe: str | None) -> bool:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.generation.persisting import Keeper, Read
+from prefect_ttapi.generation.rescue import Read, RescueFolder
 from prefect_ttapi.ledger.documents import Answer, facts_of_generation
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.results import Generation
@@ -21,15 +21,15 @@ from tests.support.rows import picture
 ORPHAN = f"images/{64 * '0'}.png"
 
 
-def rescue(keeper: Keeper, prompt: str, data: bytes) -> Generation:
+def rescue(folder: RescueFolder, prompt: str, data: bytes) -> Generation:
     """An answer that is both in the store and in the rescue folder."""
     request = request_of(prompt)
-    with claimed(keeper.store, prompt) as claim:
+    with claimed(folder.store, prompt) as claim:
         claim.before_sending()
-        image = keeper.store.put_image(fresh_image(data), {"request-hash": request.request_hash})
+        image = folder.store.put_image(fresh_image(data), {"request-hash": request.request_hash})
         made = recorded(claim, generation_of(request, image)).generation
     answer = Answer(token="t", run_id="r", generation=facts_of_generation(made))
-    keeper.put(request.request_hash, Read(answer, (fresh_image(data),)))
+    folder.put(request.request_hash, Read(answer, (fresh_image(data),)))
     return made
 
 
@@ -100,14 +100,14 @@ def test_the_rescue_folder_keeps_what_the_store_has_not(
     store: ImageStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An answer that waits for the store stays; one that the store has goes."""
-    keeper = Keeper(store, API, logging.getLogger())
+    folder = RescueFolder(store, API, logging.getLogger())
     rescued = [
-        rescue(keeper, prompt, picture(mode=mode)) for prompt, mode in (("a meadow", "RGB"), ("a storm", "L"))
+        rescue(folder, prompt, picture(mode=mode)) for prompt, mode in (("a meadow", "RGB"), ("a storm", "L"))
     ]
     store.remove(image_key(rescued[1]))
     assert main(["gc", store.url, "--yes"]) == 0
     assert "1 answer in the rescue folder" in capsys.readouterr().out
-    assert [*keeper.rescued()] == [rescued[1].request_hash]
+    assert [*folder.requests()] == [rescued[1].request_hash]
 
 
 @pytest.mark.parametrize("words", [("--older-than", "soon"), ("--keep", "-1")])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.cli.main import main
-from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.rescue import RescueFolder
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from tests.cli.test_cleaning import rescue
@@ -59,13 +59,13 @@ def test_what_is_wrong_is_told_with_what_to_do(tmp_path: Path, capsys, monkeypat
 @pytest.mark.usefixtures("sandbox_in_the_environment")
 def test_answers_that_wait_are_told(store: ImageStore, capsys) -> None:
     """What was paid for and waits on this machine is no good state, until a run has put it into the store."""
-    keeper = Keeper(store, API, logging.getLogger())
-    made = rescue(keeper, "a meadow", picture())
+    waiting = RescueFolder(store, API, logging.getLogger())
+    made = rescue(waiting, "a meadow", picture())
     status, told = doctor("--store", store.url, capsys=capsys)
     (line,) = [line for line in told if line.startswith("wrong")]
     assert status == 1
-    assert f"1 paid answer waiting in {keeper.folder(made.request_hash).parent}" in line
-    keeper.remove(made.request_hash)
+    assert f"1 paid answer waiting in {waiting.folder(made.request_hash).parent}" in line
+    waiting.remove(made.request_hash)
     assert doctor("--store", store.url, capsys=capsys)[0] == 0
 
 

@@ -24,8 +24,8 @@ from prefect_ttapi.errors import (
     TTAPIError,
     UnknownOutcomeError,
 )
-from prefect_ttapi.generation.engine import Paid, other_payments
 from prefect_ttapi.generation.limits import Limits, perhaps_paid
+from prefect_ttapi.generation.persisting import Paid, other_payments
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.documents import payment
 from prefect_ttapi.ledger.ledger import Ledger
@@ -180,10 +180,8 @@ def test_a_stream_counts_its_sends(store, client, sandbox: Sandbox):
     """A stream's previews are handed on; its image, sends and request id are recorded as those of a plain call."""
     previews: list[int] = []
     prompt = "[[sandbox:status=503]] [[sandbox:times=1]] a wave"
-    paid = engine_of(store, client, "one").generate(
-        request_for(prompt, stream=True, partial_images=2),
-        on_preview=lambda preview: previews.append(preview.index),
-    )
+    engine = engine_of(store, client, "one", on_preview=lambda preview: previews.append(preview.index))
+    paid = engine.generate(request_for(prompt, stream=True, partial_images=2))
     made = paid.generation
     assert previews == [0, 1]
     assert (made.api_calls, made.earlier_outcomes) == (2, (Outcome.SERVER_FAULT,))

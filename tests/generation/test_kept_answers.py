@@ -28,9 +28,9 @@ from prefect_ttapi.errors import (
     UnknownOutcomeError,
 )
 from prefect_ttapi.generation.budget import Budget, Spending
-from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.persisting import Keeper
+from prefect_ttapi.generation.persisting import Paid
+from prefect_ttapi.generation.rescue import RescueFolder
 from prefect_ttapi.ledger import leases
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
@@ -81,8 +81,7 @@ def as_events(server: HostileServer) -> Behaviour:
 
 
 def pay(store: ImageStore, client: TTAPIClient, payer: str | Ledger, **options: Any) -> Paid:
-    result_key = options.pop("result_key", None)
-    return engine_of(store, client, payer, **options).generate(REQUEST, result_key=result_key)
+    return engine_of(store, client, payer, **options).generate(REQUEST)
 
 
 def opted_in(store: ImageStore, client: TTAPIClient, run: str) -> Ledger:
@@ -260,7 +259,7 @@ def test_where_the_store_fails_the_rescue_folder_keeps_it(store, client, server:
     (obstacle := Path(store.url) / "answers").touch()
     server.play(linked(server), answer(503), answer(503), answer(200, png()))
     error = refused(store, client, "one", DownloadError)
-    folder = Keeper(store, client.api_origin, logging.getLogger()).folder(HASH)
+    folder = RescueFolder(store, client.api_origin, logging.getLogger()).folder(HASH)
     assert f"in {folder}: the next run with this rescue folder takes it from there" in str(error)
     assert len(rescued(tmp_path)) == 2
     obstacle.unlink()
@@ -292,8 +291,8 @@ def test_the_rescue_folder_takes_more_than_one(store, client, server: HostileSer
     for obstacle in obstacles:
         obstacle.unlink()
 
-    keeper = Keeper(store, client.api_origin, logging.getLogger())
-    there = keeper.take(HASH)
+    rescue = RescueFolder(store, client.api_origin, logging.getLogger())
+    there = rescue.take(HASH)
     assert there is not None
     assert there.read is not None
     assert [hand.answer.run_id for hand in there.unread] == ["two", "three"]

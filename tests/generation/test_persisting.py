@@ -17,9 +17,9 @@ import pytest
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import NotStoredError, StoreError, UnknownOutcomeError
-from prefect_ttapi.generation.engine import Paid
 from prefect_ttapi.generation.limits import Limits
-from prefect_ttapi.generation.persisting import Keeper, Read, rescue_place
+from prefect_ttapi.generation.persisting import Keeper, Paid
+from prefect_ttapi.generation.rescue import Read, RescueFolder, rescue_place
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
@@ -41,10 +41,8 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(url=str(tmp_path / "store"), patience=0, rescue_folder=str(tmp_path / "rescue"))
 
 
-def pay(
-    store: ImageStore, client: TTAPIClient, run: str, *, result_key: str | None = None, **options: object
-) -> Paid:
-    return engine_of(store, client, run, **options).generate(REQUEST, result_key=result_key)
+def pay(store: ImageStore, client: TTAPIClient, run: str, **options: object) -> Paid:
+    return engine_of(store, client, run, **options).generate(REQUEST)
 
 
 def kept(tmp_path: Path) -> list[Path]:
@@ -74,7 +72,7 @@ def test_the_next_run_takes_it_from_the_rescue_folder(
 ):
     """The error says where the images are; who asks next, the same run too, stores them and sends nothing."""
     caplog.set_level(logging.INFO, "prefect_ttapi")
-    folder = Keeper(store, "sandbox", logging.getLogger()).folder(HASH)
+    folder = RescueFolder(store, "sandbox", logging.getLogger()).folder(HASH)
     assert f"in {folder}: the next run with this rescue folder takes it from there" in lost(store, client)
     assert len(kept(tmp_path)) == 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.parents[:2])} == {0o700}
@@ -300,7 +298,7 @@ def test_damaged_answers_are_passed_over(
 ):
     """What is not surely the paid answer is ignored, with a warning: the run that paid does not pay again by itself."""
     lost(store, client)
-    damage(folder := Keeper(store, "sandbox", logging.getLogger()).folder(HASH))
+    damage(folder := RescueFolder(store, "sandbox", logging.getLogger()).folder(HASH))
     with pytest.raises(UnknownOutcomeError):
         pay(store, client, "one")
     assert f"{folder} is passed over: " in caplog.text
@@ -313,7 +311,7 @@ def test_other_stores_and_apis_find_nothing(store, client, sandbox: Sandbox, tmp
     lost(store, client)
     other = ImageStore(url=str(tmp_path / "other"), rescue_folder=store.rescue_folder)
     assert pay(other, client, "two").sent
-    real = Keeper(store, "https://api.ttapi.io", logging.getLogger())
+    real = RescueFolder(store, "https://api.ttapi.io", logging.getLogger())
     assert not real.holds(HASH)
     assert real.take(HASH) is None
     assert not pay(store, client, "two").sent
@@ -365,7 +363,7 @@ def test_its_payer_may_come_back(store, client, sandbox: Sandbox):
 def test_what_is_stored_already_is_forgotten(store, client, tmp_path):
     """An answer whose record was written, but that stayed in the folder, goes at the next hit."""
     paid = pay(store, client, "one")
-    rescue = Keeper(store, "sandbox", logging.getLogger())
+    rescue = RescueFolder(store, "sandbox", logging.getLogger())
     claim = Ledger(store, "sandbox", "one").try_acquire("0" * 64)
     assert isinstance(claim, Claim)
     rescue.put(HASH, Read(claim.answer(paid.generation), paid.fresh))
@@ -385,11 +383,12 @@ def test_images_of_a_record_that_was_first_are_not_those_of_the_folder(store, cl
     assert isinstance(second, Claim)
     ours = {"request": REQUEST, "request_hash": HASH}
     keeper = Keeper(store, "sandbox", logging.getLogger())
-    keeper.put(HASH, Read(second.answer(kept_here.generation.model_copy(update=ours)), kept_here.fresh))
+    keeper.rescue.put(
+        HASH, Read(second.answer(kept_here.generation.model_copy(update=ours)), kept_here.fresh)
+    )
     recorded(first, late.generation.model_copy(update=ours))
 
     taken = keeper.take_back(second, None)
     assert taken is not None
-    record, fresh = taken
-    assert record.generation.images == late.generation.images != kept_here.generation.images
-    assert fresh == ()
+    assert taken.generation.images == late.generation.images != kept_here.generation.images
+    assert taken.fresh == ()

@@ -12,7 +12,7 @@ import pytest
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import InvalidRequestError
-from prefect_ttapi.generation.engine import Paid
+from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.ledger.documents import State
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest

@@ -7,11 +7,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from prefect_ttapi.errors import StoreError
-from prefect_ttapi.generation.delivery import TRIED
+from prefect_ttapi.errors import KeyTakenError, StoreError
+from prefect_ttapi.generation.destination import TRIED
+from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.stopping import Stop, StopSending
@@ -26,7 +28,9 @@ from tests.support.generations import (
     stored,
 )
 from tests.support.ledgers import acquire, recorded
+from tests.support.marked import delivery_of, made_in
 from tests.support.quirks import QUIRKS, QuirkyServer, quirky_server
+from tests.support.rows import picture
 from tests.support.s3 import S3Server
 
 UPLOAD = {"tags": {"campaign": "May + June"}, "content_disposition": "attachment"}
@@ -125,6 +129,21 @@ def test_a_place_takes_deliveries_or_says_why_not(
         tags = client.get_object_tagging(Bucket=bucket, Key=f"{prefix}/{number}.png")["TagSet"]
         assert tags == [{"Key": "campaign", "Value": "May + June"}]
     client.close()
+
+
+@pytest.mark.parametrize("quirk", NO_LEDGER)
+def test_no_rendition_replaces_what_is_not_ours(quirky: QuirkyServer, quirk: str) -> None:
+    """Also where there are no conditional writes; what overwrites is asked to."""
+    shop = quirky.store(quirk)
+    delivery = delivery_of(shop, [Rendition(max_size=16)])
+    delivery.check()
+    shop.write("webp-16", b"something else", "image/webp")
+    made = made_in(shop, picture())
+    with pytest.raises(KeyTakenError, match="webp-16 holds something else"):
+        delivery.deliver(made, {})
+    assert shop.read("webp-16") == b"something else"
+    replace(delivery, overwrite=True).deliver(made, {})
+    assert shop.read("webp-16") != b"something else"
 
 
 def test_a_place_without_tags_will_do_where_none_are_asked_for(quirky: QuirkyServer) -> None:

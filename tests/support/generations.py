@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from prefect_ttapi.generation.delivery import Delivery, Place
+from prefect_ttapi.generation.delivery import Delivery
+from prefect_ttapi.generation.destination import Place
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, GeneratedImage, Generation, StoredImage

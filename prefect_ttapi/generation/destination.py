@@ -1,0 +1,356 @@
+"""A store to deliver to, where each file is put at its key once, and nothing of anybody else's is replaced."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property, partial
+from typing import Final
+
+from prefect_ttapi.errors import KeyTakenError, StoreError
+from prefect_ttapi.generation.provenance import (
+    SAYS_SO,
+    Original,
+    Provenance,
+    is_signed_copy,
+    marked,
+    marks_in,
+    marks_of,
+    signed,
+    without_its_mark,
+)
+from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version, render
+from prefect_ttapi.images.signing import Signer
+from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.results import DeliveredImage, StoredImage
+from prefect_ttapi.storage.layout import IMAGES, split_at
+from prefect_ttapi.storage.objects import (
+    Condition,
+    ConflictError,
+    Facts,
+    Found,
+    NoAnswerError,
+    NoConditionsError,
+    ObjectStore,
+    patience,
+    sha256_of,
+)
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
+
+#: What is put where deliveries go, to see whether it can be, and how often a second one is tried.
+TRIED: Final = "prefect-ttapi-write-test.png"
+_TRIED_BYTES: Final = b"written by prefect-ttapi, to see whether images can be delivered here"
+_TIMES: Final = 3
+
+#: Places that this process has found to have no conditional writes.
+_unconditional: set[ObjectStore] = set()
+
+#: Width and height, as metadata has them.
+_PIXELS: Final = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One version of an image, and its key."""
+
+    image: StoredImage
+    version: Version
+    key: str
+
+    def is_of(self, copy: DeliveredImage, provenance: Provenance | None = None) -> bool:
+        """Return whether `copy`, which was delivered to this key before, would stand now, with or without a mark.
+
+        Where a mark is asked for, and nobody knows whether it has one, it has to be looked at.
+        """
+        if self.version is None:
+            looked = copy.marks is not None or provenance is None
+            return (
+                looked and copy.rendition is None and self.image.sha256 in (copy.sha256, copy.source_sha256)
+            )
+        return (copy.source_uri, copy.recipe) == (self.image.uri, self.version.recipe)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where files are delivered.
+
+    Attributes:
+        to: the store to deliver to.
+        overwrite: replace whatever is at a key.
+        provenance: what delivered files get.
+    """
+
+    to: ImageStore
+    _: KW_ONLY
+    overwrite: bool = False
+    provenance: Provenance | None = None
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """What signs files; None where nothing is signed.
+
+        Raises:
+            SigningError: the block's certificates or its key are of no use any more.
+        """
+        return self.provenance.signer() if self.provenance else None
+
+    def check(self) -> None:
+        """Make sure that images can be delivered, by putting an object as deliveries do and removing it.
+
+        Where it may not be removed it stays, and the next one replaces it.
+
+        Raises:
+            StoreError: what is wrong, and what to do, in one line.
+            SigningError: nothing can be signed, and why.
+        """
+        target, tried = self.to.objects, Spool.of([_TRIED_BYTES])
+        facts = self.to.delivered_facts("image/png", tried.sha256, {}, TRIED)
+        if self.signer is not None:
+            self.signer.check()
+        with self.to.before_paying():
+            target.read(TRIED)  # who may not read may not look, and this refusal has words
+            if not self._creates(tried, facts):  # there is one from another time
+                self._write(TRIED, tried, facts, Condition.ANYTHING)
+            try:
+                target.put_tags(TRIED, facts)
+                # others may be at it, and remove theirs
+                known = self.overwrite or target in _unconditional
+                if not known and all(self._creates(tried, facts) for _ in range(_TIMES)):
+                    self._has_no_conditions("it creates an object twice")
+            finally:
+                self._remove_tried()
+
+    def _creates(self, tried: Spool, facts: Facts) -> bool:
+        try:
+            patience().ask(partial(self._put, TRIED, tried, facts))
+        except ConflictError:
+            return False
+        return True
+
+    def _remove_tried(self) -> None:
+        try:
+            self.to.objects.delete(TRIED)
+        except StoreError as error:
+            logger.info("%s stays: %s", TRIED, error)
+
+    def taken(self, key: str, request_hash: str) -> KeyTakenError:
+        """Return why a request is not paid for, at whose key there is something."""
+        found = self.to.objects.look(key)
+        said = found.metadata if found else {}
+        name = said.get("request-hash", "")
+        what = f"an image of the request {name[:12]}" if name else "something else"
+        if name == request_hash:
+            source = split_at(said.get("source-uri", ""), IMAGES)
+            what = "an earlier image of this request" + (f", from the store {source[0]}" if source else "")
+        return KeyTakenError(f"nothing is sent: {self._refusal(key, what)}")
+
+    def put(
+        self, original: Original, places: Sequence[Place], metadata: Mapping[str, str]
+    ) -> list[DeliveredImage]:
+        """Put versions of one image at their keys; what is there already is left as it is.
+
+        A copy is the image byte for byte, or has a mark where that is asked for. Either of them stands where it was
+        put before: nobody's public file changes because an option did.
+
+        Args:
+            metadata: kept beside each, with its SHA-256; what is not ASCII is percent-encoded, what is too long is cut.
+        """
+        found: dict[str, Found] = {}
+        to_render: list[tuple[Place, Rendition, Found | None]] = []
+        for place in places:
+            standing = self._standing(place.key)
+            if standing and (known := self._known(original, place, standing)):
+                found[place.key] = known
+            elif place.version is None:
+                made = self._finished(original, None, None)
+                found[place.key] = self._at(original, place, standing, made, metadata, original.image.sha256)
+            else:
+                to_render.append((place, place.version, standing))
+        versions = [version for _, version, _ in to_render]
+        rendered = render(original.fetch(), versions) if versions else []
+        for (place, version, standing), small in zip(to_render, rendered, strict=True):
+            made = self._finished(original, version, small.spool)
+            said = {**metadata, **_said_of(version, small)}
+            found[place.key] = self._at(original, place, standing, made, said, small.spool.sha256)
+        return [self._delivered(original, place, found[place.key]) for place in places]
+
+    @property
+    def _marking(self) -> Marking:
+        return self.provenance.mark if self.provenance else False
+
+    def _finished(self, original: Original, version: Version, rendered: Spool | None) -> Spool | None:
+        """Return a version of an image with its mark and signature; None: the image as it is."""
+        marking = version.mark if version else self._marking
+        needs_mark = marking and (version is not None or not SAYS_SO & {*original.marks})
+        made = marked(original, marking, rendered) if needs_mark else rendered
+        return signed(original, made, version, marking, self.signer) if self.signer else made
+
+    def _at(
+        self,
+        original: Original,
+        place: Place,
+        standing: Found | None,
+        made: Spool | None,
+        metadata: Mapping[str, str],
+        plain: str,
+    ) -> Found:
+        """Return what is at a place: what was made for it, put there now, or what stands there and counts as that.
+
+        Args:
+            standing: what was there before.
+            made: what to put there; None: the image as it is.
+            plain: the SHA-256 of that without a mark.
+        """
+        image, version = original.image, place.version
+        if made is not None:
+            signer = {"signer": self.signer.identity} if self.signer else {}
+            metadata = {**metadata, "source-sha256": image.sha256, **marks_of(made.open), **signer}
+        media_type = version.media_type if version else image.media_type
+        sha256 = made.sha256 if made else image.sha256
+        facts = self.to.delivered_facts(media_type, sha256, metadata, place.key)
+        if standing is None:
+            standing = self._written(place.key, made or original, facts)
+            if known := self._known(original, place, standing):
+                return known
+        return self._as_made(place.key, standing, facts, plain)
+
+    def _known(self, original: Original, place: Place, found: Found) -> Found | None:
+        """Return what is at a place, and what it says of itself, if it is the place's version of the image.
+
+        A copy may have a mark or not. A rendition counts if its metadata says that it was made in the same way of the
+        same image: another version of Pillow makes other bytes.
+        """
+        image, version, said = original.image, place.version, found.metadata
+        of_image = said.get("source-sha256") == image.sha256 and "sha256" in said
+        if of_image and said.get("recipe") == (version and version.recipe):
+            # metadata is anybody's to write
+            return found if version is None or _PIXELS.fullmatch(said.get("pixels", "")) else None
+        is_image = version is None and found.size == image.size_bytes
+        if is_image and self._sha256_at(place.key, found) == image.sha256:
+            return replace(found, metadata={"sha256": image.sha256})
+        return None
+
+    def _as_made(self, key: str, found: Found, facts: Facts, plain: str) -> Found:
+        """Return what is at a key, and says nothing of itself, as the file that was made for it now.
+
+        It is known by its bytes, with any mark or none; a signed one, which is never made twice, by what is signed in
+        it.
+
+        Raises:
+            KeyTakenError: it is something else.
+        """
+        said, sha256 = facts.metadata, self._sha256_at(key, found)
+        if sha256 == facts.sha256:
+            return replace(found, metadata=said)
+        body = self.to.objects.fetch(key)
+        source, recipe = said.get("source-sha256", plain), said.get("recipe")
+        is_signed = is_signed_copy(body, facts.media_type, source, recipe)
+        if not is_signed and ("sha256" in found.metadata or without_its_mark(body) != plain):
+            raise KeyTakenError(self._refusal(key, "something else"))
+        kept = {
+            name: value for name, value in said.items() if name != "marks" and (is_signed or name != "signer")
+        }
+        return replace(found, metadata={**kept, "sha256": sha256, **marks_of(body)})
+
+    def _checked_copy(self, image: StoredImage, key: str) -> Found:
+        """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
+
+        Raises:
+            StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
+        """
+        found = self.to.objects.look(key)
+        said = found.metadata.get("sha256") if found else None
+        if found and said == image.sha256 and found.size != image.size_bytes:
+            self.to.objects.delete(key)
+            raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
+        if found is None or self._sha256_at(key, found) != image.sha256:
+            raise KeyTakenError(self._refusal(key, "something else"))
+        return found
+
+    def _standing(self, key: str) -> Found | None:
+        return None if self.overwrite else self.to.objects.look(key)
+
+    def _written(self, key: str, content: Spool | Original, facts: Facts) -> Found:
+        """Return what was put at `key` now, or what somebody else had put there before (unless `overwrite` is on)."""
+
+        def attempt() -> Found:
+            try:
+                return self._put(key, content, facts)
+            except (ConflictError, NoAnswerError) as error:
+                if found := self._standing(key):
+                    return found
+                raise NoAnswerError(f"can't write {self.to.uri(key)}: {error}; try again") from error
+
+        return patience().ask(attempt)
+
+    def _put(self, key: str, content: Spool | Original, facts: Facts) -> Found:
+        """Return what was put at `key`; where a place has no conditions, the look before it has to do."""
+        if self.overwrite or self.to.objects in _unconditional:
+            return self._write(key, content, facts, Condition.ANYTHING)
+        try:
+            return self._write(key, content, facts, Condition.NOTHING)
+        except NoConditionsError as error:
+            found = self._write(key, content, facts, Condition.ANYTHING)  # or is something else refused?
+            self._has_no_conditions(str(error))
+            return found
+
+    def _write(self, key: str, content: Spool | Original, facts: Facts, expected: Condition) -> Found:
+        """Write a file that was made here, or an image as it is, which a service may copy by itself."""
+        target = self.to.objects
+        if isinstance(content, Spool):
+            body, size = content.open, content.size_bytes
+        elif target.copy(content.place, content.key, key, facts, expected):
+            return self._checked_copy(content.image, key)
+        else:
+            body, size = content.fetch(), content.image.size_bytes
+        return Found(size, facts.metadata, target.write(key, body, facts, expected))
+
+    def _has_no_conditions(self, why: str) -> None:
+        if self.to.objects not in _unconditional:
+            logger.warning(
+                "%s: no conditional writes there (%s): a look before each delivery does instead, which misses what "
+                "others write at the same moment",
+                self.to.identity,
+                why,
+            )
+            _unconditional.add(self.to.objects)
+
+    def _refusal(self, key: str, what: str) -> str:
+        return f"{self.to.uri(key)} holds {what}: deliver to another key, or replace it (overwrite=True, --overwrite)"
+
+    def _sha256_at(self, key: str, found: Found) -> str:
+        return found.metadata.get("sha256") or sha256_of(self.to.objects.fetch(key))
+
+    def _delivered(self, original: Original, place: Place, found: Found) -> DeliveredImage:
+        image, version, said = original.image, place.version, found.metadata
+        is_plain = version is None and said["sha256"] == image.sha256
+        # of an image that an earlier version recorded, marks are known only where somebody asks for them
+        marks = original.marks if self._marking else image.marks
+        width, height = said["pixels"].split("x") if version else (image.width, image.height)
+        uri = self.to.uri(place.key)
+        return DeliveredImage(
+            uri=uri,
+            url=self.to.public_url(uri),
+            sha256=said["sha256"],
+            source_uri=image.uri,
+            source_sha256=image.sha256,
+            size_bytes=found.size,
+            media_type=version.media_type if version else image.media_type,
+            width=int(width),
+            height=int(height),
+            rendition=version and version.name,
+            recipe=version and version.recipe,
+            marks=marks if is_plain else marks_in(said),
+            signer=None if is_plain else said.get("signer"),
+            etag=found.tag,
+        )
+
+
+def _said_of(version: Rendition, rendered: Rendered) -> dict[str, str]:
+    """Return what a rendition's metadata says of how it was made."""
+    pixels = f"{rendered.width}x{rendered.height}"
+    return {"rendition": version.name, "recipe": version.recipe, "pixels": pixels}
