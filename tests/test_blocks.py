@@ -13,7 +13,7 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 import prefect_ttapi
 from prefect_ttapi import (
@@ -25,6 +25,7 @@ from prefect_ttapi import (
     Rendition,
     TTAPIClient,
     TTAPICredentials,
+    UploadOptions,
 )
 from prefect_ttapi.tasks import encoded
 from tests.support.certificates import chain_for
@@ -202,9 +203,40 @@ def test_prefects_json_of_a_block_with_secrets_needs_a_saved_one(block: Block):
     with pytest.raises(ValueError, match=r"nothing is sent: .*save the block") as refused:
         encoded(block)
     assert SECRET not in str(refused.value)
-    block._block_document_id, block._block_document_name = uuid4(), "saved"
-    assert "**********" in str(encoded(block))
     assert encoded(ImageStore(url="/srv/pictures"))["data"]["url"] == "/srv/pictures"
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("block", "changes"),
+    zip(
+        secretive(),
+        [
+            {"base_url": "https://api.ttapi.org", "read_timeout": 9.0, "api_key": SecretStr("other")},
+            {"url": "s3://elsewhere", "upload": UploadOptions(acl="private"), "secret_access_key": None},
+            {"algorithm": "es256", "private_key": SecretStr("other")},
+        ],
+        strict=True,
+    ),
+    ids=lambda given: type(given).__name__,
+)
+def test_prefects_json_refers_to_a_saved_block_only_if_it_was_not_changed(
+    block: Block, changes: dict[str, object]
+):
+    """Whoever loads it would else work with what was saved: another store, or another account, than was asked for."""
+    block.save("unchanged", overwrite=True)
+    loaded = type(block).load("unchanged")
+    for saved in (block, loaded):
+        assert "**********" in str(encoded(saved))
+        for field, value in changes.items():
+            with pytest.raises(
+                ValueError, match=rf"/unchanged has another {field} here .*save the block first"
+            ) as refused:
+                encoded(saved.model_copy(update={field: value}))
+            assert SECRET not in str(refused.value)
+    type(block).load("unchanged").model_copy(update=changes).save("unchanged", overwrite=True)
+    with pytest.raises(ValueError, match=" and another ".join(changes)):
+        encoded(loaded)
 
 
 @pytest.mark.parametrize("asterisks", ["*", "**********", " *** "])

@@ -123,6 +123,21 @@ def test_background_tasks_have_saved_blocks_and_no_secret_is_stored(
     assert [path for path in kept if any(secret in path.read_bytes() for secret in secrets)] == []
 
 
+def test_a_changed_block_is_not_sent_as_the_saved_one(
+    credentials, store, s3_server: S3Server, sandbox: Sandbox
+):
+    """A background task would work with what is saved: it might pay again, in another store than was asked for."""
+    pictures = ImageStore(url="s3://pictures", **s3_server.settings())
+    for block in (credentials, pictures):
+        block.save("changed-before-it-is-sent", overwrite=True)
+    elsewhere = pictures.model_copy(update={"url": "s3://elsewhere"})
+    elsewhere_paid = credentials.model_copy(update={"base_url": "https://api.ttapi.org"})
+    for blocks, field in (((credentials, elsewhere), "url"), ((elsewhere_paid, store), "base_url")):
+        with pytest.raises(ValueError, match=f"nothing is sent: .* has another {field} here"):
+            generate_images.delay(REQUEST, *blocks)
+    assert sandbox.calls == 0
+
+
 def test_a_second_run_is_cached_and_calls_nothing(store, credentials, sandbox: Sandbox):
     """The second run of a request shows Prefect's state Cached, and the API hears of it once."""
     assert state_names(store, credentials) == ["Completed", "Cached"]

@@ -125,12 +125,16 @@ def _checked_block(given: object) -> str | _AwsBlock | None:
     """Return the name of a saved block, or the block itself where it is not saved.
 
     Raises:
-        ValueError: `given` is neither a block of prefect-aws nor the name of one.
+        ValueError: `given` is neither a block of prefect-aws nor the name of one, or not as it is saved.
     """
     if given is None or given == "":
         return None
+    if isinstance(given, Block) and isinstance(given, _AwsBlock) and (name := _name_of(given)):
+        if changed := _changed(given, _fetched(name)):
+            raise ValueError(f"{name} {_NOT_AS_SAVED.format(changed=changed)}")
+        return name
     if isinstance(given, _AwsBlock):
-        return _name_of(given) or given
+        return given
     if isinstance(given, str) and _NAMED.fullmatch(given):
         return given
     raise ValueError(
@@ -306,14 +310,35 @@ class SavedForm(_Plain):
 
 
 def check_survives_json(block: SavedForm) -> None:
-    """Raise ValueError where Prefect's JSON would lose what a block needs: it has secrets, and is not saved."""
-    secrets = [value for value in vars(block).values() if isinstance(value, SecretStr | _AwsBlock)]
-    if secrets and not _name_of(block):
-        kind = type(block).__name__
+    """Raise ValueError where whoever gets a block in Prefect's JSON would have another one.
+
+    JSON has no secrets: a block with secrets is loaded again, as it is saved then.
+    """
+    if not any(isinstance(value, SecretStr | _AwsBlock) for value in vars(block).values()):
+        return
+    kind, name = type(block).__name__, _name_of(block)
+    if name is None:
         raise ValueError(
             f"nothing is sent: {kind} has secrets, which are not sent to background tasks: save the block "
             f"(block.save('NAME')), and pass it, or {kind}.load('NAME')"
         )
+    assert isinstance(block, Block)  # noqa: S101 - others have no name
+    changed = _changed(block, _by_reference(type(block), str(block.model_dump()[_DOCUMENT_ID])))
+    if changed:
+        raise ValueError(f"nothing is sent: {name} {_NOT_AS_SAVED.format(changed=changed)}")
+
+
+#: Why a changed block is not passed on: the store, or the service, might be another than the caller means.
+_NOT_AS_SAVED: Final = (
+    "has another {changed} here than where it is saved, and the saved one would be used: save the block first "
+    "(block.save('NAME', overwrite=True)), or load it again"
+)
+
+
+def _changed(block: Block, saved: object) -> str:
+    """Return the fields, secrets too, in which a block differs from the saved one; empty where in none."""
+    fields = (name for name in type(block).model_fields if getattr(block, name) != getattr(saved, name, None))
+    return " and another ".join(fields)
 
 
 def _known(form: type[Strict], saved: Any) -> Any:

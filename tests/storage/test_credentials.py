@@ -221,6 +221,16 @@ def test_a_saved_block_is_known_by_its_name(key_file: Path) -> None:
         ImageStore(url="s3://pictures", aws_credentials="saved-keys/none").identity  # noqa: B018
 
 
+@pytest.mark.usefixtures("prefect_server")
+def test_a_saved_block_that_was_changed_is_refused() -> None:
+    """By its name, the store would have the keys, or the service, that are saved."""
+    SavedKeys().save("changed-keys", overwrite=True)
+    block = SavedKeys.load("changed-keys")
+    block.region_name = "eu-west-3"
+    with pytest.raises(ValidationError, match=r"saved-keys/changed-keys has another region_name here"):
+        ImageStore(url="s3://pictures", aws_credentials=block)
+
+
 class Slow(Assumed):
     """A block whose credentials take their time, as an assumed role's do."""
 
