@@ -24,13 +24,13 @@ from pydantic_core import InitErrorDetails
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.redaction import checked_key
-from prefect_ttapi.capabilities import problem, unmasked
+from prefect_ttapi.capabilities import problem
 from prefect_ttapi.images.signing import Algorithm, Signer
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
-from prefect_ttapi.storage.settings import NotMapped, SavedForm, web_address
+from prefect_ttapi.storage.settings import SavedForm, Secret, WebAddress
 
 
-class TTAPICredentials(NotMapped, SavedForm, CredentialsBlock):
+class TTAPICredentials(SavedForm, CredentialsBlock):
     """The key to TTAPI, where to find it, and how patient to be.
 
     Example:
@@ -126,7 +126,7 @@ def _pem_or_file(given: object) -> object:
     return str(Path(given).expanduser().absolute()) if isinstance(given, str | Path) else given
 
 
-class ContentCredentialsSigner(NotMapped, SavedForm, Block):
+class ContentCredentialsSigner(SavedForm, Block):
     """A certificate, and its private key, to sign Content Credentials with.
 
     What can be wrong with them is found at once: that they can't be read, are expired, or don't belong together.
@@ -152,13 +152,13 @@ class ContentCredentialsSigner(NotMapped, SavedForm, Block):
         description="These are the certificates in PEM, the signer's own first, then the one that it was issued with, "
         "and so on. The path of a file that holds them will do, too.",
     )
-    private_key: Annotated[SecretStr | None, AfterValidator(unmasked)] = None
+    private_key: Secret = None
     """This is the key of the first certificate, in PEM, without a passphrase."""
     private_key_file: Annotated[str | None, BeforeValidator(_pem_or_file)] = None
     """Instead of the key, this can be the path of a file that holds it, on each machine that delivers images."""
     algorithm: Algorithm | None = None
     """Without an algorithm, the one that goes with the key is used, and ps256 with an RSA key."""
-    time_stamp_url: Annotated[str | None, AfterValidator(web_address)] = Field(
+    time_stamp_url: WebAddress = Field(
         default=None,
         title="Time-stamp URL",
         description="A time-stamp authority at this address (RFC 3161) confirms when each image was signed. Without "

@@ -48,8 +48,7 @@ from prefect_ttapi.storage.layout import (
     part_key,
 )
 from prefect_ttapi.storage.objects import Body, Facts, waiting
-from prefect_ttapi.storage.settings import UPLOAD_PATIENCE
-from prefect_ttapi.storage.store import ImageStore
+from prefect_ttapi.storage.store import UPLOAD_PATIENCE, ImageStore
 
 logger = logging.getLogger(__name__)
 

@@ -312,7 +312,7 @@ def trace_object(
         image=image,
         image_is_there=image and not home.missing([image]),
         signature=signature,
-        is_unread=labels.credentials and not is_installed(),
+        is_unread="credentials" in labels.marks and not is_installed(),
         entries=tuple(entries),
         rows=tuple(sorted(rows, key=lambda found: uri not in {copy.uri for copy in found.row.delivered})),
         gaps=tuple(_gaps(home, entries, image, sha256)),

@@ -12,7 +12,8 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from itertools import islice
+from typing import BinaryIO, Final, NamedTuple
 
 from prefect_ttapi.images.spool import Spool
 
@@ -39,12 +40,24 @@ _BLOCK: Final = 256 * 1024
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END: Final = b"\xff\xd9"
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_SCAN: Final = 0xDA
+_JPEG_SCAN: Final = b"\xda"
 _JPEG_BARE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _JPEG_ILLEGAL: Final = frozenset({0x00, 0xD8, 0xD9})  # before the picture
+#: Chunks of a WebP that are a still picture.
+WEBP_PICTURES: Final = frozenset({b"VP8 ", b"VP8L"})
 _JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a picture
 
 Size = tuple[int, int]
+
+
+class Part(NamedTuple):
+    """A chunk or a segment of a file: where it begins and ends, and where its contents do."""
+
+    kind: bytes
+    start: int
+    body: int
+    size: int
+    end: int
 
 
 class NotAnImage(ValueError):  # noqa: N818 - named for what it says
@@ -108,30 +121,39 @@ def _png_size(spool: Spool) -> Size:
 
 def _has_png_end(spool: Spool) -> bool:
     with spool.open() as file:
-        position = 8
-        while len(chunk := _at(file, position, 8)) == 8:
-            position += 12 + int.from_bytes(chunk[:4])
-            if chunk.endswith(b"IEND"):
-                return position <= spool.size_bytes
-    return False
+        return any(part.kind == b"IEND" and part.end <= spool.size_bytes for part in png_parts(file))
+
+
+def png_parts(file: BinaryIO) -> Iterator[Part]:
+    """Yield the chunks of a PNG, whether or not all of the last one is there."""
+    position = 8
+    while len(head := _at(file, position, 8)) == 8:
+        size, kind = struct.unpack(">I4s", head)
+        yield Part(kind, position, position + 8, size, position + size + 12)
+        position += size + 12
 
 
 def _jpeg_size(spool: Spool) -> Size:
     size = None
     with spool.open() as file:
-        for marker in _jpeg_segments(file):
-            if marker in _JPEG_FRAMES:
+        for part in jpeg_parts(file):
+            if part.kind[0] in _JPEG_FRAMES:
+                file.seek(part.body)
                 _, height, width = struct.unpack(">BHH", _take(file, 5))
                 size = width, height
-            if marker == _JPEG_SCAN and size is not None:
-                if not _ends_with(spool, _JPEG_END) and not _has_jpeg_end(file):
+            if part.kind == _JPEG_SCAN and size is not None:
+                if not _ends_with(spool, _JPEG_END) and not _has_jpeg_end(file, part.end):
                     raise NotAnImage("the JPEG is cut short")
                 return size
     raise NotAnImage("the JPEG has no picture")
 
 
-def _jpeg_segments(file: BinaryIO) -> Iterator[int]:
-    """Yield each segment's marker, with `file` where its contents begin."""
+def jpeg_parts(file: BinaryIO) -> Iterator[Part]:
+    """Yield the segments of a JPEG up to its first scan; their kind is their marker.
+
+    Raises:
+        NotAnImage: what follows is no segment.
+    """
     position = 2
     for _ in range(_MOST_PARTS):
         file.seek(position)
@@ -143,76 +165,77 @@ def _jpeg_segments(file: BinaryIO) -> Iterator[int]:
         elif marker in _JPEG_BARE:
             position += 2
         else:
-            position += 2 + int.from_bytes(_take(file, 2))
-            yield marker
+            size = int.from_bytes(_take(file, 2))
+            part = Part(bytes([marker]), position, position + 4, max(0, size - 2), position + 2 + size)
+            yield part
+            if part.kind == _JPEG_SCAN:
+                return
+            position = part.end
 
 
-def _has_jpeg_end(file: BinaryIO) -> bool:
-    """Tell whether a picture ends, which begins after the segment at which `file` stands."""
-    file.seek(-2, 1)
-    position = file.tell()
-    while len(length := _at(file, position, 2)) == 2:
-        position += int.from_bytes(length)
+def _has_jpeg_end(file: BinaryIO, position: int) -> bool:
+    """Return whether a picture ends whose data begin at `position`."""
+    while True:
         marker = None
         while marker is None and len(block := _at(file, position, _BLOCK)) > 1:
             marker = _JPEG_MARKER.search(block)
             position += marker.end() if marker else len(block) - 1
-        if marker is None:
-            return False
-        if marker[0] == _JPEG_END:
-            return True
-    return False
+        if marker is None or marker[0] == _JPEG_END:
+            return marker is not None
+        position += int.from_bytes(_at(file, position, 2))
 
 
 def _webp_size(spool: Spool) -> Size:
-    (riff,) = struct.unpack("<4xI", spool.head(8))
-    end = 8 + riff
-    if end > spool.size_bytes:
-        raise NotAnImage(f"the WebP is cut short: {spool.size_bytes:,} of {end:,} bytes")
     canvas = None
     with spool.open() as file:
-        for kind in _webp_chunks(file, end):
-            if kind == b"VP8X":
+        end = webp_end(file)
+        if end > spool.size_bytes:
+            raise NotAnImage(f"the WebP is cut short: {spool.size_bytes:,} of {end:,} bytes")
+        for part in islice(webp_parts(file), _MOST_PARTS):
+            if part.body + part.size > end:
+                raise NotAnImage("the WebP's contents are longer than the file")
+            file.seek(part.body)
+            if part.kind == b"VP8X":
                 data = _take(file, 10)
                 canvas = 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
-            elif kind == b"ANMF" and canvas is not None:  # a frame of an animation
+            elif part.kind == b"ANMF" and canvas is not None:  # a frame of an animation
                 return canvas
-            elif kind == b"VP8 ":
-                return vp8_size(file)
-            elif kind == b"VP8L":
-                return vp8l_size(file)
+            elif part.kind in WEBP_PICTURES:
+                return webp_picture_size(file, part)
     raise NotAnImage("the WebP has no picture")
 
 
-def _webp_chunks(file: BinaryIO, end: int) -> Iterator[bytes]:
-    """Yield each chunk's kind, with `file` where its contents begin."""
-    position = 12
-    for _ in range(_MOST_PARTS):
-        if position >= end:
-            return
-        file.seek(position)
-        kind, length = struct.unpack("<4sI", _take(file, 8))
-        position += 8 + length
-        if position > end:
-            raise NotAnImage("the WebP's contents are longer than the file")
-        yield kind
-        position += length % 2
+def webp_end(file: BinaryIO) -> int:
+    """Return where a WebP ends by its own account."""
+    return 8 + int.from_bytes(_at(file, 4, 4), "little")
 
 
-def vp8_size(file: BinaryIO) -> Size:
-    """Return width and height of a WebP's lossy picture, at whose beginning `file` stands."""
-    frame, start, width, height = struct.unpack("<B2x3sHH", _take(file, 10))
-    if frame & 1 or start != b"\x9d\x01\x2a":
+def webp_parts(file: BinaryIO) -> Iterator[Part]:
+    """Yield the chunks of a WebP, whether or not all of the last one is there."""
+    position, end = 12, webp_end(file)
+    while position + 8 <= end and len(head := _at(file, position, 8)) == 8:
+        kind, size = struct.unpack("<4sI", head)
+        yield Part(kind, position, position + 8, size, position + 8 + size + size % 2)
+        position += 8 + size + size % 2
+
+
+def webp_picture_size(file: BinaryIO, picture: Part) -> Size:
+    """Return width and height of a still picture in a WebP.
+
+    Raises:
+        NotAnImage: it is damaged.
+    """
+    file.seek(picture.body)
+    if picture.kind == b"VP8L":  # lossless
+        start, bits = struct.unpack("<BI", _take(file, 5))
+        is_whole, width, height = start == 0x2F, 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        frame, start, width, height = struct.unpack("<B2x3sHH", _take(file, 10))
+        is_whole = not frame & 1 and start == b"\x9d\x01\x2a"
+        width, height = width & 0x3FFF, height & 0x3FFF  # the rest is a hint for scaling
+    if not is_whole:
         raise NotAnImage("the WebP's picture is damaged")
-    return width & 0x3FFF, height & 0x3FFF  # the rest is a hint for scaling
-
-
-def vp8l_size(file: BinaryIO) -> Size:
-    """Return width and height of a WebP's lossless picture, at whose beginning `file` stands."""
-    start, bits = struct.unpack("<BI", _take(file, 5))
-    if start != 0x2F:
-        raise NotAnImage("the WebP's picture is damaged")
-    return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return width, height
 
 
 def _take(file: BinaryIO, size: int) -> bytes:

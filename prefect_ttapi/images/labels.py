@@ -12,12 +12,23 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, Final, Literal, NamedTuple
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.images.headers import media_type_of, vp8_size, vp8l_size
+from prefect_ttapi.images.headers import (
+    WEBP_PICTURES,
+    NotAnImage,
+    Part,
+    jpeg_parts,
+    media_type_of,
+    png_parts,
+    webp_end,
+    webp_parts,
+    webp_picture_size,
+)
 from prefect_ttapi.images.xmp import EMPTY, Packet, Statement, without_statement
 
 #: What a file has: Content Credentials, XMP that says that a model made the picture, the prompt in that.
@@ -37,11 +48,6 @@ _BOX_HEAD: Final = 8
 
 _PNG_BODY: Final = 33
 
-_PNG_XMP: Final = b"XML:com.adobe.xmp\0"
-_JPEG_XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
-_JPEG_MORE_XMP: Final = b"http://ns.adobe.com/xmp/extension/\0"
-_JPEG_BARE: Final = frozenset({0x01, *range(0xD0, 0xD8)})
-_JPEG_PICTURE: Final = frozenset({0x00, 0xD8, 0xD9, 0xDA})
 _WEBP_XMP: Final = 0x04
 _WEBP_ALPHA: Final = 0x10
 
@@ -51,31 +57,17 @@ class Labels:
     """What a file says of where it comes from; nobody vouches for it.
 
     Attributes:
-        credentials: it has Content Credentials, whether or not they are valid.
-        generated: its XMP says that a model made it.
-        tells_prompt: its XMP has the prompt.
+        marks: what it has; Content Credentials count whether or not they are valid.
         request_hash, source_sha256: as in `Statement`, where its XMP has them.
         xmp: its packet, where it can be read.
         credentials_size: bytes that hold credentials, or claim to.
     """
 
-    credentials: bool = False
-    generated: bool = False
-    tells_prompt: bool = False
+    marks: tuple[Mark, ...] = ()
     request_hash: str | None = None
     source_sha256: str | None = None
     xmp: bytes | None = None
     credentials_size: int = 0
-
-    @property
-    def marks(self) -> tuple[Mark, ...]:
-        """The same in a word each."""
-        known: dict[Mark, bool] = {
-            "credentials": self.credentials,
-            "xmp": self.generated,
-            "prompt": self.tells_prompt,
-        }
-        return tuple(mark for mark, there in known.items() if there)
 
 
 def read_labels(file: BinaryIO) -> Labels | None:
@@ -88,20 +80,24 @@ def read_labels(file: BinaryIO) -> Labels | None:
     picture = _opened(file)
     if picture is None:
         return None
-    credentials, size, found = picture.has_credentials(), picture.credentials_size, picture.packet()
+    _, xmp = picture.packet() or (None, None)
     try:
-        packet = Packet((found and found[1]) or b"")
-        rest = Packet((packet.extension and picture.more(packet.extension)) or EMPTY)
+        packet = Packet(xmp or EMPTY)
+        if packet.extension:
+            packet.properties = Packet(picture.more(packet.extension) or EMPTY).properties | packet.properties
     except PictureError:
-        return Labels(credentials, credentials_size=size)
+        xmp, packet = None, Packet(EMPTY)
+    marks: dict[Mark, bool] = {
+        "credentials": picture.has_credentials(),
+        "xmp": packet.generated,
+        "prompt": packet.tells_prompt,
+    }
     return Labels(
-        credentials,
-        generated=packet.generated or rest.generated,
-        tells_prompt=packet.tells_prompt or rest.tells_prompt,
-        request_hash=packet.request_hash or rest.request_hash,
-        source_sha256=packet.source_sha256 or rest.source_sha256,
-        xmp=found and found[1],
-        credentials_size=size,
+        tuple(mark for mark, there in marks.items() if there),
+        packet.request_hash,
+        packet.source_sha256,
+        xmp,
+        picture.credentials_size,
     )
 
 
@@ -136,16 +132,6 @@ def unmark(file: BinaryIO) -> Iterator[bytes]:
     if picture is None or part is None or rest == packet:
         return _spliced(file, [])
     return _spliced(file, picture.put(part, rest))
-
-
-class _Part(NamedTuple):
-    """A chunk or a segment of a file: where it begins and ends, and where its contents do."""
-
-    kind: bytes
-    start: int
-    body: int
-    size: int
-    end: int
 
 
 class _Splice(NamedTuple):
@@ -186,74 +172,81 @@ def _at(file: BinaryIO, position: int, size: int) -> bytes:
 class _Picture(ABC):
     """A picture's file, as its parts."""
 
-    #: Kinds of parts that matter here, and the one that holds credentials.
+    #: How its parts are found.
+    walk: staticmethod[[BinaryIO], Iterator[Part]]
+    #: Kinds of parts that matter here, and those of them that hold credentials, and a packet behind this head.
     matter: frozenset[bytes]
     holds_credentials: bytes
+    holds_packet: bytes
+    head: bytes = b""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.parts = [part for part in islice(self._walk(), _MOST_PARTS) if part.kind in self.matter]
-
-    @abstractmethod
-    def _walk(self) -> Iterator[_Part]:
-        """Yield the file's parts."""
+        self.parts: list[Part] = []
+        with suppress(NotAnImage):  # what comes before the damage counts
+            self.parts += (part for part in islice(self.walk(file), _MOST_PARTS) if part.kind in self.matter)
 
     @property
     def credentials_size(self) -> int:
         """Return how many bytes there are of the kind that holds credentials."""
         return sum(part.size for part in self._of(self.holds_credentials))
 
-    @abstractmethod
     def has_credentials(self) -> bool:
         """Return whether there is a C2PA manifest store, as a whole."""
+        return any(0 < self._store_size(part) <= part.size for part in self._of(self.holds_credentials))
 
-    @abstractmethod
-    def packet(self) -> tuple[_Part, bytes | None] | None:
+    def packet(self) -> tuple[Part, bytes | None] | None:
         """Return where an XMP packet is, and the packet; None in its place where it is too large, or damaged."""
+        named = (part for part in self._of(self.holds_packet) if self._starts_with(part, self.head))
+        return next(((part, self._packet_in(part)) for part in named), None)
 
     def more(self, guid: str) -> bytes | None:
         """Return what the packet has left for other places, under this name."""
         del guid
         return None
 
-    @abstractmethod
-    def put(self, part: _Part | None, packet: bytes | None) -> list[_Splice]:
+    def put(self, part: Part | None, packet: bytes | None) -> list[_Splice]:
         """Return what puts a packet into the place of `part`, or into a new one; None takes it out."""
+        start, end = (part.start, part.end) if part else (self._begin(), self._begin())
+        return [_Splice(start, end, b"" if packet is None else self._encoded(packet))]
 
-    def _of(self, *kinds: bytes) -> list[_Part]:
+    @abstractmethod
+    def _begin(self) -> int:
+        """Return where a new packet goes."""
+
+    @abstractmethod
+    def _encoded(self, packet: bytes) -> bytes:
+        """Return the part that holds a packet."""
+
+    def _of(self, *kinds: bytes) -> list[Part]:
         return [part for part in self.parts if part.kind in kinds]
 
-    def _read(self, part: _Part, size: int) -> bytes:
+    def _read(self, part: Part, size: int) -> bytes:
         return _at(self.file, part.body, min(size, part.size))
 
-    def _store_size(self, part: _Part, start: int = 0) -> int:
+    def _starts_with(self, part: Part, head: bytes) -> bool:
+        return self._read(part, len(head)) == head
+
+    def _packet_in(self, part: Part) -> bytes | None:
+        return self._read(part, part.size)[len(self.head) :] if part.size <= _LARGEST_PACKET else None
+
+    def _store_size(self, part: Part, start: int = 0) -> int:
         """Return the length of the manifest store that begins in a part; 0 where none does."""
         head = _STORE.match(self._read(part, start + _STORE_HEAD), start)
         return int.from_bytes(head[1]) if head else 0
 
 
 class _Png(_Picture):
+    walk = staticmethod(png_parts)
     matter = frozenset({b"caBX", b"iTXt"})
     holds_credentials = b"caBX"
+    holds_packet = b"iTXt"
+    head = b"XML:com.adobe.xmp\0"
 
-    def _walk(self) -> Iterator[_Part]:
-        position = 8
-        while len(head := _at(self.file, position, 8)) == 8:
-            size, kind = struct.unpack(">I4s", head)
-            yield _Part(kind, position, position + 8, size, position + size + 12)
-            position += size + 12
-
-    def has_credentials(self) -> bool:
-        return any(0 < self._store_size(part) <= part.size for part in self._of(b"caBX"))
-
-    def packet(self) -> tuple[_Part, bytes | None] | None:
-        named = (part for part in self._of(b"iTXt") if self._read(part, len(_PNG_XMP)) == _PNG_XMP)
-        return next(((part, self._text(part)) for part in named), None)
-
-    def _text(self, part: _Part) -> bytes | None:
-        if part.size > _LARGEST_PACKET:
+    def _packet_in(self, part: Part) -> bytes | None:
+        rest = super()._packet_in(part)
+        if rest is None:
             return None
-        rest = self._read(part, part.size)[len(_PNG_XMP) :]
         text = rest[2:].split(b"\0", 2)[-1]  # after two names in languages
         if rest[:1] == b"\0":
             return text
@@ -263,39 +256,24 @@ class _Png(_Picture):
             return None
         return unpacked if len(unpacked) <= _LARGEST_PACKET else None
 
-    def put(self, part: _Part | None, packet: bytes | None) -> list[_Splice]:
-        place = (part.start, part.end) if part else (_PNG_BODY, _PNG_BODY)
-        if packet is None:
-            return [_Splice(*place, b"")]
-        body = b"iTXt" + _PNG_XMP + b"\0\0\0\0" + packet
-        return [
-            _Splice(*place, struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
-        ]
+    def _begin(self) -> int:
+        return _PNG_BODY
+
+    def _encoded(self, packet: bytes) -> bytes:
+        body = b"iTXt" + self.head + b"\0\0\0\0" + packet
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
 class _Jpeg(_Picture):
+    walk = staticmethod(jpeg_parts)
     matter = frozenset({b"\xe0", b"\xe1", b"\xeb"})
     holds_credentials = b"\xeb"
-
-    def _walk(self) -> Iterator[_Part]:
-        position = 2
-        for _ in range(_MOST_PARTS):
-            head = _at(self.file, position, 4)
-            if len(head) < 4 or head[0] != 0xFF or head[1] in _JPEG_PICTURE:
-                return
-            if head[1] == 0xFF:  # filling
-                position += 1
-            elif head[1] in _JPEG_BARE:
-                position += 2
-            else:
-                size = int.from_bytes(head[2:])
-                yield _Part(head[1:2], position, position + 4, max(0, size - 2), position + 2 + size)
-                position += 2 + size
+    holds_packet = b"\xe1"
+    head = b"http://ns.adobe.com/xap/1.0/\0"
 
     def has_credentials(self) -> bool:
-        wanted: dict[
-            bytes, int
-        ] = {}  # bytes of a store that are still to come, in pieces that repeat its head
+        # bytes of a store that are still to come, in pieces that repeat its head
+        wanted: dict[bytes, int] = {}
         for part in self._of(b"\xeb"):
             magic, box, number = struct.unpack("2s2s4s", self._read(part, 8).ljust(8))
             if magic != b"JP":
@@ -308,12 +286,8 @@ class _Jpeg(_Picture):
                     return True
         return False
 
-    def packet(self) -> tuple[_Part, bytes | None] | None:
-        named = (part for part in self._of(b"\xe1") if self._read(part, len(_JPEG_XMP)) == _JPEG_XMP)
-        return next(((part, self._read(part, part.size)[len(_JPEG_XMP) :]) for part in named), None)
-
     def more(self, guid: str) -> bytes | None:
-        begin = _JPEG_MORE_XMP + guid.encode()
+        begin = b"http://ns.adobe.com/xmp/extension/\0" + guid.encode()
         head = len(begin) + 8  # its length in all, and where this piece belongs
         pieces: dict[int, bytes] = {}
         for part in self._of(b"\xe1"):
@@ -322,61 +296,43 @@ class _Jpeg(_Picture):
                 pieces[int.from_bytes(piece[head - 4 : head])] = piece[head:]
         return b"".join(pieces[at] for at in sorted(pieces)) or None
 
-    def put(self, part: _Part | None, packet: bytes | None) -> list[_Splice]:
-        if packet is None:
-            return [_Splice(part.start, part.end, b"")] if part else []
-        body = _JPEG_XMP + packet
-        if len(body) > _LONGEST_SEGMENT:
-            raise PictureError(
-                f"its XMP packet would be {len(packet):,} bytes, more than a JPEG has room for"
-            )
-        place = (part.start, part.end) if part else (self._begin(), self._begin())
-        return [_Splice(*place, b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body)]
-
     def _begin(self) -> int:
         """Return where the segments end that must come first."""
         position = 2
         for part in self.parts:
-            is_first = part.kind == b"\xe0" or self._read(part, 4) == b"Exif"
+            is_first = part.kind == b"\xe0" or self._starts_with(part, b"Exif")
             if part.start != position or not is_first:
                 break
             position = part.end
         return position
 
+    def _encoded(self, packet: bytes) -> bytes:
+        body = self.head + packet
+        if len(body) > _LONGEST_SEGMENT:
+            raise PictureError(
+                f"its XMP packet would be {len(packet):,} bytes, more than a JPEG has room for"
+            )
+        return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+
 
 class _Webp(_Picture):
+    walk = staticmethod(webp_parts)
     matter = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ANMF", b"ALPH", b"ICCP", b"EXIF", b"XMP ", b"C2PA"})
     holds_credentials = b"C2PA"
+    holds_packet = b"XMP "
 
-    def _walk(self) -> Iterator[_Part]:
-        position = 12
-        while position + 8 <= self._end and len(head := _at(self.file, position, 8)) == 8:
-            kind, size = struct.unpack("<4sI", head)
-            yield _Part(kind, position, position + 8, size, position + 8 + size + size % 2)
-            position += 8 + size + size % 2
-
-    @property
-    def _end(self) -> int:
-        return 8 + int.from_bytes(_at(self.file, 4, 4), "little")
-
-    def has_credentials(self) -> bool:
-        return any(0 < self._store_size(part) <= part.size for part in self._of(b"C2PA"))
-
-    def packet(self) -> tuple[_Part, bytes | None] | None:
-        found = next(iter(self._of(b"XMP ")), None)
-        if found is None:
-            return None
-        return found, self._read(found, found.size) if found.size <= _LARGEST_PACKET else None
-
-    def put(self, part: _Part | None, packet: bytes | None) -> list[_Splice]:
-        chunk = b"" if packet is None else _chunk(b"XMP ", packet)
-        odd = b"\0" * (self._end % 2)  # some leave out the last chunk's padding
-        splices = [
-            _Splice(part.start, part.end, chunk) if part else _Splice(self._end, self._end, odd + chunk)
-        ]
-        splices += self._header(packet is not None)
-        size = self._end - 8 + sum(splice.growth for splice in splices)
+    def put(self, part: Part | None, packet: bytes | None) -> list[_Splice]:
+        splices = super().put(part, packet) + self._header(packet is not None)
+        if part is None and self._begin() % 2:  # some leave out the last chunk's padding
+            splices.append(_Splice(self._begin(), self._begin(), b"\0"))
+        size = self._begin() - 8 + sum(splice.growth for splice in splices)
         return [*splices, _Splice(4, 8, struct.pack("<I", size))]
+
+    def _begin(self) -> int:
+        return webp_end(self.file)
+
+    def _encoded(self, packet: bytes) -> bytes:
+        return _chunk(b"XMP ", packet)
 
     def _header(self, has_packet: bool) -> list[_Splice]:
         """Return what makes the header say whether there is a packet; a file that needs none has none."""
@@ -384,7 +340,7 @@ class _Webp(_Picture):
         if header is None:
             return [_Splice(12, 12, _chunk(b"VP8X", self._plain_header()))]
         said = self._read(header, header.size)
-        needed = {part.kind for part in self.parts} - {b"VP8X", b"XMP ", b"VP8 ", b"VP8L"}
+        needed = {part.kind for part in self.parts} - {b"VP8X", b"XMP "} - WEBP_PICTURES
         if not has_packet and not needed and said == self._plain_header():
             return [_Splice(header.start, header.end, b"")]
         flags = said[0] | _WEBP_XMP if has_packet else said[0] & ~_WEBP_XMP
@@ -392,11 +348,10 @@ class _Webp(_Picture):
 
     def _plain_header(self) -> bytes:
         """Return the header of a file that has a picture and a packet, and nothing else."""
-        picture = next(iter(self._of(b"VP8 ", b"VP8L")), None)
+        picture = next(iter(self._of(*WEBP_PICTURES)), None)
         if picture is None:
             raise PictureError("the WebP has no picture")
-        self.file.seek(picture.body)
-        width, height = (vp8l_size if picture.kind == b"VP8L" else vp8_size)(self.file)
+        width, height = webp_picture_size(self.file, picture)
         has_alpha = picture.kind == b"VP8L" and self._read(picture, 5)[4] & 0x10
         flags = _WEBP_XMP | (_WEBP_ALPHA if has_alpha else 0)
         return b"".join(

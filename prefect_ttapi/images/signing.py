@@ -309,7 +309,7 @@ def _has_credentials(body: Body) -> bool:
         raise ValueError(
             f"the image's own credentials have {labels.credentials_size:,} bytes, which is too much"
         )
-    return labels is not None and labels.credentials
+    return labels is not None and "credentials" in labels.marks
 
 
 def _certificates(pem: bytes) -> list[Certificate]:

@@ -1,4 +1,4 @@
-"""The form of an image store: where it is, who may use it, and how objects are put there."""
+"""What the forms of blocks have in common, and their settings that need checks: addresses, options, credentials."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SecretStr,
-    SerializationInfo,
     WithJsonSchema,
-    field_serializer,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -34,15 +32,11 @@ from pydantic_core import CoreSchema
 
 from prefect_ttapi.capabilities import Strict, is_masked, unmasked
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.storage.layout import bucket_and_prefix, normalised
+from prefect_ttapi.storage.layout import normalised
 from prefect_ttapi.storage.objects import Answer
-from prefect_ttapi.storage.s3 import S3
 from prefect_ttapi.storage.s3_service import Account, Keys, explain
 
 logger = logging.getLogger(__name__)
-
-#: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
-UPLOAD_PATIENCE: Final = 120.0
 
 #: The name of a saved block.
 _NAMED: Final = re.compile(r"[a-z0-9-]+/[^/\s]+")
@@ -62,7 +56,7 @@ def _header_text(text: str | None) -> str | None:
     return text or None
 
 
-def web_address(url: str | None) -> str | None:
+def _web_address(url: str | None) -> str | None:
     """Return an http or https address without a slash at its end; None for an empty one.
 
     Raises:
@@ -110,7 +104,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 @runtime_checkable
-class _AwsBlock(Protocol):
+class AwsBlock(Protocol):
     """What `AwsCredentials` and `MinIOCredentials` of prefect-aws have, which is never imported here."""
 
     region_name: str | None
@@ -118,10 +112,11 @@ class _AwsBlock(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def get_boto3_session(self) -> Any: ...
+    def get_boto3_session(self) -> Any:
+        """Return the session that has the credentials."""
 
 
-def _checked_block(given: object) -> str | _AwsBlock | None:
+def _checked_block(given: object) -> str | AwsBlock | None:
     """Return the name of a saved block, or the block itself where it is not saved.
 
     Raises:
@@ -129,11 +124,11 @@ def _checked_block(given: object) -> str | _AwsBlock | None:
     """
     if given is None or given == "":
         return None
-    if isinstance(given, Block) and isinstance(given, _AwsBlock) and (name := _name_of(given)):
+    if isinstance(given, Block) and isinstance(given, AwsBlock) and (name := _name_of(given)):
         if changed := _changed(given, _fetched(name)):
             raise ValueError(f"{name} {_NOT_AS_SAVED.format(changed=changed)}")
         return name
-    if isinstance(given, _AwsBlock):
+    if isinstance(given, AwsBlock):
         return given
     if isinstance(given, str) and _NAMED.fullmatch(given):
         return given
@@ -143,10 +138,12 @@ def _checked_block(given: object) -> str | _AwsBlock | None:
     )
 
 
-_HeaderText = Annotated[str | None, AfterValidator(_header_text)]
-_WebAddress = Annotated[str | None, AfterValidator(web_address)]
-_Secret = Annotated[SecretStr | None, AfterValidator(unmasked)]
-
+HeaderText = Annotated[str | None, AfterValidator(_header_text)]
+WebAddress = Annotated[str | None, AfterValidator(_web_address)]
+Secret = Annotated[SecretStr | None, AfterValidator(unmasked)]
+StoreUrl = Annotated[str, BeforeValidator(_as_text), AfterValidator(normalised)]
+LocalPath = Annotated[str | None, BeforeValidator(_as_text)]
+AwsCredentials = Annotated[Any, AfterValidator(_checked_block), WithJsonSchema({"type": "string"})]
 
 #: Words of titles that are not written in small letters.
 _SPELLED: Final = {word.lower(): word for word in ("ACL", "API", "AWS", "CA", "ID", "KMS", "TLS", "URL")}
@@ -222,7 +219,7 @@ class UploadOptions(_Options):
     """All images get this storage class, for example STANDARD_IA. Images must be readable at once."""
     encryption: Literal["AES256", "aws:kms"] | None = Field(default=None, title="Server-side encryption")
     """The service encrypts all objects, with its own keys (AES256) or with a key of AWS KMS (aws:kms)."""
-    kms_key_id: _HeaderText = None
+    kms_key_id: HeaderText = None
     """This is the ID or the ARN of the key for aws:kms. Without it, the service uses its default key."""
 
     @model_validator(mode="after")
@@ -268,25 +265,14 @@ class ConnectionOptions(_Options):
         return self.ca_file or self.verify_tls
 
 
-class NotMapped:
-    """A block that `.map` takes as one value, with or without `unmapped`.
+class SavedForm(_Plain):
+    """A block's fields; what another version saved is read without the names that this one does not know.
 
-    `.map` iterates what it can, and a pydantic model would be its fields. Prefect itself reads the fields by
-    `dict(block)`, which needs no iteration where there are keys.
+    `.map` takes such a block as one value, with or without `unmapped`: it iterates what it can, and a pydantic model
+    would be its fields. Prefect reads the fields by `dict(block)`, which needs no iteration where there are keys.
     """
 
     __iter__: ClassVar[Any] = None
-
-    def keys(self) -> KeysView[str]:
-        """Return the names of the fields."""
-        return vars(self).keys()
-
-    def __getitem__(self, name: str) -> Any:
-        return vars(self)[name]
-
-
-class SavedForm(_Plain):
-    """A block's fields; what another version saved is read without the names that this one does not know."""
 
     _added: ClassVar[frozenset[str]] = frozenset(
         {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
@@ -308,13 +294,20 @@ class SavedForm(_Plain):
         """Return the block of a saved document; a name in it that is not known is a warning, and passed over."""
         return super().model_validate(_known(cls, obj), **options)
 
+    def keys(self) -> KeysView[str]:
+        """Return the names of the fields."""
+        return vars(self).keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
 
 def check_survives_json(block: SavedForm) -> None:
     """Raise ValueError where whoever gets a block in Prefect's JSON would have another one.
 
     JSON has no secrets: a block with secrets is loaded again, as it is saved then.
     """
-    if not any(isinstance(value, SecretStr | _AwsBlock) for value in vars(block).values()):
+    if not any(isinstance(value, SecretStr | AwsBlock) for value in vars(block).values()):
         return
     kind, name = type(block).__name__, _name_of(block)
     if name is None:
@@ -357,106 +350,7 @@ def _known(form: type[Strict], saved: Any) -> Any:
     }
 
 
-class StoreSettings(SavedForm):
-    """The fields of an `ImageStore`."""
-
-    # where
-    url: Annotated[str, BeforeValidator(_as_text), AfterValidator(normalised)] = Field(
-        title="Folder or S3 address"
-    )
-    """Images, ledger and manifests are kept in this local folder, or below this s3://bucket/prefix."""
-    public_base_url: _WebAddress = None
-    """If the public can read the folder or prefix, for example through a CDN, delivered images link to this address."""
-    # how it is reached
-    endpoint_url: _WebAddress = Field(
-        default=None,
-        description="Cloudflare R2, MinIO, Ceph and other S3 services are reached at this address. Without it, "
-        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is used, and otherwise AWS.",
-    )
-    region: str | None = None
-    """Without a region, AWS_REGION is used, and otherwise what AWS's own tools find."""
-    aws_credentials: Annotated[Any, AfterValidator(_checked_block), WithJsonSchema({"type": "string"})] = (
-        Field(
-            default=None,
-            title="AWS credentials block",
-            description="A block of prefect-aws can be used instead of keys: aws-credentials/NAME or "
-            "minio-credentials/NAME.",
-            repr=False,  # a block's own session token is no secret to it
-        )
-    )
-    access_key_id: str | None = None
-    """Without keys, they are found as AWS's own tools find them: environment, profile, role."""
-    secret_access_key: _Secret = None
-    """This is the secret of the access key ID."""
-    session_token: _Secret = None
-    """Only temporary credentials have a session token."""
-    signed_links: int | None = Field(
-        default=None,
-        ge=1,
-        le=604_800,
-        description="Links in Prefect to a private bucket are signed for so many seconds: whoever sees the run can "
-        "then open the images. Without a number, they are not signed.",
-    )
-    connection: ConnectionOptions = Field(
-        default_factory=ConnectionOptions, title="How the service is reached"
-    )
-    """Most services need nothing of this."""
-    # how objects are written
-    cache_control: _HeaderText = Field(default=None, title="Cache-Control")
-    """S3 sends this header with images, for example public, max-age=31536000, immutable."""
-    upload: UploadOptions = Field(default_factory=UploadOptions, title="How objects are written")
-    """Most buckets need nothing of this."""
-    patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False)
-    """If the store fails, images that are paid for are tried again for so many seconds."""
-    patience_before: float = Field(default=60, ge=0, allow_inf_nan=False, title="Patience before paying")
-    """If the store fails before anything is paid for, it is tried again for so many seconds."""
-    claim_ttl: float = Field(default=60, gt=0, le=3600, title="Life of a claim")
-    """If a run falls silent while it sends a request, others take the request over after so many seconds."""
-    rescue_folder: Annotated[str | None, BeforeValidator(_as_text)] = Field(
-        default=None,
-        description="If the store fails for longer than that, images that are paid for wait in this folder for the "
-        "next run. Without it, $XDG_STATE_HOME/prefect-ttapi/rescue is used, or the same below ~/.local/state.",
-    )
-
-    @field_serializer("aws_credentials")
-    def _by_name(self, block: str | _AwsBlock | None, info: SerializationInfo) -> str | None:
-        if block is None or isinstance(block, str):
-            return block
-        if info.context and info.context.get("include_secrets"):  # the store is saved, not only shown
-            raise ValueError(f"save the {type(block).__name__} block first: a store keeps its name")
-        return f"{type(block).__name__} (not saved)"
-
-    @model_validator(mode="after")
-    def _has_both_keys_or_none(self) -> Self:
-        if bool(self.access_key_id) != bool(self.secret_access_key):
-            raise ValueError("access_key_id and secret_access_key belong together: give both or neither")
-        if self.access_key_id and self.aws_credentials:
-            raise ValueError("give aws_credentials or keys, not both")
-        return self
-
-    def _bucket(self) -> S3:
-        account = Account(
-            endpoint_url=self.endpoint_url,
-            region=self.region,
-            access_key_id=self.access_key_id,
-            secret_access_key=_told(self.secret_access_key),
-            session_token=_told(self.session_token),
-            addressing_style=self.connection.addressing_style,
-            verify=self.connection.verify,
-        )
-        return S3(
-            *bucket_and_prefix(self.url),
-            _with_block(account, self.aws_credentials).or_environment(),
-            encryption=self.upload.encryption,
-            kms_key_id=self.upload.kms_key_id,
-        )
-
-
-def _told(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
-
-
-def _with_block(account: Account, block: str | _AwsBlock | None) -> Account:
+def with_block(account: Account, block: str | AwsBlock | None) -> Account:
     """Return the account, with what it lacks from its block of prefect-aws.
 
     Raises:
@@ -482,7 +376,7 @@ def _with_block(account: Account, block: str | _AwsBlock | None) -> Account:
 class _KeysOf:
     """Credentials as the block gives them now, which for an assumed role are new ones each time."""
 
-    block: str | _AwsBlock
+    block: str | AwsBlock
 
     def __call__(self) -> Keys:
         try:
@@ -511,7 +405,7 @@ def _awaited(call: Coroutine[Any, Any, Answer]) -> Answer:
         return thread.submit(copy_context().run, asyncio.run, call).result()
 
 
-def _fetched(block: str | _AwsBlock) -> _AwsBlock:
+def _fetched(block: str | AwsBlock) -> AwsBlock:
     """Return the block, fetched from the Prefect server where only its name is known."""
     if not isinstance(block, str):
         return block
@@ -520,7 +414,7 @@ def _fetched(block: str | _AwsBlock) -> _AwsBlock:
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise StoreError(f"can't load the block {block}: {why}; is prefect-aws installed?") from error
-    if not isinstance(found, _AwsBlock):
+    if not isinstance(found, AwsBlock):
         raise StoreError(f"the block {block} has no AWS credentials: name an aws-credentials block")
     return found
 

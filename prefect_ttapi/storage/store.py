@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 from urllib.parse import quote
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, SecretStr
+from pydantic import ConfigDict, Field, SecretStr, SerializationInfo, field_serializer, model_validator
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.folder import Folder
-from prefect_ttapi.storage.layout import IMAGES, image_key, is_s3, normalised, split_at
+from prefect_ttapi.storage.layout import IMAGES, bucket_and_prefix, image_key, is_s3, normalised, split_at
 from prefect_ttapi.storage.objects import (
     Condition,
     Facts,
@@ -28,14 +28,31 @@ from prefect_ttapi.storage.objects import (
     probe,
     waiting,
 )
-from prefect_ttapi.storage.settings import ConnectionOptions, NotMapped, StoreSettings, UploadOptions
+from prefect_ttapi.storage.s3 import S3
+from prefect_ttapi.storage.s3_service import Account
+from prefect_ttapi.storage.settings import (
+    AwsBlock,
+    AwsCredentials,
+    ConnectionOptions,
+    HeaderText,
+    LocalPath,
+    SavedForm,
+    Secret,
+    StoreUrl,
+    UploadOptions,
+    WebAddress,
+    with_block,
+)
+
+#: Seconds for which what was paid for is tried to be stored, unless the block says otherwise.
+UPLOAD_PATIENCE: Final = 120.0
 
 #: Stores that this process has found to keep their promises; one thread asks, the others wait.
 _probed: set[str] = set()
 _probing = threading.Lock()
 
 
-class ImageStore(NotMapped, StoreSettings, Block):
+class ImageStore(SavedForm, Block):
     """Where images live: a local folder or an S3 bucket, with the ledger of what was paid for beside them.
 
     Example:
@@ -59,6 +76,76 @@ class ImageStore(NotMapped, StoreSettings, Block):
         "This block keeps generated images in a folder or an S3 bucket, and remembers what was paid for."
     )
 
+    # where
+    url: StoreUrl = Field(title="Folder or S3 address")
+    """Images, ledger and manifests are kept in this local folder, or below this s3://bucket/prefix."""
+    public_base_url: WebAddress = None
+    """If the public can read the folder or prefix, for example through a CDN, delivered images link to this address."""
+    # how it is reached
+    endpoint_url: WebAddress = Field(
+        default=None,
+        description="Cloudflare R2, MinIO, Ceph and other S3 services are reached at this address. Without it, "
+        "AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is used, and otherwise AWS.",
+    )
+    region: str | None = None
+    """Without a region, AWS_REGION is used, and otherwise what AWS's own tools find."""
+    aws_credentials: AwsCredentials = Field(
+        default=None,
+        title="AWS credentials block",
+        description="A block of prefect-aws can be used instead of keys: aws-credentials/NAME or "
+        "minio-credentials/NAME.",
+        repr=False,  # a block's own session token is no secret to it
+    )
+    access_key_id: str | None = None
+    """Without keys, they are found as AWS's own tools find them: environment, profile, role."""
+    secret_access_key: Secret = None
+    """This is the secret of the access key ID."""
+    session_token: Secret = None
+    """Only temporary credentials have a session token."""
+    signed_links: int | None = Field(
+        default=None,
+        ge=1,
+        le=604_800,
+        description="Links in Prefect to a private bucket are signed for so many seconds: whoever sees the run can "
+        "then open the images. Without a number, they are not signed.",
+    )
+    connection: ConnectionOptions = Field(
+        default_factory=ConnectionOptions, title="How the service is reached"
+    )
+    """Most services need nothing of this."""
+    # how objects are written
+    cache_control: HeaderText = Field(default=None, title="Cache-Control")
+    """S3 sends this header with images, for example public, max-age=31536000, immutable."""
+    upload: UploadOptions = Field(default_factory=UploadOptions, title="How objects are written")
+    """Most buckets need nothing of this."""
+    patience: float = Field(default=UPLOAD_PATIENCE, ge=0, allow_inf_nan=False)
+    """If the store fails, images that are paid for are tried again for so many seconds."""
+    patience_before: float = Field(default=60, ge=0, allow_inf_nan=False, title="Patience before paying")
+    """If the store fails before anything is paid for, it is tried again for so many seconds."""
+    claim_ttl: float = Field(default=60, gt=0, le=3600, title="Life of a claim")
+    """If a run falls silent while it sends a request, others take the request over after so many seconds."""
+    rescue_folder: LocalPath = Field(
+        default=None,
+        description="If the store fails for longer than that, images that are paid for wait in this folder for the "
+        "next run. Without it, $XDG_STATE_HOME/prefect-ttapi/rescue is used, or the same below ~/.local/state.",
+    )
+
+    @field_serializer("aws_credentials")
+    def _by_name(self, block: str | AwsBlock | None, info: SerializationInfo) -> str | None:
+        if block is None or isinstance(block, str):
+            return block
+        if info.context and info.context.get("include_secrets"):  # the store is saved, not only shown
+            raise ValueError(f"save the {type(block).__name__} block first: a store keeps its name")
+        return f"{type(block).__name__} (not saved)"
+
+    @model_validator(mode="after")
+    def _has_both_keys_or_none(self) -> Self:
+        if bool(self.access_key_id) != bool(self.secret_access_key):
+            raise ValueError("access_key_id and secret_access_key belong together: give both or neither")
+        if self.access_key_id and self.aws_credentials:
+            raise ValueError("give aws_credentials or keys, not both")
+        return self
+
     if TYPE_CHECKING:  # type checkers take a field's type for what may be given
 
         def __init__(
@@ -81,6 +168,23 @@ class ImageStore(NotMapped, StoreSettings, Block):
             claim_ttl: float = ...,
             rescue_folder: str | Path | None = ...,
         ) -> None: ...
+
+    def _bucket(self) -> S3:
+        account = Account(
+            endpoint_url=self.endpoint_url,
+            region=self.region,
+            access_key_id=self.access_key_id,
+            secret_access_key=_told(self.secret_access_key),
+            session_token=_told(self.session_token),
+            addressing_style=self.connection.addressing_style,
+            verify=self.connection.verify,
+        )
+        return S3(
+            *bucket_and_prefix(self.url),
+            with_block(account, self.aws_credentials).or_environment(),
+            encryption=self.upload.encryption,
+            kms_key_id=self.upload.kms_key_id,
+        )
 
     @property
     def identity(self) -> str:
@@ -258,3 +362,7 @@ class ImageStore(NotMapped, StoreSettings, Block):
             tags=self.upload.tags,
             acl=self.upload.acl,
         )
+
+
+def _told(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
