@@ -1,12 +1,11 @@
 """Content Credentials (C2PA): sign a copy of an image, and read who signed one and whether that still holds.
 
-The work is c2pa-python's, which comes with the extra `provenance` and is imported when it is needed. It asks nothing of
-the network, but of the time-stamp authority that a signer names.
+The work is c2pa-python's, which comes with the extra `provenance` and is imported when it is needed. It sends nothing
+over the network, except to the time-stamp authority that a signer names.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import tempfile
@@ -18,20 +17,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from io import SEEK_END, BytesIO
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn, Self
 
 from PIL.Image import new
 from pydantic import BaseModel, ConfigDict
 
-from prefect_ttapi.errors import SigningError
+from prefect_ttapi.errors import SigningError, printable
 from prefect_ttapi.images.labels import read_labels
 from prefect_ttapi.images.renditions import in_worker
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import GENERATED, Statement
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
     from cryptography.x509 import Certificate
 
 Algorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
@@ -47,19 +44,6 @@ ASSERTION: Final = "prefect_ttapi.request"
 
 #: Seconds for a signature that needs a time stamp: the native library itself would wait for ever.
 PATIENCE: Final = 60.0
-
-#: What each kind of key can sign with, the first by default: elliptic curves by name.
-_ALGORITHMS: Final[Mapping[str, tuple[Algorithm, ...]]] = {
-    "secp256r1": ("es256",),
-    "secp384r1": ("es384",),
-    "secp521r1": ("es512",),
-    "RSA": ("ps256", "ps384", "ps512"),
-    "Ed25519": ("ed25519",),
-}
-_SMALLEST_RSA: Final = 2048  # bits
-
-#: Uses of a certificate, one of which C2PA asks for: e-mail protection, signing of documents, and C2PA's own.
-_USES: Final = frozenset({"1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"})
 
 #: How the native library works here: without previews, which cost a hundred times the time, and without any request.
 _SETTINGS: Final[dict[str, Any]] = {
@@ -97,8 +81,8 @@ class Change:
     """What was done to an original.
 
     Attributes:
-        recipe: of a rendition; None: nothing but a mark was added.
-        actions: the same in C2PA's words: `c2pa.resized`, `c2pa.converted`.
+        recipe: the recipe of a rendition; None for a copy, with or without a mark.
+        actions: the change in C2PA's words: `c2pa.resized`, `c2pa.converted`.
     """
 
     recipe: str | None = None
@@ -140,13 +124,13 @@ def _manifest(statement: Statement, change: Change, *, builds_on: bool) -> dict[
 
 @dataclass(frozen=True, eq=False)
 class Signer:
-    """Signs with one certificate, from any thread. `Signer.of` makes it, and checks what it is made of.
+    """Sign with one certificate, from any thread. `Signer.of` makes a signer, and checks its certificates and key.
 
     Attributes:
-        name: of whom the certificate is for.
-        identity: stays the same when a certificate for the same name is renewed by the same authority.
-        algorithm: of the signatures.
-        time_stamps: address of a time-stamp authority.
+        name: the name that the certificate was issued to.
+        identity: a digest that stays the same when the same authority renews a certificate for the same name.
+        algorithm: the algorithm of the signatures.
+        time_stamps: the address of a time-stamp authority.
     """
 
     name: str
@@ -167,61 +151,43 @@ class Signer:
         """Return the signer.
 
         Args:
-            certificates: PEM: the signer's own, then the one that it was issued with, and so on.
-            private_key: of the first of them: PEM without a passphrase.
-            algorithm: by default what goes with the key.
-            time_stamps: address of a time-stamp authority (RFC 3161).
+            certificates: the certificates in PEM: the signer's own, then the one that it was issued with, and so on.
+            private_key: the key of the first certificate, in PEM without a passphrase.
+            algorithm: the algorithm of the signatures, by default the one that goes with the key.
+            time_stamps: the address of a time-stamp authority (RFC 3161).
 
         Raises:
-            ValueError: what is wrong with them, in one line without the key; or the extra is not installed.
+            ValueError: a line that says what is wrong with them, without the key; or the extra is not installed.
         """
         if not is_installed():
             raise ValueError(f"signing needs an extra: {EXTRA}")
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-        chain, key = _certificates(certificates), _private_key(private_key)
-        _check_key(chain, key)
-        _check_chain(chain)
+        from prefect_ttapi.images import certificates as checks
+
+        chain, key = checks.certificates_in(certificates), checks.private_key_in(private_key)
+        checks.check_chain(chain, key)
+        checks.check_time(chain)
         own = chain[0]
         who = own.subject.public_bytes() + own.issuer.public_bytes()
-        signer = cls(
-            _name(own),
+        return cls(
+            checks.name_of(own),
             hashlib.sha256(who).hexdigest()[:16],
-            _algorithm(key, algorithm),
+            checks.algorithm_for(key, algorithm),
             time_stamps,
             chain,
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         )
-        signer.check_time()
-        return signer
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled: to the workers of a distributed task runner travels the block."""
+        """Refuse to be pickled: the workers of a distributed task runner get the block instead."""
         raise TypeError("a signer can't be pickled: it holds a private key")
-
-    def check_time(self) -> None:
-        """Check that the certificates are valid now.
-
-        Raises:
-            ValueError: one is not yet, or no longer.
-        """
-        now = datetime.datetime.now(datetime.UTC)
-        for certificate in self._chain:
-            begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            if now >= end:
-                raise ValueError(
-                    f"the certificate of {_name(certificate)} expired on {end:%Y-%m-%d %H:%M} UTC"
-                )
-            if now < begin:
-                raise ValueError(
-                    f"the certificate of {_name(certificate)} is not valid before {begin:%Y-%m-%d %H:%M} UTC"
-                )
 
     def check(self) -> None:
         """Sign a picture of one pixel, so that what can't work is known before it is needed.
 
         Raises:
-            SigningError: why it can't be done.
+            SigningError: it can't be done; the message says why.
         """
         picture = BytesIO()
         new("L", (1, 1)).save(picture, "PNG")
@@ -238,19 +204,21 @@ class Signer:
         """Return a copy of an image with Content Credentials. No two are the same bytes.
 
         Args:
-            image: what to sign; whatever changes it later makes the signature invalid.
-            media_type: of the image.
-            statement: what the credentials say of it.
-            original: what the image was made from, and its media type. Where it has credentials of its own, the new
-                ones build on them.
+            image: opens the image to sign; any later change to it makes the signature invalid.
+            media_type: the image's media type.
+            statement: what the credentials say of the image.
+            original: opens the image that this one was made from, with its media type. If it has credentials of its
+                own, the new ones build on them.
             change: what was done to the original.
 
         Raises:
-            SigningError: why it can't be done.
+            SigningError: it can't be done; the message says why.
         """
+        from prefect_ttapi.images.certificates import check_time
+
         work = partial(self._signed, image, media_type, statement, original, change)
         try:
-            self.check_time()
+            check_time(self._chain)
             return work() if self.time_stamps is None else _within(PATIENCE, work)
         except TimeoutError:
             why = f"{self.time_stamps} gave no time stamp within {PATIENCE:.0f} s"
@@ -289,7 +257,7 @@ class Signer:
 
 
 def _within(seconds: float, work: Callable[[], Spool]) -> Spool:
-    """Return what `work` gives in a thread of its own, which nobody waits for any longer than that."""
+    """Return what `work` gives in a thread of its own, or raise TimeoutError after so many seconds."""
     ended: Future[Spool] = Future()
 
     def run() -> None:
@@ -312,129 +280,15 @@ def _has_credentials(body: Body) -> bool:
     return labels is not None and "credentials" in labels.marks
 
 
-def _certificates(pem: bytes) -> list[Certificate]:
-    from cryptography.x509 import load_pem_x509_certificates
-
-    try:
-        return load_pem_x509_certificates(pem)
-    except ValueError:
-        raise ValueError(
-            "the certificates can't be read: they must be PEM (-----BEGIN CERTIFICATE-----)"
-        ) from None
-
-
-def _private_key(pem: bytes) -> PrivateKeyTypes:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        return load_pem_private_key(pem, None)
-    except TypeError:
-        raise ValueError(
-            "the private key has a passphrase: store it without (openssl pkey -in KEY -out NEW)"
-        ) from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(
-            "the private key can't be read: it must be PEM (-----BEGIN PRIVATE KEY-----)"
-        ) from None
-
-
-def _check_key(chain: Sequence[Certificate], key: PrivateKeyTypes) -> None:
-    public = key.public_key()
-    place = next((place for place, one in enumerate(chain, start=1) if one.public_key() == public), None)
-    if place is None:
-        raise ValueError(f"the private key does not belong to the certificate of {_name(chain[0])}")
-    if place > 1:
-        raise ValueError(
-            f"the chain is in the wrong order: the private key belongs to certificate {place}, which must be the first"
-        )
-
-
-def _check_chain(chain: Sequence[Certificate]) -> None:
-    from cryptography.exceptions import InvalidSignature
-
-    for place, (one, issuer) in enumerate(pairwise(chain), start=1):
-        try:
-            one.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature):
-            raise ValueError(
-                f"the chain is broken, or in the wrong order: certificate {place} ({_name(one)}) was not issued with "
-                f"certificate {place + 1} ({_name(issuer)})"
-            ) from None
-    _check_use(chain[0])
-
-
-def _check_use(own: Certificate) -> None:
-    """Check what C2PA asks of a signer's certificate; the native library's refusal does not say which it was."""
-    from cryptography.x509 import (
-        AuthorityKeyIdentifier,
-        BasicConstraints,
-        ExtendedKeyUsage,
-        ExtensionNotFound,
-        KeyUsage,
-    )
-
-    def said(kind: Any) -> Any:
-        try:
-            return own.extensions.get_extension_for_class(kind).value
-        except ExtensionNotFound:
-            return None
-
-    usage, uses, limits = said(KeyUsage), said(ExtendedKeyUsage), said(BasicConstraints)
-    wrong = {
-        "is an authority's own": limits is not None and limits.ca,
-        "lacks the key usage digitalSignature": usage is None or not usage.digital_signature,
-        "lacks an extended key usage that C2PA knows, such as emailProtection": not _USES
-        & {use.dotted_string for use in uses or ()},
-        "lacks an authority key identifier": own.issuer != own.subject
-        and said(AuthorityKeyIdentifier) is None,
-    }
-    for why in (why for why, holds in wrong.items() if holds):
-        raise ValueError(f"the certificate of {_name(own)} can't sign images: it {why}")
-
-
-def _algorithm(key: PrivateKeyTypes, asked: Algorithm | None) -> Algorithm:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-
-    kind = type(key).__name__
-    if isinstance(key, EllipticCurvePrivateKey):
-        kind = key.curve.name
-    elif isinstance(key, Ed25519PrivateKey):
-        kind = "Ed25519"
-    elif isinstance(key, RSAPrivateKey):
-        kind = "RSA"
-        if key.key_size < _SMALLEST_RSA:
-            raise ValueError(f"the RSA key has {key.key_size} bits: {_SMALLEST_RSA} are the least")
-    possible = _ALGORITHMS.get(kind)
-    if possible is None:
-        raise ValueError(f"a key of the kind {kind} can't sign images: these can: {', '.join(_ALGORITHMS)}")
-    if asked is not None and asked not in possible:
-        raise ValueError(
-            f"the algorithm {asked} does not go with the {kind} key: these do: {', '.join(possible)}"
-        )
-    return asked or possible[0]
-
-
-def _name(certificate: Certificate) -> str:
-    from cryptography.x509.oid import NameOID
-
-    for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME):
-        for attribute in certificate.subject.get_attributes_for_oid(kind):
-            return _cut(attribute.value)
-    return "no name"
-
-
 class Signature(BaseModel):
     """Who signed an image's Content Credentials, and what came of checking them. Nobody vouches for any name in it.
 
     Attributes:
-        signed_by: names in the certificate.
+        signed_by: the names in the certificate.
         made_with: the program that made the credentials.
-        algorithm: of the signature.
-        signed_at: when, where a time-stamp authority says so.
-        problem: why the credentials are not valid; None: nothing was changed since they were signed.
+        algorithm: the algorithm of the signature.
+        signed_at: the time of signing, if a time-stamp authority confirms it.
+        problem: why the credentials are not valid; None if nothing was changed since they were signed.
         request_hash, source_sha256, recipe: as in `Statement` and `Change`, where this package made the credentials.
     """
 
@@ -450,7 +304,7 @@ class Signature(BaseModel):
     recipe: str | None = None
 
     def __str__(self) -> str:
-        """Say it in a line.
+        """Return a line that says so.
 
         >>> print(Signature(signed_by="Shop", made_with="prefect-ttapi 0.1.0"))
         signed by Shop, with prefect-ttapi 0.1.0; valid, but nobody vouches for that name
@@ -520,7 +374,7 @@ def _joined(parts: Iterable[Any], by: str) -> str | None:
 
 
 def _cut(text: Any) -> str:
-    return " ".join(str(text).split())[:_LONGEST] if text else ""
+    return printable(str(text))[:_LONGEST] if text else ""
 
 
 def _in_short(error: Exception) -> str:

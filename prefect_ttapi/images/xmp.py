@@ -17,7 +17,7 @@ from prefect_ttapi.errors import PictureError
 #: What the packet says, in the IPTC's words.
 GENERATED: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
-#: Their words for pictures of which a model, or another algorithm, made all or a part.
+#: The IPTC's words for pictures that a model, or another algorithm, made all or a part of.
 _SYNTHETIC: Final = re.compile(
     r"https?://cv\.iptc\.org/newscodes/digitalsourcetype/"
     "(trainedAlgorithmicMedia|compositeWithTrainedAlgorithmicMedia|compositeSynthetic|algorithmicMedia)"
@@ -70,10 +70,10 @@ class Statement:
     """What this package says of a picture in its file.
 
     Attributes:
-        model: that made it.
-        request_hash: of the request that was paid for.
-        source_sha256: of the stored image that the file is a copy or a rendition of.
-        prompt: where it is to be told.
+        model: the model that made the picture.
+        request_hash: the hash of the request that was paid for.
+        source_sha256: the digest of the stored image that the file is a copy or a rendition of.
+        prompt: the prompt, if the file is to tell it.
     """
 
     model: str
@@ -86,7 +86,7 @@ class Packet:
     """An XMP packet, and what it says; nobody vouches for it.
 
     Attributes:
-        properties: by namespace and name in one; a nested one is all its text, one after the other.
+        properties: texts by namespace and name in one; of a nested property, all its texts in a row.
 
     >>> statement = Statement("dall-e-3", request_hash="ab" * 32, source_sha256="cd" * 32)
     >>> packet = Packet(EMPTY).with_statement(statement)
@@ -119,27 +119,27 @@ class Packet:
 
     @property
     def generated(self) -> bool:
-        """Whether it says that a model made the picture."""
+        """Return whether it says that a model made the picture."""
         return _SYNTHETIC.fullmatch(self[_SOURCE_TYPE] or "") is not None
 
     @property
     def tells_prompt(self) -> bool:
-        """Whether it says which prompt the model had."""
+        """Return whether it says which prompt the model had."""
         return bool(self[_PROMPT])
 
     @property
     def request_hash(self) -> str | None:
-        """Which request it says that the picture answers."""
+        """Return the hash of the request that the picture answers, if it says so."""
         return self[_REQUEST_HASH]
 
     @property
     def source_sha256(self) -> str | None:
-        """Of which image it says that the picture is a copy, or a rendition."""
+        """Return the digest of the image that the picture is a copy or a rendition of, if it says so."""
         return self[_SOURCE_SHA256] or next(iter(_SHA256.findall(self[_DERIVED_FROM] or "")), None)
 
     @property
     def extension(self) -> str | None:
-        """Under which name a JPEG has the rest of it."""
+        """Return the name under which a JPEG has the rest of the packet, if there is any."""
         return self[_EXTENSION]
 
     def with_statement(self, statement: Statement) -> bytes:

@@ -31,7 +31,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from prefect_ttapi.capabilities import Strict, is_masked, unmasked
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.errors import StoreError, printable
 from prefect_ttapi.storage.layout import normalised
 from prefect_ttapi.storage.objects import Answer
 from prefect_ttapi.storage.s3_service import Account, Keys, explain
@@ -395,7 +395,7 @@ def _by_reference(form: type[SavedForm], document_id: str) -> object:
     try:
         return _awaited(form.aload_from_ref(document_id))
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = printable(str(error))[:200]
         raise ValueError(f"can't load the saved {form.__name__} {document_id}: {why}") from error
 
 
@@ -412,7 +412,7 @@ def _fetched(block: str | AwsBlock) -> AwsBlock:
     try:
         found: object = _awaited(Block.aload(block))
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = printable(str(error))[:200]
         raise StoreError(f"can't load the block {block}: {why}; is prefect-aws installed?") from error
     if not isinstance(found, AwsBlock):
         raise StoreError(f"the block {block} has no AWS credentials: name an aws-credentials block")
