@@ -38,6 +38,9 @@ from prefect_ttapi.storage.s3_service import Account, Keys, explain
 
 logger = logging.getLogger(__name__)
 
+#: What Prefect calls the reference to a saved block in the block's JSON.
+_DOCUMENT_ID: Final = "_block_document_id"
+
 #: The name of a saved block.
 _NAMED: Final = re.compile(r"[a-z0-9-]+/[^/\s]+")
 
@@ -275,7 +278,7 @@ class SavedForm(_Plain):
     __iter__: ClassVar[Any] = None
 
     _added: ClassVar[frozenset[str]] = frozenset(
-        {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
+        {"block_type_slug", _DOCUMENT_ID, "_block_document_name", "_is_anonymous"}
     )
 
     @model_validator(mode="wrap")
@@ -285,7 +288,7 @@ class SavedForm(_Plain):
 
         All of it is as it was saved: what else stands in the JSON must not say where the key is sent.
         """
-        saved = data.get("_block_document_id") if isinstance(data, Mapping) else None
+        saved = data.get(_DOCUMENT_ID) if isinstance(data, Mapping) else None
         masked = isinstance(data, Mapping) and any(map(is_masked, data.values()))
         return _by_reference(cls, str(saved)) if saved and masked else handler(data)
 
