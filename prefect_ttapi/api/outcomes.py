@@ -58,9 +58,11 @@ class Verdict:
     """What an attempt that failed means; its outcome is its error's.
 
     Attributes:
-        taken_for: what, and why, where that is not certain.
+        name: whose fault it is, as in "taken for ...".
+        taken_for: the fault, and why it is taken for that, where that is not certain.
     """
 
+    name: str
     error: type[errors.TTAPIError]
     again: Again
     taken_for: str | None = None
@@ -92,33 +94,29 @@ class BrokenOff(Exception):  # noqa: N818 - becomes a Failure
         self.broke = broke
 
 
-NEVER_DELIVERED: Final = Verdict(errors.APIConnectionError, Again.FREELY)
-UNKNOWN: Final = Verdict(errors.UnknownOutcomeError, Again.OPTED_IN)
-UNUSABLE: Final = Verdict(errors.InvalidResponseError, Again.NEVER)
+ACCOUNT: Final = Verdict("a fault of the account", errors.AuthenticationError, Again.NEVER)
+PACE: Final = Verdict("too many requests", errors.RateLimitError, Again.FREELY)
+CREDIT: Final = Verdict("a lack of credit", errors.InsufficientBalanceError, Again.NEVER)
+MODEL: Final = Verdict("a model that this account may not use", errors.ModelNotPermittedError, Again.NEVER)
+PROMPT: Final = Verdict("a refused prompt", errors.ModerationError, Again.NEVER)
+FIREWALL: Final = Verdict("a firewall's page", errors.InvalidRequestError, Again.NEVER)
+REQUEST: Final = Verdict("a refusal of this request", errors.InvalidRequestError, Again.NEVER)
+QUEUE: Final = Verdict("a full queue", errors.QueueFullError, Again.FREELY)
+SERVER: Final = Verdict("a fault of the server", errors.ServerError, Again.TWICE)
+UNREACHED: Final = Verdict("a server that was not reached", errors.APIConnectionError, Again.FREELY)
+UNKNOWN: Final = Verdict("an unknown outcome", errors.UnknownOutcomeError, Again.OPTED_IN)
+OTHER: Final = replace(UNKNOWN, again=Again.NEVER)
+UNUSABLE: Final = Verdict("an answer of no use", errors.InvalidResponseError, Again.NEVER)
 
 BREAKS: Final[Mapping[Break, Verdict]] = {
-    **dict.fromkeys((Break.CONNECTING, Break.SENDING), NEVER_DELIVERED),
+    **dict.fromkeys((Break.CONNECTING, Break.SENDING), UNREACHED),
     **dict.fromkeys((Break.SILENT, Break.LOST, Break.CUT), UNKNOWN),
 }
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Whose fault an answer is.
-
-    Attributes:
-        name: as in "taken for ...".
-        what_to_do: told to whoever has the error.
-    """
-
-    name: str
-    verdict: Verdict
-    what_to_do: str
-
-
-@dataclass(frozen=True)
 class Sign:
-    """What a fault is known by, and who says so.
+    """What a verdict is known by, and who says so.
 
     Attributes:
         statuses: of HTTP, where neither codes nor words say more.
@@ -128,7 +126,7 @@ class Sign:
         page: the statuses are those of an HTML page.
     """
 
-    fault: Fault
+    verdict: Verdict
     source: str
     statuses: tuple[int, ...] = ()
     codes: str = ""
@@ -136,60 +134,6 @@ class Sign:
     below: int = 600
     page: bool = False
 
-
-ACCOUNT: Final = Fault(
-    "a fault of the account",
-    Verdict(errors.AuthenticationError, Again.NEVER),
-    "The batch stops. Check the key, and the account in the vendor's dashboard.",
-)
-PACE: Final = Fault(
-    "too many requests",
-    Verdict(errors.RateLimitError, Again.FREELY),
-    "Nothing: all requests slow down. If it lasts, a lower `max_in_flight` or `rate_limit`.",
-)
-CREDIT: Final = Fault(
-    "a lack of credit",
-    Verdict(errors.InsufficientBalanceError, Again.NEVER),
-    "The batch stops, and `ttapi.balance.exhausted` is sent. Top up, and run it again.",
-)
-MODEL: Final = Fault(
-    "a model that this account may not use",
-    Verdict(errors.ModelNotPermittedError, Again.NEVER),
-    "The rows of that model stop. Have it enabled, or ask another one.",
-)
-PROMPT: Final = Fault(
-    "a refused prompt",
-    Verdict(errors.ModerationError, Again.NEVER),
-    "Change the prompt. `max_refused` in a row, and none that passes, stop the batch.",
-)
-FIREWALL: Final = Fault(
-    "a firewall's page",
-    Verdict(errors.InvalidRequestError, Again.NEVER),
-    "A firewall before the API dislikes the prompt's words, or this machine. Change the words, or ask the vendor.",
-)
-REQUEST: Final = Fault(
-    "a refusal of this request",
-    Verdict(errors.InvalidRequestError, Again.NEVER),
-    "Change the request as the message says; after 404, perhaps `base_url`.",
-)
-QUEUE: Final = Fault(
-    "a full queue",
-    Verdict(errors.QueueFullError, Again.FREELY),
-    "Nothing: all requests slow down. If it lasts, run it again later.",
-)
-SERVER: Final = Fault(
-    "a fault of the server", Verdict(errors.ServerError, Again.TWICE), "Run it again later."
-)
-UNREACHED: Final = Fault("a server that was not reached", NEVER_DELIVERED, "Run it again later.")
-LATE: Final = Fault(
-    "an unknown outcome",
-    UNKNOWN,
-    "See in the vendor's dashboard whether it was billed. Run it again to send, and perhaps pay, anew.",
-)
-OTHER: Final = replace(LATE, verdict=Verdict(errors.UnknownOutcomeError, Again.NEVER))
-USELESS: Final = Fault(
-    "an answer of no use", UNUSABLE, "Read the message. Run it again to send, and perhaps pay, anew."
-)
 
 _OPENAI: Final = "OpenAI, error codes guide"
 _AZURE: Final = "Azure OpenAI, content filtering guide and reports"
@@ -308,11 +252,11 @@ SIGNS: Final = (
     Sign(SERVER, _VENDOR, (500, 502, 503)),
     Sign(UNREACHED, _CLOUDFLARE, (521, 523, 525, 526, 530)),
     Sign(UNREACHED, "RFC 8470, early data in HTTP", (425,)),
-    Sign(LATE, "TTAPI, response page; OpenRouter, errors page", (408, 504)),
-    Sign(LATE, _CLOUDFLARE, (520, 522, 524)),
+    Sign(UNKNOWN, "TTAPI, response page; OpenRouter, errors page", (408, 504)),
+    Sign(UNKNOWN, _CLOUDFLARE, (520, 522, 524)),
 )
-_PAGES: Final = {status: sign.fault for sign in SIGNS if sign.page for status in sign.statuses}
-_STATUSES: Final = {status: sign.fault for sign in SIGNS if not sign.page for status in sign.statuses}
+_PAGES: Final = {status: sign.verdict for sign in SIGNS if sign.page for status in sign.statuses}
+_STATUSES: Final = {status: sign.verdict for sign in SIGNS if not sign.page for status in sign.statuses}
 _CODES: Final = {code: sign for sign in reversed(SIGNS) for code in sign.codes.split()}
 _WORDS: Final = tuple((re.compile(sign.words), sign) for sign in SIGNS if sign.words)
 
@@ -340,7 +284,7 @@ def judge(status: int, error: ErrorBody | None = None, prompt: str = "") -> Verd
     for label in (error.code, error.inner, error.type):
         sign = _CODES.get((label or "").lower())
         if sign is not None and status < sign.below:
-            return sign.fault.verdict
+            return sign.verdict
     by_status = _by_status(status)
     if by_status.error is errors.UnknownOutcomeError:
         return by_status
@@ -350,10 +294,10 @@ def judge(status: int, error: ErrorBody | None = None, prompt: str = "") -> Verd
 def _by_status(status: int, *, page: bool = False) -> Verdict:
     known = (_PAGES.get(status) if page else None) or _STATUSES.get(status)
     if known is not None:
-        return known.verdict
-    fault = {4: REQUEST, 5: OTHER}.get(status // 100, USELESS)
+        return known
+    verdict = {4: REQUEST, 5: OTHER}.get(status // 100, UNUSABLE)
     why = "an error" if status // 100 == 2 else f"{status // 100}xx"
-    return replace(fault.verdict, taken_for=f"{fault.name}: {why} that is not in the table")
+    return replace(verdict, taken_for=f"{verdict.name}: {why} that is not in the table")
 
 
 #: Quotation marks, but no apostrophes, and what they quote.
@@ -376,7 +320,7 @@ def _by_words(status: int, message: str, prompt: str) -> Verdict | None:
     spoken = [(found[0], sign) for words, sign in _WORDS for found in words.finditer(own)]
     for words, sign in (*spelt, *spoken):
         if sign is not None and status < sign.below and words not in repeated:
-            return replace(sign.fault.verdict, taken_for=f"{sign.fault.name}, as it says {words!r}")
+            return replace(sign.verdict, taken_for=f"{sign.verdict.name}, as it says {words!r}")
     return None
 
 

@@ -7,7 +7,24 @@ from pathlib import Path
 
 import prefect_ttapi
 from prefect_ttapi import errors
-from prefect_ttapi.api.outcomes import BREAKS, OTHER, SIGNS, USELESS, Again
+from prefect_ttapi.api.outcomes import (
+    ACCOUNT,
+    BREAKS,
+    CREDIT,
+    FIREWALL,
+    MODEL,
+    OTHER,
+    PACE,
+    PROMPT,
+    QUEUE,
+    REQUEST,
+    SERVER,
+    SIGNS,
+    UNKNOWN,
+    UNREACHED,
+    UNUSABLE,
+    Again,
+)
 from prefect_ttapi.errors import Outcome
 
 PAGE = Path(__file__).parents[2] / "docs/errors.md"
@@ -26,15 +43,32 @@ SENT_AGAIN = {
     Again.OPTED_IN: "with `retry_unknown_outcome`",
     Again.NEVER: "no",
 }
+LATE = "See in the vendor's dashboard whether it was billed. Run it again to send, and perhaps pay, anew."
+WHAT_TO_DO = {
+    ACCOUNT: "The batch stops. Check the key, and the account in the vendor's dashboard.",
+    PACE: "Nothing: all requests slow down. If it lasts, a lower `max_in_flight` or `rate_limit`.",
+    CREDIT: "The batch stops, and `ttapi.balance.exhausted` is sent. Top up, and run it again.",
+    MODEL: "The rows of that model stop. Have it enabled, or ask another one.",
+    PROMPT: "Change the prompt. `max_refused` in a row, and none that passes, stop the batch.",
+    FIREWALL: "A firewall before the API dislikes the prompt's words, or this machine. Change the words, or ask the "
+    "vendor.",
+    REQUEST: "Change the request as the message says; after 404, perhaps `base_url`.",
+    QUEUE: "Nothing: all requests slow down. If it lasts, run it again later.",
+    SERVER: "Run it again later.",
+    UNREACHED: "Run it again later.",
+    UNKNOWN: LATE,
+    OTHER: LATE,
+    UNUSABLE: "Read the message. Run it again to send, and perhaps pay, anew.",
+}
 
 
 def faults() -> Iterator[str]:
     yield "| taken for | error | paid | sent again | what to do |"
     yield "|---|---|---|---|---|"
-    for fault in dict.fromkeys((*(sign.fault for sign in SIGNS), OTHER, USELESS)):
-        error, again = fault.verdict.error, fault.verdict.again
+    for verdict in dict.fromkeys((*(sign.verdict for sign in SIGNS), OTHER, UNUSABLE)):
+        error, again = verdict.error, SENT_AGAIN[verdict.again]
         paid = PAID[error.outcome]
-        yield f"| {fault.name} | `{error.__name__}` | {paid} | {SENT_AGAIN[again]} | {fault.what_to_do} |"
+        yield f"| {verdict.name} | `{error.__name__}` | {paid} | {again} | {WHAT_TO_DO[verdict]} |"
 
 
 def breaks() -> Iterator[str]:
@@ -53,7 +87,7 @@ def signs() -> Iterator[str]:
         statuses = ", ".join(map(str, sign.statuses))
         page = ", as an HTML page" if sign.page else ""
         words = "yes" if sign.words else ""
-        yield f"| {sign.fault.name} | {codes} | {words} | {statuses}{page} | {sign.source} |"
+        yield f"| {sign.verdict.name} | {codes} | {words} | {statuses}{page} | {sign.source} |"
 
 
 def test_the_tables_are_those_of_the_code() -> None:

@@ -316,13 +316,13 @@ def test_whose_fault_an_answer_is(status: int, body: bytes, kind: str) -> None:
     assert judge(status, read_error(body, None)).error.__name__ == kind
 
 
-@pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: f"{sign.fault.name}, {sign.source}"[:50])
+@pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: f"{sign.verdict.name}, {sign.source}"[:50])
 def test_each_row_of_the_table_is_used(sign: Sign) -> None:
     """Each row has a source, each code leads to its fault whatever the case, and some answer above needs its words."""
     assert sign.source
     for code in sign.codes.split():
-        assert judge(400, ErrorBody("no", code=code.upper())) == sign.fault.verdict
-        assert judge(400, ErrorBody("no", type=code)) == sign.fault.verdict
+        assert judge(400, ErrorBody("no", code=code.upper())) == sign.verdict
+        assert judge(400, ErrorBody("no", type=code)) == sign.verdict
     if sign.words:
         heard = [read_error(body, None).message.casefold() for _, body, _ in FIELD]
         assert any(re.search(sign.words, message) for message in heard) or sign.source.startswith(

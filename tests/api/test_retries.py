@@ -14,9 +14,9 @@ from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.api.outcomes import (
     BREAKS,
-    NEVER_DELIVERED,
     SIGNS,
     UNKNOWN,
+    UNREACHED,
     UNUSABLE,
     Again,
     Verdict,
@@ -248,7 +248,7 @@ def test_no_sequence_of_answers_has_an_uncertain_request_sent_again(
 
 
 VERDICTS = sorted(
-    {*(sign.fault.verdict for sign in SIGNS), *BREAKS.values(), UNUSABLE, judge(599)},
+    {*(sign.verdict for sign in SIGNS), *BREAKS.values(), UNUSABLE, judge(599)},
     key=repr,
 )
 
@@ -260,7 +260,7 @@ def step(*past: Verdict, retry_after: float | None = None, elapsed: float = 0.0,
 @pytest.mark.parametrize(
     ("verdict", "sends", "opted_in"),
     [
-        (NEVER_DELIVERED, 4, 4),
+        (UNREACHED, 4, 4),
         (judge(429), 4, 4),
         (judge(499), 4, 4),
         (judge(503), 3, 3),
