@@ -46,6 +46,7 @@ _LETTERS: Final = {**dict.fromkeys(b"nrt", b" "), **dict.fromkeys(b"bf", b"?")}
 #: How many bytes of a string tell whether it is an image, and how one begins: blanks, then `data:` and what that says
 #: of itself, or in base64 the first bytes of a PNG, JPEG, GIF, WebP, AVIF or BMP.
 _OPENING: Final = 256
+_CLOSED: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _WHOLE_TEXT: Final = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
 _DATA_URI: Final = re.compile(rb"\s*data:[^,]{0,150};\s*base64\s*,", re.IGNORECASE)
 _IMAGE: Final = re.compile(
@@ -57,6 +58,11 @@ _URL: Final = re.compile(rb"[\s\"'`<]*[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 _SECOND_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})|\\(.)", re.DOTALL)
 _HALF_ESCAPE: Final = re.compile(rb"(?:%[0-9A-Fa-f]?|\\)\Z")
 _PLAIN: Final = bytes.maketrans(b"-_", b"+/")
+
+
+def plain_key(key: str) -> str:
+    """Return a key in lower case and without dashes."""
+    return key.lower().replace("_", "").replace("-", "")
 
 
 class DecodingError(ValueError):
@@ -97,13 +103,10 @@ class StreamingJSON:
         self._max_bytes = max_bytes
         self._reading = reading or Reading()
         self._received = 0
-        self._rest = (
-            b""  # of the last chunk: the start of an escape, or of a string, whose end is still to come
-        )
+        self._rest = b""  # of the last chunk: the start of an escape, or of a string that may be an image
         self._kept = bytearray()
         self._whole = 0  # bytes of what is kept, up to the end of its last whole value
         self._images: list[Base64] = []
-        self._opening = False  # a string begins, of which is not known whether it is an image
         self._in_text = False
         self._path: list[str | None] = []  # the keys from the top, None for a list
         self._key_comes = False  # the next string is a key
@@ -120,7 +123,7 @@ class StreamingJSON:
         self._received += len(chunk)
         if self._received > self._max_bytes:
             raise DecodingError(f"the body is longer than {self._max_bytes:,} bytes")
-        chunk = self._rest + chunk
+        chunk, self._rest = self._rest + chunk, b""
         position = 0
         while position < len(chunk) and (reached := self._scan(chunk, position)) > position:
             position = reached
@@ -132,8 +135,10 @@ class StreamingJSON:
         Of a body that breaks off there are the values that came whole. What should be an image and is not base64 is a
         `DecodingError` in its place.
         """
-        early = self._early_end()
-        if self._opening:
+        is_opening = self._rest.startswith(b'"')
+        in_string = is_opening or self._in_text or self._reading.image is not None
+        early = self._early_end("inside a string") if in_string else self._early_end() if self._path else None
+        if is_opening:
             with suppress(DecodingError):  # what came before counts
                 self._open(self._rest, 0)
         if self._reading.image is not None:  # all of it may be there, but for the quotation mark
@@ -144,32 +149,27 @@ class StreamingJSON:
             text += b"".join(b"]" if key is None else b"}" for key in reversed(self._path))
         documents, wrong = _documents(text, iter(self._images))
         if not documents and wrong is None:
-            wrong = EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
+            wrong = self._early_end()
         return documents, early or wrong
 
-    def _early_end(self) -> EarlyEnd | None:
-        if self._in_text or self._opening or self._reading.image is not None:
-            return EarlyEnd(f"the body ends inside a string, after {self._received:,} bytes")
-        if self._path:
-            return EarlyEnd(f"the body ends before its JSON does, after {self._received:,} bytes")
-        return None
+    def _early_end(self, where: str = "before its JSON does") -> EarlyEnd:
+        return EarlyEnd(f"the body ends {where}, after {self._received:,} bytes")
 
     # Each scan takes what it can of chunk[start:] and returns how far it came: `start` if it must see more.
 
     def _scan(self, chunk: bytes, start: int) -> int:
         if self._reading.image is not None:
             return self._scan_image(chunk, start, self._reading.image)
-        if self._opening:
-            return self._scan_opening(chunk, start)
         return self._scan_text(chunk, start) if self._in_text else self._scan_structure(chunk, start)
 
     def _scan_structure(self, chunk: bytes, start: int) -> int:
         kept = len(self._kept) - start
         for found in _TOKEN.finditer(chunk, start):
-            self._tokens += 1
             token = found[0]
             if token == b'"':
-                return self._enter_string(chunk, start, found.end())
+                self._keep(chunk[start : found.start()])
+                return self._scan_opening(chunk, found.start())
+            self._tokens += 1
             wrong = self._wrong_with(token)
             if wrong:
                 self._keep(chunk[start : found.start()])
@@ -195,37 +195,26 @@ class StreamingJSON:
             return f"the body is nested more than {MAX_DEPTH} levels deep"
         return "the body is not JSON: NaN, or another N outside a string" if token == b"N" else None
 
-    def _enter_string(self, chunk: bytes, start: int, opened: int) -> int:
-        self._keep(chunk[start : opened - 1])
-        if self._key_comes:
-            self._start_text()
-        else:
-            self._opening = True
-        return opened
-
-    def _start_text(self) -> None:
-        self._string_start = len(self._kept)
-        self._keep(b'"')
-        self._in_text = True
-
     def _scan_opening(self, chunk: bytes, start: int) -> int:
-        window = chunk[start : start + _OPENING]
-        found = _WHOLE_TEXT.match(window)
-        is_closed = found is not None and window[found.end() : found.end() + 1] == b'"'
-        return self._open(chunk, start) if is_closed or len(window) == _OPENING else start
+        # a key is no image
+        window = start + 1 + _OPENING
+        is_known = self._key_comes or len(chunk) >= window or _CLOSED.match(chunk, start, window)
+        return self._open(chunk, start) if is_known else start
 
     def _open(self, chunk: bytes, start: int) -> int:
         """Go on with a string as an image or as text."""
-        self._opening = False
-        if not self._is_image(chunk[start : start + _OPENING]):
-            self._start_text()
-            return self._scan_text(chunk, start)
+        self._tokens += 1
+        if self._key_comes or not self._is_image(chunk[start + 1 : start + 1 + _OPENING]):
+            self._string_start = len(self._kept)
+            self._keep(b'"')
+            self._in_text = True
+            return self._scan_text(chunk, start + 1)
         if len(self._images) == MAX_IMAGES:
             raise DecodingError(f"the body has more than {MAX_IMAGES} images")
         self._keep(b"NaN")
         image = self._reading.image = Base64()
         self._images.append(image)
-        return self._scan_image(chunk, start, image)
+        return self._scan_image(chunk, start + 1, image)
 
     def _is_image(self, opening: bytes) -> bool:
         found = _WHOLE_TEXT.match(opening)
@@ -233,8 +222,7 @@ class StreamingJSON:
         if _DATA_URI.match(text) or _IMAGE.match(text):
             return True
         key = next((key for key in reversed(self._path) if key is not None), "")
-        named = key.lower().replace("_", "").replace("-", "") in BASE64_KEYS
-        return named and bool(text.strip()) and not _URL.match(text)
+        return plain_key(key) in BASE64_KEYS and bool(text.strip()) and not _URL.match(text)
 
     def _scan_text(self, chunk: bytes, start: int) -> int:
         for found in _TEXT_STOP.finditer(chunk, start):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from prefect_ttapi.api.json_stream import BASE64_KEYS, DecodingError, StreamingJSON
+from prefect_ttapi.api.json_stream import BASE64_KEYS, DecodingError, StreamingJSON, plain_key
 from prefect_ttapi.api.outcomes import ErrorBody
 from prefect_ttapi.errors import printable
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
@@ -25,19 +25,8 @@ _LONGEST_ERROR: Final = 64 * 1024  # bytes of an error's body that are looked at
 
 #: Where relays put what the API has in `data`, `b64_json` and `url`: keys in lower case, without dashes.
 _WRAPPER_KEYS: Final = (
-    *(
-        "data",
-        "images",
-        "image",
-        "output",
-        "outputs",
-        "result",
-        "results",
-        "response",
-        "artifacts",
-        "predictions",
-    ),
-    *("generatedimages", "imagelist", "items", "inlinedata", "content", "body", "payload"),
+    *("data", "images", "image", "output", "outputs", "result", "results", "response", "artifacts"),
+    *("predictions", "generatedimages", "imagelist", "items", "inlinedata", "content", "body", "payload"),
 )
 _BYTES_KEYS: Final = (*BASE64_KEYS, "image", "imagedata", "data")
 _SURELY_URLS: Final = ("url", "imageurl")
@@ -171,7 +160,7 @@ def has_images(document: object) -> bool:
 
 def is_bare(document: Mapping[str, Any]) -> bool:
     """Tell whether an image stands in the document itself, with nothing around it."""
-    return any(_is_image(value) or _plain(key) in _URL_KEYS for key, value in document.items() if value)
+    return any(_is_image(value) or plain_key(key) in _URL_KEYS for key, value in document.items() if value)
 
 
 def _found(
@@ -204,7 +193,7 @@ def _found(
 def _found_in_object(
     value: Mapping[str, Any], prompt: object, wrappers: list[Mapping[str, Any]]
 ) -> Iterator[Item | ErrorBody | str]:
-    named = {_plain(key): inner for key, inner in value.items()}
+    named = {plain_key(key): inner for key, inner in value.items()}
     image = next((named[key] for key in (*_BYTES_KEYS, *_URL_KEYS) if _is_image(named.get(key))), None)
     wrappers.append(value)
     if not isinstance(image, Spool):
@@ -249,10 +238,6 @@ def _may_be_the_image(key: str) -> bool:
 
 def _is_image(value: object) -> bool:
     return isinstance(value, Spool | DecodingError)
-
-
-def _plain(key: str) -> str:
-    return key.lower().replace("_", "").replace("-", "")
 
 
 def _no_image(item: object) -> ErrorBody | str:

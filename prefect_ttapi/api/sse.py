@@ -8,7 +8,6 @@ fields may be missing; what is unknown is passed over.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,19 +17,10 @@ from typing import Final
 
 from prefect_ttapi.api.json_stream import DecodingError, Reading, StreamingJSON
 from prefect_ttapi.api.outcomes import BrokenOff
-from prefect_ttapi.api.payload import (
-    Answer,
-    UnusableAnswer,
-    find_error,
-    has_images,
-    is_bare,
-    read_answer,
-)
+from prefect_ttapi.api.payload import Answer, UnusableAnswer, find_error, has_images, is_bare, read_answer
 from prefect_ttapi.images.headers import media_type_of
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.results import PartialImage
-
-log: Final = logging.getLogger(__name__)
 
 _BOM: Final = b"\xef\xbb\xbf"
 _DATA: Final = b"data:"
@@ -51,11 +41,24 @@ Documents = Iterator[tuple[str, object]]
 
 @dataclass(frozen=True)
 class Body:
-    """The body of a 2xx: its bytes as they arrive, what the answer says they are, and how far they are read."""
+    """The body of a 2xx: its bytes as they arrive, what the answer says they are, and how far they are read.
+
+    Attributes:
+        broke: why it can't be read to its end, the first reason first; empty where it can.
+    """
 
     chunks: Iterable[bytes]
     media_type: str = ""
     reading: Reading = field(default_factory=Reading)
+    broke: list[Exception] = field(default_factory=list)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield its bytes as far as they come; `broke` says why no more did."""
+        try:
+            for chunk in self.chunks:  # noqa: UP028 - "yield from" would close them, and who keeps the body reads on
+                yield chunk
+        except (BrokenOff, DecodingError) as error:
+            self.broke.append(error)
 
 
 def read_answers(
@@ -75,7 +78,6 @@ def read_answers(
     """
     is_stream, documents = _recognised(body, max_bytes)
     finished = previews = 0
-    # no variable: an error that is raised would keep this frame, and the images, alive
     wrong: list[Exception] = []
     without: list[Exception] = []  # documents that have nothing like an image
     try:
@@ -85,7 +87,8 @@ def read_answers(
                 answer = read_answer(document)
             except UnusableAnswer as error:
                 if Kind.ERROR in ends or find_error(document):
-                    raise _reported(document) from None
+                    body.broke.insert(0, _reported(document))
+                    break
                 if Kind.PARTIAL not in ends:  # a preview must not cost the image that is being paid for
                     (wrong if has_images(document) else without).append(error)
                 continue
@@ -98,12 +101,14 @@ def read_answers(
             finished += len(answer.items)
             if is_stream and finished >= most:
                 break
-    except (BrokenOff, DecodingError, UnusableAnswer, OSError) as error:
-        wrong = [error]
+    except OSError as error:
+        body.broke.insert(0, error)
+    wrong = body.broke or wrong
     if finished and wrong:
         yield Answer((), problems=(str(wrong[0]),))
     if not finished:
         wrong += [] if is_stream else without
+        # taken out of the list: an error that is raised keeps this frame alive, which must not keep the error
         raise wrong.pop(0) if wrong else UnusableAnswer("the stream ended before its image was finished")
 
 
@@ -124,71 +129,46 @@ def read_answer_of(body: Body, most: int, max_bytes: int) -> Answer:
 
 def _recognised(body: Body, max_bytes: int) -> tuple[bool, Documents]:
     """Return whether a body is a stream of events, and its documents."""
-    head, chunks = _peeked(iter(body.chunks))
+    pieces, head = body.pieces(), b""
+    for piece in pieces:
+        head += piece
+        if len(head.lstrip()) >= _BEGINNING or len(head) > _MOST_BLANKS:
+            break
+    whole = chain([head], pieces)
     if media_type_of(head) is not None:
-        return False, _image(chunks, max_bytes)
+        return False, _image(body, whole, max_bytes)
     told = head.removeprefix(_BOM).lstrip()
     if _TEXT.match(told):  # an image or its URL, and no JSON around it
-        return False, _documents(chain([b'"'], chunks, [b'"']), StreamingJSON(max_bytes))
+        return False, _documents(body, chain([b'"'], whole, [b'"']), StreamingJSON(max_bytes))
     if _FIELD.match(told) or (
         body.media_type == "text/event-stream" and not told.startswith((b"{", b"[", b'"'))
     ):
-        return True, _events(chunks, max_bytes, body.reading)
-    return False, _documents(chunks, StreamingJSON(max_bytes, body.reading))
+        return True, _events(whole, max_bytes, body.reading)
+    return False, _documents(body, whole, StreamingJSON(max_bytes, body.reading))
 
 
-def _peeked(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """Return how a body begins, and all of it."""
-    head = b""
-    broke: list[Exception] = []
-    try:
-        for chunk in chunks:
-            head += chunk
-            if len(head.lstrip()) >= _BEGINNING or len(head) > _MOST_BLANKS:
-                break
-    except (BrokenOff, DecodingError) as error:
-        broke = [error]
-
-    def whole() -> Iterator[bytes]:
-        yield head
-        if broke:
-            raise broke.pop()
-        yield from chunks
-
-    return head, whole()
-
-
-def _image(chunks: Iterable[bytes], max_bytes: int) -> Documents:
+def _image(body: Body, pieces: Iterable[bytes], max_bytes: int) -> Documents:
     """Yield the image that a body is; one that was cut in what follows the image, too."""
     spool = Spool()
-    wrong: list[Exception] = []
-    try:
-        for chunk in chunks:
-            spool.write(chunk)
-            if spool.size_bytes > max_bytes:
-                wrong = [DecodingError(f"the body is longer than {max_bytes:,} bytes")]
-                break
-    except (BrokenOff, DecodingError) as error:
-        wrong = [error]
+    for piece in pieces:
+        spool.write(piece)
+        if spool.size_bytes > max_bytes:
+            body.broke.append(DecodingError(f"the body is longer than {max_bytes:,} bytes"))
+            break
     yield "", spool
-    if wrong:
-        raise wrong.pop()
 
 
-def _documents(chunks: Iterable[bytes], decoder: StreamingJSON) -> Documents:
-    """Yield the JSON documents of a body, the values of one that broke off, too, before saying what is wrong."""
-    wrong: list[Exception] = []
+def _documents(body: Body, pieces: Iterable[bytes], decoder: StreamingJSON) -> Documents:
+    """Yield the JSON documents of a body, and the values of one that broke off."""
     try:
-        for chunk in chunks:
-            decoder.feed(chunk)
-    except (BrokenOff, DecodingError) as error:
-        wrong = [error]
+        for piece in pieces:
+            decoder.feed(piece)
+    except DecodingError as error:
+        body.broke.append(error)
     documents, *early = decoder.finish()
+    body.broke.extend(filter(None, early))
     for document in documents:
         yield "", document
-    wrong += [error for error in early if error]
-    if wrong:
-        raise wrong.pop(0)
 
 
 class Kind(StrEnum):
@@ -218,30 +198,26 @@ def _reported(document: object) -> UnusableAnswer:
     return UnusableAnswer(error.message if error else "", error, is_failure=not has_images(document))
 
 
-def _events(chunks: Iterator[bytes], max_bytes: int, reading: Reading) -> Documents:
-    """Yield the JSON of each event, up to the one that says that the stream is done."""
-    data = _Data(StreamingJSON(max_bytes, reading))
-    for part in _parts(chunks):
-        if not isinstance(part, EventEnd):
-            data.feed(part)
+def _events(pieces: Iterable[bytes], max_bytes: int, reading: Reading) -> Documents:
+    """Yield the JSON of each event, up to the one that says that the stream is done.
+
+    Of data that is no JSON, or too long, what came before counts.
+    """
+    decoder, head, reads = StreamingJSON(max_bytes, reading), b"", True
+    for part in framed(pieces):
+        if isinstance(part, bytes):
+            head += part[: _LONGEST_DONE - len(head)]
+            try:
+                if reads:
+                    decoder.feed(part)
+            except DecodingError:
+                reads = False
             continue
-        if data.is_done:
+        if head.strip() == _DONE:
             return
-        for document in data.documents() or [{}]:
+        for document in decoder.finish()[0] or [{}]:
             yield part.name, document
-        data = _Data(StreamingJSON(max_bytes, reading))
-
-
-def _parts(chunks: Iterator[bytes]) -> Iterator[bytes | EventEnd]:
-    """Yield the stream's parts; the end of the event in which the stream breaks off, too."""
-    stream = EventStream()
-    try:
-        for chunk in chunks:
-            yield from stream.feed(chunk)
-    except (BrokenOff, DecodingError):
-        yield from stream.finish()
-        raise
-    yield from stream.finish()
+        decoder, head, reads = StreamingJSON(max_bytes, reading), b"", True
 
 
 def _previews(answer: Answer, document: object, count: int) -> Iterator[PartialImage]:
@@ -250,39 +226,6 @@ def _previews(answer: Answer, document: object, count: int) -> Iterator[PartialI
         if item.image is not None:
             spool, facts = item.image
             yield PartialImage(spool, facts.media_type, index if type(index) is int else number)
-
-
-class _Data:
-    """The data of one event; of what is no JSON, or too long, what came before counts."""
-
-    def __init__(self, decoder: StreamingJSON) -> None:
-        self._head = b""
-        self._json = decoder
-        self._is_over = False
-
-    def feed(self, piece: bytes) -> None:
-        """Take the next piece of the data.
-
-        Raises:
-            OSError: a spool file can't be written.
-        """
-        if len(self._head) < _LONGEST_DONE:
-            self._head += piece[:_LONGEST_DONE]
-        if self._is_over:
-            return
-        try:
-            self._json.feed(piece)
-        except DecodingError:
-            self._is_over = True
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it says that the stream is done."""
-        return self._head.strip() == _DONE
-
-    def documents(self) -> list[object]:
-        """Return its JSON."""
-        return self._json.finish()[0]
 
 
 @dataclass(frozen=True)
@@ -296,74 +239,52 @@ class EventEnd:
     name: str
 
 
-class EventStream:
-    r"""Splits a stream into events. For each event come the pieces of its data, then its `EventEnd`.
+def framed(pieces: Iterable[bytes]) -> Iterator[bytes | EventEnd]:
+    r"""Yield the events of a stream: of each the pieces of its data, then its `EventEnd`.
 
-    >>> stream = EventStream()
-    >>> list(stream.feed(b"event: hi\ndata: on")) + list(stream.feed(b"e\r\ndata:two\r\n\r\n"))
+    The rules drop a last event without the empty line that ends it. Here it is up to its data whether it is whole: it
+    may be a paid image.
+
+    >>> list(framed([b"event: hi\ndata: on", b"e\r\ndata:two\r\n\r\n"]))
     [b'on', b'e', b'\n', b'two', EventEnd(name='hi')]
     """
+    line, name = b"", ""
+    is_first, in_data, has_data = True, False, False
+    for piece, ends in _lines(pieces):
+        if in_data:
+            yield piece
+        else:
+            line += piece
+            if is_first and len(line) >= len(_BOM):
+                line, is_first = line.removeprefix(_BOM), False
+            # without its end it takes one character more to know the space that may come first
+            known = ends or len(line) > len(_DATA)
+            if known and (line.startswith(_DATA) or line == b"data"):
+                if has_data:
+                    yield b"\n"
+                in_data = has_data = True
+                yield line[len(_DATA) :].removeprefix(b" ")
+            line = line[:_LONGEST_FIELD]
+        if ends:
+            field, _, value = line.partition(b":")
+            if field == b"event":
+                name = value.removeprefix(b" ").decode(errors="replace")
+            elif not line:
+                if has_data:
+                    yield EventEnd(name)
+                name, has_data = "", False
+            line, is_first, in_data = b"", False, False
+    if has_data:
+        yield EventEnd(name)
 
-    def __init__(self) -> None:
-        self._line = b""  # the start of a line that is not known to be data
-        self._in_data = False
-        self._after_cr = False
-        self._first_line = True
-        self._has_data = False
-        self._name = ""
 
-    def feed(self, chunk: bytes) -> Iterator[bytes | EventEnd]:
-        """Take the next piece of the stream, of any size."""
-        if not chunk:
-            return
-        if self._after_cr:
-            chunk = chunk.removeprefix(b"\n")
-        self._after_cr = chunk.endswith(b"\r")
-        *ended, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for piece in ended:
-            yield from self._take(piece)
-            yield from self._end_line()
-        yield from self._take(rest)
-
-    def finish(self) -> Iterator[EventEnd]:
-        """Tell that the stream is over.
-
-        The rules drop an event without the empty line that ends it. Here it is up to its data whether it is
-        whole: it may be a paid image.
-        """
-        if self._has_data:
-            yield EventEnd(self._name)
-
-    def _take(self, piece: bytes) -> Iterator[bytes]:
-        """Hand on a piece of a line, once the line is known to be data."""
-        if self._in_data:
-            if piece:
-                yield piece
-            return
-        self._line += piece
-        if self._first_line and len(self._line) >= len(_BOM):
-            self._line = self._line.removeprefix(_BOM)
-            self._first_line = False
-        if not self._line.startswith(_DATA):
-            self._line = self._line[:_LONGEST_FIELD]
-        elif len(self._line) > len(_DATA):  # the space that may come first is here
-            yield from self._start_data()
-            yield self._line[len(_DATA) :].removeprefix(b" ")
-
-    def _start_data(self) -> Iterator[bytes]:
-        if self._has_data:
-            yield b"\n"
-        self._has_data = self._in_data = True
-
-    def _end_line(self) -> Iterator[bytes | EventEnd]:
-        if not self._in_data:
-            field, _, value = self._line.partition(b":")
-            if field == b"data":  # and no more
-                yield from self._start_data()
-            elif field == b"event":
-                self._name = value.removeprefix(b" ").decode(errors="replace")
-            elif not self._line:
-                if self._has_data:
-                    yield EventEnd(self._name)
-                self._name, self._has_data = "", False
-        self._line, self._in_data, self._first_line = b"", False, False
+def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield the pieces of each line without LF, CR or CRLF, and whether the line ends with the piece."""
+    after_cr = False
+    for piece in filter(None, pieces):
+        text = piece.removeprefix(b"\n") if after_cr else piece
+        after_cr = piece.endswith(b"\r")
+        *ended, rest = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in ended:
+            yield line, True
+        yield rest, False
