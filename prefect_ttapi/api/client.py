@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
-from functools import partial
+from dataclasses import replace
 from typing import Final, NoReturn, Self
 
 import httpx
@@ -20,11 +20,18 @@ from prefect_ttapi.api.redaction import Redactor, checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
 from prefect_ttapi.api.sse import Body, read_answer_of, read_answers
 from prefect_ttapi.api.transport import UNREADABLE, Opened, Transport, judge_unreadable, may_be_paid
-from prefect_ttapi.errors import DownloadError, Outcome
+from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import PROMISED
 from prefect_ttapi.origins import DEFAULT_BASE_URL, checked_base_url, origin_of
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import CompletedImage, GeneratedImage, GeneratedImages, PartialImage, RawAnswer
+from prefect_ttapi.results import (
+    CompletedImage,
+    GeneratedImage,
+    GeneratedImages,
+    PartialImage,
+    RawAnswer,
+    Usage,
+)
 from prefect_ttapi.stopping import Stop
 
 log: Final = logging.getLogger(__name__)
@@ -146,28 +153,25 @@ class TTAPIClient:
             TTAPIError: there are no images; its class, and `outcome`, say why and whether they may be paid, and its
                 `answer` is what came, for `read_again`.
         """
-        name, guard = request.request_hash[:12], guard or Guard()
-        with self._pace.turn(guard.stop) as turn:
-            attempts = Attempts(name, self._policy, self._clock, turn, guard)
-            answer, opened = attempts.run(partial(self._ask, request, guard))
-        guard.in_hand = opened.answer
-        if any(item.image is None for item in answer.items):
-            guard.before_fetching()
-        images, lost = _all(self._had(name, answer.items, 0, patience, guard.stop))
-        if lost is not None:
-            lost = self._paid(lost, attempts, opened)
-            if not images:
-                raise lost
-        self._warn(name, request.n, len(images), answer.problems, lost)
-        return GeneratedImages(
-            images=images,
-            usage=answer.usage,
-            created=answer.created,
+        guard = guard or Guard()
+        with Attempts(request.request_hash[:12], self._policy, self._pace, guard) as attempts:
+            while isinstance(found := self._ask(request, guard, attempts.begin()), Failure):
+                attempts.failed(found)
+            attempts.answered()
+        answer, opened = found
+        raw = opened.answer() if any(item.image is None for item in answer.items) else None
+        if raw is not None:
+            guard.before_fetching(raw)
+        try:
+            images = self._all(request, answer, raw, patience=patience, stop=guard.stop)
+        except DownloadError as lost:
+            raise _paid(lost, attempts, opened, raw) from None
+        return replace(
+            images,
             attempts=attempts.count,
             seconds=attempts.elapsed,
             request_id=opened.request_id,
             earlier_outcomes=attempts.earlier,
-            rest=lost.answer if lost else None,
         )
 
     def read_again(
@@ -191,10 +195,8 @@ class TTAPIClient:
         Raises:
             TTAPIError: as `generate`, with `answer` again.
         """
-        name = request.request_hash[:12]
         try:
             read = read_answer_of(Body(answer.chunks(), answer.media_type), request.n, self._max_body_bytes)
-            images, lost = _all(self._had(name, read.items, patience=patience, stop=stop, had=had))
         except UNREADABLE as error:
             verdict, message = judge_unreadable(error, request.prompt)
             raise verdict.error(
@@ -202,17 +204,8 @@ class TTAPIClient:
                 request_id=answer.request_id,
                 answer=answer if may_be_paid(verdict) else None,
             ) from None
-        if lost is not None and not images:
-            lost.request_id, lost.answer = answer.request_id, answer
-            raise lost
-        self._warn(name, request.n, len(had) + len(images), read.problems, lost)
-        return GeneratedImages(
-            images=images,
-            usage=read.usage,
-            created=read.created,
-            request_id=answer.request_id,
-            rest=answer if lost else None,
-        )
+        images = self._all(request, read, answer, patience=patience, stop=stop, had=had)
+        return replace(images, request_id=answer.request_id)
 
     def stream(
         self, request: ImageRequest, guard: Guard | None = None, *, patience: float | None = None
@@ -234,68 +227,46 @@ class TTAPIClient:
             TTAPIError: no image was finished, one can't be fetched, or the stream reports an error; `answer` is what
                 came.
         """
-        name, guard = request.request_hash[:12], guard or Guard()
-        with self._pace.turn(guard.stop) as turn:
-            attempts = Attempts(name, self._policy, self._clock, turn, guard)
-            opened = attempts.run(partial(self._transport.open, request.body(stream=True), guard))
-            finished, place, elsewhere, problems, failure = (
-                0,
-                0,
-                list[tuple[int, Answer]](),
-                list[str](),
-                None,
-            )
-            sent = (attempts.count, opened.request_id, attempts.earlier)
+        guard = guard or Guard()
+        came, problems, elsewhere = 0, list[str](), list[tuple[int, Item, Usage | None]]()
+        failure: Failure | None = None
+        with Attempts(request.request_hash[:12], self._policy, self._pace, guard) as attempts:
+            body = request.body(stream=True)
+            while isinstance(opened := self._transport.open(body, guard, attempts.begin()), Failure):
+                attempts.failed(opened)
+            attempts.answered()
             with closing(opened):
                 try:
                     for part in read_answers(opened.body(), request.n, self._max_body_bytes):
                         if isinstance(part, PartialImage):
                             yield part
                             continue
-                        if any(item.image is None for item in part.items):
-                            elsewhere.append((place, part))  # fetched later: the connection would not wait
-                        else:
-                            problems += part.problems
-                            yield from self._completed(part, self._had(name, part.items, place), sent)
-                            finished += len(part.items)
-                        place += len(part.items)
+                        for item in part.items:
+                            usage = part.usage if item is part.items[0] else None
+                            if item.image is None:  # fetched later: the connection would not wait
+                                elsewhere.append((came, item, usage))
+                            else:
+                                yield _completed(self._image(request, came, item), usage, attempts, opened)
+                            came += 1
+                        problems += part.problems
                 except UNREADABLE as error:
                     failure = opened.failure(error)
-                if failure is not None:  # raised here, not above, so as not to show what httpx says
-                    raise attempts.error(failure)
-        lost: DownloadError | None = None
-        guard.in_hand = opened.answer
-        if elsewhere:
-            guard.before_fetching()
-        for first, part in elsewhere:
-            problems += part.problems
+            if failure is not None:  # raised here, not above, so as not to show what httpx says
+                raise attempts.error(failure)
+        raw = opened.answer() if elsewhere else None
+        if raw is not None:
+            guard.before_fetching(raw)
+        over, lost = self._over(patience), None
+        for index, item, usage in elsewhere:
             try:
-                for event in self._completed(
-                    part, self._had(name, part.items, first, patience, guard.stop), sent
-                ):
-                    yield event
-                    finished += 1
+                image = self._image(request, index, item, over, guard.stop)
             except DownloadError as error:
-                lost = self._paid(error, attempts, opened)
+                lost = lost or error  # the others are paid, too
+            else:
+                yield _completed(image, usage, attempts, opened)
         if lost is not None:
-            raise lost
-        self._warn(name, request.n, finished, problems)
-
-    @staticmethod
-    def _completed(
-        part: Answer,
-        images: Iterable[GeneratedImage],
-        sent: tuple[int, str | None, tuple[Outcome, ...]],
-    ) -> Iterator[CompletedImage]:
-        attempts, request_id, earlier = sent
-        for index, image in enumerate(images):
-            yield CompletedImage(
-                **vars(image),
-                usage=None if index else part.usage,
-                attempts=attempts,
-                request_id=request_id,
-                earlier_outcomes=earlier,
-            )
+            raise _paid(lost, attempts, opened, raw)
+        _warn(request, came, problems)
 
     def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, Opened] | Failure:
         """Return the answer and what it was read from, or why there is none."""
@@ -308,65 +279,72 @@ class TTAPIClient:
             except UNREADABLE as error:
                 return opened.failure(error)
 
-    def _had(
+    def _all(
         self,
-        name: str,
-        items: Iterable[Item],
-        first: int = 0,
-        patience: float | None = None,
-        stop: Stop | None = None,
+        request: ImageRequest,
+        read: Answer,
+        raw: RawAnswer | None,
+        *,
+        patience: float | None,
+        stop: Stop | None,
         had: Collection[int] = (),
-    ) -> Iterator[GeneratedImage]:
-        """Yield the images of an answer, fetched where they came as URLs, each with its place in the answer.
+    ) -> GeneratedImages:
+        """Return the images that can be had, with `raw` where others can't; DownloadError: none can."""
+        images, over, lost = list[GeneratedImage](), self._over(patience), None
+        for index, item in enumerate(read.items):
+            if index not in had:
+                try:
+                    images.append(self._image(request, index, item, over, stop))
+                except DownloadError as error:
+                    lost = lost or error  # the others are paid, too
+        if lost is not None and not images:
+            lost.answer, lost.request_id = raw, raw.request_id if raw else None
+            raise lost
+        _warn(request, len(had) + len(images), (*read.problems, *([lost.message] if lost else [])))
+        return GeneratedImages(tuple(images), read.usage, read.created, rest=raw if lost else None)
+
+    def _over(self, patience: float | None) -> float:
+        """Return when no fetching is begun but the first of each image."""
+        return self._clock.monotonic() + (PATIENCE if patience is None else patience)
+
+    def _image(
+        self, request: ImageRequest, index: int, item: Item, over: float = 0.0, stop: Stop | None = None
+    ) -> GeneratedImage:
+        """Return an image of an answer, fetched where it came as a URL; DownloadError: it can't be.
 
         Args:
-            first: the place of the first of `items`.
-            had: places that are left out.
-
-        Raises:
-            DownloadError: after the others, where one could not be fetched.
+            index: its place in the answer.
+            over: when no other try is begun, on the clock's monotonic scale.
         """
-        lost: DownloadError | None = None
-        over = self._clock.monotonic() + (PATIENCE if patience is None else patience)
-        for index, item in enumerate(items, first):
-            if index in had:
-                continue
-            left = over - self._clock.monotonic()  # where none is left, each is tried once
-            fetch = partial(self._downloader.fetch, patience=left, stop=stop)
-            try:
-                spool, facts = item.image or fetch(item.url, f"{name} image {index}")
-            except DownloadError as error:
-                lost = lost or error  # the others are paid, too
-                continue
-            if facts.media_type not in PROMISED:
-                log.warning(
-                    "%s: image %d is %s, which the API does not promise", name, index, facts.media_type
-                )
-            yield GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
-        if lost is not None:
-            raise lost
-
-    @staticmethod
-    def _paid(error: DownloadError, attempts: Attempts, opened: Opened) -> DownloadError:
-        """Return the error with what is known of the request that was paid."""
-        error.attempts, error.elapsed = attempts.count, attempts.elapsed
-        error.request_id, error.answer = opened.request_id, opened.answer()
-        return error
-
-    @staticmethod
-    def _warn(
-        name: str, asked: int, came: int, problems: Iterable[str], lost: DownloadError | None = None
-    ) -> None:
-        fewer = [f"{asked} images were asked for, {came} came"] if came < asked else []
-        if wrong := [*fewer, *problems, *([lost.message] if lost else [])]:
-            log.warning("%s: %s", name, "; ".join(wrong))
+        name = request.request_hash[:12]
+        spool, facts = item.image or self._downloader.fetch(
+            item.url, f"{name} image {index}", patience=over - self._clock.monotonic(), stop=stop
+        )
+        if facts.media_type not in PROMISED:
+            log.warning("%s: image %d is %s, which the API does not promise", name, index, facts.media_type)
+        return GeneratedImage(spool=spool, index=index, revised_prompt=item.revised_prompt, **vars(facts))
 
 
-def _all(had: Iterator[GeneratedImage]) -> tuple[tuple[GeneratedImage, ...], DownloadError | None]:
-    """Return the images that can be had, and why others can't."""
-    images = list[GeneratedImage]()
-    try:
-        images.extend(had)
-    except DownloadError as error:
-        return tuple(images), error
-    return tuple(images), None
+def _completed(
+    image: GeneratedImage, usage: Usage | None, attempts: Attempts, opened: Opened
+) -> CompletedImage:
+    return CompletedImage(
+        **vars(image),
+        usage=usage,
+        attempts=attempts.count,
+        request_id=opened.request_id,
+        earlier_outcomes=attempts.earlier,
+    )
+
+
+def _paid(error: DownloadError, attempts: Attempts, opened: Opened, raw: RawAnswer | None) -> DownloadError:
+    """Return the error with what is known of the request that was paid."""
+    error.attempts, error.elapsed = attempts.count, attempts.elapsed
+    error.request_id, error.answer = opened.request_id, raw
+    return error
+
+
+def _warn(request: ImageRequest, came: int, problems: Iterable[str]) -> None:
+    fewer = [f"{request.n} images were asked for, {came} came"] if came < request.n else []
+    if wrong := [*fewer, *problems]:
+        log.warning("%s: %s", request.request_hash[:12], "; ".join(wrong))

@@ -13,8 +13,6 @@ import random
 import threading
 import time
 from bisect import insort
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from itertools import count
 from typing import Final
@@ -142,21 +140,8 @@ class Pace:
         self.window = Window()
         self.lock = threading.Lock()
         self.queue: list[Turn] = []  # of those that wait for a place, the oldest first
-        self._numbers = count()
+        self.numbers = count()  # of its turns
         self._lowest = math.inf
-
-    @contextmanager
-    def turn(self, stop: Stop) -> Iterator[Turn]:
-        """Give the turn of one request, however often it is sent; its place is free at the end of the context.
-
-        Args:
-            stop: ends the request's waits with `StopSending`.
-        """
-        turn = Turn(self, next(self._numbers), stop)
-        try:
-            yield turn
-        finally:
-            turn.give_back()
 
     def wake(self) -> None:
         """Let the first one in the queue look again, with the lock held."""
@@ -175,15 +160,18 @@ class Pace:
 
 
 class Turn:
-    """One request's way through the pace; it has at most one place.
+    """One request's way through the pace, however often it is sent; it has at most one place.
+
+    Args:
+        stop: ends the request's waits with `StopSending`.
 
     Attributes:
         number: the lower, the earlier the request was made.
         woken: notified where it may be the request's turn.
     """
 
-    def __init__(self, pace: Pace, number: int, stop: Stop) -> None:
-        self.number = number
+    def __init__(self, pace: Pace, stop: Stop) -> None:
+        self.number = next(pace.numbers)
         self.woken = threading.Condition(pace.lock)
         self._pace = pace
         self._stop = stop
@@ -212,12 +200,6 @@ class Turn:
             with pace.lock:
                 pace.queue.remove(self)
                 pace.wake()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait without a place, for reasons of this request alone."""
-        self.give_back()
-        if seconds > 0:
-            self._pace.clock.sleep(seconds, self._stop)
 
     def answered(self) -> None:
         """Note that the API had room for the request, which has a place: it works on it, or is done with it."""

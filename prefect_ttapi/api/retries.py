@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, Self
 
-from prefect_ttapi.api.limiter import Clock, Rejection, Turn
+from prefect_ttapi.api.limiter import Clock, Pace, Rejection, Turn
 from prefect_ttapi.api.outcomes import Again, Failure, Verdict
 from prefect_ttapi.errors import Outcome, TTAPIError
 from prefect_ttapi.results import RawAnswer
 from prefect_ttapi.stopping import Stop, StopSending
 
 log: Final = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: Seconds: before send k + 1 the wait is random between 0 and the first of these times 2**(k - 1), at most the second.
 _BACKOFF: Final = 1.0
@@ -40,10 +38,10 @@ class Guard:
         stop: looked at before each send, and at least every half second while the request waits to be sent.
 
     Attributes:
-        in_hand: makes the answer that came, for whoever is interrupted while its images are fetched.
+        in_hand: the answer that came, for whoever is interrupted while its images are fetched.
     """
 
-    in_hand: Callable[[], RawAnswer | None] | None = None
+    in_hand: RawAnswer | None = None
 
     def __init__(self, stop: Stop | None = None) -> None:
         self.stop = stop or Stop()
@@ -61,11 +59,12 @@ class Guard:
         What it raises ends the request unwritten, as in `admit`.
         """
 
-    def before_fetching(self) -> None:
-        """Keep the answer that is `in_hand`, whose images are still to be fetched, should nobody live to have them.
+    def before_fetching(self, answer: RawAnswer) -> None:
+        """Have an answer `in_hand` whose images are still to be fetched, should nobody live to have them.
 
         Raises nothing: the images are paid for.
         """
+        self.in_hand = answer
 
 
 @dataclass(frozen=True)
@@ -171,81 +170,83 @@ class RetryPolicy:
 
 
 class Attempts:
-    """The sends of one request, as often as `policy` allows and at the pace of `turn`.
+    """The sends of one request, as often as `policy` allows and at the client's pace; a context for all of them.
 
     Being one too many counts as an attempt only for the request because of which the pace slows down: the others of
-    the same burst never had a chance. So for each rejection that doesn't count there is one that did.
+    the same burst never had a chance. So for each rejection that doesn't count there is one that did. A `StopSending`
+    after a failure leaves the context as the error of that failure.
 
     Args:
         name: what the log calls the request.
-        turn: takes a place for each send, and keeps it for the answer.
+        pace: gives a place to each send, kept until the answer is there, at most until the end of the context.
         guard: asked right before each send.
 
     Attributes:
-        earlier: what became of the sends before the last one.
+        earlier: what became of the sends that failed.
+        count: how often the request was sent or tried to be sent.
     """
 
-    def __init__(self, name: str, policy: RetryPolicy, clock: Clock, turn: Turn, guard: Guard) -> None:
+    def __init__(self, name: str, policy: RetryPolicy, pace: Pace, guard: Guard) -> None:
         self.earlier: tuple[Outcome, ...] = ()
+        self.count = 0
         self._name = name
         self._policy = policy
-        self._clock = clock
-        self._turn = turn
+        self._clock = pace.clock
+        self._turn = Turn(pace, guard.stop)
         self._guard = guard
         self._counted: list[Verdict] = []
-        self._started: float | None = None
+        self._started = self._clock.monotonic()
+        self._failure: Failure | None = None  # the last one, while another send may follow
         self._in_hand: RawAnswer | None = None
 
-    @property
-    def count(self) -> int:
-        """How often the request was sent or tried to be sent."""
-        return len(self.earlier) + 1
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._turn.give_back()
+        if isinstance(error, StopSending) and self._failure is not None:
+            raise self.error(self._failure, str(error)) from None
 
     @property
     def elapsed(self) -> float:
         """Seconds since the first send was admitted, which may have taken long."""
-        return 0.0 if self._started is None else self._clock.monotonic() - self._started
+        return self._clock.monotonic() - self._started
 
-    def run(self, send: Callable[[int], T | Failure]) -> T:
-        """Return the answer that `send` gives.
-
-        Args:
-            send: called with 1, 2, ...; may raise `StopSending` as well, where nothing was written.
+    def begin(self) -> int:
+        """Wait until the request may be sent, for the first, second, ... time, and return which it is.
 
         Raises:
-            StopSending: the guard was stopped, or said so, before anything was sent.
-            TTAPIError: no attempt was answered. Its class is the last attempt's; its outcome is the most
-                doubtful of all attempts', since any of them may have been paid.
+            StopSending: the guard was stopped, or said so.
         """
-        self._admit(1)
-        self._started = self._clock.monotonic()
-        answer = send(1)
-        while isinstance(answer, Failure):
-            pause = self._pause_after(answer)
-            try:
-                self._turn.sleep(pause)
-                self._admit(self.count + 1)
-                following = send(self.count + 1)
-            except StopSending as stop:
-                raise self.error(answer, str(stop)) from None
-            self.earlier += (answer.verdict.error.outcome,)
-            answer = following
-        self._turn.answered()
-        log.info("%s: attempt %d was answered after %.1f s", self._name, self.count, self.elapsed)
-        return answer
-
-    def _admit(self, number: int) -> None:
+        number = self.count + 1
         self._turn.take()
-        late = self._policy.too_late(self.elapsed) if number > 1 else None
+        late = self._policy.too_late(self.elapsed) if self.count else None
         if late:
             raise StopSending(late)
         self._guard.stop.check()  # first: what a guard admits it takes for sent
         self._guard.admit(number)
+        if not self.count:
+            self._started = self._clock.monotonic()
+        return number
 
-    def _pause_after(self, failure: Failure) -> float:
-        """Return the seconds that this request alone has to wait; raise the error where it is not sent again."""
+    def answered(self) -> None:
+        """Note that the request was answered: it is not sent again."""
+        self.count += 1
+        self._failure = None
+        self._turn.answered()
+        log.info("%s: attempt %d was answered after %.1f s", self._name, self.count, self.elapsed)
+
+    def failed(self, failure: Failure) -> None:
+        """Wait as long as this request alone has to before it is sent again.
+
+        Raises:
+            TTAPIError: it is not sent again. The class is the last attempt's; the outcome is the most doubtful of all
+                attempts', since any of them may have been paid.
+        """
         verdict, elapsed = failure.verdict, self.elapsed
-        self._in_hand = failure.answer or self._in_hand
+        self.count += 1
+        self.earlier += (verdict.error.outcome,)
+        self._failure, self._in_hand = failure, failure.answer or self._in_hand
         rejection = self._turn.rejected() if verdict.error.outcome is Outcome.REJECTED else None
         counts = rejection is not Rejection.IN_COMPANY
         self._counted += [verdict] if counts else []
@@ -268,7 +269,9 @@ class Attempts:
             self._turn.hold(step.pause)
         if step.wait is None:
             raise self.error(failure, None if final else step.why)
-        return 0.0 if everybody else step.wait
+        self._turn.give_back()
+        if not everybody:
+            self._clock.sleep(step.wait, self._guard.stop)
 
     def error(self, failure: Failure, not_resent: str | None = None) -> TTAPIError:
         """Return the error that the request ends in."""

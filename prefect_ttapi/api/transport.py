@@ -7,7 +7,7 @@ import ssl
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import chain
@@ -385,15 +385,11 @@ class Transport:
         timeouts["read"] = min(timeouts["read"], _ERROR_BODY_SECONDS)
         deadline = self._clock.monotonic() + _ERROR_BODY_SECONDS
         body = b""
-        try:
+        with closing(response), suppress(httpx.TransportError, DecodingError):  # the status says what matters
             for chunk in decoded(response.iter_raw(), response.headers.get("content-encoding", "")):
                 body += chunk
                 if len(body) > _ERROR_BODY_BYTES or self._clock.monotonic() > deadline:
                     break
-        except (httpx.TransportError, DecodingError):
-            pass  # the status says what matters
-        finally:
-            response.close()
         return body
 
     def _request_id(self, response: httpx.Response) -> str | None:

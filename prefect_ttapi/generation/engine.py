@@ -324,9 +324,9 @@ class _Sending(Guard):
                 claim.mark_unknown(str(error), error.outcome)
             raise
         except BaseException as interruption:  # Ctrl-C, SIGTERM, a time-out
-            if self.in_hand is not None and (raw := self.in_hand()) is not None:
+            if self.in_hand is not None:
                 why = f"{type(interruption).__name__} while its images were fetched"
-                self._keep_unread(DownloadError(why, answer=raw), raw)
+                self._keep_unread(DownloadError(why, answer=self.in_hand), self.in_hand)
             raise
 
     def admit(self, attempt: int) -> None:
@@ -348,18 +348,17 @@ class _Sending(Guard):
                 self._claim.release()
             raise
 
-    def before_fetching(self) -> None:
+    def before_fetching(self, answer: RawAnswer) -> None:
         """Keep the answer on this machine: a process that is killed while it fetches images has paid for them.
 
         Where that fails, only a kill can harm it.
         """
-        if self.in_hand is None or (raw := self.in_hand()) is None:
-            return
+        super().before_fetching(answer)
         made = self._engine.generation(
-            self._request, images=(), api_calls=self._attempt, request_id=raw.request_id
+            self._request, images=(), api_calls=self._attempt, request_id=answer.request_id
         )
         name = self._request.request_hash
-        hand = self.unread(made, raw, "its process ended while its images were fetched", whole=True)
+        hand = self.unread(made, answer, "its process ended while its images were fetched", whole=True)
         try:
             self._engine.keeper.rescue.put_meanwhile(name, hand)
         except StoreError as error:

@@ -6,14 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.api.limiter import Pace, Rejection, Window
+from prefect_ttapi.api.limiter import Pace, Rejection, Turn, Window
 from prefect_ttapi.api.outcomes import Failure, judge
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
 from prefect_ttapi.errors import Outcome, RateLimitError
@@ -102,11 +102,30 @@ def test_whatever_the_order_of_events_the_window_keeps_its_word(
         assert window.limit is None or window.limit >= 1
 
 
+@contextmanager
+def turn_of(pace: Pace, stop: Stop | None = None) -> Iterator[Turn]:
+    """A request's turn, whose place is free at the end."""
+    turn = Turn(pace, stop or Stop())
+    try:
+        yield turn
+    finally:
+        turn.give_back()
+
+
+def send(pace: Pace, guard: Guard, policy: RetryPolicy, *answers: Callable[[], Failure | None]) -> Attempts:
+    """Send until an answer is none of a failure; the last one is given from then on."""
+    with Attempts("x", policy, pace, guard) as attempts:
+        while (failure := answers[min(attempts.begin(), len(answers)) - 1]()) is not None:
+            attempts.failed(failure)
+        attempts.answered()
+    return attempts
+
+
 @pytest.fixture
 def limited(stopped: StoppedClock) -> Pace:
     """A pace that lets one request through at a time."""
     pace = Pace(stopped)
-    with pace.turn(Stop()) as turn:
+    with turn_of(pace) as turn:
         turn.take()
         assert turn.rejected() is Rejection.ALONE
     return pace
@@ -134,9 +153,9 @@ def test_who_waits_longest_goes_first(limited: Pace) -> None:
         order.append(number)
         turns[number].give_back()
 
-    with limited.turn(Stop()) as holder, ExitStack() as at_the_end, ThreadPoolExecutor(6) as threads:
+    with turn_of(limited) as holder, ExitStack() as at_the_end, ThreadPoolExecutor(6) as threads:
         holder.take()
-        turns = [at_the_end.enter_context(limited.turn(stop)) for stop in queued]
+        turns = [at_the_end.enter_context(turn_of(limited, stop)) for stop in queued]
         for number in (3, 1, 5, 0, 4, 2):
             threads.submit(run, number)
         assert all(stop.seen.wait(10) for stop in queued)
@@ -148,69 +167,64 @@ def test_who_waits_longest_goes_first(limited: Pace) -> None:
 def test_a_wait_that_is_asked_of_one_is_kept_by_all(limited: Pace, stopped: StoppedClock) -> None:
     """Nothing starts before it is over, nor does a shorter one that is asked later cut it short."""
     for seconds in (5.0, 2.0):
-        with limited.turn(Stop()) as turn:
+        with turn_of(limited) as turn:
             turn.hold(seconds)
     stopped.sleeps.clear()
-    with limited.turn(Stop()) as turn:
+    with turn_of(limited) as turn:
         turn.take()
     assert stopped.sleeps == [5]
 
 
-def test_the_company_of_a_rejected_request_has_its_attempts_left(
-    limited: Pace, stopped: StoppedClock
-) -> None:
+def test_the_company_of_a_rejected_request_has_its_attempts_left(stopped: StoppedClock) -> None:
     """With two attempts, one rejected together with another request is sent three times: the first didn't count."""
     pace = Pace(stopped)
-    sent: list[int] = []
-    with pace.turn(Stop()) as first, pace.turn(Stop()) as second:
+    with turn_of(pace) as first:
         first.take()
 
-        def send(number: int) -> Failure:
-            sent.append(number)
-            if number == 1:
-                assert first.rejected() is Rejection.SLOWED
-                first.give_back()
+        def in_company() -> Failure:
+            assert first.rejected() is Rejection.SLOWED
+            first.give_back()
             return TOO_MANY
 
-        policy = RetryPolicy(max_attempts=2)
         with pytest.raises(RateLimitError, match="max_attempts") as caught:
-            Attempts("x", policy, stopped, second, Guard()).run(send)
-    assert (sent, caught.value.attempts) == ([1, 2, 3], 3)
+            send(pace, Guard(), RetryPolicy(max_attempts=2), in_company, lambda: TOO_MANY)
+    assert caught.value.attempts == 3
 
 
-@pytest.mark.parametrize("stops", ["guard", "stop"])
-def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stopped: StoppedClock, stops: str) -> None:
+@pytest.mark.parametrize("stops", ["guard", "stop", "while it is sent"])
+def test_who_is_no_longer_wanted_is_not_sent(limited: Pace, stops: str) -> None:
     """Before anything was sent, the caller gets its own exception; after that the error of the last attempt."""
-    sent: list[int] = []
-
-    def send(number: int) -> Failure:
-        sent.append(number)
-        return TOO_MANY
 
     class OnlyOnce(Guard):
         def admit(self, attempt: int) -> None:
-            if attempt == 2:
+            if attempt == 2 and stops == "guard":
                 raise StopSending("the batch was cancelled")
 
-    guard = OnlyOnce() if stops == "guard" else Guard()
+    guard = OnlyOnce()
+    sent: list[int] = []
 
-    def send_and_stop(number: int) -> Failure:
+    def fail() -> Failure:
+        sent.append(1)
         if stops == "stop":
             guard.stop.set("the batch was cancelled")
-        return send(number)
+        return TOO_MANY
 
-    with limited.turn(guard.stop) as turn, pytest.raises(RateLimitError) as caught:
-        Attempts("x", RetryPolicy(), stopped, turn, guard).run(send_and_stop)
+    def fail_to_write() -> Failure:
+        raise StopSending("the batch was cancelled")
+
+    with pytest.raises(RateLimitError) as caught:
+        send(limited, guard, RetryPolicy(), fail, fail_to_write)
     assert "not sent again: the batch was cancelled" in str(caught.value)
     assert (sent, caught.value.attempts, caught.value.outcome) == ([1], 1, Outcome.REJECTED)
 
-    limited.window.hold(stopped.monotonic() + 60)
+    with pytest.raises(StopSending):
+        send(limited, Guard(), RetryPolicy(), fail_to_write)
+    limited.window.hold(limited.clock.monotonic() + 60)
     guard.stop.set("the batch was cancelled")
-    with limited.turn(guard.stop) as turn, pytest.raises(StopSending):
+    with turn_of(limited, guard.stop) as turn, pytest.raises(StopSending):
         turn.take()
-    with limited.turn(Stop()) as turn:  # nobody's place was lost
-        answered = Attempts("x", RetryPolicy(), stopped, turn, Guard()).run(lambda _: "yes")
-    assert answered == "yes"
+    # nobody's place was lost
+    assert send(limited, Guard(), RetryPolicy(), lambda: None).count == 1
 
 
 @pytest.mark.parametrize("behaviour", [SLOW_DOWN, answer(503, b"", {"Retry-After": "3"})])
