@@ -132,8 +132,16 @@ def reach_from(base_url: str) -> Reach:
     return ANYWHERE if local else PUBLIC
 
 
-class AddressRefused(Exception):  # noqa: N818 - it is about the address, not about us
-    """A name leads to no address that may be connected to."""
+class Problem(Exception):  # noqa: N818 - becomes a DownloadError
+    """Why a try failed; `final` where another would fail as well."""
+
+    def __init__(
+        self, what: str, *, final: bool = False, status: int | None = None, wait: float = 0.0
+    ) -> None:
+        super().__init__(what)
+        self.final = final
+        self.status = status
+        self.wait = wait
 
 
 class Deadline(threading.local):
@@ -181,10 +189,7 @@ class BoundedStream(httpcore.NetworkStream):
         self._stream.close()
 
     def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         """Return the encrypted connection, with the same bound."""
         return BoundedStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._deadline)
@@ -194,7 +199,7 @@ class BoundedStream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-class CheckedBackend(httpcore.NetworkBackend):
+class CheckedBackend(httpcore.SyncBackend):
     """Opens connections to the addresses that `reach` allows, and to no others.
 
     Host header, SNI and certificate checks keep the name: httpcore takes them from the URL.
@@ -203,7 +208,6 @@ class CheckedBackend(httpcore.NetworkBackend):
     def __init__(self, reach: Reach, deadline: Deadline) -> None:
         self._reach = reach
         self._deadline = deadline
-        self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
         self,
@@ -216,7 +220,7 @@ class CheckedBackend(httpcore.NetworkBackend):
         """Return a connection to the first allowed address of `host` that accepts it.
 
         Raises:
-            AddressRefused: `host` has no allowed address.
+            Problem: `host` has no allowed address.
             httpcore.ConnectError, httpcore.ConnectTimeout: no allowed address could be reached.
         """
         try:
@@ -224,10 +228,10 @@ class CheckedBackend(httpcore.NetworkBackend):
         except (OSError, UnicodeError):
             raise httpcore.ConnectError("the name could not be resolved") from None
         allowed = [address for address in found if self._is_allowed(address)]
-        failure: Exception = AddressRefused()
+        failure: Exception = Problem("its address is not on the public internet", final=True)
         for address in allowed[:_MOST_TRIED]:
             try:
-                stream = self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+                stream = super().connect_tcp(address, port, timeout, local_address, socket_options)
                 return BoundedStream(stream, self._deadline)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
@@ -238,18 +242,6 @@ class CheckedBackend(httpcore.NetworkBackend):
             return self._reach.allows(ipaddress.ip_address(address))
         except ValueError:
             return False
-
-
-class _Problem(Exception):  # noqa: N818 - raised and caught in this module only
-    """Why a try failed; `final` where another would fail as well."""
-
-    def __init__(
-        self, what: str, *, final: bool = False, status: int | None = None, wait: float = 0.0
-    ) -> None:
-        super().__init__(what)
-        self.final = final
-        self.status = status
-        self.wait = wait
 
 
 @dataclass
@@ -312,12 +304,7 @@ class Downloader:
             self._pool.close()
 
     def fetch(
-        self,
-        url: SecretStr,
-        name: str = "image",
-        *,
-        patience: float = PATIENCE,
-        stop: Stop | None = None,
+        self, url: SecretStr, name: str = "image", *, patience: float = PATIENCE, stop: Stop | None = None
     ) -> tuple[Spool, ImageFacts]:
         """Return the image behind `url`, which the log calls `name`.
 
@@ -354,31 +341,27 @@ class Downloader:
             elapsed=self._clock.monotonic() - started,
         )
 
-    def _try(self, url: SecretStr, partial: _Partial) -> ImageFacts | _Problem:
+    def _try(self, url: SecretStr, partial: _Partial) -> ImageFacts | Problem:
         try:
             with quiet():
                 self._follow(url, partial)
             return read_image(partial.spool)
-        except _Problem as problem:
+        except Problem as problem:
             return problem
-        except AddressRefused:
-            return _Problem("its address is not on the public internet", final=True)
         except (httpx.InvalidURL, UnicodeError):
-            return _Problem("its URL, or one it redirects to, is none", final=True)
+            return Problem("its URL, or one it redirects to, is none", final=True)
         except (DecodingError, NotAnImage) as error:
             partial.restart()
-            return _Problem(str(error))
+            return Problem(str(error))
         except tuple(_BREAKS) as error:
-            return _Problem(next(what for kind, what in _BREAKS.items() if isinstance(error, kind)))
+            return Problem(next(what for kind, what in _BREAKS.items() if isinstance(error, kind)))
 
     def _follow(self, url: SecretStr, partial: _Partial) -> None:
         target = httpx.URL(url.get_secret_value())
         for _ in range(1 + MAX_REDIRECTS):
             usable = target.scheme in self._reach.schemes and target.host and (target.port or 0) < 65_536
             if not usable:
-                raise _Problem(
-                    f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True
-                )
+                raise Problem(f"its URL, or one it redirects to, is not {self._reach.schemes[0]}", final=True)
             sent = {
                 "Host": target.netloc.decode("ascii"),
                 "Accept": "image/*",
@@ -395,7 +378,7 @@ class Downloader:
                     self._keep(response, headers, partial)
                     return
                 target = target.join(headers["location"])
-        raise _Problem(f"more than {MAX_REDIRECTS} redirects", final=True)
+        raise Problem(f"more than {MAX_REDIRECTS} redirects", final=True)
 
     def _keep(self, response: httpcore.Response, headers: Mapping[str, str], partial: _Partial) -> None:
         self._expect(response.status, headers, partial)
@@ -404,14 +387,12 @@ class Downloader:
             partial.restart()
             etag = headers.get("etag", "")
             partial.etag = etag if etag.startswith('"') and not encoding else ""
-        if partial.spool.size_bytes + int(headers.get("content-length", 0)) > self._max_bytes:
-            raise self._too_large()
+        self._check_size(partial.spool.size_bytes + int(headers.get("content-length", 0)))
         for piece in decoded(response.iter_stream(), encoding):
             partial.spool.write(piece)
-            if partial.spool.size_bytes > self._max_bytes:
-                raise self._too_large()
+            self._check_size(partial.spool.size_bytes)
             if self._deadline.left() < 0:
-                raise _Problem("it took too long", final=True)
+                raise Problem("it took too long", final=True)
 
     def _expect(self, status: int, headers: Mapping[str, str], partial: _Partial) -> None:
         if status == 206 and partial.resumes:
@@ -423,7 +404,8 @@ class Downloader:
         if status in (206, 416):  # the rest that was asked for does not fit
             partial.restart()
         wait = min(read_retry_after(headers, self._clock.now()) or 0.0, _LONGEST_WAIT)
-        raise _Problem(f"the image's host answered HTTP {status}", status=status, wait=wait)
+        raise Problem(f"the image's host answered HTTP {status}", status=status, wait=wait)
 
-    def _too_large(self) -> _Problem:
-        return _Problem(f"it is larger than {self._max_bytes:,} bytes", final=True)
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise Problem(f"it is larger than {self._max_bytes:,} bytes", final=True)
