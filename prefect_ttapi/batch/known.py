@@ -187,7 +187,7 @@ class _Told:
     def place(self, item: Item) -> Item | Done | Callable[[], Item | Done]:
         """Return what is known of the item; or what to call in another thread, where that takes a look at the store."""
         request_hash = item.request.request_hash
-        listed = self.records.objects.get(self.ledger.key(request_hash))
+        listed = self.records.objects.get(self.ledger.documents.key(request_hash))
         if listed is None:
             return self._unpaid(replace(item, known_absent=self.records.complete))
         row = self.earlier.row(request_hash)
@@ -280,12 +280,12 @@ class _Told:
 
     def _read(self, item: Item) -> Item | Done:
         try:
-            missing = self._missing if self.images.complete else None
+            listed = self.images.complete
             with self.store.before_paying(self.stop):
-                record = self.ledger.look_up(item.request.request_hash, missing=missing)
+                record = self.ledger.look_up(item.request.request_hash, check_images=not listed)
         except (StoreError, StopSending):
             return item  # its lane meets the store's error, or the stop
-        if record is None or record.rest:
+        if record is None or record.rest or (listed and self._missing(record.generation.images)):
             return item  # its lane pays for it, or has the rest of its images
         row = row_of_paid(item, Paid(record, sent=False))
         return looked_at(row, self.store) if self.plan.options.thumbnails else Done(row)

@@ -196,8 +196,7 @@ class Claim:
             NoAnswerError: it may be recorded or not: try again.
             StoreError: it is not recorded.
         """
-        with self._lock:
-            seen = self._settle(answer, rest)
+        seen = self._settle(answer, rest)
         record = self.documents.record(seen) if seen else None
         assert record is not None  # noqa: S101 - a document with an answer stands now
         if any(note.token == answer.token for note in record.also_paid):
@@ -213,8 +212,7 @@ class Claim:
         Raises:
             NoAnswerError, StoreError: as `record_answer`.
         """
-        with self._lock:
-            self._settle(answer)
+        self._settle(answer)
         return any(kept.token == answer.token for kept in self.kept)
 
     def counts(self, paid: Record | Kept) -> bool:
@@ -265,8 +263,7 @@ class Claim:
 
     def _let_go(self, note: Payment | None) -> None:
         try:
-            with self._lock:
-                self._settle(note)
+            self._settle(note)
         except StoreError as error:
             self._settled = True
             self.log.warning("the claim on request %s stays until it expires: %s", self._name, error)
@@ -279,11 +276,12 @@ class Claim:
             rest: of an answer that is read in part.
         """
         won = False
-        while not won and (facts := self._facts_after(end, rest)) is not None:
-            swap = self._swap(self._seen, **facts)
-            won, self._seen = swap.won, swap.seen
-        self._settled = True
-        return self._seen
+        with self._lock:
+            while not won and (facts := self._facts_after(end, rest)) is not None:
+                swap = self._swap(self._seen, **facts)
+                won, self._seen = swap.won, swap.seen
+            self._settled = True
+            return self._seen
 
     def _facts_after(self, end: Answer | Payment | None, rest: Kept | None) -> dict[str, Any] | None:
         standing = self._seen.document if self._seen else None

@@ -13,7 +13,6 @@ named in the record.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -34,13 +33,9 @@ from prefect_ttapi.ledger.documents import (
     rest_of,
 )
 from prefect_ttapi.ledger.transitions import counts, unread
-from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)
-
-#: From images, those of them that are gone or cut short.
-Missing = Callable[[Iterable[StoredImage]], list[StoredImage]]
 
 #: Seconds between looks at somebody else's claim.
 _FIRST_PAUSE: Final = 0.05
@@ -95,25 +90,21 @@ class Ledger:
             raise ValueError(f'on_dead_claim must be "retry" or "unknown", not {self.on_dead_claim!r}')
         self.documents = Documents(self.store, self.api_origin)
 
-    def key(self, request_hash: str) -> str:
-        """Return the key of a request's record in the store."""
-        return self.documents.key(request_hash)
-
     def look_up(
-        self, request_hash: str, not_before: datetime | None = None, *, missing: Missing | None = None
+        self, request_hash: str, not_before: datetime | None = None, *, check_images: bool = True
     ) -> Record | None:
         """Return the request's images, if they were paid for and are there with the recorded size.
 
         Args:
             not_before: records older than this (with a time zone) don't count, but for the run's own.
-            missing: tells which images are gone, where a listing has shown it; else the store is asked.
+            check_images: ask the store for the images, which it costs a call each; False where the caller knows.
 
         Raises:
             StoreError: the store fails, or holds something that makes no sense under this hash.
         """
         with self.store.before_paying():
             seen = self.documents.read(request_hash)
-            return self._hit(seen, not_before, missing or self.store.missing) if seen else None
+            return self._hit(seen, not_before, check_images=check_images) if seen else None
 
     def try_acquire(
         self,
@@ -146,7 +137,7 @@ class Ledger:
         asked = leases.clock()
         seen = None if known_absent and waiting is None else self.documents.read(request_hash)
         while True:
-            record = self._hit(seen, not_before, self.store.missing) if seen else None
+            record = self._hit(seen, not_before) if seen else None
             if record is not None:
                 return record
             claimed = seen is not None and seen.document.state is State.CLAIMED
@@ -220,12 +211,12 @@ class Ledger:
         since = before.since if before.claimed.tag == seen.tag else leases.clock()
         return Waiting(seen, since, min(_SLOWER * before.pause, _LONGEST_PAUSE))
 
-    def _hit(self, seen: Seen, not_before: datetime | None, find_missing: Missing) -> Record | None:
+    def _hit(self, seen: Seen, not_before: datetime | None, *, check_images: bool = True) -> Record | None:
         """Return the record, if it counts and its images are there."""
         record = self.documents.record(seen)
         if record is None or not counts(record, not_before, self.run_id):
             return None
-        missing = find_missing(record.generation.images)
+        missing = self.store.missing(record.generation.images) if check_images else []
         # of a claimed one there is nothing to say: somebody is at it
         for image in missing if seen.document.state is State.GENERATED else ():
             self.log.warning(

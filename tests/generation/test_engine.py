@@ -165,7 +165,7 @@ def test_a_store_that_fails_between_two_sends_hides_no_payment(store, client, sa
 
     def lose_the_store(number: int) -> None:
         if number == 2:
-            documents = Path(ledger.key(request.request_hash)).parent
+            documents = Path(ledger.documents.key(request.request_hash)).parent
             (Path(store.url) / documents).rename(tmp_path / "away")
             (Path(store.url) / documents).touch()
             time.sleep(0.3)
@@ -276,7 +276,7 @@ def test_the_claim_is_proven_after_what_waits_before_a_send(
             raise ZeroDivisionError
         if len(numbers) == 2:
             clock.now += 100
-            store.objects.delete(ledger.key(request.request_hash))
+            store.objects.delete(ledger.documents.key(request.request_hash))
         assert sandbox.calls == 0
 
     with pytest.raises(ZeroDivisionError):
@@ -303,7 +303,7 @@ def test_who_else_paid_is_told_for_people(store, client):
 def test_who_comes_second_has_the_records_images_and_says_so(store, client, sandbox: Sandbox, caplog):
     """An answer that came second is noted, told of in the log, and its pictures are not shown for the record's."""
     request = request_for("a tie")
-    key = ledger_of(store, "any").key(request.request_hash)
+    key = ledger_of(store, "any").documents.key(request.request_hash)
 
     def be_overtaken() -> None:
         store.remove(key)

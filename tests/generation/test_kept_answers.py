@@ -107,7 +107,7 @@ def bodies(store: ImageStore) -> list[str]:
 
 
 def document(store: ImageStore, client: TTAPIClient) -> dict[str, Any]:
-    return json.loads(store.read(Ledger(store, client.api_origin, "reader").key(HASH)))
+    return json.loads(store.read(Ledger(store, client.api_origin, "reader").documents.key(HASH)))
 
 
 def rescued(tmp_path: Path) -> list[Path]:
@@ -309,7 +309,7 @@ def test_whoever_lost_the_claim_leaves_the_answer_in_the_rescue_folder(
     taken: list[Claim] = []
 
     def page(wire: Wire) -> bool:
-        store.remove(late.key(HASH))
+        store.remove(late.documents.key(HASH))
         taken.append(acquire(Ledger(store, client.api_origin, "taker"), HASH))
         return PAGE(wire)
 

@@ -32,6 +32,6 @@ def test_a_claim_lives_as_long_as_its_store_says(store, credentials):
     """`claim_ttl` is written into each claim, where every waiter reads it."""
     brief = store.model_copy(update={"claim_ttl": 7.5})
     claim = acquire(ledger_for(credentials, brief, "run"), "ab" * 32)
-    document = store.read(ledger_for(credentials, store, "reader").key("ab" * 32))
+    document = store.read(ledger_for(credentials, store, "reader").documents.key("ab" * 32))
     assert b'"ttl":7.5' in document
     claim.release()

@@ -93,7 +93,7 @@ def test_nothing_is_sent_on_a_lease_that_can_not_be_proven(clock: Clock, folder_
     assert document(store)["sequence"] == sequence + 1
     clock.now += 3600  # nobody took it: it can be renewed
     claim.before_sending()
-    store.objects._path(ledger.key(HASH)).unlink()
+    store.objects._path(ledger.documents.key(HASH)).unlink()
     clock.now += 31
     with pytest.raises(ClaimLostError, match="nothing was sent"):
         claim.before_sending()
@@ -278,7 +278,7 @@ def test_a_connection_that_hangs_lets_no_other_claim_run_out(s3_server: S3Server
         with acquire(ledger, "a" * 64), acquire(ledger, "b" * 64):
             hangs.set()
             deadline = time.monotonic() + 20
-            key, sequence = ledger.key("b" * 64), 1
+            key, sequence = ledger.documents.key("b" * 64), 1
             while sequence < 3 and time.monotonic() < deadline:
                 time.sleep(0.05)
                 sequence = json.loads(store.read(key) or b"")["sequence"]

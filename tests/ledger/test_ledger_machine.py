@@ -500,7 +500,7 @@ class Holders(RuleBasedStateMachine):
         return decode(found[0], HASH, API).answer if found else None
 
     def key(self) -> str:
-        return Ledger(self.real, API, "reader").key(HASH)
+        return Ledger(self.real, API, "reader").documents.key(HASH)
 
     def wall(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now)

@@ -130,7 +130,7 @@ def hold_elsewhere(settings: dict, ready: Queue) -> None:
     ledger = Ledger(store, API, "run-dead", ttl=1.0)
     request_hash = request_of().request_hash
     claim = acquire(ledger, request_hash)
-    key = ledger.key(request_hash)
+    key = ledger.documents.key(request_hash)
     data, tag = store.read_document(key)
     document = json.loads(data)
     document["holder"]["place"] = "another machine"

@@ -68,7 +68,9 @@ def test_another_requests_generation_is_refused(folder_store: ImageStore) -> Non
     doc = document(folder_store) | {"request_hash": other.request_hash}
     doc["answer"]["generation"]["request_hash"] = other.request_hash
     folder_store.write(
-        ledger_of(folder_store).key(other.request_hash), json.dumps(doc).encode(), "application/json"
+        ledger_of(folder_store).documents.key(other.request_hash),
+        json.dumps(doc).encode(),
+        "application/json",
     )
     with pytest.raises(StoreError, match="the generation of another request"):
         ledger_of(folder_store).look_up(other.request_hash)
@@ -82,7 +84,7 @@ def test_another_requests_generation_is_refused(folder_store: ImageStore) -> Non
 def test_no_bytes_crash_the_ledger(folder_store: ImageStore, data: bytes) -> None:
     """Whatever bytes are found in a record's place, the answer is an error that names it."""
     ledger = ledger_of(folder_store)
-    folder_store.write(ledger.key(HASH), data, "application/json")
+    folder_store.write(ledger.documents.key(HASH), data, "application/json")
     with pytest.raises(StoreError, match="is no ledger record"):
         acquire(ledger, HASH)
 
@@ -144,7 +146,7 @@ def test_a_store_that_ignores_conditions_gets_no_claim(s3_server: S3Server) -> N
         store = ImageStore(url=f"s3://{s3_server.new_bucket()}", **s3_server.settings(endpoint_url=proxy.url))
         with pytest.raises(StoreError, match="two machines could pay"):
             acquire(ledger_of(store), HASH)
-        assert store.read(ledger_of(store).key(HASH)) is None
+        assert store.read(ledger_of(store).documents.key(HASH)) is None
 
 
 @pytest.mark.parametrize(

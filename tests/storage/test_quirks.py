@@ -100,7 +100,11 @@ def test_a_store_does_all_that_is_needed_or_says_why_not(quirky: QuirkyServer, q
     assert store.read_bytes(record.generation.images[0].uri) == b"pixels"
     assert store.size(image.uri) == 6
     listed = {found.key for found in store.list("")}
-    assert listed == {ledger.key(request.request_hash), "ledger/probe.json", store.objects.key(image.uri)}
+    assert listed == {
+        ledger.documents.key(request.request_hash),
+        "ledger/probe.json",
+        store.objects.key(image.uri),
+    }
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)

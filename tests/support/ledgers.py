@@ -101,10 +101,12 @@ def pay(store: ImageStore, ledger: Ledger, data: bytes = b"pixels", **options: o
 
 
 def document(store: ImageStore) -> dict:
-    return json.loads(store.read(Ledger(store, API, "reader").key(HASH)))
+    return json.loads(store.read(Ledger(store, API, "reader").documents.key(HASH)))
 
 
 def rewrite(store: ImageStore, **changes: object) -> None:
     store.write(
-        Ledger(store, API, "x").key(HASH), json.dumps(document(store) | changes).encode(), "application/json"
+        Ledger(store, API, "x").documents.key(HASH),
+        json.dumps(document(store) | changes).encode(),
+        "application/json",
     )
