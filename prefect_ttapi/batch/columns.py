@@ -28,7 +28,7 @@ _NOT_DECODED: Final = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class Columns:
     """The meaning of a row's cells, with their positions: fields, values, or neither for want of a name.
 
     Attributes:
@@ -87,18 +87,18 @@ class Plan:
                 yield f"{name} is {'null' if cell is None else 'blank'}, and the key template needs it"
 
 
-def plan_of(names: Sequence[str], wanted: Mapping[str, str | None], key: str | None = None) -> Plan:
-    """Return the plan for rows with these names.
+def columns_of(names: Sequence[str], wanted: Mapping[str, str | None], key: str | None = None) -> Columns:
+    """Return what the columns of rows with these names mean.
 
     Args:
         wanted: columns by field: `{"prompt": "caption", "size": None}`.
         key: the template that the values are to fill.
 
-    >>> plan_of(("Prompt", " SIZE", "Product ID"), {"prompt": "prompt"}).values
+    >>> columns_of(("Prompt", " SIZE", "Product ID"), {"prompt": "prompt"}).values
     {'product_id': 2}
     """
     if len(names) > MOST_COLUMNS:
-        return Plan({}, {}, [f"has {len(names):,} columns; the most is {MOST_COLUMNS:,}: leave out some"])
+        return Columns({}, {}, [f"has {len(names):,} columns; the most is {MOST_COLUMNS:,}: leave out some"])
     asked = [
         (field, at)
         for field, column in wanted.items()
@@ -123,7 +123,7 @@ def plan_of(names: Sequence[str], wanted: Mapping[str, str | None], key: str | N
             "the prompts: --prompt-column, or prompt_column="
         )
     index = 0 if nameless[:1] == [0] else None
-    return Plan(
+    return Columns(
         dict(asked),
         dict(others),
         problems,
@@ -140,23 +140,18 @@ def _needed(key: str | None, names: Sequence[str]) -> frozenset[str]:
         return frozenset()  # told with the batch's other problems
 
 
-def nearest_field(name: str) -> str | None:
-    """Return the request field that `name` may be a misspelling of.
-
-    >>> nearest_field("modle"), nearest_field("sku")
-    ('model', None)
-    """
-    return next(iter(difflib.get_close_matches(name[:40], ImageRequest.model_fields, n=1, cutoff=0.75)), None)
-
-
 def warning_for(name: str, *, meant: bool = False) -> str | None:
-    """Return the oddity of a value's name that is no error, or None; it is `meant` if its field was given another."""
+    """Return the oddity of a value's name that is no error, or None; it is `meant` if its field was given another.
+
+    >>> warning_for("modle"), warning_for("sku")
+    ('it is a value for the key template; did you mean model?', None)
+    """
     if name in _TAKEN:
         return (
             f"{{{name}}} in a key template is not this column: give the column another name to use it there"
         )
-    field = None if meant else nearest_field(name)
-    return f"it is a value for the key template; did you mean {field}?" if field else None
+    near = difflib.get_close_matches(name[:40], ImageRequest.model_fields, n=1, cutoff=0.75)
+    return f"it is a value for the key template; did you mean {near[0]}?" if near and not meant else None
 
 
 def quoted(text: str) -> str:

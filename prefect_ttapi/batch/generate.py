@@ -7,20 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import flow
 from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_ttapi.batch.dispatch import Dispatch, Sizing
+from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done, Intake, KeyCheck, Values, take_in
-from prefect_ttapi.batch.known import Known
-from prefect_ttapi.batch.lanes import Breaker, Plan, Shared, shared_here
-from prefect_ttapi.batch.loop import Running, is_local, lanes, slots
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.known import sort_out
+from prefect_ttapi.batch.lanes import Breaker, Shared
+from prefect_ttapi.batch.loop import Running
+from prefect_ttapi.batch.options import BatchOptions, Plan, Sizing
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
+from prefect_ttapi.batch.task_runs import TaskRuns, is_local, slots
 from prefect_ttapi.capabilities import Model, nearest
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError, KeyTakenError
@@ -167,13 +168,8 @@ def generate_batch(
     )
     intake = _checked(requests, values, credentials, store, options)
     # asked outside the flow run of our own that each retry of the task makes anew
-    caller = RunContext.current() if TaskRunContext.get() else None
-
-    def work() -> BatchReport:
-        run = RunContext.current()
-        payer = replace(run, run_id=caller.run_id) if caller else run
-        return _run(intake, credentials, store, payer, options)
-
+    caller = RunContext.current().run_id if TaskRunContext.get() else None
+    work = partial(_run, intake, credentials, store, options, caller)
     report = work() if FlowRunContext.get() else _in_own_flow(work, name)
     if raise_on_failure:
         report.raise_for_failures()
@@ -284,7 +280,7 @@ def estimate_batch(
     requests = paid = refused = 0
     to_send: set[str] = set()
     images: Counter[Model] = Counter()
-    for found in Known(store, ledger, plan, intake.hashes).sort_out(intake.items):
+    for found in sort_out(intake, ledger, plan, Stop()):
         requests += 1
         if isinstance(found, Done):
             paid += found.row.status == "cached"
@@ -302,10 +298,12 @@ def _run(
     intake: Intake,
     credentials: TTAPICredentials,
     store: ImageStore,
-    run: RunContext,
     options: BatchOptions,
+    payer: str | None,
 ) -> BatchReport:
-    """Run a checked batch, inside a flow run."""
+    """Run a checked batch, inside a flow run, which pays if no other payer is given."""
+    run = RunContext.current()
+    run = replace(run, run_id=payer or run.run_id)
     not_before = run.not_before(options.refresh_cache, options.cache_expiration)
     folder = folder_of_batch(run.place, run.attempt)
     plan = Plan(uuid.uuid4().hex, run, options, not_before, folder)
@@ -317,28 +315,12 @@ def _run(
         spending=Spending(options.budget),
     )
     shared = Shared(limits, Breaker(options.breaker, options.max_refused))
-    sizing = Sizing.of(
-        intake.total,
-        options.max_in_flight,
-        options.shard_size,
-        local=is_local(),
-        slots=slots(),
-        rate_limit=options.rate_limit,
-    )
+    sizing = Sizing.of(options, intake.total, local=is_local(), slots=slots())
     ledger = ledger_for(credentials, store, run.run_id)
-    dispatch = Dispatch(
-        sizing,
-        shared,
-        ledger.api_origin,
-        delivers=options.deliver_to is not None,
-        rate_limit=options.rate_limit,
-    )
-    recorder = Recorder(
-        store, options, run.flow_run_id or run.place, folder, intake.total, dispatch, ledger.api_origin
-    )
-    running = Running(dispatch, shared, ledger, plan, recorder.add)
-    with shared_here(shared, plan.batch_id), recorder, lanes(credentials, store, plan, sizing.most) as submit:
-        items = Known(store, ledger, plan, intake.hashes).sort_out(intake.items, stop)
+    dispatch = Dispatch(sizing, shared, ledger.api_origin, options)
+    recorder = Recorder(store, plan, ledger.api_origin, intake.total, dispatch)
+    with recorder, TaskRuns(credentials, store, plan, shared, sizing.most) as task_runs:
+        running = Running(dispatch, ledger, plan, recorder, task_runs)
         whole = False
 
         def write_down() -> BatchReport:
@@ -348,7 +330,7 @@ def _run(
             return report
 
         try:
-            running.run(items, submit, bounded=intake.total is not None)
+            running.run(sort_out(intake, ledger, plan, stop), bounded=intake.total is not None)
             whole = True
         finally:
             # not even a first Ctrl-C is to cost the manifest; a second one does not wait for it
@@ -372,12 +354,10 @@ def _in_own_flow(work: Callable[[], BatchReport], name: str) -> BatchReport:
     """Run `work` as a flow without parameters: the server would store them, prompts and all."""
     start_server()
     named = name.replace("{", "{{").replace("}", "}}")  # Prefect takes it for a template
+
     # no retries, whatever Prefect's setting for all flows says: the requests may be read only once
-    own = flow(
-        name="generate-batch",
-        flow_run_name=named,
-        retries=0,
-        persist_result=False,
-        validate_parameters=False,
-    )
-    return own(work)()
+    @flow(name="generate-batch", flow_run_name=named, retries=0, persist_result=False)
+    def own() -> BatchReport:
+        return work()
+
+    return own()

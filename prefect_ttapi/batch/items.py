@@ -56,16 +56,20 @@ class Item:
     row: int
     request: ImageRequest
     values: dict[str, Any] = field(default_factory=dict)
-    may_pay: bool = True  # False: the budget is used up, only a record will do
+    denied: str = ""  # why the budget does not allow it, so that only a record will do
     known_absent: bool = False  # True: a listing showed no ledger record
     lost_in: tuple[str, ...] = ()  # task runs of this batch that had it and broke down
     keys_free: bool = False  # True: a listing showed nothing at the keys that its images will have
 
     @property
+    def may_pay(self) -> bool:
+        """Whether it may be sent."""
+        return not self.denied
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """The values that a manifest may hold."""
-        secrets = secrets_among(self.values)
-        return {name: value for name, value in self.values.items() if name not in secrets}
+        return _without_secrets(self.values)
 
 
 @dataclass(frozen=True)
@@ -77,48 +81,32 @@ class Done:
     images_paid: int = 0
 
 
-def row_of(item: Item, api_origin: str | None) -> Row:
-    """Return the item's row as long as nothing has become of it: skipped."""
-    return Row(
-        row=item.row,
-        status="skipped",
-        request=item.request,
-        request_hash=item.request.request_hash,
-        api_origin=api_origin,
-        values=item.recorded,
-    )
+def row_of(item: Item, api_origin: str | None, **facts: Any) -> Row:
+    """Return the item's row. Where `facts` say nothing else, nothing has become of it: it is skipped."""
+    asked = {"row": item.row, "status": "skipped", "request": item.request, "api_origin": api_origin}
+    return Row(request_hash=item.request.request_hash, values=item.recorded, **asked | facts)
 
 
 def skipped(item: Item, api_origin: str | None, reason: str | None, error_type: str | None) -> Done:
     """Return the item as one that was never sent, and why."""
-    return Done(row_of(item, api_origin).model_copy(update={"error": reason, "error_type": error_type}))
-
-
-def perhaps_under_way(item: Item, api_origin: str | None, error_type: str | None) -> Done:
-    """Return the item as one that may have been sent when nobody waited for it any longer."""
-    return _unsure(
-        item,
-        api_origin,
-        "it was under way when the batch ended: if it is answered yet, the ledger will know",
-        error_type,
-    )
-
-
-def lost(item: Item, api_origin: str | None, why: str) -> Done:
-    """Return the item as one whose task run broke down, so that what became of it is not known."""
-    return _unsure(item, api_origin, f"its task run broke down: {why}", LaneLostError.__name__)
+    return Done(row_of(item, api_origin, error=reason, error_type=error_type))
 
 
 def never_sent(item: Item, api_origin: str | None, why: str) -> Done:
     """Return the item as one whose task run broke down before it was sent, as the ledger shows."""
-    update = {"status": "failed", "error": f"not sent, as its task run broke down: {why}"}
-    row = row_of(item, api_origin).model_copy(update=update | {"error_type": LaneLostError.__name__})
-    return Done(row)
+    error = f"not sent, as its task run broke down: {why}"
+    return Done(row_of(item, api_origin, status="failed", error=error, error_type=LaneLostError.__name__))
 
 
-def _unsure(item: Item, api_origin: str | None, error: str, error_type: str | None) -> Done:
-    update = {"status": "failed", "error": error, "error_type": error_type, "maybe_paid": (error,)}
-    return Done(row_of(item, api_origin).model_copy(update=update), images_paid=item.request.n)
+def lost(item: Item, api_origin: str | None, why: str) -> Done:
+    """Return the item as one whose task run broke down, so that what became of it is not known."""
+    return unsure(item, api_origin, f"its task run broke down: {why}", LaneLostError.__name__)
+
+
+def unsure(item: Item, api_origin: str | None, error: str, error_type: str | None) -> Done:
+    """Return the item as one that may be paid for."""
+    facts = {"status": "failed", "error": error, "error_type": error_type, "maybe_paid": (error,)}
+    return Done(row_of(item, api_origin, **facts), images_paid=item.request.n)
 
 
 @dataclass(frozen=True)
@@ -179,7 +167,7 @@ class Work:
                 return found
             if barred:
                 raise StopSending(barred)
-            raise BudgetExceeded("the budget is used up")
+            raise BudgetExceeded(item.denied)
         if passed := spending.passed():  # what is reserved for it is free again
             spending.settle(item.request, 0, None)
             raise BudgetExceeded(passed)
@@ -266,14 +254,14 @@ def _with_signature(image: StoredImage, opener: Callable[[], BinaryIO]) -> Store
 
 @dataclass(frozen=True)
 class Intake:
-    """The items of a batch in order, each a legal item or a failed row.
+    """The items of a batch in order, each a legal item, or one that failed as it is illegal.
 
     Attributes:
         total: how many there are; None where that can't be known.
         hashes: of all requests, where they are known.
     """
 
-    items: Iterator[Item | Row]
+    items: Iterator[Item | Done]
     total: int | None
     hashes: frozenset[bytes] = frozenset()
 
@@ -294,23 +282,22 @@ def take_in(
     if not isinstance(requests, Iterable):
         raise IllegalBatchError([f"requests must be an iterable of requests, not {type(requests).__name__}"])
     if not isinstance(requests, Sequence):
-        return Intake(_items(requests, values, keys, budget, set()), None)
+        return Intake(_naming_secrets(_items(requests, values, keys, budget)), None)
     if not (values is None or callable(values) or isinstance(values, Sequence)):
         values = list(values)
     if isinstance(values, Sequence) and len(values) != len(requests):
         raise IllegalBatchError([f"there are {len(requests)} requests but {len(values)} values"])
     hashes: set[bytes] = set()
-    told: set[str] = set()
     failed: dict[str, list[int]] = {}
-    for item in _items(requests, values, keys, budget, told):
-        if isinstance(item, Row):
-            failed.setdefault(item.error or "", []).append(item.row)
+    for item in _items(requests, values, keys, budget):
+        if isinstance(item, Done):
+            failed.setdefault(item.row.error or "", []).append(item.row.row)
         else:
             hashes.add(bytes.fromhex(item.request.request_hash))
     if failed:
         raise IllegalBatchError([f"{places('request', rows)}: {error}" for error, rows in failed.items()])
     # read again as they are needed: to keep them all would take a hundred times the memory of their hashes
-    return Intake(_items(requests, values, None, None, told), len(requests), frozenset(hashes))
+    return Intake(_naming_secrets(_items(requests, values, None, None)), len(requests), frozenset(hashes))
 
 
 class KeyCheck:
@@ -342,8 +329,7 @@ def _items(
     values: Values,
     keys: KeyCheck | None,
     budget: Budget | None,
-    told: set[str],
-) -> Iterator[Item | Row]:
+) -> Iterator[Item | Done]:
     given_values = iter(values) if values is not None and not callable(values) else repeat({})
     for row, given in enumerate(requests):
         try:
@@ -355,37 +341,37 @@ def _items(
                 next(given_values, None)
             continue
         except StopIteration:
-            yield _refused(row, given, "there are fewer values than requests", "ValueError")
+            yield _refused(row, given, "there are fewer values than requests")
             continue
         if not isinstance(mine, Mapping):
             kind = type(mine).__name__
-            yield _refused(row, given, f"its values must be a mapping of names, not {kind}", "ValueError")
+            yield _refused(row, given, f"its values must be a mapping of names, not {kind}")
             continue
         item = Item(row, request, dict(mine))
-        _warn_of_secrets(mine, told)
         unpriced = budget.problem(request) if budget else None
         collision = keys.problem(item) if keys else None
-        if unpriced:
-            yield _with_problem(item, unpriced, "ValueError")
-        elif collision:
-            yield _with_problem(item, collision, "KeyTemplateError")
+        if problem := unpriced or collision:
+            error_type = "ValueError" if unpriced else "KeyTemplateError"
+            yield Done(row_of(item, None, status="failed", error=problem, error_type=error_type))
         else:
             yield item
 
 
-def _warn_of_secrets(values: Mapping[str, Any], told: set[str]) -> None:
-    for name in secrets_among(values) - told:
-        logger.warning("values of %r look like a secret: they are not copied into the manifest", name)
-        told.add(name)
+def _refused(row: int, given: Any, error: str, error_type: str = "ValueError") -> Done:
+    given = _without_secrets(given) if isinstance(given, Mapping) else given
+    return Done(Row(row=row, status="failed", given=given, error=error, error_type=error_type))
 
 
-def _with_problem(item: Item, problem: str, error_type: str) -> Row:
-    update = {"status": "failed", "error": problem, "error_type": error_type}
-    return row_of(item, api_origin=None).model_copy(update=update)
+def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    secrets = secrets_among(values)
+    return {name: value for name, value in values.items() if name not in secrets}
 
 
-def _refused(row: int, given: Any, error: str, error_type: str) -> Row:
-    if isinstance(given, Mapping):
-        secrets = secrets_among(given)
-        given = {name: value for name, value in given.items() if name not in secrets}
-    return Row(row=row, status="failed", given=given, error=error, error_type=error_type)
+def _naming_secrets(items: Iterable[Item | Done]) -> Iterator[Item | Done]:
+    """Warn of values that look like a secret as the batch is read, not where it is only checked before."""
+    told: set[str] = set()
+    for item in items:
+        for name in secrets_among(item.values) - told if isinstance(item, Item) else ():
+            logger.warning("values of %r look like a secret: they are not copied into the manifest", name)
+            told.add(name)
+        yield item

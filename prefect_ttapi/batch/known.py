@@ -1,9 +1,9 @@
-"""What of a batch is already paid for: told by listings, not by a look-up for each request.
+"""Find out by listings what of a batch is already paid for, not by a look-up for each request.
 
 One listing of the ledger tells which requests have a record, one of the images which of these are there, one of the
-place to deliver to at which keys there is something. What a record
-says comes from the manifests of earlier batches of the same name where the listing shows that it still stands, else
-from the record itself. Where listing would cost more than looking, as in a huge old store, it ends early.
+place to deliver to at which keys there is something. Where the listing shows that a record is as it was, what it says
+comes from the manifests of earlier batches of the same name, else from the record itself. Where listing would cost more
+than looking, as in a huge old store, it ends early.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import logging
 import re
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice, takewhile
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
-from prefect_ttapi.batch.items import Done, Item, failed, looked_at, row_of, row_of_paid
-from prefect_ttapi.batch.lanes import Plan
+from prefect_ttapi.batch.items import Done, Intake, Item, failed, looked_at, row_of, row_of_paid
+from prefect_ttapi.batch.options import Plan
 from prefect_ttapi.errors import KeyTemplateError, StoreError
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.persisting import Paid
@@ -54,8 +52,8 @@ _MOST_LISTED: Final = 200_000
 class Listing:
     """Objects by key, all there are below a prefix if it is `complete`."""
 
-    objects: dict[str, Listed]
-    complete: bool
+    objects: dict[str, Listed] = field(default_factory=dict)
+    complete: bool = True
 
     def find(self, key: str) -> str | None:
         """Return the object that stands at a likely key; None where there is none."""
@@ -77,21 +75,21 @@ class Listing:
 
 
 def listing(
-    store: ImageStore,
-    prefix: str,
-    most: int,
-    wanted: Callable[[str], bool] = bool,
-    stop: Stop | None = None,
+    store: ImageStore, prefix: str, most: int, stop: Stop, wanted: Collection[bytes] | None = None
 ) -> Listing:
-    """Return the objects below `prefix` whose keys are `wanted`, looking at `most` objects, until it is stopped."""
+    """Return the objects below `prefix`, looking at `most` of them, until it is stopped.
+
+    Args:
+        wanted: the hashes that the names of the objects are to have, if not any name will do.
+    """
     found: dict[str, Listed] = {}
     try:
         with store.before_paying(stop):
             everything = store.list(prefix)
             for listed in islice(everything, most):
-                if stop is not None and stop.cancelled:
+                if stop.cancelled:
                     return Listing(found, complete=False)
-                if wanted(listed.key):
+                if wanted is None or _hash_in(listed.key) in wanted:
                     found[listed.key] = listed
             complete = next(everything, None) is None
     except (StoreError, StopSending) as error:  # who may not list may still look up
@@ -100,138 +98,114 @@ def listing(
     return Listing(found, complete)
 
 
-class Known:
-    """Tells the requests of a batch that are paid for from those that are still to be sent, or to be delivered.
+def _hash_in(key: str) -> bytes | None:
+    try:
+        return bytes.fromhex(key.rpartition("/")[2].removesuffix(".json"))
+    except ValueError:
+        return None
+
+
+def sort_out(intake: Intake, ledger: Ledger, plan: Plan, stop: Stop) -> Iterator[Item | Done]:
+    """Yield, in order, what became of the requests that are paid for, and of illegal ones; else the item itself.
+
+    Without the hashes of all requests, nothing is listed.
 
     Args:
-        wanted: the hashes of all requests, where they are known; without them nothing is listed.
+        stop: once it is cancelled the rest is given as it comes, and nothing more is looked at.
     """
-
-    def __init__(
-        self, store: ImageStore, ledger: Ledger, plan: Plan, wanted: Collection[bytes] | None
-    ) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._plan = plan
-        self._wanted = wanted or frozenset()
-
-    def sort_out(self, items: Iterator[Item | Row], stop: Stop | None = None) -> Iterator[Item | Done]:
-        """Yield, in order, the outcome of what is paid for, and of illegal items; else the item itself.
-
-        Args:
-            stop: once it is cancelled the rest is given as it comes, and nothing more is looked at.
-        """
-        stop = stop or Stop()
-        if not self._wanted:
-            yield from map(_as_it_comes, items)
-            return
-        most = min(max(_LEAST_LISTED, _LISTED_PER_LOOK_UP * len(self._wanted)), _MOST_LISTED)
-        records = listing(self._store, self._ledger.documents.prefix, most, self._is_wanted, stop)
-        with ExitStack() as stack:
-            told = stack.enter_context(self._told(records, most, stop))
-            threads = stack.enter_context(ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="ttapi-look-up"))
-            window: deque[Item | Done | Future[Item | Done]] = deque()
-            for item in items:
-                found = _as_it_comes(item) if isinstance(item, Row) or stop.cancelled else told.place(item)
-                window.append(threads.submit(found) if callable(found) else found)
-                while window and (len(window) > _WINDOW or not isinstance(window[0], Future)):
-                    yield _resolved(window.popleft())
-            yield from map(_resolved, window)
-
-    def _is_wanted(self, key: str) -> bool:
-        name = key.removeprefix(self._ledger.documents.prefix).removesuffix(".json")
-        try:
-            return bytes.fromhex(name) in self._wanted
-        except ValueError:
-            return False
-
-    @contextmanager
-    def _told(self, records: Listing, most: int, stop: Stop) -> Iterator[_Told]:
-        options, delivery = self._plan.options, self._plan.options.delivery(self._plan.run.date)
-        some = bool(records.objects)
-        images = listing(self._store, IMAGES, most, stop=stop) if some else Listing({}, True)
-        copies = Listing({}, True)
-        if delivery and not delivery.overwrite:
-            copies = listing(delivery.to, delivery.beginning, most, stop=stop)
-        wanted = self._wanted if some and not stop.cancelled else ()
-        with Earlier(
-            self._store, options.name, self._ledger.api_origin, wanted, thumbnails=options.thumbnails
-        ) as earlier:
-            yield _Told(
-                self._store, self._ledger, self._plan, delivery, records, images, copies, earlier, stop
-            )
-
-
-def _as_it_comes(item: Item | Row) -> Item | Done:
-    return Done(item) if isinstance(item, Row) else item
+    if not intake.hashes:
+        yield from intake.items
+        return
+    with ExitStack() as stack:
+        known = Known(ledger, plan, intake.hashes, stop, stack)
+        window: deque[Item | Done | Future[Item | Done]] = deque()
+        for item in intake.items:
+            window.append(item if isinstance(item, Done) or stop.cancelled else known.of(item))
+            while window and (len(window) > _WINDOW or not isinstance(window[0], Future)):
+                yield _resolved(window.popleft())
+        yield from map(_resolved, window)
 
 
 def _resolved(found: Item | Done | Future[Item | Done]) -> Item | Done:
     return found.result() if isinstance(found, Future) else found
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What listings and earlier manifests say."""
+class Known:
+    """Tells the requests of a batch that are paid for from those that are still to be sent, or to be delivered.
 
-    store: ImageStore
-    ledger: Ledger
-    plan: Plan
-    delivery: Delivery | None
-    records: Listing
-    images: Listing
-    copies: Listing
-    earlier: Earlier
-    stop: Stop
+    Args:
+        wanted: the hashes of all requests.
+        stop: ends listings and look-ups.
+        stack: has what is to be closed afterwards.
+    """
 
-    def place(self, item: Item) -> Item | Done | Callable[[], Item | Done]:
-        """Return what is known of the item; or what to call in another thread, where that takes a look at the store."""
+    def __init__(
+        self, ledger: Ledger, plan: Plan, wanted: Collection[bytes], stop: Stop, stack: ExitStack
+    ) -> None:
+        self._store = store = ledger.store
+        self._ledger = ledger
+        self._plan = plan
+        self._stop = stop
+        self._delivery = delivery = plan.options.delivery(plan.run.date)
+        most = min(max(_LEAST_LISTED, _LISTED_PER_LOOK_UP * len(wanted)), _MOST_LISTED)
+        self._records = listing(store, ledger.documents.prefix, most, stop, wanted)
+        some = bool(self._records.objects)
+        self._images = listing(store, IMAGES, most, stop) if some else Listing()
+        self._copies = Listing()
+        if delivery and not delivery.overwrite:
+            self._copies = listing(delivery.to, delivery.beginning, most, stop)
+        self._earlier = Earlier(
+            store,
+            plan.options.name,
+            ledger.api_origin,
+            wanted if some and not stop.cancelled else (),
+            thumbnails=plan.options.thumbnails,
+        )
+        stack.callback(self._earlier.close)
+        threads = ThreadPoolExecutor(_LOOK_UPS, thread_name_prefix="ttapi-look-up")
+        self._threads = stack.enter_context(threads)
+
+    def of(self, item: Item) -> Item | Done | Future[Item | Done]:
+        """Return what is known of the item, or what another thread will know, which looks into the store."""
         request_hash = item.request.request_hash
-        listed = self.records.objects.get(self.ledger.documents.key(request_hash))
+        listed = self._records.objects.get(self._ledger.documents.key(request_hash))
         if listed is None:
-            return self._unpaid(replace(item, known_absent=self.records.complete))
-        row = self.earlier.row(request_hash)
+            return self._unpaid(replace(item, known_absent=self._records.complete))
+        row = self._earlier.row(request_hash)
         if row is not None and len(row.images) == item.request.n and self._stands(row, listed):
             copies = self._standing_copies(item, row)
-            if copies is None:
-                return item
-            return self._again(item, row, copies)
+            return item if copies is None else self._again(item, row, copies)
         # a record is read once: by the lane, where that has to deliver or may have to pay anew
-        needs_lane = self.delivery is not None or self.plan.not_before is not None
-        return item if needs_lane else partial(self._read, item)
+        needs_lane = self._delivery is not None or self._plan.not_before is not None
+        return item if needs_lane else self._threads.submit(self._read, item)
 
-    def _unpaid(self, item: Item) -> Item | Callable[[], Item | Done]:
+    def _unpaid(self, item: Item) -> Item | Future[Item | Done]:
         """Return what is known of an item without a record: can its images have their keys?"""
-        if self.delivery is None or self.delivery.overwrite:
+        if self._delivery is None or self._delivery.overwrite:
             return replace(item, keys_free=True)
-        prompt = self.plan.options.shown.prompt(item.request)
-        keys = self.delivery.keys(item.request, item.values, prompt)
-        taken = next(filter(None, map(self.copies.find, keys.likely())), None)
+        prompt = self._plan.options.shown.prompt(item.request)
+        keys = self._delivery.keys(item.request, item.values, prompt)
+        taken = next(filter(None, map(self._copies.find, keys.likely())), None)
         if taken is not None and item.known_absent:
-            return partial(self._refused, self.delivery, item, taken)
-        return replace(item, keys_free=taken is None and self.copies.complete)
+            return self._threads.submit(self._refused, self._delivery, item, taken)
+        return replace(item, keys_free=taken is None and self._copies.complete)
 
     def _refused(self, delivery: Delivery, item: Item, key: str) -> Item | Done:
         """Return the item as one that is not sent, unless somebody has paid for it, and delivered it, since."""
         try:
-            with self.store.before_paying(self.stop):
-                if self.ledger.documents.read(item.request.request_hash) is not None:
+            with self._store.before_paying(self._stop):
+                if self._ledger.documents.read(item.request.request_hash) is not None:
                     return replace(item, known_absent=False)
-            with delivery.to.before_paying(self.stop):
-                return Done(
-                    failed(
-                        row_of(item, self.ledger.api_origin), delivery.taken(key, item.request.request_hash)
-                    )
-                )
+            with delivery.to.before_paying(self._stop):
+                taken = delivery.taken(key, item.request.request_hash)
+                return Done(failed(row_of(item, self._ledger.api_origin), taken))
         except (StoreError, StopSending):
             return item  # its lane meets the store's error, or the stop
 
     def _stands(self, row: Row, listed: Listed) -> bool:
         """Whether an earlier row still says what the ledger says, and its images are there."""
-        made = (
-            row.created_at if row.created_at and row.created_at.tzinfo else datetime.min.replace(tzinfo=UTC)
-        )
-        young = self.plan.not_before is None or made >= self.plan.not_before
+        made, since = row.created_at, self._plan.not_before
+        young = since is None or (made is not None and made.tzinfo is not None and made >= since)
         same = (row.ledger_size, row.ledger_tag) == (listed.size, listed.tag)
         return young and same and bool(row.images) and not self._missing(row.images)
 
@@ -241,18 +215,18 @@ class _Told:
 
     def _is_there(self, image: StoredImage) -> bool:
         key = image_key(image.sha256, image.media_type)
-        listed = self.images.objects.get(key)
-        return listed is not None and listed.size == image.size_bytes and image.uri == self.store.uri(key)
+        listed = self._images.objects.get(key)
+        return listed is not None and listed.size == image.size_bytes and image.uri == self._store.uri(key)
 
     def _standing_copies(self, item: Item, row: Row) -> tuple[DeliveredImage, ...] | None:
         """Return the row's copies under the keys that the item asks for; None where one is still to be made."""
-        delivery = self.delivery
+        delivery = self._delivery
         if delivery is None:
             return ()
         if delivery.overwrite:
             return None
         try:
-            prompt = self.plan.options.shown.prompt(item.request)
+            prompt = self._plan.options.shown.prompt(item.request)
             places = delivery.places(delivery.keys(item.request, item.values, prompt), row.images)
         except KeyTemplateError:
             return None
@@ -263,32 +237,30 @@ class _Told:
             for place, copy in zip(places, copies, strict=True)
             if copy
             and place.is_of(copy, delivery.provenance)
-            and self.copies.shows(place.key, copy.size_bytes, copy.etag)
+            and self._copies.shows(place.key, copy.size_bytes, copy.etag)
         )
         return standing if len(standing) == len(places) else None
 
-    def _again(
-        self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]
-    ) -> Done | Callable[[], Item | Done]:
+    def _again(self, item: Item, row: Row, copies: tuple[DeliveredImage, ...]) -> Done | Future[Item | Done]:
         again = row.again(item.row, request=item.request, values=item.recorded, delivered=copies)
-        if not self.plan.options.thumbnails:
+        if not self._plan.options.thumbnails:
             return Done(again)
-        thumbnails = self.earlier.thumbnails(row)
+        thumbnails = self._earlier.thumbnails(row)
         if None not in thumbnails:
             return Done(again, thumbnails)
-        return lambda: looked_at(again, self.store)
+        return self._threads.submit(looked_at, again, self._store)
 
     def _read(self, item: Item) -> Item | Done:
         try:
-            listed = self.images.complete
-            with self.store.before_paying(self.stop):
-                record = self.ledger.look_up(item.request.request_hash, check_images=not listed)
+            listed = self._images.complete
+            with self._store.before_paying(self._stop):
+                record = self._ledger.look_up(item.request.request_hash, check_images=not listed)
         except (StoreError, StopSending):
             return item  # its lane meets the store's error, or the stop
         if record is None or record.rest or (listed and self._missing(record.generation.images)):
             return item  # its lane pays for it, or has the rest of its images
         row = row_of_paid(item, Paid(record, sent=False))
-        return looked_at(row, self.store) if self.plan.options.thumbnails else Done(row)
+        return looked_at(row, self._store) if self._plan.options.thumbnails else Done(row)
 
 
 #: How many manifests a name's document keeps: a run that was cut short, or had a part of the requests, hides nothing.
@@ -368,12 +340,8 @@ class Earlier:
                     self._numbers[request] = self._rows.append(line)
                     self._packs.append(pack)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close what its batches' thumbnails are read from."""
         self._close.close()
 
     def row(self, request_hash: str) -> Row | None:

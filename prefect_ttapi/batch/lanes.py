@@ -8,57 +8,27 @@ stop; elsewhere each has its share of them, and hears of a stop from the store.
 from __future__ import annotations
 
 import heapq
-import json
-import logging
 import math
-import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from contextvars import copy_context
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
-
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.context import TaskRunContext
-from prefect.logging import get_run_logger
-from prefect.states import Failed
+from typing import Final
 
 from prefect_ttapi.batch.items import Done, Item, Work
-from prefect_ttapi.batch.options import BatchOptions
-from prefect_ttapi.credentials import TTAPICredentials, shared_client
-from prefect_ttapi.errors import (
-    ACCOUNT_ERRORS,
-    KeyTakenError,
-    ModelNotPermittedError,
-    ModerationError,
-    StoreError,
-)
+from prefect_ttapi.batch.options import SECONDS, workers
+from prefect_ttapi.errors import ACCOUNT_ERRORS, KeyTakenError, ModelNotPermittedError, ModerationError
 from prefect_ttapi.generation.budget import Spending
-from prefect_ttapi.generation.engine import Engine, ledger_for
-from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.runs import RunContext, named
+from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.stopping import Stop
-from prefect_ttapi.storage.layout import stop_key
-from prefect_ttapi.storage.store import ImageStore
-
-logger = logging.getLogger(__name__)
 
 #: Seconds for which a lane elsewhere, when it has nothing else to do, waits for claims of other runs, beyond the time
 #: for which one of a dead holder stands. Then it gives their requests back: its places are for others.
-_PATIENCE: Final = 15.0
-
-#: Seconds that a lane takes: many enough for the server, few enough to be heard of soon.
-SECONDS: Final = 15.0
+PATIENCE: Final = 15.0
 
 #: A lane elsewhere goes on for so many times the longest of its requests, or half of its places would be idle while it
 #: ends; but no longer than so many seconds.
@@ -68,45 +38,12 @@ _MOST_SECONDS: Final = 180.0
 #: Seconds between looks whether a lane is still wanted.
 _POLL: Final = 0.5
 
-#: Seconds between looks of a lane elsewhere whether the batch has stopped.
-LOOK: Final = 2.0
-
 #: Errors that every later request of the same account would meet, too.
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
 _EARLIER: Final = "not sent, because an earlier request failed"
 
 #: Errors that the ledger tells of an earlier send, where this run did not send.
 _PERHAPS_EARLIER: Final = frozenset({"UnknownOutcomeError", "InvalidResponseError", "DownloadError"})
-
-
-def workers(in_flight: int) -> int:
-    """Return how many requests to work on, so that `in_flight` are with the API while others' images are stored.
-
-    One at a time stays in order.
-
-    >>> workers(1), workers(8), workers(32)
-    (1, 12, 48)
-    """
-    return in_flight + in_flight // 2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all lanes of one batch have in common; it travels to wherever the task runner runs them.
-
-    Attributes:
-        batch_id: names the batch within its process.
-        run: the run that pays.
-        options: of the batch.
-        not_before: records older than this don't count.
-        folder: of the batch, in the store.
-    """
-
-    batch_id: str
-    run: RunContext
-    options: BatchOptions
-    not_before: datetime | None = None
-    folder: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,38 +185,6 @@ class Shared:
             self.stop.set(f"not sent, because {tripped}, the last with: {row.error}", row.error_type)
 
 
-#: By process, as a fork takes no threads along, and batch.
-_OPEN: dict[tuple[int, str], Shared] = {}
-
-
-@contextmanager
-def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
-    """Make what lanes share known to the batch's lanes in this process."""
-    key = os.getpid(), batch_id
-    _OPEN[key] = shared
-    try:
-        yield
-    finally:
-        del _OPEN[key]
-        shared.left.set()
-
-
-def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
-    """Return what the batch's lanes share in this process, or the share of a lane that is elsewhere.
-
-    None: the batch was left before the lane got a worker.
-    """
-    if not lane.elsewhere:
-        return _OPEN.get((os.getpid(), plan.batch_id))
-    limits = Limits(
-        in_flight=lane.width,
-        # whoever had this share before may just have sent
-        rate=RateLimit(lane.rate, at_once=lane.rate_unused) if lane.rate else None,
-        spending=lane.share,
-    )
-    return Shared(limits, Breaker(plan.options.breaker, plan.options.max_refused))
-
-
 class _Queue:
     """A lane's items that are still to be worked on; one that waits for a claim of another run lets others pass."""
 
@@ -348,7 +253,7 @@ class LaneRun:
         work: Work,
         shared: Shared,
         *,
-        patience: float | None = None,
+        patience: float = PATIENCE,
         cut: bool = True,
     ) -> None:
         self._lane = lane
@@ -360,7 +265,7 @@ class LaneRun:
         self._ended = threading.Event()  # nobody waits for this lane's items any longer
         self._broken: BaseException | None = None
         self._changed = threading.Condition()
-        self._patience = _PATIENCE if patience is None else patience
+        self._patience = patience
         self._cut = cut and lane.elsewhere
         self._began = time.monotonic()
         self._longest = 0.0
@@ -439,104 +344,3 @@ class LaneRun:
                 self._missing -= 1
                 self._longest = max(self._longest, time.monotonic() - began)
                 self._changed.notify_all()
-
-
-def tell_elsewhere(store: ImageStore, plan: Plan, stop: Stop) -> None:
-    """Write down for lanes in other processes why nothing more is sent."""
-    told = {"batch_id": plan.batch_id, "reason": stop.reason, "error_type": stop.error_type}
-    try:
-        store.write(stop_key(plan.folder), json.dumps(told).encode(), "application/json")
-    except StoreError as error:
-        logger.warning("Task runs in other processes finish what they carry: %s", error)
-
-
-def _hear(store: ImageStore, plan: Plan, shared: Shared, ended: threading.Event) -> None:
-    """Look, until a lane elsewhere has ended, whether its batch has told it to stop."""
-    while not ended.wait(LOOK) and not _is_told(store, plan, shared):
-        pass
-
-
-def _is_told(store: ImageStore, plan: Plan, shared: Shared) -> bool:
-    try:
-        told = json.loads(store.read(stop_key(plan.folder)) or b"{}")
-    except (StoreError, ValueError):
-        return False
-    if told.get("batch_id") != plan.batch_id:  # nothing, or an earlier attempt's
-        return False
-    shared.stop.set(told["reason"], told["error_type"])
-    return True
-
-
-@contextmanager
-def _hearing(store: ImageStore, plan: Plan, shared: Shared) -> Iterator[None]:
-    _is_told(store, plan, shared)  # a lane may begin after the stop
-    ended = threading.Event()
-    hear = partial(copy_context().run, _hear, store, plan, shared, ended)
-    threading.Thread(target=hear, name="ttapi-stop", daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-
-
-class Results(list[Done | None]):
-    """A lane's rows; Prefect writes the repr of a failed state into the log, where rows and prompts have no place."""
-
-    def __repr__(self) -> str:
-        return f"{len(self)} row(s)"
-
-
-def _lane_name(parameters: dict[str, Any]) -> str:
-    """Return `generate-gpt-image-2-3f9a12`, or `generate-34-requests-from-68`."""
-    items = parameters["lane"].items
-    first = items[0]
-    if len(items) == 1:
-        return f"generate-{first.request.model}-{first.request.request_hash[:6]}"
-    return f"generate-{len(items)}-requests-from-{first.row}"
-
-
-def _step_aside() -> None:
-    """Leave the threads of a Dask worker, if this is in one, to other tasks: a lane waits more than it works."""
-    distributed = sys.modules.get("distributed")
-    if distributed is not None:
-        with suppress(ValueError):  # not in a worker
-            distributed.secede()
-
-
-# retries belong to the client: without `retries` Prefect's setting for all tasks would count
-@task(
-    name="generate-lane",
-    task_run_name=named(_lane_name),
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=0,
-)
-def generate_lane(
-    lane: Lane, credentials: TTAPICredentials, store: ImageStore, plan: Plan
-) -> list[Done | None] | State[Results]:
-    """Generate and deliver each item of a lane; return a row for each, in order.
-
-    None stands for an item that nobody waits for any longer, or one that another run is still paying for. A lane of
-    one request that fails is a failed task run, whose state has the row all the same.
-    """
-    task_ctx = TaskRunContext.get()
-    shared = _shared_for(lane, plan)
-    if shared is None:
-        return [None] * len(lane.items)  # nothing more is sent, and their rows are written
-    run = replace(plan.run, task_run_id=str(task_ctx.task_run.id) if task_ctx else None)
-    ledger = ledger_for(credentials, store, run.run_id, get_run_logger())
-    engine = Engine(shared_client(credentials), store, ledger, run, shared.limits, plan.not_before)
-    delivery = plan.options.delivery(run.date, run.flow_run_id, store)
-    work = Work(engine, plan.options, delivery)
-    if lane.elsewhere:
-        _step_aside()
-        patience, cut = store.claim_ttl + _PATIENCE, plan.options.shard_size is None
-        with _hearing(store, plan, shared):
-            results = LaneRun(lane, work, shared, patience=patience, cut=cut).results()
-    else:
-        results = LaneRun(lane, work, shared).results()
-    only = results[0] if len(results) == 1 else None
-    if only is not None and only.row.status == "failed":
-        row = plan.options.shown.row(only.row)
-        return Failed(message=f"{row.error_type}: {row.error}", data=Results(results))
-    return results

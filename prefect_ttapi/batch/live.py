@@ -229,13 +229,13 @@ class _Display:
             redirect_stderr=False,
         )
         self._lock = threading.RLock()  # a signal's handler may log while its thread is at it
-        self._shown: tuple[int, str] | None = None
+        self._shown: tuple[Standing, int] | None = None
 
     def draw(self, standing: Standing) -> None:
         """Show it, unless it is shown already."""
         with self._lock, suppress(OSError, ValueError):  # a terminal that was closed needs no line
-            drawn, shown = self._drawn(standing)
-            if shown != self._shown:
+            drawn = self._drawn(standing)
+            if (shown := (standing, self._live.console.width)) != self._shown:
                 self._live.start()
                 self._live.update(drawn)
                 self._shown = shown
@@ -244,9 +244,8 @@ class _Display:
     def end(self, standing: Standing) -> None:
         """Leave how it ended on the screen."""
         with self._lock, suppress(OSError, ValueError):
-            drawn, _ = self._drawn(replace(standing, over=True))
             self._live.stop()
-            self._live.console.print(drawn)
+            self._live.console.print(self._drawn(replace(standing, over=True)))
 
     def above(self, handler: logging.Handler) -> Callable[[logging.LogRecord], bool]:
         """Return a filter that has the handler write above the line, and then nothing more: it has written."""
@@ -273,8 +272,8 @@ class _Display:
         # a process that is killed must not leave a terminal without its cursor
         self._live.console.control(Control(ControlType.CARRIAGE_RETURN, ControlType.SHOW_CURSOR))
 
-    def _drawn(self, standing: Standing) -> tuple[RenderableType, tuple[int, str]]:
-        """Return a bar and a line within the width of the terminal, and what tells them from others."""
+    def _drawn(self, standing: Standing) -> RenderableType:
+        """Return a bar and a line within the width of the terminal."""
         console = self._live.console
         with suppress(OSError):  # rich asks the standard streams only
             console.width = os.get_terminal_size(console.file.fileno()).columns or console.width
@@ -282,8 +281,8 @@ class _Display:
         least, most = _BAR
         width = min(most, console.width - len(line) - 2)
         if width < least or not standing.total:
-            return Text(line), (0, line)
+            return Text(line)
         grid = Table.grid(padding=(0, 1))
         bar = ProgressBar(standing.total, standing.done, width, complete_style="cyan", finished_style="green")
         grid.add_row(bar, Text(line, no_wrap=True))
-        return grid, (width, line)
+        return grid

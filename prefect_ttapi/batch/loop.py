@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from traceback import format_exception_only
 from typing import Any, Final
 
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
-from prefect.settings import get_current_settings
-from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_ttapi.batch.dispatch import Dispatch, Lost
 from prefect_ttapi.batch.items import Done, Item, failed, of_this_batch, row_of_paid
 from prefect_ttapi.batch.items import lost as lost_item
-from prefect_ttapi.batch.lanes import Lane, Plan, Shared, generate_lane, tell_elsewhere
-from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.batch.lanes import Lane
+from prefect_ttapi.batch.options import Plan
+from prefect_ttapi.batch.recording import Recorder
+from prefect_ttapi.batch.task_runs import TaskRuns, tell_elsewhere
 from prefect_ttapi.errors import LaneLostError, StoreError
 from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.generation.runs import run_log, to_the_end
 from prefect_ttapi.ledger.documents import line_of
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.shown import counted
-from prefect_ttapi.stopping import Stop
-from prefect_ttapi.storage.store import ImageStore
-
-logger = logging.getLogger(__name__)
+from prefect_ttapi.stopping import Stop, StopSending
+from prefect_ttapi.storage.objects import NoAnswerError
 
 #: Seconds for writing down rows when nobody waits any longer.
 _LAST_ROWS: Final = 2.0
@@ -47,6 +40,9 @@ _POLL: Final = 0.1
 
 #: How many items may be read from the source that nobody has taken yet.
 _AHEAD: Final = 16
+
+#: Seconds for which a store that did not tell what became of a lost request is not asked about others.
+_SILENCE: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,6 @@ class _Leave:
 
 
 _Event = Came | Ended | _Returned | _Leave
-Submit = Callable[[Lane], PrefectFuture[Any] | Future[Any]]
 
 
 class Source:
@@ -137,46 +132,41 @@ class Running:
 
     Args:
         dispatch: decides what goes into the next lane, and has the rows.
-        shared: what the lanes in this process share.
-        ledger: says what costs nothing once the budget is used up.
+        ledger: says what lost task runs have left.
         plan: of the batch.
-        record: is given each row, in one thread.
+        recorder: is given each row, in one thread.
+        task_runs: starts a lane's task run.
     """
 
     def __init__(
-        self,
-        dispatch: Dispatch,
-        shared: Shared,
-        ledger: Ledger,
-        plan: Plan,
-        record: Callable[[Done], None],
+        self, dispatch: Dispatch, ledger: Ledger, plan: Plan, recorder: Recorder, task_runs: TaskRuns
     ) -> None:
         self._dispatch = dispatch
-        self._shared = shared
-        self._stop = shared.stop
+        self._stop = dispatch.stop
         self._ledger = ledger
         self._plan = plan
-        self._record = record
+        self._recorder = recorder
+        self._task_runs = task_runs
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._begun: dict[Lane, float] = {}
-        self._signal: BaseException | None = None  # of a task run's future
+        self._error: BaseException | None = None  # the first that interrupted the batch
         self._left = self._told_elsewhere = False
         self._at_the_end = threading.Event()
+        self._silent_until, self._silence = 0.0, ""  # of the store, about lost requests
 
-    def run(self, items: Iterator[Item | Done], submit: Submit, *, bounded: bool) -> None:
+    def run(self, items: Iterator[Item | Done], *, bounded: bool) -> None:
         """Bring every item to its row. On an interruption what is under way is finished, and nothing more is sent.
 
         Args:
-            submit: starts a lane's task run.
             bounded: `items` come to an end, so that after an interruption the rest is listed as skipped.
 
         Raises:
             BaseException: what interrupted the batch, or the source's error, once all rows are recorded.
         """
-        source = Source(items, self._events, self._stop, bounded=bounded)
+        self._source = Source(items, self._events, self._stop, bounded=bounded)
         try:
             to_the_end(
-                lambda: self._to_the_end(source, submit),
+                self._to_the_end,
                 self._stop,
                 of="not sent, because the batch",
                 grace=self._plan.options.grace,
@@ -186,38 +176,34 @@ class Running:
             self._events.put(_Leave())
             self._at_the_end.wait(_LAST_ROWS)
 
-    def _to_the_end(self, source: Source, submit: Submit) -> None:
-        source.start()
-        error = None
+    def _to_the_end(self) -> None:
+        self._source.start()
         try:
-            error = self._loop(source, submit)
-        except BaseException as broken:
-            self._stop_because(broken)
-            self._loop(source, submit)
-            raise
+            self._loop()
+        except BaseException as error:
+            self._interrupted_by(error)
+            self._loop()
         finally:
             self._at_the_end.set()
-        if error := error or self._signal:
-            raise error
+        if self._error is not None:
+            raise self._error
 
-    def _loop(self, source: Source, submit: Submit) -> BaseException | None:
-        """Work until there is nothing left to do or to wait for; return the error of the source, if it broke."""
-        dispatch, broken, leave_at = self._dispatch, None, None
+    def _loop(self) -> None:
+        """Work until there is nothing left to do or to wait for."""
+        dispatch, source, grace = self._dispatch, self._source, self._plan.options.grace
+        leave_at = None
         while True:
-            self._submit_lanes(submit)
+            self._submit_lanes()
             source.taken(dispatch.at_hand)
-            if self._stop.reason and not self._told_elsewhere and dispatch.open_elsewhere:
-                self._told_elsewhere = True
-                tell = partial(copy_context().run, tell_elsewhere, self._ledger.store, self._plan, self._stop)
-                threading.Thread(target=tell, name="ttapi-stop", daemon=True).start()
+            if self._stop.reason and not self._told_elsewhere:
+                self._tell_elsewhere()
             if dispatch.finished or (source.unwanted and not dispatch.open_lanes):
-                return broken
+                return
             now = time.monotonic()
             if self._stop.cancelled and not self._left:
                 if leave_at is None:
-                    leave_at = now + self._plan.options.grace
+                    leave_at = now + grace
                     what = "%d requests under way have %.0f s to be finished and recorded"
-                    grace = self._plan.options.grace
                     run_log().warning(f"Interrupted: nothing more is sent; {what}", dispatch.in_flight, grace)
                 if now >= leave_at:
                     self._leave()
@@ -227,44 +213,71 @@ class Running:
                 event = self._events.get(timeout=_POLL if wait is None else min(wait, _POLL))
             except queue.Empty:
                 continue
-            match event:
-                case Came(item):
-                    source.told()
-                    dispatch.came(item)
-                case Ended(error):
-                    dispatch.source_ended()
-                    if error is not None:
-                        self._stop_because(error)
-                        broken = error
-                case _Returned(lane, future):
-                    self._returned(lane, future)
-                case _Leave() if not self._left:
-                    self._leave()
+            self._take(event)
 
-    def _submit_lanes(self, submit: Submit) -> None:
+    def _take(self, event: _Event) -> None:
+        match event:
+            case Came(item):
+                self._source.told()
+                self._dispatch.came(item)
+            case Ended(error):
+                self._dispatch.source_ended()
+                if error is not None:
+                    self._interrupted_by(error)
+            case _Returned(lane, future):
+                self._returned(lane, future)
+            case _Leave():
+                self._leave()
+
+    def _submit_lanes(self) -> None:
         dispatch = self._dispatch
         while (lane := dispatch.next_lane(time.monotonic())) is not None:
             self._begun[lane] = time.monotonic()
             try:
-                future = submit(lane)
+                future = self._task_runs.submit(lane)
             except BaseException:
                 dispatch.withdraw(lane)
                 raise
             future.add_done_callback(partial(self._tell, lane))
-        while dispatch.to_look_up:
-            item = dispatch.to_look_up.popleft()
-            dispatch.looked_up(item, recorded=self._is_recorded(item))
         self._take_rows()
 
+    def _tell(self, lane: Lane, future: PrefectFuture[Any] | Future[Any]) -> None:
+        self._events.put(_Returned(lane, future))
+
+    def _tell_elsewhere(self) -> None:
+        """Let lanes in other processes hear of the stop."""
+        if self._dispatch.open_lanes and not self._dispatch.sizing.local:
+            self._told_elsewhere = True
+            tell = partial(copy_context().run, tell_elsewhere, self._ledger.store, self._plan, self._stop)
+            threading.Thread(target=tell, name="ttapi-stop", daemon=True).start()
+
+    def _take_rows(self) -> None:
+        while self._dispatch.lost_for_good:
+            lost = self._dispatch.lost_for_good.popleft()
+            self._dispatch.found(lost.item, self._became(lost))
+        while self._dispatch.rows:
+            self._recorder.add(self._dispatch.rows.popleft())
+
     def _became(self, lost: Lost) -> Done:
-        """Return the row of a request whose task runs broke down, by what they left in the ledger."""
-        item, unsent = lost.item, lost.unsent
-        name, origin = item.request.request_hash, self._ledger.api_origin
+        """Return the row of a request whose task runs broke down, by what they left in the ledger.
+
+        Where the store does not tell, the request may be paid for. A store that gives no answer would be waited for
+        with each of many requests, so that it is asked about the next ones only after a while.
+        """
+        item, name, origin = lost.item, lost.item.request.request_hash, self._ledger.api_origin
         why = lost.why or "what it has left in the ledger is all that is known"
+        if time.monotonic() < self._silent_until:
+            return lost_item(item, origin, self._silence)
         try:
-            record = self._ledger.look_up(name, self._plan.not_before)
-            if record is None:
-                return lost_item(item, origin, why) if self._ledger.sent(name) else unsent
+            with self._ledger.store.before_paying(self._stop):
+                record = self._ledger.look_up(name, self._plan.not_before)
+                if record is None:
+                    return lost_item(item, origin, why) if self._ledger.sent(name) else lost.unsent
+        except (NoAnswerError, StopSending) as error:
+            said = error if isinstance(error, NoAnswerError) else "the store gave no answer in time"
+            self._silent_until = time.monotonic() + _SILENCE
+            self._silence = f"what it has left in the ledger can't be told: {said}"
+            return lost_item(item, origin, self._silence)
         except StoreError as error:
             return lost_item(item, origin, str(error))
         paid = of_this_batch(Paid(record, sent=False), *item.lost_in)
@@ -275,23 +288,6 @@ class Running:
             )
         return Done(row, images_paid=len(paid.generation.images) if paid.sent else 0)
 
-    def _tell(self, lane: Lane, future: PrefectFuture[Any] | Future[Any]) -> None:
-        self._events.put(_Returned(lane, future))
-
-    def _take_rows(self) -> None:
-        while self._dispatch.lost_for_good:
-            lost = self._dispatch.lost_for_good.popleft()
-            self._dispatch.found(lost.item, self._became(lost))
-        while self._dispatch.rows:
-            self._record(self._dispatch.rows.popleft())
-
-    def _is_recorded(self, item: Item) -> bool:
-        """Return whether the item costs nothing; where the store doesn't say, its lane meets the store's error."""
-        try:
-            return self._ledger.look_up(item.request.request_hash, self._plan.not_before) is not None
-        except StoreError:
-            return True
-
     def _returned(self, lane: Lane, future: PrefectFuture[Any] | Future[Any]) -> None:
         seconds = time.monotonic() - self._begun.pop(lane)
         try:
@@ -299,8 +295,7 @@ class Running:
         except Exception as error:  # its process died
             found = error
         except BaseException as signal:  # the run is suspended, or its process was interrupted
-            self._stop_because(signal)
-            self._signal = self._signal or signal
+            self._interrupted_by(signal)
             found = signal
         if isinstance(found, list):
             self._dispatch.returned(lane, found, seconds)
@@ -315,24 +310,18 @@ class Running:
 
     def _leave(self) -> None:
         """Write down what is known of the items that nobody waits for any longer."""
-        others: list[_Event] = []
-        with suppress(queue.Empty):
-            while True:
-                event = self._events.get_nowait()
-                if isinstance(event, _Returned):
-                    self._returned(event.lane, event.future)
-                else:
-                    others.append(event)
-        for event in others:
-            self._events.put(event)
+        if self._left:
+            return
         self._left = True
+        for _ in range(self._events.qsize()):  # what has come back by now is known
+            self._take(self._events.get())
         self._dispatch.leave()
         self._take_rows()
-        self._shared.left.set()
 
-    def _stop_because(self, broken: BaseException) -> None:
-        what = format_exception_only(broken)[-1].strip()
-        self._stop.set(f"not sent, because the batch was interrupted: {what}", type(broken).__name__)
+    def _interrupted_by(self, error: BaseException) -> None:
+        what = format_exception_only(error)[-1].strip()
+        self._stop.set(f"not sent, because the batch was interrupted: {what}", type(error).__name__)
+        self._error = self._error or error
 
 
 def _result(future: PrefectFuture[Any] | Future[Any]) -> Any:
@@ -341,89 +330,3 @@ def _result(future: PrefectFuture[Any] | Future[Any]) -> Any:
         return future.result(raise_on_failure=False)
     state: State[Any] = future.result()
     return state.result(raise_on_failure=False)
-
-
-@contextmanager
-def lanes(credentials: TTAPICredentials, store: ImageStore, plan: Plan, most: int) -> Iterator[Submit]:
-    """Yield what starts a lane's task run: on the flow's task runner, or inside a task in threads of its own.
-
-    Tasks that wait for others in one pool may fill it.
-    """
-    runner = flow_task_runner()
-    if isinstance(runner, ProcessPoolTaskRunner):
-        with _Pools(runner) as pools:
-            common = {"credentials": credentials, "store": store, "plan": plan}
-            yield lambda lane: pools.submit({"lane": lane, **common})
-        return
-    if runner is not None:
-        with _asked_of_ray(runner):
-            yield lambda lane: generate_lane.submit(lane, credentials, store, plan)
-        return
-    with ThreadPoolExecutor(most, thread_name_prefix="ttapi-lanes") as threads:
-
-        def state_of(lane: Lane) -> State[Any]:
-            return generate_lane(lane, credentials, store, plan, return_state=True)
-
-        yield lambda lane: threads.submit(copy_context().run, state_of, lane)
-
-
-class _Pools(ExitStack):
-    """The flow's pool of processes, and one like it in its place once a process of it dies: no pool survives that."""
-
-    def __init__(self, runner: ProcessPoolTaskRunner) -> None:
-        super().__init__()
-        self._runner = runner
-        self._broken: set[int] = set()
-
-    def submit(self, parameters: dict[str, Any]) -> PrefectFuture[Any]:
-        """Start a lane's task run."""
-        if id(self._runner) in self._broken:
-            self._runner = self.enter_context(self._runner.duplicate())
-        runner = self._runner
-        future = runner.submit(generate_lane, parameters)
-        future.add_done_callback(partial(self._look, runner))
-        return future
-
-    def _look(self, runner: ProcessPoolTaskRunner, future: PrefectFuture[Any]) -> None:
-        try:
-            future.result(raise_on_failure=False)
-        except BrokenExecutor:
-            self._broken.add(id(runner))
-        except BaseException as error:  # the lane's, who is told as well
-            logger.debug("A task run broke down: %s", error)
-
-
-@contextmanager
-def _asked_of_ray(runner: object) -> Iterator[None]:
-    """Ask Ray for what a lane needs, unless the user asks for something else; other engines are not asked.
-
-    It waits more than it works, which takes no whole CPU. Lanes are spread over the nodes, so that one that dies takes
-    few along. Ray does not repeat a lane by itself, as nobody would hear of what it lost.
-    """
-    if not type(runner).__module__.startswith("prefect_ray."):
-        yield
-        return
-    context = import_module("prefect_ray.context")
-    ours = {"num_cpus": 0.1, "scheduling_strategy": "SPREAD", "max_retries": 0}
-    with context.remote_options(**ours | context.RemoteOptionsContext.get().current_remote_options):
-        yield
-
-
-def slots() -> int | None:
-    """Return how many task runs the flow's task runner has room for at least, where that is known."""
-    if not isinstance(flow_task_runner(), ProcessPoolTaskRunner):
-        return None
-    setting = get_current_settings().tasks.runner.process_pool_max_workers
-    return setting or multiprocessing.cpu_count()
-
-
-def flow_task_runner() -> object | None:
-    """Return the task runner of the flow that this is called in; None inside a task."""
-    flow_run = FlowRunContext.get()
-    return flow_run.task_runner if flow_run and TaskRunContext.get() is None else None
-
-
-def is_local() -> bool:
-    """Return whether lanes run in threads of this process."""
-    runner = flow_task_runner()
-    return runner is None or isinstance(runner, ThreadPoolTaskRunner)

@@ -14,14 +14,13 @@ from typing import BinaryIO, Final
 from pydantic import ValidationError
 
 from prefect_ttapi.batch import tables, workbooks
-from prefect_ttapi.batch.columns import Plan, listed, plan_of, quoted, warning_for
+from prefect_ttapi.batch.columns import Columns, columns_of, listed, quoted, warning_for
 from prefect_ttapi.batch.tables import (
     LARGEST_FILE,
     MOST_COLUMNS,
     MOST_ROWS,
     Cell,
     Fault,
-    Note,
     Read,
     Row,
     Source,
@@ -172,7 +171,7 @@ class _Reading:
     ) -> None:
         self._wanted = wanted
         self._defaults = {field: value for field, value in defaults.items() if value is not None}
-        self._plans = lru_cache(256)(lambda names: plan_of(names, wanted, key))
+        self._columns_of = lru_cache(256)(lambda names: columns_of(names, wanted, key))
         self._first: Row | None = None
         self._seen: dict[str, None] = {}
         self._misread: dict[str, None] = {}
@@ -185,17 +184,17 @@ class _Reading:
         self.columns: dict[str, None] = {}
         self.notes: dict[str, None] = {}
 
-    def read(self, rows: Iterable[Row | Fault | Note], limit: int | None, skip_blank: bool) -> None:
+    def read(self, rows: Read, limit: int | None, skip_blank: bool) -> None:
         """Take the rows, and judge what can be judged of all of them only."""
         number = blank = 0
         for row in rows:
-            if isinstance(row, Note):
-                self.notes[row.message] = None
+            if isinstance(row, str):
+                self.notes[row] = None
                 continue
-            plan = self._plans(row.names) if isinstance(row, Row) else None
-            if isinstance(row, Row) and plan:
-                self._counted += [row.cells[plan.fields["n"]]] if "n" in plan.fields else []
-                if skip_blank and plan.is_blank(row):
+            if isinstance(row, Row):
+                columns = self._columns_of(row.names)
+                self._counted += [row.cells[columns.fields["n"]]] if "n" in columns.fields else []
+                if skip_blank and columns.is_blank(row):
                     blank += 1
                     continue
             number += 1
@@ -203,9 +202,9 @@ class _Reading:
                 most = f"{MOST_ROWS:,} rows, {MOST_COLUMNS:,} columns and {LARGEST_FILE:,} characters"
                 self.problems.add(row.line, [f"is too much: the most is {most}"])
                 break
-            if isinstance(row, Row) and plan:
-                self._take(row, plan)
-            elif isinstance(row, Fault):
+            if isinstance(row, Row):
+                self._take(row, columns)
+            else:
                 self.problems.add(row.line, [row.message])
             if number == limit:
                 break
@@ -218,26 +217,26 @@ class _Reading:
             self._characters += sum(len(cell) for cell in row.cells if isinstance(cell, str))
         return self._characters > LARGEST_FILE or len(self.columns) > MOST_COLUMNS
 
-    def _take(self, row: Row, plan: Plan) -> None:
+    def _take(self, row: Row, columns: Columns) -> None:
         self._first = self._first or row
-        self._seen |= dict.fromkeys(plan.fields)
-        self.columns |= dict.fromkeys(plan.values)
-        if plan.problems:
-            self.problems.add(row.names_line, plan.problems)
+        self._seen |= dict.fromkeys(columns.fields)
+        self.columns |= dict.fromkeys(columns.values)
+        if columns.problems:
+            self.problems.add(row.names_line, columns.problems)
             return
-        if plan.index is not None and row.cells[plan.index]:
+        if columns.index is not None and row.cells[columns.index]:
             self.notes["the first column has no name: it is taken for row numbers, and left out"] = None
-        if faults := list(plan.faults_in(row)):
+        if faults := list(columns.faults_in(row)):
             self.problems.add(row.line, faults)
             return
-        given = plan.fields_of(row)
+        given = columns.fields_of(row)
         try:
             self.requests.append(ImageRequest.model_validate({**self._defaults, **given}))
         except ValidationError as error:
             self.problems.add(row.line, problems_of(error))
             wrong = self._wrong(given, error)
             self._misread |= dict.fromkeys(name for name in given if name in wrong)
-        self.values.append(plan.values_of(row))
+        self.values.append(columns.values_of(row))
         self.lines.append(row.line)
 
     def _wrong(self, given: Mapping[str, str], error: ValidationError) -> set[str]:

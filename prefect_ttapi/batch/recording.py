@@ -20,7 +20,7 @@ from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import last_folders, remember
 from prefect_ttapi.batch.live import Background, Live, Standing
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.options import Plan
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
@@ -134,36 +134,34 @@ def folder_of_batch(place: str, attempt: tuple[int, ...]) -> str:
     return batch_folder(place, number)
 
 
-class Recorder:
+class Recorder(ExitStack):
     """Keep a batch's rows, show its progress, and write down at the end what became of it.
 
     Rows come from one thread at a time.
 
     Args:
         store: where manifest and gallery page go.
-        options: of the batch.
-        flow_run_id: the run it belongs to.
-        folder: of manifest and page, in `store`.
+        plan: of the batch.
+        api_origin: who answers.
         total: how many rows there will be, where that is known.
         dispatch: tells how many requests are under way.
-        api_origin: who answers.
     """
 
     def __init__(
         self,
         store: ImageStore,
-        options: BatchOptions,
-        flow_run_id: str,
-        folder: str,
-        total: int | None,
+        plan: Plan,
+        api_origin: str,
+        total: int | None = None,
         dispatch: Dispatch | None = None,
-        api_origin: str = "",
     ) -> None:
+        super().__init__()
+        options = plan.options
         self._store = store
         self._name = options.name
         self._api_origin = api_origin
-        self._flow_run_id = flow_run_id
-        self._folder = folder
+        self._flow_run_id = plan.run.flow_run_id or plan.run.place
+        self._folder = plan.folder
         self._total = total
         self._dispatch = dispatch
         self._prices: Mapping[Model, Price] = (options.budget and options.budget.prices) or {}
@@ -180,28 +178,23 @@ class Recorder:
         self._rows = RowFile()
         self._thumbnails = ThumbnailFile()
         self._progress = Progress(batch_key(options.name, "progress"), f"{options.name}: images")
-        self._parts = Parts(store, folder, self._rows)
+        self._parts = Parts(store, plan.folder, self._rows)
         self._log = run_log()
         shown = one_line(options.name, 60)
         self._live = Live(self._standing, lambda line: self._log.info("%s: %s", shown, line))
-        self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        self._running.enter_context(self._parts)
-        self._running.enter_context(self._live)
+        self.enter_context(self._parts)
+        self.enter_context(self._live)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._running.close()
 
     def add(self, done: Done) -> None:
         """Keep one more row."""
         row = done.row
         self._rows.add(row)
         self._totals = self._totals.add(row, self._price(row))
-        self._lacking += without_mark(
-            row.delivered, self._options.versions, self._options.marking, self._signer
-        )
+        options = self._options
+        self._lacking += without_mark(row.delivered, options.versions, options.marking, self._signer)
         if row.api_calls:
             now = time.monotonic()
             since = now - row.seconds
@@ -212,7 +205,7 @@ class Recorder:
             if thumbnail is not None:
                 self._thumbnails.add(image.sha256, thumbnail)
         self._tell(row)
-        if self._dispatch is None or not self._dispatch.cancelled:
+        if self._dispatch is None or not self._dispatch.stop.cancelled:
             # afterwards, a server that Ctrl-C has reached as well would be waited for, and rows are in a hurry
             standing = self._standing()
             self._progress.update(standing.done, self._total, standing.line())
@@ -290,17 +283,13 @@ class Recorder:
 
         Its page has all that this one's would have.
         """
-        # a manifest of this very folder is another attempt's, to be written over
-        if (
-            self._totals.generated
-            or not self._totals.cached
-            or self._store.size(f"{self._folder}/{MANIFEST}")
-        ):
+        if self._totals.generated or not self._totals.cached:
             return None
+        if self._store.size(f"{self._folder}/{MANIFEST}"):
+            return None  # it is another attempt's, to be written over
         needed = {MANIFEST, page_name(1)}
-        needed |= ({THUMBNAILS} if len(self._thumbnails) else set()) | (
-            {PARQUET} if parquet.installed() else set()
-        )
+        needed |= {THUMBNAILS} if len(self._thumbnails) else set()
+        needed |= {PARQUET} if parquet.installed() else set()
         for folder, with_prompts in last_folders(self._store, self._name, self._api_origin).items():
             files = {listed.key.removeprefix(f"{folder}/") for listed in self._store.list(f"{folder}/")}
             if with_prompts == self._may_show.prompts and needed <= files:
@@ -311,15 +300,23 @@ class Recorder:
         return None
 
     def _write_all(self) -> tuple[str | None, str | None, str]:
-        """Write thumbnails, pages, and both manifests; return the addresses of page, table and manifest."""
+        """Write thumbnails, pages, and both manifests; return the addresses of page, table and manifest.
+
+        The manifest comes last, and as patiently as images, since nothing else tells why rows failed.
+        """
         gallery = table = None
         with _harmless("thumbnails are"):
-            self._write_thumbnails()
+            if len(self._thumbnails):
+                self._upload(THUMBNAILS, self._thumbnails.open, "application/zip")
         with _harmless("gallery page is"):
             gallery = self._write_gallery()
         with _harmless("Parquet manifest is"):
-            table = self._write_parquet()
-        return gallery, table, self._write_manifest()
+            if parquet.installed():
+                rows = parquet.parquet_of(self._rows.lines())
+                table = self._upload(PARQUET, rows.open, "application/vnd.apache.parquet")
+        lines = Spool.of(self._rows.lines())
+        with waiting(UPLOAD_PATIENCE):
+            return gallery, table, self._upload(MANIFEST, lines.open, "application/x-ndjson")
 
     def _tell(self, row: Row) -> None:
         """Log a failure; of very many, the first."""
@@ -331,10 +328,6 @@ class Recorder:
         self._log.warning(
             "Request %d (%s) failed: %s: %s", row.row, one_line(name, CELL), row.error_type, reason
         )
-
-    def _write_thumbnails(self) -> None:
-        if len(self._thumbnails):
-            self._upload(THUMBNAILS, self._thumbnails.open, "application/zip")
 
     def _write_gallery(self) -> str:
         gallery = Gallery(
@@ -351,18 +344,6 @@ class Recorder:
             page = Spool.of(piece.encode() for piece in pieces)
             self._upload(file, page.open, "text/html; charset=utf-8")
         return self._store.uri(f"{self._folder}/{page_name(1)}")
-
-    def _write_parquet(self) -> str | None:
-        if not parquet.installed():
-            return None
-        table = parquet.parquet_of(self._rows.lines())
-        return self._upload(PARQUET, table.open, "application/vnd.apache.parquet")
-
-    def _write_manifest(self) -> str:
-        """Write it last, and as patiently as images, since nothing else tells why rows failed; return its address."""
-        lines = Spool.of(self._rows.lines())
-        with waiting(UPLOAD_PATIENCE):
-            return self._upload(MANIFEST, lines.open, "application/x-ndjson")
 
     def _upload(self, file: str, body: Body, media_type: str) -> str:
         key = f"{self._folder}/{file}"

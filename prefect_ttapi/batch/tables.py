@@ -54,14 +54,8 @@ class Fault:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """How the file was taken, where it could have been taken otherwise."""
-
-    message: str
-
-
-Read = Iterator[Row | Fault | Note]
+#: What is read of a file; a text says how it was taken, where it could have been taken otherwise.
+Read = Iterator[Row | Fault | str]
 
 
 class UnreadableError(Exception):
@@ -173,7 +167,7 @@ def _separated(lines: Iterable[str], separator: str, first: int = 1) -> Read:
     except (TypeError, ValueError):
         raise UnreadableError(1, f"names {separator!r} as what separates cells, which can't be") from None
     if separator not in (",", "\t"):
-        yield Note(f"cells are separated by {separator!r}")
+        yield f"cells are separated by {separator!r}"
     yield from _under_a_header(_csv_records(reader, first), _OTHER_CELLS[separator == "\t"])
 
 
@@ -220,11 +214,11 @@ def _tsv(source: Source) -> Read:
     text = "".join(kept)
     written = _written_by_a_spreadsheet(text) if '"' in text else None
     if written:
-        yield Note("quotation marks around cells are a spreadsheet's, and no part of the text")
+        yield "quotation marks around cells are a spreadsheet's, and no part of the text"
         yield from _separated(source.lines(), "\t")
         return
     if written is not None:
-        yield Note("quotation marks are text: they are not as a spreadsheet writes them")
+        yield "quotation marks are text: they are not as a spreadsheet writes them"
     bare = ((number, line.rstrip("\r\n")) for number, line in enumerate(source.lines(), 1))
     yield from _under_a_header(
         ((number, line.split("\t")) for number, line in bare if line), _OTHER_CELLS[True]

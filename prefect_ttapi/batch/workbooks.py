@@ -9,9 +9,9 @@ import io
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import count
 from typing import Any, Final
 
 from prefect_ttapi.batch.tables import (
@@ -22,7 +22,6 @@ from prefect_ttapi.batch.tables import (
     NESTED,
     Cell,
     Fault,
-    Note,
     Read,
     Row,
     Source,
@@ -83,23 +82,28 @@ def _has_formulas(data: bytes) -> bool:
 
 def _of_workbook(openpyxl: Any, data: bytes, *, formulas: bool) -> Read:
     """Return the rows of the first visible sheet; where there are formulas, those without a value are found."""
-    books = [
-        _quietly(openpyxl.load_workbook, io.BytesIO(data), read_only=True, data_only=values, keep_links=False)
-        for values in ([True, False] if formulas else [True])
-    ]
+    options = {"read_only": True, "keep_links": False}
+    with warnings.catch_warnings(action="ignore"):  # of what openpyxl would not keep
+        books = [
+            openpyxl.load_workbook(io.BytesIO(data), data_only=values, **options)
+            for values in ([True, False] if formulas else [True])
+        ]
     visible = [sheet for sheet in books[0].worksheets if sheet.sheet_state == "visible"]
     if not visible:
         raise UnreadableError(1, "has no sheet to read: save the prompts as CSV")
     title = visible[0].title
     if len(visible) > 1:
-        yield Note(f"the sheet {title[:60]!r} is read, and no other")
+        yield f"the sheet {title[:60]!r} is read, and no other"
     for book in books:
         book[title].reset_dimensions()  # what a file says of them is often wrong
     both = zip(*(book[title].iter_rows() for book in books), strict=True)
     names: tuple[str, ...] = ()
-    names_line = number = 0
-    while (rows := _quietly(next, both, None)) is not None:
-        number += 1
+    names_line = 0
+    for number in count(1):
+        with warnings.catch_warnings(action="ignore"):
+            rows = next(both, None)
+        if rows is None:
+            return
         cells = [_of_sheet(*same) for same in zip(*rows, strict=True)]
         while cells and cells[-1] is None:
             cells.pop()
@@ -123,13 +127,6 @@ def _of_sheet(cell: Any, formula: Any = None) -> Cell:
     if cell.value is None and formula is not None and formula.value is not None:
         return Unfit("a formula that was never calculated: open and save the file in a spreadsheet program")
     return _cell(cell.value)
-
-
-def _quietly(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Return what `call` gives, without warnings of what openpyxl would not keep."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return call(*arguments, **options)
 
 
 def _parquet(source: Source) -> Read:
@@ -178,8 +175,4 @@ def _missing(module: str, extra: str) -> PromptsError:
 
 
 #: What reads a file, by its extension; rows are counted in them, and not lines.
-READERS: Final = {
-    ".xlsx": _xlsx,
-    ".xlsm": _xlsx,
-    ".parquet": _parquet,
-}
+READERS: Final = {".xlsx": _xlsx, ".xlsm": _xlsx, ".parquet": _parquet}

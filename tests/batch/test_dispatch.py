@@ -14,13 +14,15 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefect_ttapi.batch.dispatch import Dispatch, Sizing
+from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done, Item, lost, row_of, skipped
 from prefect_ttapi.batch.lanes import Breaker, Lane, Shared
+from prefect_ttapi.batch.options import BatchOptions, Sizing
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import StoredImage, Usage
+from prefect_ttapi.storage.store import ImageStore
 from tests.support.clocks import ending
 
 IMAGE = StoredImage(
@@ -78,8 +80,9 @@ def dispatch_of(
     delivers: bool = False,
 ) -> tuple[Dispatch, Shared]:
     shared = Shared(Limits(in_flight=in_flight, spending=Spending(budget)), Breaker(breaker))
-    sizing = Sizing.of(total, in_flight, shard_size, local=local)
-    return Dispatch(sizing, shared, "sandbox", delivers=delivers), shared
+    shop = ImageStore(url="./shop") if delivers else None
+    options = BatchOptions(max_in_flight=in_flight, shard_size=shard_size, deliver_to=shop)
+    return Dispatch(Sizing.of(options, total, local=local), shared, "sandbox", options), shared
 
 
 def all_come(dispatch: Dispatch, total: int, *args: str, **facts: bool) -> None:
@@ -137,20 +140,23 @@ def test_a_duplicate_that_is_delivered_goes_through_a_lane_of_its_own():
     assert [(of.row, of.known_absent) for of in second.items] == [(1, False)]
 
 
+def over(of: Item) -> Done:
+    """What a lane says of a request that may not be paid for, and of which there is no record."""
+    return skipped(of, "sandbox", "too dear", "BudgetExceeded")
+
+
 def test_over_the_budget_only_what_is_recorded_goes_on():
-    """With nothing left to spend, a request that may be recorded is looked up; one that is surely absent is not."""
-    dispatch, _ = dispatch_of(3, budget=Budget(images=0))
+    """With nothing left to spend, a request that may be recorded goes on unpaid; one that is surely absent does not."""
+    dispatch, shared = dispatch_of(3, budget=Budget(images=0))
     for row in range(3):
         dispatch.came(item(row, known_absent=row == 2))
-    for recorded in (True, False):
-        assert dispatch.next_lane(0.0) is None
-        dispatch.looked_up(dispatch.to_look_up.popleft(), recorded=recorded)
-        if recorded:
-            lane = dispatch.next_lane(0.0)
-            assert lane is not None
-            assert not lane.items[0].may_pay
+    recorded, not_recorded = next_lanes(dispatch)
+    assert [of.may_pay for lane in (recorded, not_recorded) for of in lane.items] == [False, False]
+    finish(dispatch, shared, recorded, [Done(generated(recorded.items[0]).row)])
+    finish(dispatch, shared, not_recorded, [over(not_recorded.items[0])])
     assert dispatch.next_lane(0.0) is None
-    assert [(done.row.row, done.row.error_type) for done in dispatch.rows] == [
+    assert sorted((done.row.row, done.row.error_type) for done in dispatch.rows) == [
+        (0, None),
         (1, "BudgetExceeded"),
         (2, "BudgetExceeded"),
     ]
@@ -174,29 +180,29 @@ def test_duplicates_over_the_budget_are_looked_up_once(recorded: bool):
     for row, prompt in enumerate(["oak", "elm", "elm", "elm"]):
         dispatch.came(item(row, prompt))
     dispatch.source_ended()
-    looked_up = []
+    carried = []
     while not dispatch.finished:
         for lane in next_lanes(dispatch):
-            finish(dispatch, shared, lane, [Done(generated(of).row) for of in lane.items])
-        while dispatch.to_look_up:
-            looked_up.append(dispatch.to_look_up.popleft())
-            dispatch.looked_up(looked_up[-1], recorded=recorded or looked_up[-1].row == 0)
+            carried += [of.row for of in lane.items]
+            there = [Done(generated(of).row) if recorded or of.row == 0 else over(of) for of in lane.items]
+            finish(dispatch, shared, lane, there)
+    assert sorted(carried) == ([0, 1, 2, 3] if recorded else [0, 1])
     assert sorted((done.row.row, done.row.status) for done in dispatch.rows) == [
         (0, "generated"),
         *((row, "generated" if recorded else "skipped") for row in (1, 2, 3)),
     ]
 
 
-def test_a_stop_skips_what_is_to_be_looked_up_with_its_duplicates():
+def test_a_stop_skips_what_is_over_the_budget_with_its_duplicates():
     """Each has one row."""
     dispatch, shared = dispatch_of(3, 4, 3, budget=Budget(images=0))
-    all_come(dispatch, 3, "elm")
-    assert dispatch.next_lane(0.0) is None
-    assert dispatch.next_lane(0.0) is None
-    assert len(dispatch.to_look_up) == 1
+    for row in range(3):
+        dispatch.came(item(row, "elm"))
+    assert dispatch.next_lane(0.0) is None  # it is filled half a second longer
     shared.stop.set("not sent, because the account is empty")
     assert dispatch.next_lane(0.0) is None
     assert sorted(done.row.row for done in dispatch.rows) == [0, 1, 2]
+    dispatch.source_ended()
     assert dispatch.finished
 
 
@@ -541,9 +547,6 @@ class Batch(RuleBasedStateMachine):
         self.lanes += next_lanes(self.dispatch, self.now, self.came)
         if self.shared.limits.spending.reserved > reserved:
             self.expected, self.surprise = self.dearest.copy(), 0
-        while self.dispatch.to_look_up:
-            of = self.dispatch.to_look_up.popleft()
-            self.dispatch.looked_up(of, recorded=self.paid[of.request.request_hash] > 0)
         find(self.dispatch, paid=False)
 
     @precondition(lambda self: self.lanes)
@@ -555,7 +558,7 @@ class Batch(RuleBasedStateMachine):
         )
         done: list[Done | None] = []
         for of in lane.items:
-            kind = data.draw(kinds) if of.may_pay else "cached"
+            kind = data.draw(kinds) if of.may_pay else "over"
             if self.paid[of.request.request_hash]:
                 kind = "cached"
             done.append(self.outcome(of, kind, lane, data.draw(st.integers(1, 9))))
@@ -573,6 +576,8 @@ class Batch(RuleBasedStateMachine):
             case "cached":
                 found = generated(of).row.model_copy(update={"status": "cached", "api_calls": 0})
                 return Done(found)
+            case "over":
+                return over(of)
             case "402":
                 return failed(of, "InsufficientBalanceError")
             case "lost":
@@ -676,9 +681,7 @@ class Batch(RuleBasedStateMachine):
             self.no_step_hangs()
             self.submit(1.0)
             for lane in self.lanes:
-                outcomes = [
-                    self.outcome(of, "cached" if not of.may_pay else "paid", lane) for of in lane.items
-                ]
+                outcomes = [self.outcome(of, "paid" if of.may_pay else "over", lane) for of in lane.items]
                 finish(self.dispatch, self.shared, lane, outcomes)
             self.lanes = []
             if self.dispatch.finished:

@@ -105,14 +105,16 @@ def test_what_looks_like_a_secret_is_in_no_row(caplog: pytest.LogCaptureFixture)
     secrets = {"API-Key": "x", "auth_token": "y", "Password": "z", "note": "use sk-Marked-0123456789abcdef"}
     harmless = {"key": "a.png", "tokens": "3", "keyboard": "de", "token_count": "4", "skin": "sk-1"}
     requests = [{"prompt": "a"}, {"prompt": "b"}]
-    items = list(take_in(requests, [secrets | harmless] * 2, None, None).items)
-    for item in items:
+    # who checks a batch before it runs warns of nothing
+    checked_before, items = (take_in(requests, [secrets | harmless] * 2, None, None) for _ in range(2))
+    assert checked_before.total == 2
+    for item in items.items:
         assert isinstance(item, Item)
         assert item.values == secrets | harmless
         assert row_of(item, None).values == harmless
     illegal = {"prompt": "", "api_key": "x"}
-    (row,) = take_in(iter([illegal]), None, None, None).items
-    assert row.given == {"prompt": ""}
+    (done,) = take_in(iter([illegal]), None, None, None).items
+    assert done.row.given == {"prompt": ""}
     said = [record.getMessage() for record in caplog.records]
     assert sorted(line.split("'")[1] for line in said) == sorted(secrets)
     assert all(line.endswith("look like a secret: they are not copied into the manifest") for line in said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,10 +11,9 @@ import pytest
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.batch import known as known_module
-from prefect_ttapi.batch.items import Done, Item, row_of_paid
-from prefect_ttapi.batch.known import Earlier, Known, remember
-from prefect_ttapi.batch.lanes import Plan
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.items import Done, Intake, Item, row_of_paid
+from prefect_ttapi.batch.known import Earlier, remember, sort_out
+from prefect_ttapi.batch.options import BatchOptions, Plan
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
@@ -63,8 +63,8 @@ def note(store: ImageStore, rows: list[Row], folder: str = "batches/one") -> Non
 
 def sorted_out(store: ImageStore, asked: list[Item], with_plan: Plan | None = None) -> list[Item | Done]:
     hashes = frozenset(bytes.fromhex(item.request.request_hash) for item in asked)
-    ledger = Ledger(store, "sandbox", "now")
-    return list(Known(store, ledger, with_plan or plan(), hashes).sort_out(iter(asked)))
+    intake = Intake(iter(asked), len(asked), hashes)
+    return list(sort_out(intake, Ledger(store, "sandbox", "now"), with_plan or plan(), Stop()))
 
 
 def test_a_manifest_and_two_listings_tell_all(client, s3_server: S3Server, new_bucket):
@@ -200,10 +200,10 @@ def test_a_huge_store_is_not_listed_to_its_end(client, s3_server: S3Server, new_
     found = sorted_out(store, items(2))
     assert [type(item) for item in found] == [Item, Item]
     assert not any(item.known_absent for item in found)
-    assert known_module.listing(store, "ledger/", 4_000).complete
     stop = Stop()
+    assert known_module.listing(store, "ledger/", 4_000, stop).complete
     stop.cancel("enough")
-    stopped = known_module.listing(store, "ledger/", 4_000, stop=stop)
+    stopped = known_module.listing(store, "ledger/", 4_000, stop)
     assert (stopped.objects, stopped.complete) == ({}, False)
 
 
@@ -227,7 +227,7 @@ def test_the_last_manifests_of_a_name_are_kept(store, client):
     note(store, rows[:1], "batches/gone")
     store.remove("batches/gone/manifest.jsonl")
     wanted = {bytes.fromhex(row.request_hash) for row in rows}
-    with Earlier(store, "campaign", "sandbox", wanted, thumbnails=False) as earlier:
+    with closing(Earlier(store, "campaign", "sandbox", wanted, thumbnails=False)) as earlier:
         assert [earlier.row(row.request_hash) for row in rows] == rows
-    with Earlier(store, "other", "sandbox", wanted, thumbnails=False) as earlier:
+    with closing(Earlier(store, "other", "sandbox", wanted, thumbnails=False)) as earlier:
         assert earlier.row(rows[0].request_hash) is None

@@ -99,9 +99,8 @@ def test_who_waits_for_another_run_lets_others_pass(store: ImageStore):
     assert batch.idle == 0
 
 
-def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store, monkeypatch: pytest.MonkeyPatch):
+def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store):
     """With nothing else to do it waits for a while, and then leaves its places to others."""
-    monkeypatch.setattr(lanes, "_PATIENCE", 0.2)
     claim = acquire(Ledger(store, "sandbox", "theirs"), items(1)[0].request.request_hash)
     ours = Ledger(store, "sandbox", "ours")
 
@@ -109,7 +108,8 @@ def test_a_lane_elsewhere_gives_back_what_another_run_keeps(store, monkeypatch: 
         found = ours.try_acquire(item.request.request_hash, waiting=waiting) if item.row == 0 else None
         return found if isinstance(found, Waiting) else finished(item)
 
-    results = LaneRun(Lane(items(3), width=2, share=Spending(None)), Doing(do), shared()).results()
+    lane = Lane(items(3), width=2, share=Spending(None))
+    results = LaneRun(lane, Doing(do), shared(), patience=0.2).results()
     assert [done and done.row.row for done in results] == [None, 1, 2]
     claim.release()
 
@@ -230,7 +230,7 @@ def test_a_lane_gives_nothing_back_that_it_has_begun(store: ImageStore):
 
 def test_prefects_setting_for_all_tasks_does_not_repeat_a_lane():
     """Retries belong to the client, and what a lane has settled must not be settled again."""
-    code = "from prefect_ttapi.batch.lanes import generate_lane; print(generate_lane.retries)"
+    code = "from prefect_ttapi.batch.task_runs import generate_lane; print(generate_lane.retries)"
     environment = os.environ | {"PREFECT_TASKS_DEFAULT_RETRIES": "3"}
     said = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefect_ttapi.batch import workbooks
 from prefect_ttapi.batch.prompts import READERS, rows_of
-from prefect_ttapi.batch.tables import LONGEST_LINE, Fault, Note, Row
+from prefect_ttapi.batch.tables import LONGEST_LINE, Fault, Row
 
 
 def cells_of(data: bytes, extension: str) -> list[tuple[str, ...]]:
@@ -119,7 +119,7 @@ def test_any_bytes_give_rows_or_faults(data: bytes, extension: str) -> None:
     """No bytes make a reader raise; a row has as many names as texts, lines never go back."""
     last = 0
     for row in rows_of(data, extension):
-        if isinstance(row, Note):
+        if isinstance(row, str):
             continue
         assert row.line >= last
         last = row.line
@@ -135,7 +135,7 @@ def test_any_bytes_give_rows_or_faults(data: bytes, extension: str) -> None:
 def test_any_jumble_of_marks_gives_rows_or_faults(marks: list[str]) -> None:
     """The characters that mean something to a format, in any order, do not make a reader raise."""
     for extension in READERS:
-        assert all(isinstance(row, Row | Fault | Note) for row in rows_of("".join(marks).encode(), extension))
+        assert all(isinstance(row, Row | Fault | str) for row in rows_of("".join(marks).encode(), extension))
 
 
 def test_lines_are_those_of_an_editor() -> None:
@@ -193,7 +193,7 @@ def test_what_is_most_in_the_header_separates_cells(header: str, separator: str)
     read = list(rows_of(f"{header}\n{separator.join('x' * len(written))}\n".encode(), ".csv"))
     row = read[-1]
     assert isinstance(row, Row)
-    told = [note.message for note in read if isinstance(note, Note)]
+    told = [note for note in read if isinstance(note, str)]
     assert (f"cells are separated by {separator!r}" in told) == (separator in ";|")
     assert row.names == tuple(written)
     assert row.cells == ("x",) * len(written)
@@ -243,12 +243,12 @@ def test_quotation_marks_in_tsv_may_be_a_spreadsheets() -> None:
         b'p\tq\n"a\tb\nc"\tx\n': "a\tb\nc",
     }.items():
         note, row = rows_of(data, ".tsv")
-        assert note == Note("quotation marks around cells are a spreadsheet's, and no part of the text")
+        assert note == "quotation marks around cells are a spreadsheet's, and no part of the text"
         assert isinstance(row, Row)
         assert row.cells == (first, "x")
     note, row = rows_of(b'p\tq\n"OPEN"\tx\n', ".tsv")
     assert (note, row.cells) == (
-        Note("quotation marks are text: they are not as a spreadsheet writes them"),
+        "quotation marks are text: they are not as a spreadsheet writes them",
         ('"OPEN"', "x"),
     )
 

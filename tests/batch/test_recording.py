@@ -21,13 +21,14 @@ from pyarrow import parquet
 
 from prefect_ttapi import Budget, ImageStore, Price
 from prefect_ttapi.batch.items import Done
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.options import BatchOptions, Plan
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.errors import BatchError
 from prefect_ttapi.images.renditions import thumbnail
 from prefect_ttapi.lineage.gallery import ThumbnailPack
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.report import BatchReport
+from tests.support.engines import run_of
 from tests.support.meddling import meddling_proxy
 from tests.support.rows import failed, generated, picture
 from tests.support.s3 import S3Server
@@ -47,7 +48,8 @@ def done(number: int, more: int = 0) -> Done:
 def record(
     store: ImageStore, dones: Iterable[Done], notes: tuple[str, ...] = (), **options: object
 ) -> BatchReport:
-    with Recorder(store, BatchOptions(name="campaign", **options), "run", FOLDER, None) as recorder:
+    plan = Plan("b", run_of(), BatchOptions(name="campaign", **options), folder=FOLDER)
+    with Recorder(store, plan, "sandbox") as recorder:
         for each in dones:
             recorder.add(each)
         return recorder.finish(notes)

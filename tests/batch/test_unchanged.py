@@ -12,7 +12,7 @@ import pytest
 from prefect_ttapi import BatchReport, ImageStore
 from prefect_ttapi.batch.items import Done
 from prefect_ttapi.batch.known import last_folders
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.options import BatchOptions, Plan
 from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.cli import cleaning
 from prefect_ttapi.cli.main import main
@@ -20,6 +20,7 @@ from prefect_ttapi.errors import BatchError
 from prefect_ttapi.lineage.manifest import Row
 from tests.batch.test_recording import WEBP, done
 from tests.support.damaged_stores import age
+from tests.support.engines import run_of
 from tests.support.generations import API
 from tests.support.rows import failed
 
@@ -29,7 +30,8 @@ DAY = 86_400.0
 def record(store: ImageStore, run: str, dones: Iterable[Done], **options: object) -> BatchReport:
     """A batch as a run of this name leaves it."""
     chosen = BatchOptions(**{"name": "nightly", **options})
-    with Recorder(store, chosen, run, f"batches/{run}", None, None, API) as recorder:
+    plan = Plan("b", run_of(run), chosen, folder=f"batches/{run}")
+    with Recorder(store, plan, API) as recorder:
         for each in dones:
             recorder.add(each)
         report = recorder.finish()

@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.batch.dispatch import Dispatch, Sizing
+from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Item, Work
 from prefect_ttapi.batch.lanes import Breaker, LaneRun, Shared
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.options import BatchOptions, Sizing
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.lineage.manifest import Row
@@ -40,7 +40,8 @@ class Batches:
         """The rows of a batch of prompts, or of prompts and models."""
         chosen = BatchOptions(max_in_flight=1, **options)
         shared = Shared(Limits(in_flight=1), Breaker(chosen.breaker, chosen.max_refused))
-        dispatch = Dispatch(Sizing.of(len(asked), 1, None, local=local), shared, self._client.api_origin)
+        sizing = Sizing.of(chosen, len(asked), local=local)
+        dispatch = Dispatch(sizing, shared, self._client.api_origin, chosen)
         for number, each in enumerate(asked):
             prompt, model = each if isinstance(each, tuple) else (each, "gpt-image-1")
             request = ImageRequest(prompt=f"{prompt} {number}", model=model)
