@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {"tags": ["images"], "entrypoint_type": EntrypointType.
 
 
 def deployments() -> list[RunnerDeployment]:
-    """Return what is served."""
+    """Return the four deployments that one process serves."""
     return [
         campaign.to_deployment(
             "nightly",

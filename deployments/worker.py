@@ -77,9 +77,9 @@ def main() -> None:
     """Work for the pool that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--pool", default="images", help="The worker works for this pool, and makes it if there is none."
+        "--pool", default="images", help="The work pool to take runs from. It is made if there is none."
     )
-    parser.add_argument("--limit", type=int, help="So many runs are under way at once at most.")
+    parser.add_argument("--limit", type=int, help="How many runs may be under way at once.")
     options = parser.parse_args()
     try:
         asyncio.run(work(work_pool_name=options.pool, limit=options.limit))

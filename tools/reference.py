@@ -140,8 +140,7 @@ def fields(kind: type[BaseModel]) -> str:
 def commands() -> str:
     """Return what each command takes; the page has a title and a table of contents of its own."""
     told = app.generate_docs().replace(" -m zensical", "")  # how this very process was started
-    told = re.sub(r"\A# .*\n|^## Table of Contents\n\n(- .*\n)+", "", told, flags=re.MULTILINE)
-    return told.replace(" *[default: ]*", "")
+    return re.sub(r"\A# .*\n|^## Table of Contents\n\n(- .*\n)+", "", told, flags=re.MULTILINE)
 
 
 #: What a page may ask for.

@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 import webbrowser
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,8 +15,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.capabilities import Model
-from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
-from prefect_ttapi.cli.running import place
+from prefect_ttapi.cli.reporting import Progress, complain, place, say, show_table, side_by_side
 from prefect_ttapi.cli.stores import prices_of, standing_store
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.generation.budget import Price
@@ -89,20 +88,16 @@ def batches_of(store: ImageStore) -> list[Batch]:
         elif layout.run_in(listed.key):
             folder = listed.key.rpartition("/")[0].removesuffix(f"/{layout.PARTS.rstrip('/')}")
             files.setdefault(folder, []).append(listed)
-    batches = [
-        Batch(folder, _written(store, each), tuple(each), names.get(folder, ""))
-        for folder, each in files.items()
-    ]
-    told = side_by_side(lambda batch: _with_reference(store, batch), batches)
-    return sorted(told, key=lambda batch: batch.written, reverse=True)
+    batches = side_by_side(lambda folder: _batch(store, folder, files[folder], names.get(folder, "")), files)
+    return sorted(batches, key=lambda batch: batch.written, reverse=True)
 
 
-def _with_reference(store: ImageStore, batch: Batch) -> Batch:
-    """Return a batch with what it left, where it changed nothing."""
+def _batch(store: ImageStore, folder: str, files: Sequence[Listed], name: str) -> Batch:
+    batch = Batch(folder, _written(store, files), tuple(files), name)
     # beside a manifest, what is left is another attempt's
-    if batch.manifest or not any(layout.unchanged_in(file.key) for file in batch.files):
+    if batch.manifest or not any(layout.unchanged_in(file.key) for file in files):
         return batch
-    left = Unchanged.read(store, batch.folder)
+    left = Unchanged.read(store, folder)
     return replace(batch, unchanged=left, name=left.name) if left else batch
 
 
@@ -151,6 +146,11 @@ def rows_of(store: ImageStore, batch: Batch) -> Iterator[Row]:
             yield from read_manifest([line])
 
 
+def without_images(rows: Iterable[Row]) -> Iterator[Row]:
+    """Return the rows whose requests lack their images."""
+    return (row for row in rows if row.status in ("failed", "skipped"))
+
+
 def _lines(store: ImageStore, batch: Batch) -> Iterator[bytes]:
     if batch.unchanged:
         yield from batch.unchanged.lines(store)
@@ -178,26 +178,24 @@ def show(address: str, endpoint_url: str | None, limit: int, prices: Sequence[st
         raise ValueError("--limit takes a number of batches from 1")
     found = batches_of(store)
     batches = found[:limit]
-    counted = side_by_side(lambda batch: totals_of(store, batch, known), batches)
-    lines = []
-    for batch, totals in zip(batches, progress.count("reading manifests", counted), strict=True):
-        lines.append(_line(batch, totals))
+    totals = side_by_side(lambda batch: totals_of(store, batch, known), batches)
+    counted = progress.count("reading manifests", totals)
+    lines = [_line(*each) for each in zip(batches, counted, strict=True)]
     progress.clear()
     if as_json:
         for line in lines:
             print(json.dumps(line))
-        return
-    if not lines:
+    elif not lines:
         say(f"{store.identity} holds no batches yet.")
-        return
-    told = [head for head in lines[0] if head != "usd" or known]
-    heads = [head.replace("_", " ") for head in told]
-    show_table(heads, [[_cell(line[name]) for name in told] for line in lines], right=heads[4:])
-    if more := len(found) - len(batches):
-        say(f"and {more:,} more: --limit says how many are listed")
+    else:
+        show_table([{head: line[head] for head in line if head != "usd" or known} for line in lines], texts=4)
+        if more := len(found) - len(batches):
+            say(f"and {more:,} more: --limit says how many are listed")
 
 
 def _line(batch: Batch, totals: Totals) -> dict[str, Any]:
+    date = f"{batch.written:%Y-%m-%d %H:%M}"
+    told = {"batch": batch.id, "date": date, "name": batch.name, "state": batch.state}
     counts = (
         "rows",
         "generated",
@@ -209,18 +207,7 @@ def _line(batch: Batch, totals: Totals) -> dict[str, Any]:
         "total_tokens",
         "usd",
     )
-    return {
-        "batch": batch.id,
-        "date": f"{batch.written:%Y-%m-%d %H:%M}",
-        "name": batch.name,
-        "state": batch.state,
-    } | {name: getattr(totals, name) for name in counts}
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.2f}"
-    return f"{value:,}" if isinstance(value, int) else str(value or "")
+    return told | {name: getattr(totals, name) for name in counts}
 
 
 def open_gallery(address: str, endpoint_url: str | None, wanted: str | None, *, only_print: bool) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import httpx
 import yaml
@@ -36,87 +36,7 @@ ACCOUNT: Final = "ttapi-account"
 #: Its slots, where nobody says how many.
 _IN_FLIGHT: Final = 16
 
-_PROMPTS: Final = """\
-name,prompt,model,size
-lighthouse,a lighthouse at dawn,gpt-image-2,1536x1024
-fox,a fox made of folded paper,gpt-image-2,1024x1024
-harbour,a harbour in the fog,gpt-image-1,1024x1024
-"""
-
-_FLOW: Final = '''\
-"""The images of prompts.csv that are not there yet: each of them is paid for once."""
-
-from prefect import flow
-
-from prefect_ttapi import Budget, ImageStore, TTAPICredentials, generate_batch, read_prompts
-
-
-@flow(persist_result=False)
-def nightly(prompts: str, store: str, deliver: str, key: str = "{name}.{ext}", max_images: int = 100) -> str:
-    """Generate and deliver what is missing.
-
-    Args:
-        prompts: The file of prompts. Columns that are no field of a request can be used in the key.
-        store: Where images and the ledger are kept: a folder or s3://bucket/prefix.
-        deliver: Where copies go: a folder or s3://bucket/prefix.
-        key: The template of their names.
-        max_images: How many images a run pays for at most. The next run goes on from there.
-    """
-    given = read_prompts(prompts, key=key)
-    report = generate_batch(
-        given.requests,
-        TTAPICredentials.from_env(),  # TTAPI_API_KEY
-        ImageStore(url=store),
-        deliver_to=ImageStore(url=deliver),
-        key=key,
-        values=given.values,
-        budget=Budget(images=max_images),
-        name="nightly",
-    )
-    return report.summary
-
-
-if __name__ == "__main__":
-    print(nightly("prompts.csv", "./images", "./website"))
-'''
-
-_DEPLOYMENT: Final = """\
-# A run of flow.py every night. From this folder, each of the first two in a terminal of its own, which keeps running:
-#   prefect server start
-#   prefect worker start --pool images --type process
-#   prefect --no-prompt deploy --all
-# All of them need PREFECT_API_URL=http://127.0.0.1:4200/api, and the worker TTAPI_API_KEY.
-name: images
-
-pull:
-  - prefect.deployments.steps.set_working_directory:
-      directory: {folder}
-
-deployments:
-  - name: nightly
-    entrypoint: flow.py:nightly
-    description: Every night, the images of prompts.csv that are not there yet.
-    tags: [images]
-    parameters:
-      prompts: prompts.csv
-      # whole addresses: below the folder of a git_clone step, what is paid for would be deleted after the run
-      store: {store}
-      deliver: {deliver}
-    schedules:
-      - cron: "0 3 * * *"
-        timezone: UTC
-    # one run at a time: a second one would only wait for the first one's images
-    concurrency_limit:
-      limit: 1
-      collision_strategy: ENQUEUE
-    work_pool:
-      name: images
-      job_variables:
-        env:
-          # the automation for dead runs, and a worker that ends after its runs, rely on them
-          PREFECT_FLOWS_HEARTBEAT_FREQUENCY: "30"
-          PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR: reschedule
-"""
+_GIVEN_BY_THE_SERVER: Final = {"id", "owner_resource"}
 
 _NEXT: Final = """\
 Next, in {folder}:
@@ -132,27 +52,27 @@ def run(address: str) -> None:
         ValueError: one of them is there.
     """
     folder = Path(address).expanduser().absolute()
-    files = {
-        "prompts.csv": _PROMPTS,
-        "flow.py": _FLOW,
-        "prefect.yaml": _DEPLOYMENT.format(
-            folder=json.dumps(str(folder)),
-            store=json.dumps(str(folder / "images")),
-            deliver=json.dumps(str(folder / "website")),
-        ),
-    }
-    there = [name for name in files if (folder / name).exists()]
+    written = {name: _text(f"project/{name}") for name in ("prompts.csv", "flow.py", "prefect.yaml")}
+    places = {"folder": folder, "store": folder / "images", "deliver": folder / "website"}
+    quoted = {name: json.dumps(str(path)) for name, path in places.items()}
+    written["prefect.yaml"] = written["prefect.yaml"].format(**quoted)
+    there = [name for name in written if (folder / name).exists()]
     if there:
         raise ValueError(
             f"{folder} has {' and '.join(there)} already: nothing was written; name another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
+    for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
-    say(f"Written: {', '.join(files)}.", _NEXT.format(folder=folder))
+    say(f"Written: {', '.join(written)}.", _NEXT.format(folder=folder))
 
 
-#: What became of a thing, in a word, and the thing.
+def _text(name: str) -> str:
+    """Return what a file says that comes with the package."""
+    return files("prefect_ttapi.cli").joinpath(name).read_text(encoding="utf-8")
+
+
+#: What became of a thing, as one of these words, and which thing it is.
 _Done = tuple[str, str]
 _MADE, _CHANGED, _LEFT, _MISSING = "made", "changed", "left", "MISSING"
 
@@ -193,10 +113,7 @@ def _everything(
     yield _store(client, name, address, endpoint_url)
     yield _pool(client, pool)
     yield _limit(client, in_flight)
-    given = yaml.safe_load(
-        files("prefect_ttapi.cli").joinpath("automations.yaml").read_text(encoding="utf-8")
-    )
-    for automation in given["automations"]:
+    for automation in yaml.safe_load(_text("automations.yaml"))["automations"]:
         yield _automation(client, AutomationCore.model_validate(automation))
 
 
@@ -287,22 +204,7 @@ def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> _Done:
         return _MADE, what
     # whether it is paused is for people to say
     wanted.enabled = found.enabled
-    if _told(found) == _told(wanted):
+    if found.model_dump(exclude=_GIVEN_BY_THE_SERVER) == wanted.model_dump(exclude=_GIVEN_BY_THE_SERVER):
         return _LEFT, what
     client.update_automation(found.id, wanted)
     return _CHANGED, what
-
-
-def _told(automation: AutomationCore) -> Any:
-    """Return what an automation says, without the ids that the server gives to it and its triggers."""
-
-    def without_ids(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {
-                name: without_ids(inner)
-                for name, inner in part.items()
-                if name not in ("id", "owner_resource")
-            }
-        return [without_ids(inner) for inner in part] if isinstance(part, list) else part
-
-    return without_ids(automation.model_dump())

@@ -12,18 +12,18 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from prefect_ttapi.cli.reporting import Progress, side_by_side
-from prefect_ttapi.cli.stores import object_at, store_at
+from prefect_ttapi.cli.stores import document_keys, object_at, passing_over_nonsense, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import media_type_of
 from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.images.signing import Signature, is_installed, read_signature
-from prefect_ttapi.ledger.documents import Documents, Kept, Payment, Seen, documents_at
+from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.results import Generation, StoredImage
 from prefect_ttapi.storage import layout
-from prefect_ttapi.storage.objects import NoAnswerError, read_metadata
+from prefect_ttapi.storage.objects import read_metadata
 from prefect_ttapi.storage.store import ImageStore
 
 
@@ -136,16 +136,16 @@ class Made:
     rows: Iterable[SourceRow]
 
 
-class Search:
+class _Search:
     """A search through one store.
 
     Args:
         progress: told of each step.
     """
 
-    def __init__(self, store: ImageStore, progress: Progress) -> None:
+    def __init__(self, store: ImageStore, progress: Progress | None) -> None:
         self.store = store
-        self._progress = progress
+        self._progress = progress or Progress()
 
     def entries_of(self, request_hash: str, origin: str | None) -> list[Entry]:
         """Return the ledger's entries of a request: under this API's origin, or else under each.
@@ -174,14 +174,14 @@ class Search:
 
     def manifests_of(self, run_id: str | None) -> list[str]:
         """Return the keys of a run's manifests, and of what its batches left that changed nothing; or all manifests."""
-        prefix = layout.run_folder(run_id) if run_id else layout.BATCHES
-        keys = {found.key for found in self.store.list(prefix)}
-        unchanged = {
-            key
-            for key in keys
-            if run_id and (folder := layout.unchanged_in(key)) and f"{folder}/{layout.MANIFEST}" not in keys
+        keys = {
+            found.key for found in self.store.list(layout.run_folder(run_id) if run_id else layout.BATCHES)
         }
-        return sorted({key for key in keys if layout.is_manifest(key)} | unchanged)
+        folders = {key: layout.unchanged_in(key) for key in keys if run_id}
+        unchanged = {
+            key for key, folder in folders.items() if folder and f"{folder}/{layout.MANIFEST}" not in keys
+        }
+        return sorted(unchanged.union(filter(layout.is_manifest, keys)))
 
     def rows_that_say(self, manifests: Iterable[str], text: str) -> Iterator[SourceRow]:
         """Return the manifests' rows that hold `text`; all where it is empty. Other lines are left out."""
@@ -192,6 +192,16 @@ class Search:
                 if wanted in line:
                     with suppress(ValueError):
                         yield from (SourceRow(manifest_uri=uri, row=row) for row in read_manifest([line]))
+
+    def rows_of(
+        self, request_hash: str, runs: list[str | None], entries: list[Entry], everywhere: bool
+    ) -> list[SourceRow]:
+        """Return the manifests' rows of a request: of these runs and those that paid, or of all."""
+        paid = (entry.generation.flow_run_id for entry in entries if entry.generation)
+        known = [run for run in dict.fromkeys([*runs, *paid]) if run and layout.is_run_id(run)]
+        manifests = [key for run in ([None] if everywhere else known) for key in self.manifests_of(run)]
+        found = self.rows_that_say(manifests, request_hash)
+        return [source for source in found if source.row.request_hash == request_hash]
 
     def _lines(self, key: str) -> tuple[str, Iterator[bytes]]:
         """Return the address of the manifest that a key of `manifests_of` leads to, and its lines."""
@@ -206,9 +216,7 @@ class Search:
             yield from lines
 
     def _keys(self) -> Iterator[str]:
-        for found in self._progress.count("listing the ledger", self.store.list(layout.LEDGER)):
-            if layout.document_in(found.key):
-                yield found.key
+        return self._progress.count("listing the ledger", document_keys(self.store))
 
     def _entry_of(self, request_hash: str, origin: str) -> Iterator[Entry]:
         try:
@@ -220,33 +228,31 @@ class Search:
 
     def _entries_at(self, key: str) -> Iterator[Entry]:
         """Return the document of this key, unless it makes no sense: that is for `verify` to tell."""
-        try:
+        with passing_over_nonsense():
             documents, request_hash = documents_at(self.store, key)
             if seen := documents.read(request_hash):
                 yield _entry(documents, seen)
-        except NoAnswerError:
-            raise
-        except (StoreError, ValueError):
-            return
 
 
 def _entry(documents: Documents, seen: Seen) -> Entry:
-    record = documents.record(seen)
-    return Entry(
-        uri=documents.store.uri(documents.key(seen.document.request_hash)),
-        state=seen.document.state,
-        run_id=record.run_id if record else None,
-        generation=record.generation if record else None,
-        maybe_paid=seen.document.maybe_paid,
-        also_paid=seen.document.also_paid,
-        kept=tuple(_kept(documents, seen.document.request_hash, answer) for answer in seen.document.kept),
+    document, record, store = seen.document, documents.record(seen), documents.store
+    slug = layout.slug_of(documents.api_origin)
+    kept = (
+        KeptAnswer(
+            uri=store.uri(layout.answer_key(slug, document.request_hash, answer.token)),
+            **answer.model_dump(include={"run_id", "when", "why", "size_bytes"}),
+        )
+        for answer in document.kept
     )
-
-
-def _kept(documents: Documents, request_hash: str, answer: Kept) -> KeptAnswer:
-    key = layout.answer_key(layout.slug_of(documents.api_origin), request_hash, answer.token)
-    facts = answer.model_dump(include={"run_id", "when", "why", "size_bytes"})
-    return KeptAnswer(uri=documents.store.uri(key), **facts)
+    return Entry(
+        uri=store.uri(documents.key(document.request_hash)),
+        state=document.state,
+        run_id=record and record.run_id,
+        generation=record and record.generation,
+        maybe_paid=document.maybe_paid,
+        also_paid=document.also_paid,
+        kept=tuple(kept),
+    )
 
 
 def trace_object(
@@ -288,7 +294,7 @@ def trace_object(
     if there is None and not kept:
         raise ImageMissingError(f"there is no {uri}")
     home = store or (store_at(kept[0], endpoint_url) if kept else _home(uri, source, endpoint_url))
-    search = Search(home, progress or Progress())
+    search = _Search(home, progress)
     labels, signature = _read(place, key) if there else (Labels(), None)
     claims = _claims(place, key, said, kept, labels, signature)
     first = next(claims)
@@ -303,7 +309,7 @@ def trace_object(
     hashes = (entry.generation.request_hash for entry in entries if entry.generation)
     request_hash = found_by.request_hash or next(hashes, None)
     runs = [said.get("delivered-in"), said.get("flow-run-id")]
-    rows = _rows(search, request_hash, runs, entries, everywhere) if request_hash else []
+    rows = search.rows_of(request_hash, runs, entries, everywhere) if request_hash else []
     return Origin(
         address=address,
         request_hash=request_hash,
@@ -337,11 +343,11 @@ def trace_request(
     Raises:
         StoreError: the store has no record of it, or can't be read.
     """
-    search = Search(store, progress or Progress())
+    search = _Search(store, progress)
     entries = search.entries_of(request_hash, origin)
     if not entries:
         raise StoreError(f"{store.identity} has no record of the request {request_hash}")
-    rows = _rows(search, request_hash, [], entries, everywhere)
+    rows = search.rows_of(request_hash, [], entries, everywhere)
     return Origin(address=request_hash, request_hash=request_hash, entries=tuple(entries), rows=tuple(rows))
 
 
@@ -354,7 +360,7 @@ def trace_run(run_id: str, store: ImageStore, *, progress: Progress | None = Non
     """
     if not layout.is_run_id(run_id):
         raise ValueError(f"{run_id[:80]!a} is no run's id")
-    search = Search(store, progress or Progress())
+    search = _Search(store, progress)
     if manifests := search.manifests_of(run_id):
         return Made(run_id, tuple(map(store.uri, manifests)), search.rows_that_say(manifests, ""))
     paid = tuple(
@@ -432,24 +438,13 @@ def _claims(
     yield _Claim("the SHA-256 of its bytes", sha256=_digest(place, key))
 
 
-def _entries(search: Search, claim: _Claim) -> list[Entry]:
+def _entries(search: _Search, claim: _Claim) -> list[Entry]:
     """Return the ledger's entries of the request that is named; else of all requests with this image."""
     request_hash, sha256 = claim.request_hash or "", claim.sha256 or ""
     if layout.is_sha256(request_hash) and (found := search.entries_of(request_hash, claim.api_origin)):
         return found
     naming = search.entries_that_say(sha256) if layout.is_sha256(sha256) else ()
     return [entry for entry in naming if sha256 in {image.sha256 for image in _images(entry)}]
-
-
-def _rows(
-    search: Search, request_hash: str, runs: list[str | None], entries: list[Entry], everywhere: bool
-) -> list[SourceRow]:
-    """Return the manifests' rows of a request: of these runs and those that paid, or of all."""
-    asked = dict.fromkeys([*runs, *(entry.generation.flow_run_id for entry in entries if entry.generation)])
-    known = [None] if everywhere else [run for run in asked if run and layout.is_run_id(run)]
-    manifests = [key for run in known for key in search.manifests_of(run)]
-    found = search.rows_that_say(manifests, request_hash)
-    return [source for source in found if source.row.request_hash == request_hash]
 
 
 def _gaps(home: ImageStore, entries: list[Entry], image: StoredImage | None, sha256: str) -> Iterator[str]:

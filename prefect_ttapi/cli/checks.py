@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
-from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
-from prefect_ttapi.cli.inventory import Inventory
-from prefect_ttapi.cli.reporting import Progress, side_by_side
+from prefect_ttapi.cli.findings import SETTLED, Finding, Inventory, Kind
+from prefect_ttapi.cli.reporting import Progress, side_by_side, utc
+from prefect_ttapi.cli.stores import passing_over_nonsense
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.ledger import leases
@@ -85,13 +85,6 @@ def unneeded(store: ImageStore, progress: Progress) -> Iterator[Finding]:
     return _Check(store, progress).unneeded()
 
 
-class Wrong(NamedTuple):
-    """Why something can't be used."""
-
-    kind: Kind
-    message: str
-
-
 @dataclass(frozen=True)
 class _Claim:
     """A claim as it was seen: its document's key, and when, on `leases.clock`."""
@@ -151,21 +144,21 @@ class _Check:
                 self._inventory.add(listed)
                 self._progress.tell(LISTING, self._progress.done.get(LISTING, 0) + 1)
             else:
-                yield self._finding(Wrong(Kind.STRAY, "it is not named like an image"), listed.key)
+                yield self._finding(Kind.STRAY, listed.key, "it is not named like an image")
 
     def _read_ledger(self) -> Iterator[Finding]:
         documents = (listed.key for listed in self._list(layout.LEDGER) if listed.key != layout.PROBE)
-        for key, read in self._progress.count(LEDGER, _each(self._document, documents)):
-            if isinstance(read, Wrong):
-                yield self._finding(read, key, records=() if read.kind is Kind.STRAY else (key,))
+        for key, read in self._progress.count(LEDGER, self._each(self._document, documents)):
+            if isinstance(read, Finding):
+                yield read if read.kind is Kind.STRAY else replace(read, records=(key,))
             elif read:
                 yield from self._note(key, *read)
 
-    def _document(self, key: str) -> tuple[Seen, Record | None] | Wrong | None:
+    def _document(self, key: str) -> tuple[Seen, Record | None] | Finding | None:
         """Return a document of the ledger, unless it is gone, and what it records. ValueError: it makes no sense."""
         place = layout.document_in(key)
         if place is None:
-            return Wrong(Kind.STRAY, "it is not named like a record")
+            return self._finding(Kind.STRAY, key, "it is not named like a record")
         found = self._store.read_document(key)
         if found is None:
             return None
@@ -187,38 +180,33 @@ class _Check:
         if not kept and state is State.UNKNOWN:
             what = "nothing is known of who sent it"
             if notes:
-                when = f"{notes[-1].when:%Y-%m-%d %H:%M:%S} UTC"
-                what = f"sent by run {notes[-1].run_id}, noted {when}: {notes[-1].what}"
-            yield self._finding(Wrong(Kind.UNKNOWN_OUTCOME, what), key, records=(key,))
+                what = f"sent by run {notes[-1].run_id}, noted {utc(notes[-1].when)}: {notes[-1].what}"
+            yield self._finding(Kind.UNKNOWN_OUTCOME, key, what, records=(key,))
 
     def _unread(self, key: str, answers: Sequence[Kept]) -> Iterator[Finding]:
         place = layout.document_in(key) or ("", "")
         bodies = [layout.answer_key(*place, answer.token) for answer in answers]
-        for answer, (body, size) in zip(answers, _each(self._store.size, bodies), strict=True):
-            lost = (
-                ""
-                if size == answer.size_bytes or isinstance(size, Wrong)
-                else ", and gone or cut short by now"
-            )
-            when = f"{answer.when:%Y-%m-%d %H:%M:%S} UTC"
-            what = f"paid for by run {answer.run_id}, {when}: {answer.why}; kept at {body}{lost}"
-            yield self._finding(Wrong(Kind.KEPT, what), key, records=(key,))
+        for answer, (body, size) in zip(answers, self._each(self._store.size, bodies), strict=True):
+            is_there = size == answer.size_bytes or isinstance(size, Finding)
+            lost = "" if is_there else ", and gone or cut short by now"
+            paid = f"paid for by run {answer.run_id}, {utc(answer.when)}: {answer.why}"
+            yield self._finding(Kind.KEPT, key, f"{paid}; kept at {body}{lost}", records=(key,))
 
     def _read_manifests(self) -> Iterator[Finding]:
         for listed in self._list(layout.BATCHES):
             if layout.is_manifest(listed.key):
-                yield from (self._finding(wrong, listed.key) for wrong in self._read_manifest(listed.key))
+                yield from self._read_manifest(listed.key)
             elif folder := layout.unchanged_in(listed.key):
                 yield from self._read_reference(folder, listed.key)
 
     def _read_reference(self, folder: str, key: str) -> Iterator[Finding]:
         left = Unchanged.read(self._store, folder)
         if left is None:
-            yield self._finding(Wrong(Kind.SENSELESS, "it refers to no batch"), key)
+            yield self._finding(Kind.SENSELESS, key, "it refers to no batch")
         elif self._store.size(f"{left.same_as}/{layout.MANIFEST}") is None:
-            yield self._finding(Wrong(Kind.ROWLESS, f"the batch {left.id} is gone"), key)
+            yield self._finding(Kind.ROWLESS, key, f"the batch {left.id} is gone")
 
-    def _read_manifest(self, key: str) -> Iterator[Wrong]:
+    def _read_manifest(self, key: str) -> Iterator[Finding]:
         uri, senseless, first = address_of(self._store, key), 0, list[int]()
         try:
             with self._store.objects.fetch(key)() as lines:
@@ -233,16 +221,17 @@ class _Check:
         except NoAnswerError:
             raise
         except StoreError as error:
-            yield Wrong(Kind.UNREADABLE, str(error))
+            yield self._finding(Kind.UNREADABLE, key, str(error))
         if senseless:
-            yield Wrong(Kind.SENSELESS, f"{senseless:,} lines are no rows: line {_some(first, senseless)}")
+            told = f"{senseless:,} lines are no rows: line {_some(first, senseless)}"
+            yield self._finding(Kind.SENSELESS, key, told)
 
     def _look_again(self) -> Iterator[Finding]:
         """Look for images that were written, or written anew, since the listing."""
-        for key, size in _each(self._store.size, self._inventory.suspects()):
-            if isinstance(size, Wrong):
+        for key, size in self._each(self._store.size, self._inventory.suspects()):
+            if isinstance(size, Finding):
                 self._inventory.forget_names(key)
-                yield self._finding(size, key)
+                yield size
             else:
                 self._inventory.correct(key, size)
 
@@ -254,7 +243,7 @@ class _Check:
             ]
             kind = Kind.MISSING if any(size is None for _, _, size in images) else Kind.WRONG_SIZE
             keys = tuple(key for key, _, _ in images)
-            yield self._finding(Wrong(kind, "; ".join(reasons)), record, images=keys, records=(record,))
+            yield self._finding(kind, record, "; ".join(reasons), images=keys, records=(record,))
         for uri, rows in self._inventory.past():
             first = [*islice(rows, _EXAMPLES)]
             count = len(first) + sum(1 for _ in rows)
@@ -268,7 +257,7 @@ class _Check:
     def _orphaned_answers(self) -> Iterator[Finding]:
         for listed in map(self._dated, self._list(layout.ANSWERS)):
             if layout.answer_in(listed.key) is None:
-                yield self._finding(Wrong(Kind.STRAY, "it is not named like an answer"), listed.key)
+                yield self._finding(Kind.STRAY, listed.key, "it is not named like an answer")
             elif self._is_settled(listed) and not keeps(self._store, listed.key):
                 yield self._file(Kind.ORPHAN, listed)
 
@@ -289,16 +278,24 @@ class _Check:
     def _read_images(self) -> Iterator[Finding]:
         total, total_bytes = self._inventory.totals()
         done_bytes = 0
-        read = _each(self._store.objects.digest, self._inventory.keys())
+        read = self._each(self._store.objects.digest, self._inventory.keys())
         for number, (key, found) in enumerate(read, start=1):
-            wrong = found if isinstance(found, Wrong) else _wrong_bytes(key, found)
-            done_bytes += found[0] if found and not isinstance(found, Wrong) else 0
+            wrong = found if isinstance(found, Finding) else self._wrong_bytes(key, found)
+            done_bytes += found[0] if isinstance(found, tuple) else 0
             self._progress.tell(IMAGES, number, total, done_bytes, total_bytes)
             if wrong:
                 owners = tuple(each for each in self._inventory.owners(key) if names(self._store, each, key))
                 # an image that nobody names may go, and goes in a repair
                 if owners or wrong.kind is not Kind.MISSING:
-                    yield self._finding(wrong, key, images=(key,), records=owners)
+                    yield replace(wrong, images=(key,), records=owners)
+
+    def _wrong_bytes(self, key: str, found: tuple[int, str] | None) -> Finding | None:
+        if found is None:
+            return self._finding(Kind.MISSING, key, "it was there when this began, and is gone")
+        size, sha256 = found
+        if f"/{sha256}." in key:
+            return None
+        return self._finding(Kind.DAMAGED, key, f"its {size:,} bytes have the SHA-256 {sha256}")
 
     def _dead_claims(self) -> Iterator[Finding]:
         """Return the claims whose holder is gone, or let the claim's life pass unchanged while this process watched."""
@@ -307,8 +304,9 @@ class _Check:
             looked = [*side_by_side(self._look_at, standing)]
             for claim, why in looked:
                 if why and (holder := claim.seen.document.holder):
-                    held = Wrong(Kind.DEAD_CLAIM, f"held by run {holder.run_id} on {holder.host}: {why}")
-                    yield self._finding(held, claim.key, records=(claim.key,), tag=claim.seen.tag)
+                    held = f"held by run {holder.run_id} on {holder.host}: {why}"
+                    found = self._finding(Kind.DEAD_CLAIM, claim.key, held, records=(claim.key,))
+                    yield replace(found, tag=claim.seen.tag)
             standing = [claim for claim, why in looked if why == ""]
             if standing:
                 left = [claim.since + claim.seen.document.ttl - leases.clock() for claim in standing]
@@ -328,20 +326,35 @@ class _Check:
         late = f"not renewed for {unchanged_for:.0f} seconds" if unchanged_for >= document.ttl else ""
         return claim, "that process is gone" if gone else late
 
+    def _each(
+        self, read: Callable[[str], Result], keys: Iterable[str]
+    ) -> Iterator[tuple[str, Result | Finding]]:
+        """Read each key; return the results, or that one can't be read or makes no sense.
+
+        Raises:
+            NoAnswerError: the store gives no answer.
+        """
+
+        def attempt(key: str) -> tuple[str, Result | Finding]:
+            try:
+                return key, read(key)
+            except NoAnswerError:
+                raise
+            except StoreError as error:
+                return key, self._finding(Kind.UNREADABLE, key, str(error))
+            except ValueError as error:
+                return key, self._finding(Kind.SENSELESS, key, f"it {error}")
+
+        return side_by_side(attempt, keys)
+
     def _file(self, kind: Kind, file: Listed) -> Finding:
-        found = self._finding(Wrong(kind, f"{file.size:,} bytes"), file.key, images=(file.key,))
+        found = self._finding(kind, file.key, f"{file.size:,} bytes", images=(file.key,))
         return replace(found, modified=file.modified, size_bytes=file.size)
 
     def _finding(
-        self,
-        wrong: Wrong,
-        key: str,
-        *,
-        images: tuple[str, ...] = (),
-        records: tuple[str, ...] = (),
-        tag: str | None = None,
+        self, kind: Kind, key: str, message: str, images: tuple[str, ...] = (), records: tuple[str, ...] = ()
     ) -> Finding:
-        return Finding(wrong.kind, address_of(self._store, key), wrong.message, images, records, tag)
+        return Finding(kind, address_of(self._store, key), message, images, records)
 
 
 def address_of(store: ImageStore, key: str) -> str:
@@ -369,42 +382,10 @@ def names(store: ImageStore, record: str, image: str) -> bool:
 def keeps(store: ImageStore, answer: str) -> bool:
     """Return whether the ledger still names the answer of this key, which nobody could read, or can't tell."""
     record, token = layout.answer_in(answer) or ("", "")
-    try:
+    with passing_over_nonsense():
         _, seen, _ = standing(store, record)
-    except NoAnswerError:
-        raise
-    except (StoreError, ValueError):
-        return True
-    return seen is not None and token in {kept.token for kept in seen.document.kept}
-
-
-def _each(read: Callable[[str], Result], keys: Iterable[str]) -> Iterator[tuple[str, Result | Wrong]]:
-    """Read each key; return the results, or why one can't be read or makes no sense.
-
-    Raises:
-        NoAnswerError: the store gives no answer.
-    """
-
-    def attempt(key: str) -> tuple[str, Result | Wrong]:
-        try:
-            return key, read(key)
-        except NoAnswerError:
-            raise
-        except StoreError as error:
-            return key, Wrong(Kind.UNREADABLE, str(error))
-        except ValueError as error:
-            return key, Wrong(Kind.SENSELESS, f"it {error}")
-
-    return side_by_side(attempt, keys)
-
-
-def _wrong_bytes(key: str, found: tuple[int, str] | None) -> Wrong | None:
-    if found is None:
-        return Wrong(Kind.MISSING, "it was there when this began, and is gone")
-    size, sha256 = found
-    if f"/{sha256}." in key:
-        return None
-    return Wrong(Kind.DAMAGED, f"its {size:,} bytes have the SHA-256 {sha256}")
+        return seen is not None and token in {kept.token for kept in seen.document.kept}
+    return True
 
 
 def _images_of(row: Row) -> Iterator[str]:

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import groupby
 from typing import Final
+
+from rich.filesize import decimal
 
 from prefect_ttapi.cli.batches import Batch, batches_of
 from prefect_ttapi.cli.checks import unneeded
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
-from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say, size
+from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say
 from prefect_ttapi.cli.stores import standing_store
 from prefect_ttapi.cli.verify import repair
 from prefect_ttapi.generation.rescue import RescueFolder
@@ -68,11 +71,10 @@ def run(
         return 0
     gone = [each for each in progress.count("deleting", found) if each.delete()]
     progress.clear()
-    say(f"Deleted: {counted(len(gone), 'thing')}, {size(sum(each.size_bytes for each in gone))}.")
-    if left := len(found) - len(gone):
-        complain(
-            f"{counted(left, 'thing')} could not be deleted, or may be needed by now: look again with gc"
-        )
+    say(f"Deleted: {counted(len(gone), 'thing')}, {decimal(sum(each.size_bytes for each in gone))}.")
+    left = len(found) - len(gone)
+    if left:
+        complain(f"{counted(left, 'thing')} could not be deleted, or may be needed by now: gc looks again")
     return 1 if left else 0
 
 
@@ -96,57 +98,42 @@ def _age(text: str | None) -> timedelta | None:
 def _batches(store: ImageStore, age: timedelta | None, keep: int | None) -> Iterator[Waste]:
     """Yield files of old batches, where it is said what is old; and parts whose rows a manifest has."""
     batches, now = batches_of(store), datetime.now(UTC)
-
-    def is_old(number: int, batch: Batch) -> bool:
-        old = age is not None and now - batch.written > age
-        # both together: neither of the last ones, nor younger
-        return old if keep is None else number >= keep and (age is None or old)
-
+    # both together: neither of the last ones, nor younger
+    older = [] if age is None and keep is None else batches[keep or 0 :]
+    old = {batch.folder for batch in older if age is None or now - batch.written > age}
     known = {batch.folder for batch in batches}
-    old = {batch.folder for number, batch in enumerate(batches) if is_old(number, batch)}
     needed = {batch.unchanged.same_as for batch in batches if batch.unchanged and batch.folder not in old}
     for batch in batches:
         if batch.folder in old & needed:
             say(f"The batch {batch.id} is old, and stays: later ones in which nothing changed refer to it.")
         elif batch.folder in old:
-            yield from _old(store, batch, known)
-        elif batch.manifest and _is_settled(batch):
-            yield from (
-                _file(store, "parts of batches that ended", part.key, part.size) for part in batch.parts
-            )
+            # the manifest first: whoever refers to the batch just now looks for that
+            for file in sorted(batch.files, key=lambda file: file.key != batch.manifest):
+                delete = partial(_delete_of_old, store, batch, known, file.key)
+                yield Waste("files of old batches", store.uri(file.key), file.size, delete)
+        elif batch.manifest and now.timestamp() - batch.written.timestamp() > SETTLED:
+            for part in batch.parts:
+                delete = partial(_delete, store, part.key)
+                yield Waste("parts of batches that ended", store.uri(part.key), part.size, delete)
 
 
-def _old(store: ImageStore, batch: Batch, known: set[str]) -> Iterator[Waste]:
-    """Yield the files of an old batch, the manifest first: whoever refers to it just now looks for that.
+def _delete(store: ImageStore, key: str) -> bool:
+    store.remove(key)
+    return True
+
+
+def _delete_of_old(store: ImageStore, batch: Batch, known: set[str], key: str) -> bool:
+    """Delete a file of an old batch, unless one that came since refers to the batch.
 
     Args:
         known: the folders of the batches that were there, none of which needs it.
     """
-
-    def is_needed() -> bool:
-        # only the last ones of a name are referred to anew
-        new = (layout.unchanged_in(listed.key) for listed in store.list(layout.BATCHES)) if batch.name else ()
-        left = (Unchanged.read(store, folder) for folder in new if folder and folder not in known)
-        return batch.folder in {each.same_as for each in left if each}
-
-    for file in sorted(batch.files, key=lambda file: file.key != batch.manifest):
-        yield _file(store, "files of old batches", file.key, file.size, is_needed)
-
-
-def _is_settled(batch: Batch) -> bool:
-    return time.time() - batch.written.timestamp() > SETTLED
-
-
-def _file(
-    store: ImageStore, kind: str, key: str, size_bytes: int, is_needed: Callable[[], bool] = lambda: False
-) -> Waste:
-    def delete() -> bool:
-        if is_needed():
-            return False
-        store.remove(key)
-        return True
-
-    return Waste(kind, store.uri(key), size_bytes, delete)
+    # only the last ones of a name are referred to anew
+    new = (layout.unchanged_in(listed.key) for listed in store.list(layout.BATCHES)) if batch.name else ()
+    left = (Unchanged.read(store, folder) for folder in new if folder and folder not in known)
+    if batch.folder in {each.same_as for each in left if each}:
+        return False
+    return _delete(store, key)
 
 
 def _unnamed(store: ImageStore, progress: Progress) -> Iterator[Waste]:
@@ -157,12 +144,13 @@ def _unnamed(store: ImageStore, progress: Progress) -> Iterator[Waste]:
     }
     for finding in unneeded(store, progress):
         if finding.modified is not None and time.time() - finding.modified > SETTLED:
-            yield Waste(kinds[finding.kind], finding.uri, finding.size_bytes, _repairing(store, finding))
+            delete = partial(_delete_found, store, finding)
+            yield Waste(kinds[finding.kind], finding.uri, finding.size_bytes, delete)
 
 
-def _repairing(store: ImageStore, finding: Finding) -> Callable[[], bool]:
+def _delete_found(store: ImageStore, finding: Finding) -> bool:
     # which looks once more whether anything names it by now
-    return lambda: repair(store, finding, delete_orphans=True).line.startswith("deleted")
+    return repair(store, finding, delete_orphans=True).line.startswith("deleted")
 
 
 def _rescued(store: ImageStore) -> Iterator[Waste]:
@@ -178,16 +166,16 @@ def _rescued(store: ImageStore) -> Iterator[Waste]:
                 continue
             folder = rescue.folder(request_hash)
             length = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-            def delete(rescue: RescueFolder = rescue, request_hash: str = request_hash) -> bool:
-                rescue.remove(request_hash)
-                return not rescue.holds(request_hash)
-
+            delete = partial(_delete_rescued, rescue, request_hash)
             yield Waste("rescued answers that the store has", str(folder), length, delete)
     if waiting:
-        say(
-            f"{counted(waiting, 'answer')} in the rescue folder of this machine: the next run puts them into the store."
-        )
+        told = f"{counted(waiting, 'answer')} in the rescue folder of this machine"
+        say(f"{told}: the next run puts them into the store.")
+
+
+def _delete_rescued(rescue: RescueFolder, request_hash: str) -> bool:
+    rescue.remove(request_hash)
+    return not rescue.holds(request_hash)
 
 
 def _show(found: Sequence[Waste]) -> None:
@@ -195,7 +183,7 @@ def _show(found: Sequence[Waste]) -> None:
     most = None if loudness() is Loudness.VERBOSE else SHOWN
     for kind, group in groupby(ordered, key=lambda each: each.kind):
         each = list(group)
-        say(f"{kind[0].upper()}{kind[1:]}: {len(each):,}, {size(sum(one.size_bytes for one in each))}")
+        say(f"{kind[0].upper()}{kind[1:]}: {len(each):,}, {decimal(sum(one.size_bytes for one in each))}")
         say(*(f"  {one.where}" for one in each[:most]))
         if most and len(each) > most:
             say(f"  and {len(each) - most:,} more; --verbose shows all")

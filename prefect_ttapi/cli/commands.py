@@ -6,10 +6,12 @@ Nothing heavy is imported before a command runs: Prefect alone takes more than a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 from cyclopts import App, Parameter
+
+from prefect_ttapi.cli.options import Paying, Reading
+from prefect_ttapi.cli.reporting import Loudness, loudness
 
 _DONE: Final = "Exit status: 0 done; 2 it can't be done as asked; 130 interrupted."
 
@@ -46,78 +48,10 @@ def launch(
         quiet: Print only results, warnings and errors.
         verbose: Show every log line, also those of each task run.
     """
-    from prefect_ttapi.cli.reporting import Loudness, loudness
-
-    loudness(Loudness.of(quiet=quiet, verbose=verbose))
+    if quiet and verbose:
+        raise ValueError("--quiet and --verbose exclude each other")
+    loudness(Loudness.QUIET if quiet else Loudness.VERBOSE if verbose else Loudness.NORMAL)
     return app(words, exit_on_error=False, print_error=False, result_action="return_value")
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Paying:
-    """Who makes images, what may be paid, and where copies go.
-
-    Attributes:
-        credentials: The name of a saved credentials block. Without it, TTAPI_API_KEY and TTAPI_BASE_URL are used.
-        sandbox: Start a sandbox and use it. Nothing is paid for.
-        content_credentials: With --sandbox, the images have Content Credentials, with a certificate for testing.
-        deliver: Where copies of the images go: a folder, s3://bucket/prefix, or block:NAME.
-        key: The template of the copies' names. By default it is {slug}-{hash}-{index}.{ext}.
-        overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
-        mark: Mark copies of images that do not say themselves that a model made them, by XMP in the file.
-        sign: The name of a saved signer block. Its Content Credentials sign each copy. It implies --mark.
-        max_in_flight: How many requests are under way at once. By default it is 8.
-        max_images: How many images are paid for at most. The next run continues from there.
-        max_usd: How many US dollars are spent at most. It needs a --price for each model.
-        price: What a model costs: gpt-image-2=0.04 is the price of an image, gpt-image-2=5/40 the
-            prices of a million
-            tokens in and out. Repeat it for each model.
-        rate_limit: How many requests are sent per minute at most.
-        name: The name of the batch. By default it is "campaign", or the name of the batch that is retried.
-        dry_run: Check everything and estimate the cost. Nothing is sent.
-    """
-
-    credentials: str | None = None
-    sandbox: bool = False
-    content_credentials: bool = False
-    deliver: str | None = None
-    key: str | None = None
-    overwrite: bool = False
-    mark: bool = False
-    sign: str | None = None
-    max_in_flight: int = 8
-    max_images: int | None = None
-    max_usd: float | None = None
-    price: Sequence[str] = ()
-    rate_limit: float | None = None
-    name: str | None = None
-    dry_run: bool = False
-
-
-@Parameter(name="*", group="Reading the file")
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a file of prompts is read.
-
-    Attributes:
-        prompt_column: The column that holds the prompts, if it is not called "prompt".
-        columns: The columns of other request fields, as FIELD=NAME,... For example,
-            size=image_size,model= reads the
-            size from the column image_size, and leaves the column model to the key.
-        encoding: The encoding of a text file that is not UTF-8, such as windows-1252.
-        skip_blank: Skip rows without a prompt.
-        model: The model for rows that name none.
-        size: The size for rows that name none.
-        limit: Read only the first rows, as many as this.
-    """
-
-    prompt_column: str | None = None
-    columns: Sequence[str] = ()
-    encoding: str | None = None
-    skip_blank: bool = False
-    model: str | None = None
-    size: str | None = None
-    limit: int | None = None
 
 
 @app.command(
@@ -204,11 +138,9 @@ def gc(
 ) -> int:
     """Show what a store holds that nobody needs, and delete it on request.
 
-    These are images that nothing refers to, half-written files, parts of batches that ended, and answers in
-    this machine's
-    rescue folder that the store has. Manifests and galleries of old batches are among them if --older-than
-    or --keep
-    says which batches are old. Images that a record refers to are never deleted.
+    These are images that nothing refers to, half-written files, parts of batches that ended, and answers in this
+    machine's rescue folder that the store has. Manifests and galleries of old batches are among them if --older-than or
+    --keep says which batches are old. Images that a record refers to are never deleted.
 
     Args:
         store: The store: a folder, s3://bucket/prefix, or block:NAME.
@@ -330,10 +262,9 @@ def costs(
 ) -> int:
     """Show what was paid for, according to the records of the ledger.
 
-    Each answer counts once, in the run that paid for it, also if it was paid for again since.
-    "saved" counts images that batches found in the store, "maybe paid" counts requests that were sent
-    without an answer, and
-    "in vain" counts answers that were never used.
+    Each answer counts once, in the run that paid for it, also if it was paid for again since. "saved" counts images
+    that batches found in the store, "maybe paid" counts requests that were sent without an answer, and "in vain" counts
+    answers that were never used.
 
     Args:
         store: The store: a folder, s3://bucket/prefix, or block:NAME.
@@ -437,10 +368,9 @@ def sandbox(
         host: The address to listen at. By default it is 127.0.0.1, which only this machine can reach.
         port: The port. By default it is 8780; 0 takes any free port.
         latency: How many seconds images take, such as 2 or 0.5-1.5.
-        fail: How often calls fail, as NAME:RATE, such as --fail 429:0.1 --fail cut:0.01. The names are
-            400, moderation, 401, 402, 403, 404, 408, 413,
-            422, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 524, insufficient_quota, no_credit,
-            model_not_permitted, firewall, timeout, failed, cut, hang.
+        fail: How often calls fail, as NAME:RATE, such as --fail 429:0.1 --fail cut:0.01. The names are 400, moderation,
+            401, 402, 403, 404, 408, 413, 422, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 524,
+            insufficient_quota, no_credit, model_not_permitted, firewall, timeout, failed, cut, hang.
         seed: Another seed leads to other pictures, latencies and failures.
         api_key: Accept only this key. By default any key is accepted.
         items: How images are sent. By default ("model") it depends on the model, as the vendor says.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of
 from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
-from prefect_ttapi.cli.stores import prices_of, standing_store
-from prefect_ttapi.errors import StoreError
+from prefect_ttapi.cli.stores import document_keys, passing_over_nonsense, prices_of, standing_store
 from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.generation.limits import SURELY_UNPAID
 from prefect_ttapi.ledger.documents import Cost, Document, Kept, Payment, documents_at
@@ -22,7 +21,6 @@ from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.origins import SANDBOX_ORIGIN
 from prefect_ttapi.results import Usage
 from prefect_ttapi.storage import layout
-from prefect_ttapi.storage.objects import NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
 
 By = Literal["model", "day", "batch"]
@@ -65,19 +63,12 @@ def run(
     as_json: bool,
 ) -> int:
     """Show the costs; return 1 where a record could not be read, or more than `most` USD were paid."""
-    if most is not None and not prices:
-        raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
-    store, known, begin, progress = (
-        standing_store(address, endpoint_url),
-        prices_of(prices),
-        since_of(since),
-        Progress(sys.stderr),
-    )
+    known, begin = prices_of(prices, most), since_of(since)
+    store, progress = standing_store(address, endpoint_url), Progress(sys.stderr)
     sums: defaultdict[str, Sum] = defaultdict(Sum)
     left_out = unread = 0
-    for found in progress.count(
-        "reading the ledger", side_by_side(lambda key: _read(store, key), _keys(store))
-    ):
+    records = side_by_side(lambda key: _read(store, key), document_keys(store))
+    for found in progress.count("reading the ledger", records):
         if found is None:
             unread += 1
         elif (found[0].api_origin == SANDBOX_ORIGIN) is not sandbox:
@@ -119,21 +110,13 @@ def since_of(text: str | None) -> datetime:
     raise ValueError(f"--since {text} is written like 2026, 2026-11 or 2026-11-05")
 
 
-def _keys(store: ImageStore) -> Iterator[str]:
-    return (listed.key for listed in store.list(layout.LEDGER) if layout.document_in(listed.key))
-
-
 def _read(store: ImageStore, key: str) -> tuple[Document, tuple[Cost, ...]] | None:
     """Return a document of the ledger, and what its answers cost; None where it makes no sense."""
-    try:
+    with passing_over_nonsense():
         documents, request_hash = documents_at(store, key)
-        seen = documents.read(request_hash)
-        costs = seen.document.costs if seen else ()
-    except NoAnswerError:
-        raise
-    except (StoreError, ValueError):
-        return None
-    return (seen.document, costs) if seen else None
+        if seen := documents.read(request_hash):
+            return seen.document, seen.document.costs
+    return None
 
 
 def _paid(
@@ -151,13 +134,12 @@ def _paid(
     others: list[Payment | Kept] = [*document.also_paid, *document.kept]
     in_vain = {note.token: note for note in others if note.token not in tokens}
     maybe = [note for note in document.maybe_paid if note.token not in tokens | in_vain.keys()]
-    told = [
-        *((note, Sum(in_vain=1)) for note in in_vain.values()),
-        *((note, Sum(maybe_paid=1)) for note in maybe),
+    told = [(note, Sum(in_vain=1)) for note in in_vain.values()] + [
+        (note, Sum(maybe_paid=1)) for note in maybe
     ]
-    yield from (
-        (_heading(by, model, note.when, note.run_id), one) for note, one in told if note.when >= begin
-    )
+    for note, one in told:
+        if note.when >= begin:
+            yield _heading(by, model, note.when, note.run_id), one
 
 
 def _heading(by: By, model: str, when: datetime, run_id: str) -> str:
@@ -169,36 +151,28 @@ def _saved(store: ImageStore, begin: datetime, by: By, *, sandbox: bool) -> Iter
     for batch in batches_of(store):
         if batch.written < begin:
             continue
+        run_id = layout.run_in(batch.folder) or ""
+        images: Iterable[tuple[str | None, str, int]]
         if left := batch.unchanged:
-            if (left.api_origin == SANDBOX_ORIGIN) is sandbox:
-                run_id = layout.run_in(batch.folder) or ""
-                for model, images in left.totals.images_by_model.items():
-                    yield _heading(by, model, batch.written, run_id), images
-            continue
-        for row in rows_of(store, batch):
-            if row.status == "cached" and (row.api_origin == SANDBOX_ORIGIN) is sandbox:
-                yield (
-                    _heading(by, row.model, batch.written, layout.run_in(batch.folder) or ""),
-                    len(row.images),
-                )
+            images = ((left.api_origin, *each) for each in left.totals.images_by_model.items())
+        else:
+            cached = (row for row in rows_of(store, batch) if row.status == "cached")
+            images = ((row.api_origin, row.model, len(row.images)) for row in cached)
+        for origin, model, count in images:
+            if (origin == SANDBOX_ORIGIN) is sandbox:
+                yield _heading(by, model, batch.written, run_id), count
 
 
 def _show(sums: Mapping[str, Sum], by: By, *, as_json: bool, with_money: bool) -> None:
-    ordered, total = sorted(sums.items()), Sum()
-    for heading, each in ordered:
-        total += each
-        if as_json:
-            print(json.dumps({by: heading, **asdict(each)}))
+    lines: list[dict[str, Any]] = [{by: heading} | asdict(each) for heading, each in sorted(sums.items())]
     if as_json:
+        for line in lines:
+            print(json.dumps(line))
         return
-    names = [name for name in asdict(total) if with_money or name != "usd"]
-    heads = [name.replace("_", " ") for name in names]
-    rows = (
-        [heading, *(_cell(getattr(each, name)) for name in names)]
-        for heading, each in [*ordered, ("total", total)]
+    total = Sum()
+    for each in sums.values():
+        total += each
+    lines.append({by: "total"} | asdict(total))
+    show_table(
+        [{head: line[head] for head in line if head != "usd" or with_money} for line in lines], texts=1
     )
-    show_table([by, *heads], rows, right=heads)
-
-
-def _cell(value: float) -> str:
-    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"

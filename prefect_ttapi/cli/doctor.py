@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prefect_ttapi.cli.reporting import Loudness, loudness
-from prefect_ttapi.cli.running import credentials_of
-from prefect_ttapi.cli.stores import store_at
+from prefect_ttapi.cli.stores import credentials_of, store_at
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.rescue import RescueFolder, rescue_place
@@ -81,9 +80,8 @@ def _versions() -> Iterator[Check]:
     yield Check("versions", True, f"prefect-ttapi {VERSION}, Prefect {prefect.__version__}, Python {python}")
     # Prefect up to 3.9.0 asks for no bound of it
     if _numbers(version("sqlalchemy")) >= (2, 1) and _numbers(prefect.__version__) <= (3, 9, 0):
-        yield Check(
-            "versions", False, 'beside SQLAlchemy 2.1 no schedule makes a run: pip install "sqlalchemy<2.1"'
-        )
+        told = 'beside SQLAlchemy 2.1 no schedule makes a run: pip install "sqlalchemy<2.1"'
+        yield Check("versions", False, told)
 
 
 def _numbers(told: str) -> tuple[int, ...]:
@@ -124,9 +122,8 @@ def _store(address: str, endpoint_url: str | None) -> Iterator[Check]:
         told = f"{store.identity} can be read" + ("" if held else ", and holds no batches yet")
         yield Check("store", True, told)
         store.check()
-        yield Check(
-            "store", True, "can be written, and of two writers at once one loses: the ledger can be kept"
-        )
+        told = "can be written, and of two writers at once one loses: the ledger can be kept"
+        yield Check("store", True, told)
         yield _rescue(store.rescue_folder)
     except StoreError as error:
         yield Check("store", False, str(error))
@@ -150,13 +147,9 @@ def _rescue(folder: str | None) -> Check:
 def _server() -> Check:
     settings = get_current_settings()
     if not settings.api.url:
-        return Check(
-            "server",
-            None,
-            f"PREFECT_API_URL is not set: each run starts a server of its own, in {settings.home}",
-        )
+        told = f"PREFECT_API_URL is not set: each run starts a server of its own, in {settings.home}"
+        return Check("server", None, told)
     with get_client(sync_client=True) as client:
-        trouble = client.api_healthcheck()
-        if trouble:
+        if trouble := client.api_healthcheck():
             return Check("server", False, f"{settings.api.url} can't be reached: {trouble}")
         return Check("server", True, f"{settings.api.url} answers, with Prefect {client.api_version()}")

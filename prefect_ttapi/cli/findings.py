@@ -1,46 +1,43 @@
-"""What can be found in a store, and which of it is wrong."""
+"""What a reading of a store notes: findings, and, in a database on disk, the images and who names them."""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, Self
+
+from prefect_ttapi.storage.objects import Listed
 
 
 class Kind(StrEnum):
-    """The kinds of findings."""
+    """The kinds of findings, each with what its findings are called together."""
 
-    MISSING = "missing"
-    WRONG_SIZE = "wrong-size"
-    DAMAGED = "damaged"
-    DEAD_CLAIM = "dead-claim"
-    SENSELESS = "senseless"
-    UNREADABLE = "unreadable"
-    KEPT = "kept"
-    ORPHAN = "orphan"
-    HALF_WRITTEN = "half-written"
-    UNKNOWN_OUTCOME = "unknown-outcome"
-    PAST = "past"
-    ROWLESS = "rowless"
-    STRAY = "stray"
+    heading: str
 
+    def __new__(cls, name: str, heading: str) -> Self:
+        """Make a kind whose value is its name."""
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.heading = heading
+        return kind
 
-#: What each kind's findings are called together.
-HEADINGS: Final = {
-    Kind.MISSING: "records whose images are gone",
-    Kind.WRONG_SIZE: "records whose images have another length",
-    Kind.DAMAGED: "images whose bytes are not what their name says",
-    Kind.DEAD_CLAIM: "claims that nobody renews",
-    Kind.SENSELESS: "documents that make no sense",
-    Kind.UNREADABLE: "objects that can't be read",
-    Kind.KEPT: "answers that are paid for and can't be read",
-    Kind.ORPHAN: "images that no record and no manifest names, and answers that no record names",
-    Kind.HALF_WRITTEN: "half-written files that somebody left behind",
-    Kind.UNKNOWN_OUTCOME: "requests of unknown outcome, perhaps paid for",
-    Kind.PAST: "manifests of images that are gone by now",
-    Kind.ROWLESS: "batches whose rows were an earlier one's, which is gone",
-    Kind.STRAY: "objects that are not this package's",
-}
+    MISSING = "missing", "records whose images are gone"
+    WRONG_SIZE = "wrong-size", "records whose images have another length"
+    DAMAGED = "damaged", "images whose bytes are not what their name says"
+    DEAD_CLAIM = "dead-claim", "claims that nobody renews"
+    SENSELESS = "senseless", "documents that make no sense"
+    UNREADABLE = "unreadable", "objects that can't be read"
+    KEPT = "kept", "answers that are paid for and can't be read"
+    ORPHAN = "orphan", "images that no record and no manifest names, and answers that no record names"
+    HALF_WRITTEN = "half-written", "half-written files that somebody left behind"
+    UNKNOWN_OUTCOME = "unknown-outcome", "requests of unknown outcome, perhaps paid for"
+    PAST = "past", "manifests of images that are gone by now"
+    ROWLESS = "rowless", "batches whose rows were an earlier one's, which is gone"
+    STRAY = "stray", "objects that are not this package's"
+
 
 #: The kinds that are good to know, and no reason to worry.
 NOTES: Final = frozenset({Kind.UNKNOWN_OUTCOME, Kind.PAST, Kind.ROWLESS, Kind.STRAY})
@@ -82,3 +79,93 @@ class Finding:
         """Return the finding as JSON has it."""
         shown = ("kind", "wrong", "uri", "message", "images", "records")
         return {name: getattr(self, name) for name in shown}
+
+
+#: A record of the ledger names an image with its length; a row of a manifest, by content only.
+_TABLES: Final = """
+create table images (key text primary key, size integer, modified real) without rowid;
+create table named (key text, size integer, record text, manifest text, row integer);
+create index named_keys on named (key);
+"""
+
+_SUSPECTS: Final = """
+create table suspects as select distinct named.key from named left join images using (key)
+where images.key is null or (record is not null and images.size <> named.size)
+"""
+
+_BROKEN: Final = """
+select record, named.key, named.size, images.size from named left join images using (key)
+where record is not null and images.size is not named.size order by record
+"""
+
+_PAST: Final = """
+select distinct manifest, row from named left join images using (key)
+where manifest is not null and images.key is null order by manifest, row
+"""
+
+_UNNAMED: Final = """
+select key, size, modified from images where not exists (select 1 from named where named.key = images.key)
+"""
+
+
+class Inventory:
+    """Listed images and the names that point to them. SQLite keeps both in a temporary file, gone with the object."""
+
+    def __init__(self) -> None:
+        self._base = sqlite3.connect("", check_same_thread=False)
+        self._base.executescript(_TABLES)
+
+    def add(self, image: Listed) -> None:
+        """Keep an image of a listing."""
+        self._base.execute("insert into images values (?, ?, ?)", (image.key, image.size, image.modified))
+
+    def name_by_record(self, record: str, key: str, size: int) -> None:
+        """Note that a document of the ledger names an image of this length."""
+        self._base.execute("insert into named values (?, ?, ?, null, null)", (key, size, record))
+
+    def name_by_row(self, manifest: str, row: int, key: str) -> None:
+        """Note that a row of a manifest, told by its address, names an image."""
+        self._base.execute("insert into named values (?, null, null, ?, ?)", (key, manifest, row))
+
+    def suspects(self) -> Iterator[str]:
+        """Return the keys that are named and were not listed, or not with that length; ask once."""
+        self._base.execute(_SUSPECTS)
+        return (key for (key,) in self._base.execute("select key from suspects"))
+
+    def correct(self, key: str, size: int | None) -> None:
+        """Note an image's length as it is by now; None where it is gone."""
+        self._base.execute("delete from images where key = ?", (key,))
+        if size is not None:
+            self._base.execute("insert into images values (?, ?, null)", (key, size))
+
+    def forget_names(self, key: str) -> None:
+        """Say nothing of what names the image."""
+        self._base.execute("delete from named where key = ?", (key,))
+
+    def broken(self) -> Iterator[tuple[str, list[tuple[str, int, int | None]]]]:
+        """Return each record whose images are not as it says: keys, recorded lengths, true lengths (None: gone)."""
+        for record, rows in groupby(self._base.execute(_BROKEN), lambda row: row[0]):
+            yield record, [row[1:] for row in rows]
+
+    def past(self) -> Iterator[tuple[str, Iterator[int]]]:
+        """Return each manifest that names images which are gone, with its rows that do."""
+        for manifest, rows in groupby(self._base.execute(_PAST), lambda row: row[0]):
+            yield manifest, (number for _, number in rows)
+
+    def unnamed(self) -> Iterator[Listed]:
+        """Return the images that nothing names."""
+        return (Listed(key, size, "", modified) for key, size, modified in self._base.execute(_UNNAMED))
+
+    def totals(self) -> tuple[int, int]:
+        """Return the number of images, and of their bytes."""
+        found = self._base.execute("select count(*), coalesce(sum(size), 0) from images").fetchone()
+        return found[0], found[1]
+
+    def keys(self) -> Iterator[str]:
+        """Return the keys of all images."""
+        return (key for (key,) in self._base.execute("select key from images"))
+
+    def owners(self, key: str) -> list[str]:
+        """Return the keys of the records that name an image."""
+        query = "select distinct record from named where key = ? and record is not null order by record"
+        return [record for (record,) in self._base.execute(query, (key,))]

@@ -8,7 +8,7 @@ prefect_ttapi.cli.flows:review   is a failed run, with the reasons, where a batc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from prefect import flow
@@ -17,17 +17,15 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from prefect_ttapi import errors
-from prefect_ttapi.batch import BatchReport, Budget, generate_batch
+from prefect_ttapi.batch import BatchReport
 from prefect_ttapi.capabilities import Model
-from prefect_ttapi.cli.batches import batches_of, rows_of
-from prefect_ttapi.cli.run import NOT_DELIVERED, Address, Amount, AtOnce, Name, Number, Quality, Size
-from prefect_ttapi.cli.running import credentials_of
+from prefect_ttapi.cli.batches import batches_of, rows_of, without_images
+from prefect_ttapi.cli.run import Address, Amount, AtOnce, Name, Number, Quality, Size, batch_state
 from prefect_ttapi.cli.stores import store_at, store_of
-from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.layout import BATCHES
 from prefect_ttapi.storage.store import ImageStore
 
@@ -57,6 +55,9 @@ def retry(
     name: str = "campaign",
     deliver: ImageStore | Address | None = None,
     key: str = "",
+    overwrite: bool = False,
+    mark: bool = False,
+    sign: ContentCredentialsSigner | Name | None = None,
     credentials: TTAPICredentials | Name | None = None,
     max_images: Number | None = None,
     max_usd: Amount | None = None,
@@ -71,49 +72,50 @@ def retry(
     or to a person.
 
     Args:
-        store: The batch is in this block, or in a folder, s3://bucket/prefix or block:NAME.
-        name: The newest batch that is called so is looked at.
-        deliver: Copies go to this block, or to a folder, s3://bucket/prefix or block:NAME. By default, there are none.
-        key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
-        credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
-        max_images: A run pays for so many images at most.
-        max_usd: A run pays so many USD at most, by the prices below.
-        prices: What a model costs in USD, for example {"gpt-image-2": {"per_image": 0.04}}.
-        max_in_flight: So many requests are under way at once.
-        rate_limit: So many requests are sent per minute at most.
+        store: The block of the store that holds the batch, or a folder, s3://bucket/prefix or block:NAME.
+        name: Name of the batch. If there are several of this name, the newest is looked at.
+        deliver: The block of the store that copies go to, or a folder, s3://bucket/prefix or block:NAME. By default,
+            nothing is copied.
+        key: The template of the copies' names. By default, it is {slug}-{hash}-{index}.{ext}.
+        overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
+        mark: Mark copies of images that do not say themselves that a model made them, by XMP in the file.
+        sign: The block of a signer, or its name, whose Content Credentials sign each copy. It implies the mark.
+        credentials: The block with the API key, or its name. By default, TTAPI_API_KEY is used.
+        max_images: How many images a run may pay for.
+        max_usd: How many US dollars a run may pay, by the prices below.
+        prices: What a model costs in US dollars, for example {"gpt-image-2": {"per_image": 0.04}}.
+        max_in_flight: How many requests may be in flight at once.
+        rate_limit: How many requests may be sent per minute.
         also_perhaps_paid: Requests that may have been paid for without giving images are sent again, too. They may
             then be paid for twice.
     """
     place = store_of(store)
-    rows = _missing(_newest(place, name))
+    newest = next((batch for batch in batches_of(place) if batch.name == name), None)
+    rows = [*without_images(rows_of(place, newest))] if newest else []
     again = [(row, row.request) for row in rows if row.request and is_worth_it(row, also_perhaps_paid)]
     kinds = Counter(row.error_type for row in rows if not is_worth_it(row, also_perhaps_paid))
     left = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     note = f" What is left to the next campaign, or to a person: {left}." if left else ""
     if not again:
         return Completed(message=f"Nothing is to be asked for again.{note}")
-    return _batch(
+    return batch_state(
         [request for _, request in again],
         place,
-        deliver,
-        key,
-        note,
-        credentials=credentials_of(credentials),
+        credentials,
         values=[row.values for row, _ in again],
-        budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
+        note=note,
+        deliver=deliver,
+        key=key,
+        overwrite=overwrite,
+        mark=mark,
+        sign=sign,
+        max_images=max_images,
+        max_usd=max_usd,
+        prices=prices,
         max_in_flight=max_in_flight,
         rate_limit=rate_limit,
         name=name,
     )
-
-
-def _newest(store: ImageStore, name: str) -> Iterable[Row]:
-    found = next((batch for batch in batches_of(store) if batch.name == name), None)
-    return rows_of(store, found) if found else ()
-
-
-def _missing(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row.status in ("failed", "skipped")]
 
 
 def is_worth_it(row: Row, also_perhaps_paid: bool) -> bool:
@@ -138,6 +140,9 @@ def images(
     moderation: Literal["auto", "low"] = "auto",
     deliver: ImageStore | Address | None = None,
     key: str = "",
+    overwrite: bool = False,
+    mark: bool = False,
+    sign: ContentCredentialsSigner | Name | None = None,
     credentials: TTAPICredentials | Name | None = None,
     max_images: Annotated[int, Field(ge=1, le=1000)] = 100,
     max_in_flight: AtOnce = 8,
@@ -145,22 +150,26 @@ def images(
     """Make the images of a few prompts, each paid for once. For more prompts, there is the campaign with its file.
 
     Args:
-        prompts: Each of these becomes a request of its own.
-        store: Images are kept in this block, or in a folder, s3://bucket/prefix or block:NAME.
-        name: The batch is called so.
-        model: This model makes the images.
-        size: Images get this size. Each model knows some of them.
-        quality: Images get this quality. Each model knows some of them.
-        n: Each prompt gets so many images.
-        output_format: GPT Image models make files of this type.
-        output_compression: GPT Image models compress jpeg and webp files to this quality.
-        background: GPT Image models make it transparent only in png and webp files.
-        moderation: With low, GPT Image models refuse fewer prompts.
-        deliver: Copies go to this block, or to a folder, s3://bucket/prefix or block:NAME. By default, there are none.
-        key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
-        credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
-        max_images: The run pays for so many images at most.
-        max_in_flight: So many requests are under way at once.
+        prompts: The prompts, each of which becomes a request of its own.
+        store: The block of the store that keeps the images, or a folder, s3://bucket/prefix or block:NAME.
+        name: Name of the batch, by which people and later runs find it.
+        model: The model that makes the images.
+        size: The size of the images. Each model knows some of them.
+        quality: The quality of the images. Each model knows some of them.
+        n: How many images each prompt gets.
+        output_format: The type of the files that GPT Image models make.
+        output_compression: The quality to which GPT Image models compress jpeg and webp files.
+        background: The background that GPT Image models draw. It can be transparent in png and webp files only.
+        moderation: How strictly GPT Image models refuse prompts. With low, they refuse fewer.
+        deliver: The block of the store that copies go to, or a folder, s3://bucket/prefix or block:NAME. By default,
+            nothing is copied.
+        key: The template of the copies' names. By default, it is {slug}-{hash}-{index}.{ext}.
+        overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
+        mark: Mark copies of images that do not say themselves that a model made them, by XMP in the file.
+        sign: The block of a signer, or its name, whose Content Credentials sign each copy. It implies the mark.
+        credentials: The block with the API key, or its name. By default, TTAPI_API_KEY is used.
+        max_images: How many images the run may pay for.
+        max_in_flight: How many requests may be in flight at once.
     """
     asked = {
         "model": model,
@@ -172,37 +181,19 @@ def images(
         "background": background,
         "moderation": moderation,
     }
-    return _batch(
+    return batch_state(
         [ImageRequest.model_validate({"prompt": prompt} | asked) for prompt in prompts],
-        store_of(store),
-        deliver,
-        key,
-        credentials=credentials_of(credentials),
-        budget=Budget(images=max_images),
+        store,
+        credentials,
+        deliver=deliver,
+        key=key,
+        overwrite=overwrite,
+        mark=mark,
+        sign=sign,
+        max_images=max_images,
         max_in_flight=max_in_flight,
         name=name,
     )
-
-
-def _batch(
-    requests: list[ImageRequest],
-    store: ImageStore,
-    deliver: ImageStore | str | None,
-    key: str,
-    note: str = "",
-    **options: Any,
-) -> State[BatchReport]:
-    if key and not deliver:
-        raise ValueError(NOT_DELIVERED)
-    report = generate_batch(
-        requests,
-        store=store,
-        deliver_to=store_of(deliver) if deliver else None,
-        key=key or DEFAULT_KEY,
-        raise_on_failure=False,
-        **options,
-    )
-    return (Completed if report.ok else Failed)(message=f"{report.summary}{note}", data=report)
 
 
 @flow(name="review", persist_result=False)
@@ -210,14 +201,14 @@ def review(manifest: str, store: ImageStore | Address | None = None) -> State[No
     """Fail, with the reasons, where requests of a batch have no images.
 
     Args:
-        manifest: This is the address of the manifest, as the event ttapi.batch.completed tells it.
-        store: The manifest is read with the settings of this block. Without it, those of the environment are used.
+        manifest: The address of the manifest, as the event ttapi.batch.completed tells it.
+        store: The block with the settings by which the manifest is read. By default, those of the environment are used.
     """
     folder = store_at(manifest.rpartition(f"/{BATCHES}")[0])
     place = store_of(store).model_copy(update={"url": folder.url}) if store else folder
     with place.open(manifest) as lines:
         rows = list(read_manifest(lines))
-    reasons = [f"request {row.row}: {row.error_type}: {row.error}" for row in _missing(rows)]
+    reasons = [f"request {row.row}: {row.error_type}: {row.error}" for row in without_images(rows)]
     if reasons:
         more = [f"and {len(reasons) - _SHOWN:,} more"] if len(reasons) > _SHOWN else []
         told = [f"{counted(len(rows), 'request')}, of which these lack images:", *reasons[:_SHOWN], *more]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Final, TextIO, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -33,13 +37,6 @@ class Loudness(Enum):
     QUIET = "quiet"
     NORMAL = "normal"
     VERBOSE = "verbose"
-
-    @classmethod
-    def of(cls, *, quiet: bool, verbose: bool) -> Loudness:
-        """Return what the options -q and -v ask for. ValueError: both were given."""
-        if quiet and verbose:
-            raise ValueError("--quiet and --verbose exclude each other")
-        return cls.QUIET if quiet else cls.VERBOSE if verbose else cls.NORMAL
 
 
 _asked = Loudness.NORMAL
@@ -64,43 +61,55 @@ def complain(error: object) -> None:
 
     from prefect_ttapi.capabilities import problems_of
 
-    told = str(error)
-    if isinstance(error, ValidationError):
-        told = "; ".join(problems_of(error))
-    Console(file=sys.stderr, highlight=False).print(
+    told = "; ".join(problems_of(error)) if isinstance(error, ValidationError) else str(error)
+    Console(stderr=True, highlight=False).print(
         Text("error: ", "bold red"), Text(told), sep="", soft_wrap=True
     )
 
 
-def show_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+def show_table(rows: Sequence[Mapping[str, object]], texts: int) -> None:
     """Print a table: within the width of a terminal, and at full width elsewhere.
 
     Args:
-        right: the heads of columns of numbers.
+        rows: each has a cell by the head of each column; there must be one.
+        texts: how many columns from the left hold texts; the others hold numbers.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, justify="right" if head in right else "left", no_wrap=head in right)
+    for position, head in enumerate(rows[0]):
+        number = position >= texts
+        table.add_column(head.replace("_", " "), justify="right" if number else "left", no_wrap=number)
     for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
         print(line.rstrip())
 
 
-@contextmanager
-def waiting_for(what: str) -> Iterator[None]:
-    """Show on a terminal what is waited for."""
-    console = Console(file=sys.stderr)
-    if loudness() is Loudness.QUIET or not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value or "")
+
+
+def waiting_for(what: str) -> Status:
+    """Show on a terminal, within the block, what is waited for."""
+    return Console(stderr=True, quiet=loudness() is Loudness.QUIET).status(what)
+
+
+def place(uri: str) -> str:
+    """Return an address as a person opens it: a path for a file of this machine."""
+    parts = urlsplit(uri)
+    if parts.scheme != "file":
+        return uri
+    path = Path(unquote(parts.path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def utc(when: datetime) -> str:
+    """Return a time in UTC as people read it, to the second."""
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 class Progress:
@@ -150,7 +159,7 @@ class Progress:
             return
         self._next = now + (_LIVE if self._line else _LOGGED)
         of = f" of {total:,}" if total is not None else ""
-        size_of = f", {size(read)} of {size(total_bytes)}" if total_bytes is not None else ""
+        size_of = f", {decimal(read)} of {decimal(total_bytes)}" if total_bytes is not None else ""
         said = f"{doing}: {done:,}{of}{size_of}"
         if self._line:
             self._line.start()
@@ -162,18 +171,6 @@ class Progress:
         """Take the line off the terminal, for others to write."""
         if self._line:
             self._line.stop()
-
-
-def size(count: int) -> str:
-    """Return a number of bytes for people.
-
-    >>> size(999), size(1_500_000)
-    ('999 B', '1.5 MB')
-    """
-    for unit, bytes_each in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bytes_each:
-            return f"{count / bytes_each:.1f} {unit}"
-    return f"{count} B"
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

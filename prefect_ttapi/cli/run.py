@@ -6,15 +6,19 @@ prefect-ttapi run prompts.csv --store s3://bucket/images --deliver s3://shop/ass
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from itertools import islice
+from typing import Annotated, Any, Final, Literal
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
 
@@ -30,29 +34,25 @@ from prefect_ttapi.batch import (
     read_prompts,
 )
 from prefect_ttapi.capabilities import Model
-from prefect_ttapi.cli.batches import batch_called, rows_of
-from prefect_ttapi.cli.commands import Paying, Reading
-from prefect_ttapi.cli.reporting import complain, say, waiting_for
-from prefect_ttapi.cli.running import (
+from prefect_ttapi.cli.batches import batch_called, rows_of, without_images
+from prefect_ttapi.cli.options import Paying, Reading
+from prefect_ttapi.cli.reporting import complain, place, say, waiting_for
+from prefect_ttapi.cli.running import at_a_terminal, sandbox_if
+from prefect_ttapi.cli.stores import (
     credentials_of,
-    exit_status,
-    failures,
-    place,
+    prices_of,
     provenance_of,
-    run_url,
-    sandbox_if,
+    standing_store,
+    store_at,
+    store_of,
 )
-from prefect_ttapi.cli.stores import prices_of, standing_store, store_at, store_of
 from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.generation.temporary_server import start_server
-from prefect_ttapi.lineage.shown import counted
+from prefect_ttapi.lineage.shown import counted, one_line
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.storage.keys import DEFAULT_KEY
 from prefect_ttapi.storage.layout import BATCHES, IMAGES
 from prefect_ttapi.storage.store import ImageStore
-
-NOT_DELIVERED = "a key is given, but no place to deliver to: say --deliver, or leave out --key"
-
 
 # what the form of a deployment offers; it submits null only where null may be given
 Size = Literal["auto", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792", "512x512", "256x256"]
@@ -62,6 +62,9 @@ Name = Annotated[str, Field(title="Name")]
 Number = Annotated[int, Field(ge=0, title="Number")]
 Amount = Annotated[float, Field(ge=0, title="Number")]
 AtOnce = Annotated[int, Field(ge=1, le=1000)]
+
+#: Rows without images that are told.
+_SHOWN: Final = 20
 
 #: The prompts that a command line has read already: a flow's parameters, which the server keeps, are no place for them.
 _at_hand: ContextVar[Prompts | None] = ContextVar("ttapi_prompts_at_hand", default=None)
@@ -97,33 +100,32 @@ def campaign(
 
     Args:
         prompts: The file of prompts. Its columns are fields of a request, and any others can be used in the key.
-        store: Images are kept in this block, or in a folder, s3://bucket/prefix or block:NAME.
-        name: The batch is called so.
-        deliver: Copies go to this block, or to a folder, s3://bucket/prefix or block:NAME. By default, there are none.
-        key: The copies get names from this template. Without it, it is {slug}-{hash}-{index}.{ext}.
-        overwrite: Copies replace what has their names. Otherwise, nothing is paid for a request whose name is taken.
-        mark: Copies of images that don't say themselves that a model made them get XMP that says so.
-        sign: Copies get Content Credentials, signed by this block, or by the block of this name, and the XMP, too.
-        credentials: The API key is in this block, or in the block of this name. Without it, TTAPI_API_KEY is used.
-        model: This model answers where a row of the file names none.
-        size: Images get this size where a row of the file has none. More sizes of gpt-image-2 can be said in defaults.
-        quality: Images get this quality where a row of the file has none. Each model knows some of them.
-        max_images: A run pays for so many images at most. The next run goes on from there.
-        max_usd: A run pays so many USD at most, by the prices below.
-        prices: What a model costs in USD, for example {"gpt-image-2": {"per_image": 0.04}}. Instead of that, there
-            can be per_million_input_tokens and per_million_output_tokens.
-        limit: Only so many rows from the beginning of the file are used.
-        max_in_flight: So many requests are under way at once.
-        rate_limit: So many requests are sent per minute at most.
-        prompt_column: The prompts are in this column, if it is not called prompt.
-        columns: Columns of a request's fields, for example {"size": "image_size", "model": null}. With null, no
+        store: The block of the store that keeps the images, or a folder, s3://bucket/prefix or block:NAME.
+        name: Name of the batch, by which people and later runs find it.
+        deliver: The block of the store that copies go to, or a folder, s3://bucket/prefix or block:NAME. By default,
+            nothing is copied.
+        key: The template of the copies' names. By default, it is {slug}-{hash}-{index}.{ext}.
+        overwrite: Replace whatever has a copy's name. Otherwise, nothing is paid for a request whose name is taken.
+        mark: Mark copies of images that do not say themselves that a model made them, by XMP in the file.
+        sign: The block of a signer, or its name, whose Content Credentials sign each copy. It implies the mark.
+        credentials: The block with the API key, or its name. By default, TTAPI_API_KEY is used.
+        model: The model for rows of the file that name none.
+        size: The size of images for rows of the file that name none. Further sizes of gpt-image-2 go into the defaults.
+        quality: The quality of images for rows of the file that name none. Each model knows some of them.
+        max_images: How many images a run may pay for. The next run goes on from there.
+        max_usd: How many US dollars a run may pay, by the prices below.
+        prices: What a model costs in US dollars, for example {"gpt-image-2": {"per_image": 0.04}}. Instead of that,
+            there can be per_million_input_tokens and per_million_output_tokens.
+        limit: How many rows are read, from the beginning of the file. By default, all of them are.
+        max_in_flight: How many requests may be in flight at once.
+        rate_limit: How many requests may be sent per minute.
+        prompt_column: The column that holds the prompts, if it is not called prompt.
+        columns: The columns of a request's fields, for example {"size": "image_size", "model": null}. With null, no
             column is used.
         defaults: More fields of requests for rows that have none, for example {"output_format": "webp"}.
         encoding: The encoding of a text file that is not UTF-8.
-        skip_blank: Rows without a prompt are passed over.
+        skip_blank: Skip rows without a prompt.
     """
-    if key and not deliver:
-        raise ValueError(NOT_DELIVERED)
     asked = {"size": size, "quality": quality}
     given = _at_hand.get() or read_prompts(
         prompts,
@@ -137,36 +139,85 @@ def campaign(
         skip_blank=skip_blank,
         key=key or None,
     )
-    report = generate_batch(
+    return batch_state(
         given.requests,
-        credentials_of(credentials),
-        store_of(store),
-        deliver_to=store_of(deliver) if deliver else None,
-        key=key or DEFAULT_KEY,
-        overwrite=overwrite,
-        provenance=provenance_of(mark, sign),
+        store,
+        credentials,
         values=given.values,
+        deliver=deliver,
+        key=key,
+        overwrite=overwrite,
+        mark=mark,
+        sign=sign,
+        max_images=max_images,
+        max_usd=max_usd,
+        prices=prices,
         max_in_flight=max_in_flight,
-        budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
         rate_limit=rate_limit,
         name=name,
+    )
+
+
+def batch_state(
+    requests: Sequence[ImageRequest],
+    store: ImageStore | str,
+    credentials: TTAPICredentials | str | None,
+    *,
+    values: Sequence[Mapping[str, Any]] | None = None,
+    note: str = "",
+    **form: Any,
+) -> State[BatchReport]:
+    """Generate a batch as a form asks for it; return the state that the flow ends in.
+
+    Args:
+        note: follows the summary in the state's message.
+        form: what `_options` takes.
+    """
+    report = generate_batch(
+        requests,
+        credentials_of(credentials),
+        store_of(store),
+        values=values,
         raise_on_failure=False,
+        **_options(**form),
     )
     # a Failed state and no exception: the report says what is wrong, a traceback would only hide it
-    return (Completed if report.ok else Failed)(message=report.summary, data=report)
+    return (Completed if report.ok else Failed)(message=f"{report.summary}{note}", data=report)
 
 
-def run(prompts: str, store: str, paying: Paying, reading: Reading) -> int:
+def _options(
+    *,
+    deliver: ImageStore | str | None,
+    key: str | None,
+    mark: bool,
+    sign: ContentCredentialsSigner | str | None,
+    max_images: int | None,
+    max_usd: float | None = None,
+    prices: Mapping[Any, Any] = {},
+    **others: Any,
+) -> dict[str, Any]:
+    """Return the options of `generate_batch` that a form or a command line gives.
+
+    Args:
+        others: those that are called the same there.
+
+    Raises:
+        ValueError: there is a key, and no place to deliver to; or there is no such block, or no such budget.
+    """
+    if key and not deliver:
+        raise ValueError("a key is given, but no place to deliver to: say --deliver, or leave out --key")
+    return others | {
+        "deliver_to": store_of(deliver) if deliver else None,
+        "key": key or DEFAULT_KEY,
+        "provenance": provenance_of(mark, sign),
+        "budget": Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
+    }
+
+
+def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
     """Generate and deliver; return the exit status."""
-    return exit_status(lambda: _run(prompts, store, paying, reading))
-
-
-def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
-    with sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
-        if paying.max_usd is not None and not paying.price:
-            raise ValueError("--max-usd needs a price for each model, as --price gpt-image-2=0.04")
-        if paying.key and not paying.deliver:
-            raise ValueError(NOT_DELIVERED)
+    with at_a_terminal(), sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
+        asked = _asked(paying, "campaign")
         file: dict[str, Any] = {
             "prompt_column": reading.prompt_column,
             "columns": {field: name for part in reading.columns for field, name in _columns(part).items()},
@@ -178,82 +229,25 @@ def _run(path: str, address: str, paying: Paying, reading: Reading) -> int:
         }
         given = read_prompts(path, **file)
         say(*given.notes)
-        name = paying.name or "campaign"
-        if _is_dry(given.requests, given.values, store_at(address), paying, name):
+        if not _may_start(given.requests, given.values, store_at(address), paying, _options(**asked)):
             return 0
-        passed_on = (
-            "deliver",
-            "credentials",
-            "max_in_flight",
-            "max_images",
-            "max_usd",
-            "rate_limit",
-            "overwrite",
-            "mark",
-            "sign",
-        )
-        settings = file | {"name": name} | {option: getattr(paying, option) for option in passed_on}
-        settings["prices"] = {model: price.model_dump() for model, price in prices_of(paying.price).items()}
-        with waiting_for("Starting Prefect's server"):
-            start_server()
+        asked |= file | {"credentials": paying.credentials}
+        form = {field: value for field, value in asked.items() if value is not None}
         read = _at_hand.set(given)
         try:
-            state = campaign(path, address, **_given(settings), return_state=True)
+            state = campaign(path, address, **form, return_state=True)
         finally:
             _at_hand.reset(read)
         names = [f"line {line}" for line in given.lines]
         return tell(state.result(raise_on_failure=False), paying.deliver, names)
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _options(paying: Paying, name: str) -> dict[str, Any]:
-    """Return the options of `generate_batch` that a command line gives."""
-    budget = Budget(images=paying.max_images, usd=paying.max_usd, prices=prices_of(paying.price) or None)
-    return {
-        "deliver_to": store_at(paying.deliver) if paying.deliver else None,
-        "key": paying.key or DEFAULT_KEY,
-        "overwrite": paying.overwrite,
-        "provenance": provenance_of(paying.mark, paying.sign),
-        "max_in_flight": paying.max_in_flight,
-        "budget": budget,
-        "rate_limit": paying.rate_limit,
-        "name": name,
-    }
-
-
-def _is_dry(
-    requests: Sequence[ImageRequest],
-    values: Sequence[Mapping[str, Any]],
-    store: ImageStore,
-    paying: Paying,
-    name: str,
-) -> bool:
-    """Check a batch; for a dry run, tell what it would do, and return True.
-
-    Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it.
-    """
-    credentials = credentials_of(paying.credentials)
-    options = _options(paying, name)
-    intake = check_batch(requests, credentials, store, values=values, **options)
-    if paying.dry_run:
-        estimate = estimate_batch(intake, credentials, store, **options)
-        say(*_estimated(estimate, prices_of(paying.price), paying.max_images))
-    return paying.dry_run
-
-
 def retry(address: str, wanted: str | None, paying: Paying) -> int:
     """Ask again for what failed in a batch; return the exit status."""
-    return exit_status(lambda: _retry(address, wanted, paying))
-
-
-def _retry(address: str, wanted: str | None, paying: Paying) -> int:
-    with sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
+    with at_a_terminal(), sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
         store = standing_store(address)
         batch = batch_called(store, wanted)
-        rows = [row for row in rows_of(store, batch) if row.status in ("failed", "skipped")]
+        rows = [*without_images(rows_of(store, batch))]
         legal = [(row, row.request) for row in rows if row.request]
         if illegal := len(rows) - len(legal):
             say(
@@ -264,18 +258,45 @@ def _retry(address: str, wanted: str | None, paying: Paying) -> int:
             return 1 if illegal else 0
         say(f"Asked for again: {counted(len(legal), 'request')} of the batch {batch.id}.")
         requests, values = [request for _, request in legal], [row.values for row, _ in legal]
-        name = paying.name or batch.name or "retry"
-        if paying.key and not paying.deliver:
-            raise ValueError(NOT_DELIVERED)
-        if _is_dry(requests, values, store, paying, name):
+        options = _options(**_asked(paying, batch.name or "retry"))
+        if not _may_start(requests, values, store, paying, options):
             return 0
-        with waiting_for("Starting Prefect's server"):
-            start_server()
-        credentials, options = credentials_of(paying.credentials), _options(paying, name)
+        credentials = credentials_of(paying.credentials)
         report = generate_batch(
             requests, credentials, store, values=values, raise_on_failure=False, **options
         )
         return tell(report, paying.deliver, [f"request {row.row}" for row, _ in legal])
+
+
+def _asked(paying: Paying, name: str) -> dict[str, Any]:
+    """Return what a command line asks of a batch, as a form would; `name` is the batch's, if none is given."""
+    asked = asdict(paying) | {"name": paying.name or name}
+    for only_here in ("credentials", "sandbox", "content_credentials", "dry_run", "price"):
+        del asked[only_here]
+    prices = prices_of(paying.price, paying.max_usd)
+    return asked | {"prices": {model: price.model_dump() for model, price in prices.items()}}
+
+
+def _may_start(
+    requests: Sequence[ImageRequest],
+    values: Sequence[Mapping[str, Any]],
+    store: ImageStore,
+    paying: Paying,
+    options: Mapping[str, Any],
+) -> bool:
+    """Check a batch, and start Prefect's server for it; of a dry run, tell what was found instead, and return False.
+
+    Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it.
+    """
+    credentials = credentials_of(paying.credentials)
+    intake = check_batch(requests, credentials, store, values=values, **options)
+    if paying.dry_run:
+        estimate = estimate_batch(intake, credentials, store, **options)
+        say(*_estimated(estimate, options["budget"].prices or {}, paying.max_images))
+        return False
+    with waiting_for("Starting Prefect's server"):
+        start_server()
+    return True
 
 
 def _columns(text: str) -> dict[str, str | None]:
@@ -316,7 +337,7 @@ def tell(report: object, deliver: str | None, names: Sequence[str]) -> int:
         complain(f"the run ended without a report: {report}")
         return 1
     say("", *_summary(report), "", *_places(report, deliver))
-    for line in failures(report, names):
+    for line in _failures(report, names):
         print(line, file=sys.stderr)
     return 0 if report.ok else 1
 
@@ -350,6 +371,25 @@ def _places(report: BatchReport, deliver: str | None) -> Iterator[str]:
         yield f"Delivered  {place(store_at(deliver).uri('x').removesuffix('/x'))} ({copies})"
     yield f"Gallery    {place(report.gallery_uri) if report.gallery_uri else 'could not be written'}"
     yield f"Manifest   {place(report.manifest_uri)}"
-    yield f"Run        {run_url(report.flow_run_id)}"
+    yield f"Run        {_run_url(report.flow_run_id)}"
     if report.gallery_uri:
         yield f"To look at the images: prefect-ttapi open {shlex.quote(place(store))}"
+
+
+def _run_url(flow_run_id: str) -> str:
+    """Return where the Prefect UI shows a run; without a server of its own, how to get one."""
+    ui = get_current_settings().ui_url
+    if ui:
+        return f"{ui.rstrip('/')}/runs/flow-run/{flow_run_id}"
+    home = f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} " if "PREFECT_HOME" in os.environ else ""
+    return f"`{home}prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"
+
+
+def _failures(report: BatchReport, names: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each of the first rows without their images."""
+    for row in islice(without_images(report.rows), _SHOWN):
+        name = f" ({one_line(known, 60)})" if (known := row.values.get("name")) else ""
+        yield f"{names[row.row]}{name} {row.status}: {row.error}"
+    more = report.totals.failed + report.totals.skipped - _SHOWN
+    if more > 0:
+        yield f"and {more} more, in the manifest"

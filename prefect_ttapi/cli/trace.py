@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
+from rich.filesize import decimal
+
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.chain import (
     Copy,
@@ -19,7 +21,7 @@ from prefect_ttapi.cli.chain import (
     trace_request,
     trace_run,
 )
-from prefect_ttapi.cli.reporting import Progress, complain, size
+from prefect_ttapi.cli.reporting import Progress, complain, utc
 from prefect_ttapi.cli.stores import prices_of, store_at
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
@@ -43,17 +45,13 @@ def run(
     as_json: bool,
 ) -> int:
     """Trace, and print the chain; return the exit status."""
-    progress = Progress(sys.stderr)
-    asked = _Asked(
-        address, run_id, store_at(store, endpoint_url) if store else None, endpoint_url, everywhere
-    )
-    known = prices_of(prices)
+    known, progress = prices_of(prices), Progress(sys.stderr)
+    home = store_at(store, endpoint_url) if store else None
     try:
-        found = _trace(asked, progress)
-        text = _as_json(found) if as_json else _told_to_people(found, known)
-        for piece in text:
+        found = _trace(address, run_id, home, endpoint_url, everywhere, progress)
+        for piece in _as_json(found) if as_json else _told_to_people(found, known):
             progress.clear()
-            print(_encodable(piece))
+            print(piece)
     except StoreError as error:
         complain(error)
         return 1
@@ -62,16 +60,14 @@ def run(
     return 1 if isinstance(found, Origin) and found.gaps else 0
 
 
-class _Asked(NamedTuple):
-    address: str | None
-    run_id: str | None
-    store: ImageStore | None
-    endpoint_url: str | None
-    everywhere: bool
-
-
-def _trace(asked: _Asked, progress: Progress) -> Origin | Made:
-    address, run_id, store, endpoint_url, everywhere = asked
+def _trace(
+    address: str | None,
+    run_id: str | None,
+    store: ImageStore | None,
+    endpoint_url: str | None,
+    everywhere: bool,
+    progress: Progress,
+) -> Origin | Made:
     if run_id is not None and address is None:
         return trace_run(run_id, _needed(store, "--run"), progress=progress)
     if address is None or run_id is not None:
@@ -111,7 +107,7 @@ def _in_short(made: Generation, prices: Mapping[Model, Price]) -> Iterator[str]:
     told = {
         "Prompt": made.request.prompt,
         "Model": made.request.model,
-        "Date": f"{made.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        "Date": utc(made.created_at),
         "Cost": ", ".join(cost),
         "Run": made.flow_run_id or "no Prefect run",
     }
@@ -129,11 +125,6 @@ def _as_json(found: Origin | Made) -> Iterator[str]:
         yield comma + json.dumps(source.model_dump(mode="json", exclude_none=True))
         comma = ","
     yield "]}"
-
-
-def _encodable(text: str) -> str:
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
 
 
 #: Characters of a line, and rows of a run that are shown; --json has all.
@@ -200,11 +191,11 @@ def _links(origin: Origin) -> Iterator[Node | str]:
 
 def _copy(copy: Copy) -> Node:
     said = [f"{name}: {value}" for name, value in sorted(copy.metadata.items())]
-    return Node(f"delivered copy, {size(copy.size_bytes)}; it says of itself", said or ["nothing"])
+    return Node(f"delivered copy, {decimal(copy.size_bytes)}; it says of itself", said or ["nothing"])
 
 
 def _image(image: StoredImage, state: str = "") -> Node:
-    sides, length = f"{image.width} x {image.height}", size(image.size_bytes)
+    sides, length = f"{image.width} x {image.height}", decimal(image.size_bytes)
     facts = [f"{sides}, {image.media_type}, {length}, image {image.index}", f"SHA-256 {image.sha256}"]
     revised = [f"revised prompt: {image.revised_prompt}"] if image.revised_prompt else []
     marks = [f"marks: {', '.join(image.marks) or 'none'}"] if image.marks is not None else []
@@ -220,41 +211,33 @@ def _entry(entry: Entry, with_images: bool) -> Iterator[Node | str]:
     yield from (f"perhaps paid for, too: {_payment(note)}" for note in entry.maybe_paid)
     yield from (f"also paid for: {_payment(note)}" for note in entry.also_paid)
     for answer in entry.kept:
-        when = f"{answer.when:%Y-%m-%d %H:%M:%S} UTC"
-        yield Node(
-            f"answer kept {answer.uri}",
-            [
-                f"{size(answer.size_bytes)}, run {answer.run_id}, {when}",
-                answer.why,
-                "the next run reads it again",
-            ],
-        )
+        came = f"{decimal(answer.size_bytes)}, run {answer.run_id}, {utc(answer.when)}"
+        yield Node(f"answer kept {answer.uri}", [came, answer.why, "the next run reads it again"])
 
 
 def _made(made: Generation) -> Iterator[Node | str]:
     asked = made.request.model_dump(mode="json", exclude_defaults=True, exclude={"prompt", "model"})
     always = {"prompt": made.request.prompt, "model": made.request.model}
-    yield Node(
-        f"request {made.request_hash}", [f"{name}: {value}" for name, value in (always | asked).items()]
-    )
-    calls = f"{made.api_calls} API call" + ("s" if made.api_calls > 1 else "")
-    call = f", API request id {made.request_id}" if made.request_id else ""
-    when, usage = f"{made.created_at:%Y-%m-%d %H:%M:%S} UTC", made.usage
+    told = [f"{name}: {value}" for name, value in (always | asked).items()]
+    yield Node(f"request {made.request_hash}", told)
+    facts = [counted(made.api_calls, "API call"), f"{made.seconds:.1f} s"]
+    facts += [f"API request id {made.request_id}"] if made.request_id else []
+    usage = made.usage
     tokens = (
-        [f"{usage.total_tokens:,} tokens: {usage.input_tokens:,} in, {usage.output_tokens:,} out"]
+        f"{usage.total_tokens:,} tokens: {usage.input_tokens:,} in, {usage.output_tokens:,} out"
         if usage
-        else []
+        else ""
     )
-    yield Node(f"answered by {made.api_origin}, {when}: {calls}, {made.seconds:.1f} s{call}", tokens)
-    runs = (("flow run", made.flow_run_id), ("task run", made.task_run_id))
-    paid = ", ".join(f"{name} {run}" for name, run in runs if run) or "no Prefect run"
-    yield f"paid for by {paid}" + (
-        f", with prefect-ttapi {made.package_version}" if made.package_version else ""
-    )
+    answered = f"answered by {made.api_origin}, {utc(made.created_at)}: {', '.join(facts)}"
+    yield Node(answered, [tokens] if tokens else [])
+    runs = {"flow run": made.flow_run_id, "task run": made.task_run_id}
+    paid = ", ".join(f"{name} {run}" for name, run in runs.items() if run) or "no Prefect run"
+    version = f", with prefect-ttapi {made.package_version}" if made.package_version else ""
+    yield f"paid for by {paid}{version}"
 
 
 def _payment(note: Payment) -> str:
-    return f"run {note.run_id}, {note.when:%Y-%m-%d %H:%M:%S} UTC: {note.what}"
+    return f"run {note.run_id}, {utc(note.when)}: {note.what}"
 
 
 def _row(source: SourceRow, *, with_request: bool = False) -> Node:
@@ -268,9 +251,8 @@ def _told(row: Row, with_request: bool) -> Iterator[str]:
         yield f"prompt: {row.prompt}"
         yield from (f"image {image.uri}" for image in row.images)
     if row.values:
-        yield "values: " + ", ".join(
-            f"{name}={'null' if value is None else value}" for name, value in row.values.items()
-        )
+        values = (f"{name}={'null' if value is None else value}" for name, value in row.values.items())
+        yield f"values: {', '.join(values)}"
     if row.error:
         yield f"{row.error_type}: {row.error}"
     for copy in row.delivered:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, keeps, names, standing, verify
-from prefect_ttapi.cli.findings import HEADINGS, SETTLED, Finding, Kind
+from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.errors import StoreError
@@ -100,7 +100,7 @@ class _Shown:
             yield json.dumps({"kind": "summary", "store": store} | what | totals)
             return
         for kind in (kind for kind in Kind if self._counts[kind]):
-            yield f"{HEADINGS[kind]}: {self._counts[kind]:,}"
+            yield f"{kind.heading}: {self._counts[kind]:,}"
             yield from self._first[kind]
             if self._counts[kind] > SHOWN:
                 yield f"  and {self._counts[kind] - SHOWN:,} more; --json has all"

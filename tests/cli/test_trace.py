@@ -203,7 +203,7 @@ def test_an_answer_that_is_kept_is_shown(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["trace", request.request_hash, "--store", store.url]) == 0
     told = capsys.readouterr().out
     assert f"answer kept {kept}" in told
-    assert "37 B, run one, " in told
+    assert "37 bytes, run one, " in told
     assert "the next run reads it again" in told
     assert main(["trace", request.request_hash, "--store", store.url, "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)["entries"]

@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from prefect_ttapi import BatchReport, ImageStore, TTAPICredentials, generate_batch
-from prefect_ttapi.cli.running import exit_status
+from prefect_ttapi.cli.running import at_a_terminal
 
 
 @flow(name="small", persist_result=False)
@@ -37,12 +37,9 @@ def main() -> int:
     if sys.argv[2:] == ["serve"]:
         small.serve("small", parameters=settings)
         return 0
-
-    def run() -> int:
+    with at_a_terminal():
         print(small(**settings).manifest_uri)
-        return 0
-
-    return exit_status(run)
+    return 0
 
 
 if __name__ == "__main__":
