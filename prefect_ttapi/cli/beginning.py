@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
+from prefect_ttapi.cli.options import Preparing
 from prefect_ttapi.cli.reporting import say
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials
@@ -77,9 +78,7 @@ _Done = tuple[str, str]
 _MADE, _CHANGED, _LEFT, _MISSING = "made", "changed", "left", "MISSING"
 
 
-def bootstrap(
-    address: str | None, name: str, pool: str, in_flight: int | None, endpoint_url: str | None
-) -> int:
+def bootstrap(asked: Preparing) -> int:
     """Make what deployments need, and say what was made, changed or left; return the exit status.
 
     Raises:
@@ -92,7 +91,7 @@ def bootstrap(
     status = 0
     try:
         with get_client(sync_client=True) as client:
-            for done, what in _everything(client, address, name, pool, in_flight, endpoint_url):
+            for done, what in _everything(client, asked):
                 tell = print if done == _MISSING else say  # what is missing is said to the quiet, too
                 tell(f"  {done:<9}{what}")
                 status |= done == _MISSING
@@ -101,18 +100,11 @@ def bootstrap(
     return int(status)
 
 
-def _everything(
-    client: SyncPrefectClient,
-    address: str | None,
-    name: str,
-    pool: str,
-    in_flight: int | None,
-    endpoint_url: str | None,
-) -> Iterator[_Done]:
-    yield _credentials(client, name)
-    yield _store(client, name, address, endpoint_url)
-    yield _pool(client, pool)
-    yield _limit(client, in_flight)
+def _everything(client: SyncPrefectClient, asked: Preparing) -> Iterator[_Done]:
+    yield _credentials(client, asked.name)
+    yield _store(client, asked)
+    yield _pool(client, asked.pool)
+    yield _limit(client, asked.in_flight)
     for automation in yaml.safe_load(_text("automations.yaml"))["automations"]:
         yield _automation(client, AutomationCore.model_validate(automation))
 
@@ -144,19 +136,19 @@ def _credentials(client: SyncPrefectClient, name: str) -> _Done:
     return _CHANGED, f"{what}: {', '.join(changed)}"
 
 
-def _store(client: SyncPrefectClient, name: str, address: str | None, endpoint_url: str | None) -> _Done:
-    what = f"store block {name}"
-    address = address or os.environ.get("TTAPI_STORE")
-    saved = _saved(client, ImageStore, name)
+def _store(client: SyncPrefectClient, asked: Preparing) -> _Done:
+    what = f"store block {asked.name}"
+    address = asked.store or os.environ.get("TTAPI_STORE")
+    saved = _saved(client, ImageStore, asked.name)
     if not address:
         if saved is None:
             return _MISSING, f"{what}: neither --store nor TTAPI_STORE says where the store is"
         return _LEFT, f"{what}: {saved.url}"
-    wanted = store_at(address, endpoint_url)
+    wanted = store_at(address, asked.endpoint_url)
     if saved is None:
-        wanted.save(name)
+        wanted.save(asked.name)
         return _MADE, f"{what}: {wanted.url}"
-    if saved.url != wanted.url or (endpoint_url and saved.endpoint_url != wanted.endpoint_url):
+    if saved.url != wanted.url or (asked.endpoint_url and saved.endpoint_url != wanted.endpoint_url):
         return _MISSING, (
             f"{what}: it leads to {saved.identity} and was left so, since everything would be paid for again in "
             f"{wanted.identity}: give another --name, or edit the block"

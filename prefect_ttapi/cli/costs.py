@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of
+from prefect_ttapi.cli.options import Counting
 from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
 from prefect_ttapi.cli.stores import document_keys, passing_over_nonsense, prices_of, standing_store
 from prefect_ttapi.generation.budget import Price
@@ -51,43 +52,34 @@ class Sum:
         return self
 
 
-def run(
-    address: str,
-    endpoint_url: str | None,
-    since: str | None,
-    by: By,
-    prices: Sequence[str],
-    most: float | None,
-    *,
-    sandbox: bool,
-    as_json: bool,
-) -> int:
-    """Show the costs; return 1 where a record could not be read, or more than `most` USD were paid."""
-    known, begin = prices_of(prices, most), since_of(since)
-    store, progress = standing_store(address, endpoint_url), Progress(sys.stderr)
+def run(address: str, asked: Counting) -> int:
+    """Show the costs; return 1 where a record could not be read, or more was paid than the limit."""
+    prices, begin = prices_of(asked.price, asked.max_usd), since_of(asked.since)
+    store, progress = standing_store(address, asked.endpoint_url), Progress(sys.stderr)
     sums: defaultdict[str, Sum] = defaultdict(Sum)
     left_out = unread = 0
     records = side_by_side(lambda key: _read(store, key), document_keys(store))
     for found in progress.count("reading the ledger", records):
         if found is None:
             unread += 1
-        elif (found[0].api_origin == SANDBOX_ORIGIN) is not sandbox:
+        elif (found[0].api_origin == SANDBOX_ORIGIN) is not asked.sandbox:
             left_out += 1
         else:
-            for heading, paid in _paid(*found, begin, by, known):
+            for heading, paid in _paid(*found, begin, asked.by, prices):
                 sums[heading] += paid
-    for heading, images in _saved(store, begin, by, sandbox=sandbox):
+    for heading, images in _saved(store, begin, asked.by, sandbox=asked.sandbox):
         sums[heading].saved += images
     progress.clear()
-    _show(sums, by, as_json=as_json, with_money=bool(known))
-    if left_out and not as_json:
-        whose = "the API" if sandbox else "the sandbox, which --sandbox counts"
+    _show(sums, asked.by, as_json=asked.json, with_money=bool(prices))
+    if left_out and not asked.json:
+        whose = "the API" if asked.sandbox else "the sandbox, which --sandbox counts"
         say(f"Left out: {counted(left_out, 'record')} of {whose}.")
     if unread:
         complain(f"{counted(unread, 'record')} can't be read: prefect-ttapi verify says why")
     usd = sum(each.usd for each in sums.values())
-    if too_much := most is not None and usd > most:
-        complain(f"{usd:,.2f} USD were paid, which is more than --max-usd {most:,.2f}")
+    too_much = asked.max_usd is not None and usd > asked.max_usd
+    if too_much:
+        complain(f"{usd:,.2f} USD were paid, which is more than --max-usd {asked.max_usd:,.2f}")
     return 1 if unread or too_much else 0
 
 

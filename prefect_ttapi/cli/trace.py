@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -21,6 +21,7 @@ from prefect_ttapi.cli.chain import (
     trace_request,
     trace_run,
 )
+from prefect_ttapi.cli.options import Tracing
 from prefect_ttapi.cli.reporting import Progress, complain, utc
 from prefect_ttapi.cli.stores import prices_of, store_at
 from prefect_ttapi.errors import StoreError
@@ -34,22 +35,12 @@ from prefect_ttapi.storage.layout import BATCHES, is_sha256, object_uri, run_in,
 from prefect_ttapi.storage.store import ImageStore
 
 
-def run(
-    address: str | None,
-    run_id: str | None,
-    store: str | None,
-    endpoint_url: str | None,
-    *,
-    everywhere: bool,
-    prices: Sequence[str],
-    as_json: bool,
-) -> int:
+def run(address: str | None, asked: Tracing) -> int:
     """Trace, and print the chain; return the exit status."""
-    known, progress = prices_of(prices), Progress(sys.stderr)
-    home = store_at(store, endpoint_url) if store else None
+    prices, progress = prices_of(asked.price), Progress(sys.stderr)
     try:
-        found = _trace(address, run_id, home, endpoint_url, everywhere, progress)
-        for piece in _as_json(found) if as_json else _told_to_people(found, known):
+        found = _trace(address, asked, progress)
+        for piece in _as_json(found) if asked.json else _told_to_people(found, prices):
             progress.clear()
             print(piece)
     except StoreError as error:
@@ -60,24 +51,19 @@ def run(
     return 1 if isinstance(found, Origin) and found.gaps else 0
 
 
-def _trace(
-    address: str | None,
-    run_id: str | None,
-    store: ImageStore | None,
-    endpoint_url: str | None,
-    everywhere: bool,
-    progress: Progress,
-) -> Origin | Made:
-    if run_id is not None and address is None:
-        return trace_run(run_id, _needed(store, "--run"), progress=progress)
-    if address is None or run_id is not None:
+def _trace(address: str | None, asked: Tracing, progress: Progress) -> Origin | Made:
+    endpoint_url, everywhere = asked.endpoint_url, asked.everywhere
+    store = store_at(asked.store, endpoint_url) if asked.store else None
+    if asked.run is not None and address is None:
+        return trace_run(asked.run, _needed(store, "--run"), progress=progress)
+    if address is None or asked.run is not None:
         raise ValueError("say either what to trace, or --run and a flow run's id")
     if is_sha256(address):
         where = _needed(store, "a request's hash")
         return trace_request(address, where, everywhere=everywhere, progress=progress)
     root, folder = split_at(object_uri(address), BATCHES) or ("", "")
-    if run := run_in(folder):
-        return trace_run(run, store or store_at(root, endpoint_url), progress=progress)
+    if run_id := run_in(folder):
+        return trace_run(run_id, store or store_at(root, endpoint_url), progress=progress)
     return trace_object(address, store, endpoint_url=endpoint_url, everywhere=everywhere, progress=progress)
 
 

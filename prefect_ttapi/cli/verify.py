@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, keeps, names, standing, verify
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
+from prefect_ttapi.cli.options import Verifying
 from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.errors import StoreError
@@ -38,25 +39,17 @@ SHOWN: Final = 10
 _TOTALS: Final = {"records": LEDGER, "images": LISTING, "images_read": IMAGES, "manifest_rows": MANIFESTS}
 
 
-def run(
-    address: str,
-    endpoint_url: str | None,
-    *,
-    quick: bool,
-    repairs: bool,
-    delete_orphans: bool,
-    as_json: bool,
-) -> int:
+def run(address: str, asked: Verifying) -> int:
     """Verify, and repair where asked to; return the exit status."""
-    if delete_orphans and not repairs:
+    if asked.delete_orphans and not asked.repair:
         raise ValueError("--delete-orphans needs --repair")
     progress = Progress(sys.stderr)
-    shown = _Shown(as_json=as_json)
+    shown = _Shown(as_json=asked.json)
     try:
-        store = store_at(address, endpoint_url)
-        for finding in verify(store, quick=quick, progress=progress):
-            mend = repairs and finding.wrong
-            done = repair(store, finding, delete_orphans=delete_orphans) if mend else None
+        store = store_at(address, asked.endpoint_url)
+        for finding in verify(store, quick=asked.quick, progress=progress):
+            mend = asked.repair and finding.wrong
+            done = repair(store, finding, delete_orphans=asked.delete_orphans) if mend else None
             progress.clear()
             shown.add(finding, done)
     except sqlite3.Error as error:
