@@ -37,7 +37,7 @@ from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batch_called, rows_of, without_images
 from prefect_ttapi.cli.options import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, place, say, waiting_for
-from prefect_ttapi.cli.running import at_a_terminal, sandbox_if
+from prefect_ttapi.cli.running import at_a_terminal, payer
 from prefect_ttapi.cli.stores import (
     credentials_of,
     prices_of,
@@ -126,14 +126,12 @@ def campaign(
         encoding: The encoding of a text file that is not UTF-8.
         skip_blank: Skip rows without a prompt.
     """
-    asked = {"size": size, "quality": quality}
+    asked = {"model": model, "size": size, "quality": quality}
     given = _at_hand.get() or read_prompts(
         prompts,
         prompt_column=prompt_column or None,
         columns=columns,
-        defaults={"model": model}
-        | {field: of for field, of in asked.items() if of != "auto"}
-        | dict(defaults),
+        defaults={field: of for field, of in asked.items() if of != "auto"} | dict(defaults),
         limit=limit,
         encoding=encoding or None,
         skip_blank=skip_blank,
@@ -216,7 +214,7 @@ def _options(
 
 def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
     """Generate and deliver; return the exit status."""
-    with at_a_terminal(), sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
+    with at_a_terminal(), payer(paying) as credentials:
         asked = _asked(paying, "campaign")
         file: dict[str, Any] = {
             "prompt_column": reading.prompt_column,
@@ -229,12 +227,14 @@ def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
         }
         given = read_prompts(path, **file)
         say(*given.notes)
-        if not _may_start(given.requests, given.values, store_at(address), paying, _options(**asked)):
+        batch = {"requests": given.requests, "credentials": credentials, "store": store_at(address)}
+        if not _may_start(paying, batch | {"values": given.values} | _options(**asked)):
             return 0
-        asked |= file | {"credentials": paying.credentials}
-        form = {field: value for field, value in asked.items() if value is not None}
+        # the server keeps what a flow is given: of a key that costs something, only the name of its block
+        asked |= file | {"credentials": credentials if paying.sandbox else paying.credentials}
         read = _at_hand.set(given)
         try:
+            form = {field: value for field, value in asked.items() if value is not None}
             state = campaign(path, address, **form, return_state=True)
         finally:
             _at_hand.reset(read)
@@ -244,28 +244,28 @@ def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
 
 def retry(address: str, wanted: str | None, paying: Paying) -> int:
     """Ask again for what failed in a batch; return the exit status."""
-    with at_a_terminal(), sandbox_if(paying.sandbox, content_credentials=paying.content_credentials):
+    with at_a_terminal(), payer(paying) as credentials:
         store = standing_store(address)
         batch = batch_called(store, wanted)
         rows = [*without_images(rows_of(store, batch))]
-        legal = [(row, row.request) for row in rows if row.request]
+        legal = [row for row in rows if row.request]
         if illegal := len(rows) - len(legal):
-            say(
-                f"{counted(illegal, 'request')} of the batch can't be asked for as they are: correct the prompts file."
-            )
+            told = f"{counted(illegal, 'request')} of the batch can't be asked for as they are"
+            say(f"{told}: correct the prompts file.")
         if not legal:
             say(f"Nothing is to be asked for again in the batch {batch.id}.")
             return 1 if illegal else 0
         say(f"Asked for again: {counted(len(legal), 'request')} of the batch {batch.id}.")
-        requests, values = [request for _, request in legal], [row.values for row, _ in legal]
-        options = _options(**_asked(paying, batch.name or "retry"))
-        if not _may_start(requests, values, store, paying, options):
+        again: dict[str, Any] = {
+            "requests": [row.request for row in legal],
+            "credentials": credentials,
+            "store": store,
+            "values": [row.values for row in legal],
+        } | _options(**_asked(paying, batch.name or "retry"))
+        if not _may_start(paying, again):
             return 0
-        credentials = credentials_of(paying.credentials)
-        report = generate_batch(
-            requests, credentials, store, values=values, raise_on_failure=False, **options
-        )
-        return tell(report, paying.deliver, [f"request {row.row}" for row, _ in legal])
+        report = generate_batch(**again, raise_on_failure=False)
+        return tell(report, paying.deliver, [f"request {row.row}" for row in legal])
 
 
 def _asked(paying: Paying, name: str) -> dict[str, Any]:
@@ -277,22 +277,18 @@ def _asked(paying: Paying, name: str) -> dict[str, Any]:
     return asked | {"prices": {model: price.model_dump() for model, price in prices.items()}}
 
 
-def _may_start(
-    requests: Sequence[ImageRequest],
-    values: Sequence[Mapping[str, Any]],
-    store: ImageStore,
-    paying: Paying,
-    options: Mapping[str, Any],
-) -> bool:
+def _may_start(paying: Paying, batch: Mapping[str, Any]) -> bool:
     """Check a batch, and start Prefect's server for it; of a dry run, tell what was found instead, and return False.
 
     Prefect logs a traceback for what goes wrong inside a flow, so all that can be known is found before it.
+
+    Args:
+        batch: what `check_batch` takes.
     """
-    credentials = credentials_of(paying.credentials)
-    intake = check_batch(requests, credentials, store, values=values, **options)
+    intake = check_batch(**batch)
     if paying.dry_run:
-        estimate = estimate_batch(intake, credentials, store, **options)
-        say(*_estimated(estimate, options["budget"].prices or {}, paying.max_images))
+        asked = {name: value for name, value in batch.items() if name not in ("requests", "values")}
+        say(*_estimated(estimate_batch(intake, **asked), batch["budget"].prices or {}, paying.max_images))
         return False
     with waiting_for("Starting Prefect's server"):
         start_server()

@@ -10,49 +10,35 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import temporary_settings
+from pydantic import SecretStr
 
+from prefect_ttapi.cli.options import Paying
 from prefect_ttapi.cli.reporting import Loudness, loudness
+from prefect_ttapi.cli.stores import credentials_of
+from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER, leave, leave_soon
 from prefect_ttapi.sandbox import Sandbox
 
 
 @contextmanager
-def sandbox_if(asked_for: bool, *, content_credentials: bool = False) -> Iterator[None]:
-    """Run a sandbox in this process for the time being, named by the environment, if it is asked for.
-
-    Args:
-        content_credentials: its images have test credentials.
+def payer(paying: Paying) -> Iterator[TTAPICredentials]:
+    """Give the credentials that a command line names; with --sandbox, those of a sandbox that runs meanwhile.
 
     Raises:
-        ValueError: there is no sandbox to have such images.
+        ValueError: there is no such block, nor a key in the environment; or there is no sandbox to have credentials for
+            testing.
     """
-    if not asked_for:
-        if content_credentials:
-            raise ValueError("--content-credentials is for images of the sandbox: it goes with --sandbox")
-        yield
-        return
-    with Sandbox(content_credentials=content_credentials) as sandbox:
-        before = dict(os.environ)
-        os.environ.update(TTAPI_BASE_URL=sandbox.base_url, TTAPI_API_KEY="sandbox")
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
-
-#: Levels below which a person needs no log line: what task runs say, the run's own warnings tell again.
-_LEAST: Final = {
-    Loudness.QUIET: {"": logging.WARNING, "prefect.task_runs": logging.CRITICAL},
-    Loudness.NORMAL: {"prefect.task_runs": logging.CRITICAL},
-    Loudness.VERBOSE: {},
-}
-#: The same beside a display of the progress, which tells how a run begins and goes on.
-_BESIDE_PROGRESS: Final = {"prefect": logging.WARNING}
+    if paying.sandbox:
+        with Sandbox(content_credentials=paying.content_credentials) as sandbox:
+            yield TTAPICredentials(api_key=SecretStr("sandbox"), base_url=sandbox.base_url)
+    elif paying.content_credentials:
+        raise ValueError("--content-credentials is for images of the sandbox: it goes with --sandbox")
+    else:
+        yield credentials_of(paying.credentials)
 
 
 def quiet_logs() -> None:
@@ -66,12 +52,13 @@ def quiet_logs() -> None:
 
 def _matters(record: logging.LogRecord) -> bool:
     asked = loudness()
-    least = _LEAST[asked]
-    if asked is not Loudness.VERBOSE and sys.stderr.isatty():
-        least = _BESIDE_PROGRESS | least
-    return record.levelno >= max(
-        (level for name, level in least.items() if record.name.startswith(name)), default=logging.NOTSET
-    )
+    if asked is Loudness.VERBOSE:
+        return True
+    if record.name.startswith("prefect.task_runs"):  # the run's own warnings tell it again
+        return record.levelno >= logging.CRITICAL
+    # a display of the progress tells how a run begins and goes on
+    told_anyway = sys.stderr.isatty() and record.name.startswith("prefect")
+    return record.levelno >= logging.WARNING or not (told_anyway or asked is Loudness.QUIET)
 
 
 _STOPPING = b"\nStopping: what is under way is finished and recorded. Press Ctrl-C again to leave at once.\n"

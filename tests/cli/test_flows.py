@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from prefect_ttapi.capabilities import MODELS, RULES
 from prefect_ttapi.cli.flows import images, is_worth_it, retry, review
 from prefect_ttapi.cli.run import campaign
 from prefect_ttapi.credentials import TTAPICredentials
+from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
@@ -35,6 +37,18 @@ def sentences(fields: dict[str, dict[str, Any]]) -> list[str]:
     return [
         name for name, field in fields.items() if not re.match(r"[A-Za-z].*\.$", field["description"], re.S)
     ]
+
+
+def test_what_delivers_offers_the_same_of_copies() -> None:
+    """Whether copies replace, are marked and are signed can be said wherever they can be asked for, in one wording."""
+    wanted = parameter_schema(campaign)
+    for deployed in (retry, images):
+        form = parameter_schema(deployed)
+        for name in ("deliver", "key", "overwrite", "mark", "sign", "max_in_flight"):
+            told, expected = form.properties[name], wanted.properties[name]
+            assert told["description"].split() == expected["description"].split()
+            assert told["default"] == expected["default"] if "default" in expected else "default" not in told
+        assert form.definitions["ContentCredentialsSigner"]["block_type_slug"]
 
 
 @pytest.mark.parametrize("deployed", OURS, ids=lambda deployed: deployed.name)
@@ -100,6 +114,25 @@ def test_what_a_model_takes_the_form_lets_through() -> None:
             for value in rule.values:
                 asked = {"prompt": "a fox", "model": model, name: value}
                 assert validate({"request": asked}, form, raise_on_error=False) == [], asked
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_copies_of_a_form_replace_and_are_marked(
+    credentials: TTAPICredentials, store: ImageStore, tmp_path: Path
+) -> None:
+    """Where a name is taken nothing is paid for, unless copies replace; they are marked if that is asked for."""
+    shop = ImageStore(url=str(tmp_path / "shop"))
+    shop.write("a-fox.png", b"another's", "image/png")
+    asked: dict[str, Any] = {"deliver": shop, "key": "{slug}.{ext}", "credentials": credentials}
+    refused = images(["a fox"], store, **asked, return_state=True)
+    assert (refused.is_failed(), refused.result(raise_on_failure=False).rows[0].error_type) == (
+        True,
+        "KeyTakenError",
+    )
+    assert images(["a fox"], store, **asked, overwrite=True, mark=True, return_state=True).is_completed()
+    (copy,) = shop.list("")
+    with shop.open(shop.uri(copy.key)) as file:
+        assert (read_labels(file) or Labels()).generated
 
 
 @pytest.mark.integration

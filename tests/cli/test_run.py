@@ -492,3 +492,11 @@ def test_a_deployment_with_blocks(sandbox: Sandbox, tmp_path: Path):
     (row,) = report.rows
     assert (row.request.model, row.request.quality, row.request.size) == ("gpt-image-1", "low", "auto")
     assert len(list(shop.list(""))) == 1
+
+
+def test_the_sandbox_is_used_whatever_credentials_are_named(store: ImageStore, tmp_path: Path, capsys):
+    """With --sandbox nothing is paid for: not even where a saved block with a real key is named, too."""
+    prompts = prompts_file(tmp_path, "prompt\nx\n")
+    words = [prompts, "--store", store.url, "--sandbox", "--credentials", "real", "--dry-run"]
+    assert run(words) == 0
+    assert "1 to send for 1 image" in capsys.readouterr().out
