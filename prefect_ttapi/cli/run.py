@@ -214,37 +214,37 @@ def _options(
 
 def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
     """Generate and deliver; return the exit status."""
-    with at_a_terminal(), payer(paying) as credentials:
-        asked = _asked(paying, "campaign")
-        file: dict[str, Any] = {
-            "prompt_column": reading.prompt_column,
-            "columns": {field: name for part in reading.columns for field, name in _columns(part).items()},
-            "defaults": {name: value for name in ("model", "size") if (value := getattr(reading, name))},
-            "limit": reading.limit,
-            "encoding": reading.encoding,
-            "skip_blank": reading.skip_blank,
-            "key": paying.key,
-        }
-        given = read_prompts(path, **file)
+    file: dict[str, Any] = {
+        "prompt_column": reading.prompt_column,
+        "columns": {field: name for part in reading.columns for field, name in _columns(part).items()},
+        "defaults": {name: value for name in ("model", "size") if (value := getattr(reading, name))},
+        "limit": reading.limit,
+        "encoding": reading.encoding,
+        "skip_blank": reading.skip_blank,
+        "key": paying.key,
+    }
+    with at_a_terminal():
+        asked, given = _asked(paying, "campaign"), read_prompts(path, **file)
         say(*given.notes)
-        batch = {"requests": given.requests, "credentials": credentials, "store": store_at(address)}
-        if not _may_start(paying, batch | {"values": given.values} | _options(**asked)):
-            return 0
-        # the server keeps what a flow is given: of a key that costs something, only the name of its block
-        asked |= file | {"credentials": credentials if paying.sandbox else paying.credentials}
-        read = _at_hand.set(given)
-        try:
+        with payer(paying) as credentials:
+            batch = {"requests": given.requests, "credentials": credentials, "store": store_at(address)}
+            if not _may_start(paying, batch | {"values": given.values} | _options(**asked)):
+                return 0
+            # the server keeps what a flow is given: of a key that costs something, only the name of its block
+            asked |= file | {"credentials": credentials if paying.sandbox else paying.credentials}
             form = {field: value for field, value in asked.items() if value is not None}
-            state = campaign(path, address, **form, return_state=True)
-        finally:
-            _at_hand.reset(read)
-        names = [f"line {line}" for line in given.lines]
-        return tell(state.result(raise_on_failure=False), paying.deliver, names)
+            read = _at_hand.set(given)
+            try:
+                state = campaign(path, address, **form, return_state=True)
+            finally:
+                _at_hand.reset(read)
+            names = [f"line {line}" for line in given.lines]
+            return tell(state.result(raise_on_failure=False), paying.deliver, names)
 
 
 def retry(address: str, wanted: str | None, paying: Paying) -> int:
     """Ask again for what failed in a batch; return the exit status."""
-    with at_a_terminal(), payer(paying) as credentials:
+    with at_a_terminal():
         store = standing_store(address)
         batch = batch_called(store, wanted)
         rows = [*without_images(rows_of(store, batch))]
@@ -256,16 +256,17 @@ def retry(address: str, wanted: str | None, paying: Paying) -> int:
             say(f"Nothing is to be asked for again in the batch {batch.id}.")
             return 1 if illegal else 0
         say(f"Asked for again: {counted(len(legal), 'request')} of the batch {batch.id}.")
-        again: dict[str, Any] = {
-            "requests": [row.request for row in legal],
-            "credentials": credentials,
-            "store": store,
-            "values": [row.values for row in legal],
-        } | _options(**_asked(paying, batch.name or "retry"))
-        if not _may_start(paying, again):
-            return 0
-        report = generate_batch(**again, raise_on_failure=False)
-        return tell(report, paying.deliver, [f"request {row.row}" for row in legal])
+        with payer(paying) as credentials:
+            again: dict[str, Any] = {
+                "requests": [row.request for row in legal],
+                "credentials": credentials,
+                "store": store,
+                "values": [row.values for row in legal],
+            } | _options(**_asked(paying, batch.name or "retry"))
+            if not _may_start(paying, again):
+                return 0
+            report = generate_batch(**again, raise_on_failure=False)
+            return tell(report, paying.deliver, [f"request {row.row}" for row in legal])
 
 
 def _asked(paying: Paying, name: str) -> dict[str, Any]:
