@@ -17,21 +17,26 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-from ways import KEY, Job, Load, memory
+from measuring import memory
+from ways import KEY, Job, Load
+
+# Prefect's server is that of the tests
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prefect_ttapi.sandbox import Sandbox
+from tests.support.ports import free_ports
+from tests.support.prefect_server import ROOT, prefect_server
 
 SAMPLE = 0.2  # seconds between looks at a child's memory
 
@@ -67,12 +72,6 @@ def process(command: list[str], log: Path, **options: Any) -> Iterator[subproces
                     os.killpg(started.pid, signal.SIGKILL)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_for(url: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while True:
@@ -105,23 +104,16 @@ def wait_until_idle(pid: int, seconds: float = 120) -> None:
 @contextmanager
 def servers(folder: Path) -> Iterator[tuple[str, dict[str, str], int]]:
     """An S3 service; the environment of processes that are to use a Prefect server of our own, and its process."""
-    home = {
-        **os.environ,
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    s3_port, prefect_port = free_port(), free_port()
-    s3, api = f"http://127.0.0.1:{s3_port}", f"http://127.0.0.1:{prefect_port}/api"
-    moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port)]
-    prefect = [sys.executable, "-m", "prefect", "server", "start", "--port", str(prefect_port), "--no-ui"]
-    with ExitStack() as stack:
-        quiet = {"stdout": subprocess.DEVNULL}
-        stack.enter_context(process(moto, folder / "moto.log", **quiet))
-        server = stack.enter_context(process(prefect, folder / "server.log", env=home, **quiet))
+    (port,) = free_ports(1)
+    moto = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    s3, home = f"http://127.0.0.1:{port}", folder / "prefect"
+    home.mkdir()
+    with (
+        process(moto, folder / "moto.log", stdout=subprocess.DEVNULL),
+        prefect_server(home, PREFECT_SERVER_UI_ENABLED="false") as server,
+    ):
         wait_for(s3)
-        wait_for(f"{api}/health")
-        here = Path(__file__).resolve().parent.parent
-        yield s3, {**home, "PREFECT_API_URL": api, "PYTHONPATH": str(here)}, server.pid
+        yield s3, {**server.environment, "PYTHONPATH": str(ROOT)}, server.pid
 
 
 class Bench:
@@ -195,7 +187,7 @@ class Bench:
         samples = []
         while True:
             try:
-                samples.append((time.perf_counter() - began, memory(started.pid), sandbox.images))
+                samples.append((time.perf_counter() - began, memory(pid=started.pid), sandbox.images))
             except (FileNotFoundError, IndexError):
                 return samples
             if select.select([started.stdout], [], [], SAMPLE)[0]:

@@ -23,13 +23,11 @@ from pathlib import Path
 # the servers, and what is killed, are those of the tests
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from moto.server import ThreadedMotoServer
-
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ceph import ceph_server
 from tests.support.chaos import Tally, kill_and_go_on, race
 from tests.support.prefect_server import Server, prefect_server
-from tests.support.s3 import S3Server
+from tests.support.s3 import S3Server, moto_server
 
 PLACES = ("folder", "moto", "ceph")
 FIGURES = Path(__file__).parents[1] / "docs" / "figures.md"
@@ -113,12 +111,9 @@ def main() -> None:
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         ceph = running.enter_context(ceph_server())
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        moto.start()
-        running.callback(moto.stop)
+        moto = running.enter_context(moto_server())
         server = running.enter_context(prefect_server(folder))
-        host, port = moto.get_host_and_port()
-        make = stores(folder, S3Server(f"http://{host}:{port}"), ceph)
+        make = stores(folder, moto, ceph)
         began = time.monotonic()
         for place, what, tally in rounds(asked.seed, make, server, folder):
             found.setdefault((place, what), Tally())

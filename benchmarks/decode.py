@@ -5,8 +5,7 @@
 A child process answers over loopback HTTP with PNGs in base64. Each way runs in processes of its own, in
 rounds, with one client for all calls of a round; the best call counts for the times, the worst for memory. Only
 ours checks that the images are complete, reads their size and hashes them. Its images lie in temporary files,
-the others' in memory. Memory is the peak above the idle size after a first small answer. Linux only: it reads
-/proc.
+the others' in memory. Memory is the peak above the idle size after a first small answer. Linux only.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import base64
 import gc
 import json
 import os
-import struct
 import subprocess
 import sys
 import time
@@ -25,6 +23,13 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+
+from measuring import forget_peak, memory
+
+# pictures are put together as those of the tests
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support.pictures import png_of
 
 WIDTH = 1024
 KEY = "benchmark"
@@ -66,15 +71,7 @@ def png(megabytes: float) -> bytes:
     row = 1 + 3 * WIDTH
     height = max(1, round(megabytes * 1e6 / row))
     pixels = b"".join(b"\0" + os.urandom(row - 1) for _ in range(height))
-    chunks = (
-        (b"IHDR", struct.pack(">2I5B", WIDTH, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(pixels, 0)),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
+    return png_of(WIDTH, height, zlib.compress(pixels, 0))
 
 
 def answer(load: Load) -> bytes:
@@ -175,18 +172,12 @@ WAYS = {
 }
 
 
-def resident(field: str) -> float:
-    """Megabytes of this process in memory: now (VmRSS), or at most since the peak was reset (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition(f"{field}:")[2].split()[0]) * 1024 / 1e6
-
-
 def measure(way: str, load: Load, server: str) -> Cost:
     images = WAYS[way](server)
     images(FIRST)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    idle = resident("VmRSS")
+    forget_peak()
+    idle = memory()
     walls, cpus = [], []
     for _ in range(load.calls):
         gc.collect()  # what is left of the last call does not count for this one
@@ -197,7 +188,7 @@ def measure(way: str, load: Load, server: str) -> Cost:
         if len(kept) != load.images:
             raise SystemExit(f"{way} gave {len(kept)} images")
         del kept
-    return Cost(min(walls), min(cpus), resident("VmHWM") - idle)
+    return Cost(min(walls), min(cpus), memory("VmHWM") - idle)
 
 
 def child(*arguments: str) -> subprocess.Popen[str]:

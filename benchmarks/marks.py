@@ -10,13 +10,16 @@ credentials in the image.
 from __future__ import annotations
 
 import io
-import struct
+import sys
 import time
 import tracemalloc
-import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from PIL import Image
+
+# pictures are put together as those of the tests
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prefect_ttapi.images.labels import mark, read_labels
 from prefect_ttapi.images.renditions import Rendition, render
@@ -24,6 +27,7 @@ from prefect_ttapi.images.signing import Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.sandbox.pictures import certificates_for_testing
+from tests.support.pictures import png_of
 
 ROUNDS = 7
 SAID = Statement("gpt-image-2", request_hash="ab" * 32, source_sha256="cd" * 32)
@@ -40,14 +44,7 @@ def picture(form: str) -> Spool:
 
 def large() -> Spool:
     """A PNG whose one chunk of pixels nobody unpacks."""
-    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 1024, 1024, 8, 2, 0, 0, 0))
-    return Spool.of(
-        [head, struct.pack(">I", LARGE) + b"IDAT", *[bytes(2**20)] * 128, bytes(4), chunk(b"IEND", b"")]
-    )
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return Spool.of([png_of(1024, 1024, bytes(LARGE))])
 
 
 def best(work: Callable[[], object]) -> float:

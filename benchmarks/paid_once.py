@@ -37,7 +37,7 @@ from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.ceph import PACKAGES, ceph_server, missing_programs
 from tests.support.meddling import meddling_proxy
-from tests.support.s3 import S3Server
+from tests.support.s3 import S3Server, moto_server
 
 CALLS = 30
 ROUNDS = 3
@@ -195,16 +195,10 @@ def servers() -> Iterator[tuple[str, S3Server]]:
 
 def serve() -> None:
     """Run both on free ports, which are printed, for as long as standard input is open."""
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    with Sandbox(tiny=True) as sandbox:
-        print(json.dumps([sandbox.base_url, f"http://{host}:{port}"]), flush=True)
+    with moto_server() as moto, Sandbox(tiny=True) as sandbox:
+        print(json.dumps([sandbox.base_url, moto.url]), flush=True)
         sys.stdin.read()
-    moto.stop()
 
 
 def new_bucket(server: S3Server) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from measuring import forget_peak, memory
 
 KEY = {"access_key_id": "AKIABENCH", "secret_access_key": "benchmark-only"}
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -153,22 +153,14 @@ def child() -> None:
     load = json.loads(sys.stdin.readline())
     job = Job(**{**load, "load": Load(**load["load"])})
     work = WAYS[job.way](job)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    idle = memory(os.getpid())
+    forget_peak()
+    idle = memory()
     print("ready", flush=True)
     sys.stdin.readline()
     began, cpu = time.perf_counter(), time.process_time()
     work()
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line[:6] == "VmHWM:")
-    print(
-        json.dumps({"wall": wall, "cpu": cpu, "peak": int(peak.split()[1]) / 1e3, "idle": idle}), flush=True
-    )
-
-
-def memory(pid: int) -> float:
-    """Megabytes that a process has in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak": memory("VmHWM"), "idle": idle}), flush=True)
 
 
 if __name__ == "__main__":

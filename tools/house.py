@@ -18,7 +18,8 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-PACKAGE = Path(__file__).parent.parent / "prefect_ttapi"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "prefect_ttapi"
 _PASSED_OVER = frozenset(
     {
         tokenize.COMMENT,
@@ -78,49 +79,33 @@ def walked() -> set[str]:
             "XDG_STATE_HOME": home,
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         }
-        import boto3
-        from moto.server import ThreadedMotoServer
-
+        # the S3 service is that of the tests
+        sys.path.insert(0, str(ROOT))
         from prefect_ttapi import ImageStore, TTAPICredentials, generate_batch
         from prefect_ttapi.sandbox import Sandbox
+        from tests.support.s3 import moto_server
 
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        s3 = {
-            "endpoint_url": f"http://{host}:{port}",
-            "access_key_id": "key",
-            "secret_access_key": "secret",
-            "region": "us-east-1",
-        }
-        boto3.client(
-            "s3",
-            endpoint_url=s3["endpoint_url"],
-            aws_access_key_id="key",
-            aws_secret_access_key="secret",  # noqa: S106 - moto takes any
-            region_name="us-east-1",
-        ).create_bucket(Bucket="pictures")
         passed: set[str] = set()
 
         def note(frame: FrameType, event: str, _: object) -> None:
             if event == "call" and frame.f_code.co_name != "<module>":
                 passed.add(frame.f_code.co_filename)
 
-        with Sandbox(tiny=True) as sandbox:
+        with Sandbox(tiny=True) as sandbox, moto_server() as server:
             credentials = TTAPICredentials(api_key="sandbox-key", base_url=sandbox.base_url)
+            place, s3 = f"s3://{server.new_bucket()}", server.settings()
             threading.setprofile(note)
             sys.setprofile(note)
             try:
                 generate_batch(
                     [{"prompt": "a lighthouse", "model": "gpt-image-1"}],
                     credentials,
-                    ImageStore(url="s3://pictures/store", **s3),
-                    deliver_to=ImageStore(url="s3://pictures/shop", **s3),
+                    ImageStore(url=f"{place}/store", **s3),
+                    deliver_to=ImageStore(url=f"{place}/shop", **s3),
                 )
             finally:
                 sys.setprofile(None)
                 threading.setprofile(None)
-        server.stop()
     rooms = {str(path) for path in PACKAGE.rglob("*.py") if "sandbox" not in path.parts}
     return {str(Path(file).relative_to(PACKAGE)) for file in passed & rooms}
 

@@ -42,6 +42,7 @@ from tests.support.hostile import (
     stall,
     then_close,
 )
+from tests.support.ports import free_ports
 
 MakeClient = Callable[..., TTAPIClient]
 
@@ -307,16 +308,12 @@ def test_a_redirect_is_not_followed(server: HostileServer, client: TTAPIClient) 
         assert (elsewhere.connections, len(server.requests)) == (0, 1)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
 def test_nobody_is_listening(stopped: StoppedClock) -> None:
     """A refused connection never delivered anything: tried four times, then an error that says so."""
     stopped.sleeps.clear()
+    (port,) = free_ports(1)
     with (
-        TTAPIClient(KEY, f"http://127.0.0.1:{free_port()}", clock=stopped) as client,
+        TTAPIClient(KEY, f"http://127.0.0.1:{port}", clock=stopped) as client,
         pytest.raises(APIConnectionError, match=r"no connection: .*refused") as caught,
     ):
         client.generate(CAT)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from prefect_ttapi import BatchReport, Budget, ImageStore, TTAPICredentials, gen
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.layout import LEDGER
 from tests.support.children import child, until
+from tests.support.ports import free_ports
 from tests.support.prefect_server import PATIENCE, ROOT
 
 pytestmark = [
@@ -71,12 +71,6 @@ class Engine:
     logs: Path | None = None
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @contextmanager
 def dask_cluster(folder: Path) -> Iterator[Engine]:
     """A cluster that a flow's own process starts."""
@@ -92,7 +86,7 @@ def dask_cluster(folder: Path) -> Iterator[Engine]:
 def dask_processes(folder: Path) -> Iterator[Engine]:
     """A scheduler, and two workers with one thread each, as on machines of their own."""
     prefect_dask = pytest.importorskip("prefect_dask", reason="make integration installs it")
-    ports = [free_port() for _ in range(4)]
+    ports = free_ports(4)
     scheduler = f"tcp://127.0.0.1:{ports[0]}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     host = ["--host", "127.0.0.1"]

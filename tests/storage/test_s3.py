@@ -9,14 +9,13 @@ from urllib.request import Request, urlopen
 
 import pytest
 from moto.core.authorization import enable_iam_authentication
-from moto.server import ThreadedMotoServer
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts, NoAnswerError, waiting
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import fresh_image, stored
 from tests.support.meddling import meddling_proxy
-from tests.support.s3 import S3Server, connected
+from tests.support.s3 import S3Server, connected, moto_server
 
 FACTS = Facts("application/json")
 
@@ -57,14 +56,10 @@ def test_an_endpoint_where_nothing_answers() -> None:
         assert not isinstance(wrong_address.value, NoAnswerError)
 
 
-def test_an_endpoint_that_goes_away_is_waited_for(s3_server: S3Server) -> None:
+def test_an_endpoint_that_goes_away_is_waited_for() -> None:
     """A service that has answered before is asked again while nobody is there: it is no wrong address."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    settings = s3_server.settings(endpoint_url=endpoint)
-    store = connected(ImageStore(url=f"s3://{s3_server.new_bucket()}", **settings))
-    server.stop()
+    with moto_server() as server:
+        store = connected(ImageStore(url=f"s3://{server.new_bucket()}", **server.settings()))
     with waiting(0), pytest.raises(NoAnswerError, match="nothing answers there"):
         store.read("a")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import itertools
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_ports
 from tests.support.s3 import S3Server
 
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -139,7 +139,7 @@ def ceph_server() -> Iterator[CephServer]:
     if missing := missing_programs():
         raise CephError(f"there is no {', '.join(missing)}: install Debian's packages {PACKAGES}")
     with tempfile.TemporaryDirectory(prefix="ceph-") as name, ExitStack() as daemons:
-        folder, (mon_port, port), osd = Path(name), _free_ports(2), str(uuid.uuid4())
+        folder, (mon_port, port), osd = Path(name), free_ports(2), str(uuid.uuid4())
         cluster = str(uuid.uuid4())
         configuration, monitors = folder / "ceph.conf", str(folder / "monmap")
         configuration.write_text(
@@ -173,12 +173,6 @@ def ceph() -> Iterator[CephServer]:
     """One Ceph for all tests, up in about 2 seconds; each takes buckets of its own."""
     with ceph_server() as server:
         yield server
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as open_at_once:
-        sockets = [open_at_once.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listening.getsockname()[1] for listening in sockets]
 
 
 def _run(*command: str, orders: str = "") -> None:

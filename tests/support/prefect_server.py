@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 #: The command `prefect` of the environment that the tests run in.
@@ -30,11 +31,13 @@ class Server:
         url: where its UI is.
         environment: of commands that are to use it.
         log: what it says.
+        pid: of its process.
     """
 
     url: str
     environment: dict[str, str] = field(repr=False)
     log: Path
+    pid: int
 
     def run(self, *command: str, cwd: Path = ROOT, **environment: str) -> str:
         """Run a Python command (`-m ...` or a script), which must succeed, and return what it prints."""
@@ -82,9 +85,7 @@ class Server:
 @contextmanager
 def prefect_server(home: Path, **settings: str) -> Iterator[Server]:
     """A server of its own on a free port, with its database, its log and what its clients keep below `home`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     mine = {
         "PREFECT_HOME": str(home),
@@ -109,7 +110,7 @@ def prefect_server(home: Path, **settings: str) -> Iterator[Server]:
         )
         try:
             _wait_for(url, process, log)
-            yield Server(url, environment, log)
+            yield Server(url, environment, log, process.pid)
         finally:
             process.terminate()
             process.wait(PATIENCE)

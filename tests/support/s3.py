@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import boto3
@@ -75,6 +76,18 @@ def said(
     return status, {"Content-Type": "application/xml", **named}, body.encode()
 
 
+@contextmanager
+def moto_server() -> Iterator[S3Server]:
+    """moto's server, in threads of this process."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield S3Server(f"http://{host}:{port}")
+    finally:
+        server.stop()
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """One S3 service for all tests; each takes buckets of its own.
@@ -87,17 +100,9 @@ def s3_server() -> Iterator[S3Server]:
         with one_at_a_time:
             return put(response)
 
-    with pytest.MonkeyPatch.context() as moto:
+    with pytest.MonkeyPatch.context() as moto, moto_server() as server:
         moto.setattr(S3Response, "put_object", put_object)
-        yield from _running()
-
-
-def _running() -> Iterator[S3Server]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield S3Server(f"http://{host}:{port}")
-    server.stop()
+        yield server
 
 
 @pytest.fixture
