@@ -175,20 +175,20 @@ class Spending:
         self._reserved: Counter[Kind] = Counter()
         self._dearest: dict[Kind, Usage] = {}  # what an image took at most
         self._surprise = "what was under way when it was reached"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         # a share goes along with its lane
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        vars(self).update(state, _lock=threading.RLock())
 
     @property
     def spent(self) -> Spent:
         """What was paid for, with an estimate of what perhaps was."""
         with self._lock:
-            return self._spent()
+            return self._told + self._cost(self._untold)
 
     @property
     def reserved(self) -> int:
@@ -198,19 +198,34 @@ class Spending:
     def reserve(self, request: ImageRequest) -> Denial | None:
         """Set aside what a request will cost before it is sent; return why it may not be."""
         with self._lock:
-            if (denial := self._denial(request)) is None:
+            if (denial := self.denial(request)) is None:
                 self._reserved[Kind.of(request)] += request.n
             return denial
 
     def denial(self, request: ImageRequest) -> Denial | None:
         """Return why a request could not be reserved now, or None."""
         with self._lock:
-            return self._denial(request)
+            reserved = +self._reserved
+            before = self.spent + self._cost(reserved)
+            more = self._cost({Kind.of(request): request.n})
+            first = next((kind for kind in reserved if not self._is_known(kind)), None)
+        for name, limit in self._limits.items():
+            so_far, wanted, form = getattr(before, name), getattr(more, name), _AMOUNTS[name]
+            if so_far >= limit or so_far + wanted > limit:
+                why = f"{wanted:{form}} more would pass the limit of {self._limit(name)}"
+                return Denial(f"{why}: {so_far:{form}} are spent or under way", final=not reserved)
+        why = f"the first of {first} is under way: nobody knows its cost yet"
+        return Denial(why, final=False) if first else None
 
     def passed(self) -> str | None:
         """Return which limit is reached, or would be passed by what is reserved: answers were dearer than expected."""
         with self._lock:
-            return self._passed()
+            spent = self.spent
+            then = spent + self._cost(+self._reserved)
+        for name, limit in self._limits.items():
+            if getattr(spent, name) >= limit or getattr(then, name) > limit:
+                return f"{getattr(spent, name):{_AMOUNTS[name]}} of {self._limit(name)} are spent"
+        return None
 
     def settle(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """Turn the reservation of a request that came back into the `images` that were paid for, perhaps none.
@@ -218,28 +233,25 @@ class Spending:
         Args:
             usage: of the answer; None where there is none, and the images may have been paid for.
         """
-        kind = Kind.of(request)
         with self._lock:
-            self._reserved[kind] -= request.n
-            self._count(kind, images, usage)
+            self._reserved[Kind.of(request)] -= request.n
+            self.count(request, images, usage)
 
     def count(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """Count what turns out to be paid for after its reservation was given back; the arguments are `settle`'s."""
-        with self._lock:
-            self._count(Kind.of(request), images, usage)
-
-    def _count(self, kind: Kind, images: int, usage: Usage | None) -> None:
         if not images:
             return
-        raised = self._learn(kind, images, usage) if usage is not None else ""
-        if usage is None or (self.budget.counts_tokens(kind.model) and not _tokens(usage)):
-            self._untold[kind] += images
-            self._uncounted += images if usage is not None else 0
-        else:
-            usd = self.budget.price(kind.model).exactly(images, usage)
-            self._told += Spent(images, _tokens(usage), usd)
-        if raised and self._passed():
-            self._surprise = raised
+        kind = Kind.of(request)
+        with self._lock:
+            raised = self._learn(kind, images, usage) if usage is not None else ""
+            if usage is None or (self.budget.counts_tokens(kind.model) and not _tokens(usage)):
+                self._untold[kind] += images
+                self._uncounted += images if usage is not None else 0
+            else:
+                usd = self.budget.price(kind.model).exactly(images, usage)
+                self._told += Spent(images, _tokens(usage), usd)
+            if raised and self.passed():
+                self._surprise = raised
 
     def learn(self, request: ImageRequest, images: int, usage: Usage | None) -> None:
         """Take what images cost that were paid for before."""
@@ -258,7 +270,7 @@ class Spending:
         with self._lock:
             part._dearest = dict(self._dearest)
             cost = self._cost(part._reserved)
-            rest = self._spent() + self._cost(self._reserved - part._reserved)
+            rest = self.spent + self._cost(self._reserved - part._reserved)
             is_known = all(map(self._is_known, part._reserved))
         for name in self._limits.keys() - {"images"}:  # these are reserved, and each is asked for once
             left = max(Decimal(), self._limits[name] - getattr(rest, name))
@@ -283,9 +295,6 @@ class Spending:
     def _limit(self, name: str) -> str:
         return f"{self._limits[name]:{_AMOUNTS[name]}} {_UNITS[name]}"
 
-    def _spent(self) -> Spent:
-        return self._told + self._cost(self._untold)
-
     def _cost(self, images: Mapping[Kind, int]) -> Spent:
         """Return what so many images of each kind cost, if none is dearer than the dearest so far."""
         total = Spent()
@@ -298,36 +307,15 @@ class Spending:
     def _is_known(self, kind: Kind) -> bool:
         return kind in self._dearest or not self.budget.counts_tokens(kind.model)
 
-    def _passed(self) -> str | None:
-        spent = self._spent()
-        then = spent + self._cost(+self._reserved)
-        for name, limit in self._limits.items():
-            if getattr(spent, name) >= limit or getattr(then, name) > limit:
-                return f"{getattr(spent, name):{_AMOUNTS[name]}} of {self._limit(name)} are spent"
-        return None
-
-    def _denial(self, request: ImageRequest) -> Denial | None:
-        reserved = +self._reserved
-        before = self._spent() + self._cost(reserved)
-        more = self._cost({Kind.of(request): request.n})
-        for name, limit in self._limits.items():
-            so_far, wanted, form = getattr(before, name), getattr(more, name), _AMOUNTS[name]
-            if so_far >= limit or so_far + wanted > limit:
-                why = f"{wanted:{form}} more would pass the limit of {self._limit(name)}"
-                return Denial(f"{why}: {so_far:{form}} are spent or under way", final=not reserved)
-        first = next((kind for kind in reserved if not self._is_known(kind)), None)
-        why = f"the first of {first} is under way: nobody knows its cost yet"
-        return Denial(why, final=False) if first else None
-
     def _learn(self, kind: Kind, images: int, usage: Usage) -> str:
         """Note what each of these images took; return how that is more than was known, if it is."""
         before = self._dearest.get(kind) or Usage()
-        took = (usage.input_tokens, usage.output_tokens, _tokens(usage))
-        names = ("input_tokens", "output_tokens", "total_tokens")
-        each = {
-            name: max(getattr(before, name), -(-count // images))
-            for name, count in zip(names, took, strict=True)
+        took = {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": _tokens(usage),
         }
+        each = {name: max(getattr(before, name), -(-count // images)) for name, count in took.items()}
         self._dearest[kind] = now = Usage(**each)
         if now.total_tokens <= before.total_tokens:
             return ""

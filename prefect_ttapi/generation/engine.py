@@ -159,10 +159,10 @@ class Engine:
                     with found as claim:
                         if has_answer:
                             paid = self.keeper.take_back(claim, self.result_key)
-                        else:
-                            paid = self._read_again(claim, request) or self._pay(
-                                claim, request, place, before_sending
-                            )
+                        elif (paid := self._read_again(claim, request)) is None:
+                            if before_sending is not None:
+                                before_sending()
+                            paid = _Sending(self, claim, request).pay(place)
                         if paid is not None:
                             return paid
                 except ClaimLostError as lost:
@@ -174,49 +174,6 @@ class Engine:
         """Return the request's images if they are paid for, and send nothing."""
         record = self.ledger.look_up(request.request_hash, self.not_before)
         return Paid(record, sent=False) if record else None
-
-    def _pay(
-        self, claim: Claim, request: ImageRequest, place: Place, before_sending: BeforeSending | None
-    ) -> Paid:
-        """Send a claimed request, and store and record its answer."""
-        if before_sending is not None:
-            before_sending()
-        sending = _Sending(self, claim, request)
-        answer = sending.ask()
-        place.answered(answer)
-        made = self.generation(
-            request,
-            images=tuple(map(self.store.reference, answer.images)),
-            usage=answer.usage,
-            api_calls=answer.attempts,
-            seconds=round(answer.seconds, 3),
-            request_id=answer.request_id,
-            earlier_outcomes=answer.earlier_outcomes,
-        )
-        rest = None
-        if answer.rest is not None:
-            why = f"images that were had: {len(answer.images)}; others could not be fetched"
-            rest = sending.unread(made.model_copy(update={"images": ()}), answer.rest, why, whole=False)
-            self.ledger.log.warning(
-                "request %s: %s; the answer is kept, and the next run tries again",
-                request.request_hash[:12],
-                why,
-            )
-        hand = Read(claim.answer(made, self.result_key), answer.images, rest)
-        return self.keeper.keep(claim, hand, stop=self.limits.stop)
-
-    def generation(self, request: ImageRequest, **facts: Any) -> Generation:
-        """Return what this run has made of a request, just now."""
-        return Generation(
-            request=request,
-            request_hash=request.request_hash,
-            api_origin=self.client.api_origin,
-            created_at=datetime.now(UTC),
-            flow_run_id=self.run.flow_run_id,
-            task_run_id=self.run.task_run_id,
-            package_version=VERSION,
-            **facts,
-        )
 
     def _read_again(self, claim: Claim, request: ImageRequest) -> Paid | None:
         """Return what can be read by now of earlier answers; None where the request may be sent."""
@@ -304,30 +261,31 @@ class _Sending(Guard):
         self._engine = engine
         self._claim = claim
         self._request = request
+        self._name = request.request_hash
+        self._log = engine.ledger.log
         self._attempt = 0
 
-    def ask(self) -> GeneratedImages:
-        """Return the answer to the request; where there is none, the claim says what became of it."""
-        engine, claim, request = self._engine, self._claim, self._request
-        patience = engine.store.patience
-        try:
-            if request.stream or engine.on_preview is not None:
-                events = engine.client.stream(request, self, patience=patience)
-                return _read_stream(request, events, engine.on_preview)
-            return engine.client.generate(request, self, patience=patience)
-        except TTAPIError as error:
-            if not perhaps_paid(error):
-                claim.release()
-            elif error.answer is not None:
-                self._keep_unread(error, error.answer)
-            else:
-                claim.mark_unknown(str(error), error.outcome)
-            raise
-        except BaseException as interruption:  # Ctrl-C, SIGTERM, a time-out
-            if self.in_hand is not None:
-                why = f"{type(interruption).__name__} while its images were fetched"
-                self._keep_unread(DownloadError(why, answer=self.in_hand), self.in_hand)
-            raise
+    def pay(self, place: Place) -> Paid:
+        """Send the request, and store and record its answer."""
+        engine, answer = self._engine, self._ask()
+        place.answered(answer)
+        made = self._made(
+            images=tuple(map(engine.store.reference, answer.images)),
+            usage=answer.usage,
+            api_calls=answer.attempts,
+            seconds=round(answer.seconds, 3),
+            request_id=answer.request_id,
+            earlier_outcomes=answer.earlier_outcomes,
+        )
+        rest = None
+        if answer.rest is not None:
+            why = f"images that were had: {len(answer.images)}; others could not be fetched"
+            rest = self._unread(made.model_copy(update={"images": ()}), answer.rest, why, whole=False)
+            self._log.warning(
+                "request %s: %s; the answer is kept, and the next run tries again", self._name[:12], why
+            )
+        hand = Read(self._claim.answer(made, engine.result_key), answer.images, rest)
+        return engine.keeper.keep(self._claim, hand, stop=self.stop)
 
     def admit(self, attempt: int) -> None:
         """Ask all of it; the claim last, which each send, a repeated one too, needs to be proven to stand."""
@@ -354,38 +312,68 @@ class _Sending(Guard):
         Where that fails, only a kill can harm it.
         """
         super().before_fetching(answer)
-        made = self._engine.generation(
-            self._request, images=(), api_calls=self._attempt, request_id=answer.request_id
-        )
-        name = self._request.request_hash
-        hand = self.unread(made, answer, "its process ended while its images were fetched", whole=True)
+        made = self._made(api_calls=self._attempt, request_id=answer.request_id)
+        hand = self._unread(made, answer, "its process ended while its images were fetched", whole=True)
         try:
-            self._engine.keeper.rescue.put_meanwhile(name, hand)
+            self._engine.keeper.rescue.put_meanwhile(self._name, hand)
         except StoreError as error:
-            self._engine.ledger.log.info("request %s is fetched without a copy: %s", name[:12], error)
+            self._log.info("request %s is fetched without a copy: %s", self._name[:12], error)
+
+    def _ask(self) -> GeneratedImages:
+        """Return the answer to the request; where there is none, the claim says what became of it."""
+        engine, claim, patience = self._engine, self._claim, self._engine.store.patience
+        try:
+            if self._request.stream or engine.on_preview is not None:
+                events = engine.client.stream(self._request, self, patience=patience)
+                return _read_stream(self._request, events, engine.on_preview)
+            return engine.client.generate(self._request, self, patience=patience)
+        except TTAPIError as error:
+            if not perhaps_paid(error):
+                claim.release()
+            elif error.answer is not None:
+                self._keep_unread(error, error.answer)
+            else:
+                claim.mark_unknown(str(error), error.outcome)
+            raise
+        except BaseException as interruption:  # Ctrl-C, SIGTERM, a time-out
+            if self.in_hand is not None:
+                why = f"{type(interruption).__name__} while its images were fetched"
+                self._keep_unread(DownloadError(why, answer=self.in_hand), self.in_hand)
+            raise
 
     def _keep_unread(self, error: TTAPIError, raw: RawAnswer) -> None:
         """Keep the answer of an error, and let the error say where."""
-        made = self._engine.generation(
-            self._request,
-            images=(),
-            api_calls=error.attempts,
-            seconds=round(error.elapsed, 3),
-            request_id=raw.request_id,
+        made = self._made(
+            api_calls=error.attempts, seconds=round(error.elapsed, 3), request_id=raw.request_id
         )
         # what was taken for an error has no images, whoever reads it
         is_whole = isinstance(error, InvalidResponseError | DownloadError) and error.taken_for is None
-        hand = self.unread(made, raw, f"{error.outcome}: {error}", whole=is_whole)
-        keeper, name = self._engine.keeper, self._request.request_hash
+        hand = self._unread(made, raw, f"{error.outcome}: {error}", whole=is_whole)
+        keeper = self._engine.keeper
         try:
             keeper.keep_unread(self._claim, hand, stop=self.stop)
-            error.kept_at, error.answer = keeper.place(name, hand.answer), None
+            error.kept_at, error.answer = keeper.place(self._name, hand.answer), None
         except NotStoredError as not_stored:
             error.kept_at = str(not_stored)
-        self._engine.ledger.log.warning("request %s: its answer can't be read: %s", name[:12], error)
+        self._log.warning("request %s: its answer can't be read: %s", self._name[:12], error)
 
-    def unread(self, made: Generation, raw: RawAnswer, why: str, *, whole: bool) -> Unread:
-        """Return an answer to this send that nobody can read yet; `made` is all that is known of it."""
+    def _made(self, **facts: Any) -> Generation:
+        """Return what this run has made of the request, just now."""
+        engine = self._engine
+        known = {
+            "request": self._request,
+            "request_hash": self._name,
+            "api_origin": engine.client.api_origin,
+            "created_at": datetime.now(UTC),
+            "images": (),
+            "flow_run_id": engine.run.flow_run_id,
+            "task_run_id": engine.run.task_run_id,
+            "package_version": VERSION,
+        }
+        return Generation(**known | facts)
+
+    def _unread(self, made: Generation, raw: RawAnswer, why: str, *, whole: bool) -> Unread:
+        """Return an answer that nobody can read yet; `made` is all that is known of it."""
         kept = Kept(
             token=self._claim.token,
             run_id=self._claim.run_id,

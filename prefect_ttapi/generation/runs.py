@@ -217,9 +217,7 @@ def to_the_end(
     return result.result()
 
 
-async def in_thread(
-    call: Callable[[], R], stop: Stop | None = None, *, of: str = "the task", grace: float | None = None
-) -> R:
+async def in_thread(call: Callable[[], R], stop: Stop, *, of: str, grace: float | None) -> R:
     """Run `call` in a worker thread with this context; a cancellation waits for it, because it may be paying.
 
     Args:
@@ -237,8 +235,7 @@ async def in_thread(
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        if stop is not None:
-            stop.cancel(f"{of} was cancelled", "CancelledError")
+        stop.cancel(f"{of} was cancelled", "CancelledError")
         # whoever was to hear of its error is gone
         work.add_done_callback(lambda done: done.cancelled() or done.exception())
         with CancelScope(shield=True):
@@ -279,27 +276,40 @@ _MAKES_FOLDER: Final = re.compile(r"(a?git_clone|pull_\w+)")
 #: A folder that a person names, as it is or by a variable.
 _NAMED_FOLDER: Final = re.compile(r"[/~]|{{ *(\$|prefect\.)")
 
+#: Why nothing is sent where a place is deleted after the run, and the way out.
+_STORE_STAYS: Final = (
+    "every run would pay for its images again, so nothing was sent. Name a place that stays, in the deployment's "
+    "parameters: s3://bucket/prefix, block:NAME, or a folder by its whole path elsewhere"
+)
+_RESCUE_STAYS: Final = (
+    "an answer that the store does not take would be lost with it, so nothing was sent. Name a place that stays: set "
+    "the store's rescue_folder, or XDG_STATE_HOME, to a folder by its whole path elsewhere"
+)
+
 
 def must_outlive_the_run(*places: ImageStore | Path | None) -> None:
-    """Make sure that no store, and no folder, lies where a deployment's code was pulled to for this run.
+    """Make sure that no store, and no rescue folder, lies where a deployment's code was pulled to for this run.
 
     Such a folder is deleted after the run, or when its code can't be brought up to date, and with it what was paid for.
+
+    Args:
+        places: stores, and rescue folders by their paths.
 
     Raises:
         StoreError: one does.
     """
-    folders = [Path(place.url) if isinstance(place, ImageStore) else place for place in places if place]
     pulled = _top(Path.cwd().resolve())
-    inside = next(
-        (each for each in folders if each.is_absolute() and each.resolve().is_relative_to(pulled)), None
-    )
-    run_id = prefect.runtime.flow_run.id
-    if inside is not None and run_id and _was_pulled(run_id):
-        raise StoreError(
-            f"{inside} is in {pulled}, where the deployment's code was put for this run, and which is deleted after "
-            "it: every run would pay for its images again, so nothing was sent. Name a place that stays, in the "
-            "deployment's parameters: s3://bucket/prefix, block:NAME, or a folder by its whole path elsewhere"
-        )
+    for place in (place for place in places if place is not None):
+        if isinstance(place, ImageStore):
+            folder, what, way_out = Path(place.url), "the store", _STORE_STAYS
+        else:
+            folder, what, way_out = place, "the rescue folder", _RESCUE_STAYS
+        is_inside = folder.is_absolute() and folder.resolve().is_relative_to(pulled)
+        if is_inside and (run_id := prefect.runtime.flow_run.id) and _was_pulled(run_id):
+            raise StoreError(
+                f"{what} {folder} is in {pulled}, where the deployment's code was put for this run, and which is "
+                f"deleted after it: {way_out}"
+            )
 
 
 def _top(folder: Path) -> Path:

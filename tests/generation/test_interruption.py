@@ -24,7 +24,7 @@ def test_a_cancellation_waits_as_long_as_it_may(again: bool, caplog: pytest.LogC
         raise ValueError("nobody hears this")
 
     async def cancelled() -> None:
-        work = asyncio.create_task(in_thread(call, stop, grace=None if again else 0.05))
+        work = asyncio.create_task(in_thread(call, stop, of="the task", grace=None if again else 0.05))
         await asyncio.sleep(0.05)
         work.cancel()
         await asyncio.sleep(0.05)

@@ -21,6 +21,9 @@ from prefect_ttapi.storage.store import ImageStore
 STEPS = "prefect.deployments.steps."
 CLONE = {f"{STEPS}git_clone": {"repository": "https://example.com/pictures.git", "id": "clone"}}
 SHELL = {f"{STEPS}run_shell_script": {"script": "git clone https://example.com/pictures.git"}}
+#: What the refusal of a store, and of a rescue folder, says.
+STORE = r"the store .*/out is in .* Name a place that stays, .*s3://bucket/prefix"
+RESCUE = r"the rescue folder .*/rescued is in .* Name a place that stays: set the store's rescue_folder"
 TEMPORARY = Path(tempfile.gettempdir()).resolve() / "tmpabcprefect"
 
 
@@ -77,17 +80,18 @@ def test_nothing_is_sent_from_a_clone_into_it(
 
     @flow(persist_result=False)
     def pictures() -> None:
-        for pay in (
-            lambda: generate_images({"prompt": "a fox"}, credentials, goes),
-            lambda: generate_batch(["a fox"], credentials, goes),
-            lambda: generate_batch(["a fox"], credentials, stays, deliver_to=goes),
-            lambda: generate_batch(["a fox"], credentials, with_rescue_folder),
+        for pay, way_out in (
+            (lambda: generate_images({"prompt": "a fox"}, credentials, goes), STORE),
+            (lambda: generate_images({"prompt": "a fox"}, credentials, with_rescue_folder), RESCUE),
+            (lambda: generate_batch(["a fox"], credentials, goes), STORE),
+            (lambda: generate_batch(["a fox"], credentials, stays, deliver_to=goes), STORE),
+            (lambda: generate_batch(["a fox"], credentials, with_rescue_folder), RESCUE),
         ):
-            with pytest.raises(StoreError, match="Name a place that stays"):
+            with pytest.raises(StoreError, match=way_out):
                 pay()
         assert sandbox.calls == 0
         made = generate_images({"prompt": "a fox"}, credentials, stays)
-        with pytest.raises(StoreError, match="Name a place that stays"):
+        with pytest.raises(StoreError, match=STORE):
             deliver_images(made, goes)
 
     with_rescue_folder = ImageStore(url=stays.url, rescue_folder="./rescued")
