@@ -41,7 +41,7 @@ from prefect_ttapi.lineage.shown import Shown, places, secrets_among
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import GeneratedImage, StoredImage
 from prefect_ttapi.stopping import StopSending
-from prefect_ttapi.storage.keys import TakenKeys
+from prefect_ttapi.storage.objects import TakenKeys
 from prefect_ttapi.storage.store import ImageStore
 
 logger = logging.getLogger(__name__)

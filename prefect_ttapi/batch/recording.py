@@ -27,7 +27,7 @@ from prefect_ttapi.generation.budget import Price
 from prefect_ttapi.generation.provenance import note_of, without_mark
 from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
-from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.gallery import Gallery, ThumbnailFile
 from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, failed_again, read_manifest
@@ -47,7 +47,7 @@ from prefect_ttapi.storage.layout import (
     page_name,
     part_key,
 )
-from prefect_ttapi.storage.objects import Body, Facts, waiting
+from prefect_ttapi.storage.objects import Facts, waiting
 from prefect_ttapi.storage.store import UPLOAD_PATIENCE, ImageStore
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from prefect_ttapi.errors import PictureError, SigningError, StoreError
 from prefect_ttapi.images.labels import Labels, Mark, mark, read_labels, unmark
 from prefect_ttapi.images.renditions import Marking, Version
 from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
-from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.results import DeliveredImage, Generation, StoredImage
-from prefect_ttapi.storage.objects import Body, ObjectStore, sha256_of
+from prefect_ttapi.storage.objects import ObjectStore, sha256_of
 
 logger: Final = logging.getLogger(__name__)
 

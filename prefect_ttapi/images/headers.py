@@ -251,7 +251,8 @@ def _at(file: BinaryIO, position: int, size: int) -> bytes:
 
 
 def _ends_with(spool: Spool, end: bytes) -> bool:
-    return spool.tail(_MOST_PADDING + len(end)).rstrip(_PADDING).endswith(end)
+    start = max(0, spool.size_bytes - _MOST_PADDING - len(end))
+    return spool.read_at(start, spool.size_bytes - start).rstrip(_PADDING).endswith(end)
 
 
 def _gif_size(spool: Spool) -> Size:

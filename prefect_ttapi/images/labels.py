@@ -83,8 +83,8 @@ def read_labels(file: BinaryIO) -> Labels | None:
     _, xmp = picture.packet() or (None, None)
     try:
         packet = Packet(xmp or EMPTY)
-        if packet.extension:
-            packet.properties = Packet(picture.more(packet.extension) or EMPTY).properties | packet.properties
+        if extension := packet["xmpNote:HasExtendedXMP"]:
+            packet.properties = Packet(picture.more(extension) or EMPTY).properties | packet.properties
     except PictureError:
         xmp, packet = None, Packet(EMPTY)
     marks: dict[Mark, bool] = {

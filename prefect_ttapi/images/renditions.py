@@ -29,7 +29,7 @@ from pydantic import ConfigDict, Field, model_validator
 from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.errors import PictureError, StoreError
 from prefect_ttapi.images.headers import media_type_of
-from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.spool import Body, Spool
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -260,7 +260,7 @@ class Rendered:
 
 
 @in_worker
-def render(opener: Callable[[], BinaryIO], renditions: Iterable[Rendition]) -> list[Rendered]:
+def render(opener: Body, renditions: Iterable[Rendition]) -> list[Rendered]:
     """Return each of the renditions of the image that `opener` opens, in order.
 
     The same image gives the same bytes, unless another version of Pillow makes them.
@@ -343,7 +343,7 @@ def thumbnail(file: BinaryIO, box: int = ARTIFACT_BOX) -> bytes:
         return _webp(_small(image, box), box)
 
 
-def thumbnail_or_none(opener: Callable[[], BinaryIO], box: int = ARTIFACT_BOX) -> bytes | None:
+def thumbnail_or_none(opener: Body, box: int = ARTIFACT_BOX) -> bytes | None:
     """Return the thumbnail of what `opener` opens; None, and a warning in the log, where there can be none."""
     try:
         with opener() as file:

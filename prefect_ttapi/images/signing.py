@@ -25,16 +25,13 @@ from pydantic import BaseModel, ConfigDict
 from prefect_ttapi.errors import SigningError, printable
 from prefect_ttapi.images.labels import read_labels
 from prefect_ttapi.images.renditions import in_worker
-from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.images.xmp import GENERATED, Statement
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 Algorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
-
-#: Opens a new reader over an image's bytes.
-Body = Callable[[], BinaryIO]
 
 #: What brings the libraries.
 EXTRA: Final = 'pip install "prefect-ttapi[provenance]"'

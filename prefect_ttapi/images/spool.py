@@ -10,12 +10,16 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Self
 
 #: Bytes up to which an image stays in memory: a file would cost more than they do.
 IN_MEMORY = 64 * 1024
+
+
+#: Opens a new reader over an image's bytes, or an object's, as often as wanted.
+Body = Callable[[], BinaryIO]
 
 
 class Spool:
@@ -91,11 +95,6 @@ class Spool:
     def head(self, size: int) -> bytes:
         """Return the first `size` bytes, or all where there are fewer."""
         return self.read_at(0, size)
-
-    def tail(self, size: int) -> bytes:
-        """Return the last `size` bytes, or all where there are fewer."""
-        start = max(0, self.size_bytes - size)
-        return self.read_at(start, self.size_bytes - start)
 
 
 def check_room(size: int) -> None:

@@ -38,7 +38,6 @@ _DERIVED_FROM: Final = "xmpMM:DerivedFrom"
 _PROMPT: Final = "Iptc4xmpExt:AIPromptInformation"
 _REQUEST_HASH: Final = "ttapi:RequestHash"
 _SOURCE_SHA256: Final = "ttapi:SourceSHA256"
-_EXTENSION: Final = "xmpNote:HasExtendedXMP"
 _PARSE_TYPE: Final = _RDF + "parseType"
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
@@ -136,11 +135,6 @@ class Packet:
     def source_sha256(self) -> str | None:
         """Return the digest of the image that the picture is a copy or a rendition of, if it says so."""
         return self[_SOURCE_SHA256] or next(iter(_SHA256.findall(self[_DERIVED_FROM] or "")), None)
-
-    @property
-    def extension(self) -> str | None:
-        """Return the name under which a JPEG has the rest of the packet, if there is any."""
-        return self[_EXTENSION]
 
     def with_statement(self, statement: Statement) -> bytes:
         """Return the packet with what the statement says and it doesn't.

@@ -20,11 +20,10 @@ from typing import BinaryIO, Final
 from urllib.parse import unquote, urlsplit
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.images.spool import room_at
+from prefect_ttapi.images.spool import Body, room_at
 from prefect_ttapi.stopping import backoff
 from prefect_ttapi.storage.layout import sidecar_key
 from prefect_ttapi.storage.objects import (
-    Body,
     Condition,
     ConflictError,
     Facts,

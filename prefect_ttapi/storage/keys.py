@@ -51,7 +51,7 @@ _YOURS: Final = frozenset({"name", "slug"})
 _NAMES_ONLY: Final = "a key template takes names and format specs only"
 
 _HASH_DIGITS: Final = 12
-_LEGAL: Final = re.compile(r"[A-Za-z0-9._~/=+-]*")
+_ILLEGAL: Final = re.compile("[^A-Za-z0-9._~/=+-]")
 #: File systems take 255, and beside an image in a folder is a file of its name and `.json`.
 _LONGEST_SEGMENT: Final = 250
 _WIDEST: Final = 200
@@ -93,17 +93,18 @@ class _Field:
 class KeyTemplate:
     """A template over `name slug hash index ext model size date batch rendition` and the names of `values`.
 
-    Format specs are as in Python: `{index:03d}`, `{date:%Y/%m/%d}`. `hash` is the first 12 digits of the
-    request's hash, `index` counts the request's images from 0, `size` is as delivered (`1024x1024`), `name`
-    is the value `name` where it is given, else the slug of the prompt, `rendition` its name, and `original` for the
-    image itself. Values are data: what no key may hold
-    becomes a dash, slashes too, so that only the template itself makes folders: by its own slashes, a date's spec, or
-    `{image_path:path}`, which keeps those of a value. `{filename.stem}` is a value without its extension. A value is
-    named as it is, or nearly so: `{Product ID}` for `product_id`.
+    Format specs are as in Python: `{index:03d}`, `{date:%Y/%m/%d}`. `hash` is the first 12 digits of the request's
+    hash. `index` counts the request's images from 0. `size` is the size as delivered (`1024x1024`). `name` is the value
+    `name` if it is given, else the slug of the prompt. `rendition` is its name, and `original` for the image itself.
+
+    Values are data: characters that no key may hold become a dash, slashes too, so that only the template itself makes
+    folders: by its own slashes, a date's spec, or `{image_path:path}`, which keeps the slashes of a value.
+    `{filename.stem}` is a value without its extension. A value is named as it is, or nearly so: `{Product ID}` for
+    `product_id`.
 
     Args:
         template: the keys' pattern.
-        names: of the values that each request comes with.
+        names: the names of the values that each request comes with.
 
     >>> template = KeyTemplate("{campaign}/{slug}.{ext}", ["campaign"])
     >>> Keys(template, ImageRequest(prompt="A cat"), datetime.now(), {"campaign": "May/June"}).planned()
@@ -155,10 +156,9 @@ class KeyTemplate:
         return key
 
     def _checked(self, key: str) -> str:
-        if not _LEGAL.fullmatch(key):
-            sign = next(sign for sign in key if not _LEGAL.fullmatch(sign))
+        if illegal := _ILLEGAL.search(key):
             raise KeyTemplateError(
-                f"the key template {self.template!r} holds {sign!r}; keys may hold A-Za-z0-9._~/=+- only"
+                f"the key template {self.template!r} holds {illegal[0]!r}; keys may hold A-Za-z0-9._~/=+- only"
             )
         try:
             checked_key(key)
@@ -204,8 +204,7 @@ class Keys:
         keys: list[str] = []
         for index in range(self.request.n):
             of_one_image = [
-                self._key(index, version, _type_of(version, asked_for), _ANY_SIZE, _ANY_EXTENSION)
-                for version in self.versions
+                self._key(index, version, asked_for, _ANY_SIZE, _ANY_EXTENSION) for version in self.versions
             ]
             if len({key.lower() for key in of_one_image}) < len(self.versions):
                 raise KeyTemplateError(
@@ -239,12 +238,12 @@ class Keys:
         Raises:
             KeyTemplateError: a value doesn't fit, or the key's extension is not that of the bytes.
         """
-        size = _size_of(version, image.width, image.height)
-        return self._key(image.index, version, _type_of(version, image.media_type), size)
+        return self._key(image.index, version, image.media_type, _size_of(version, image.width, image.height))
 
     def _key(
-        self, index: int, version: Version, media_type: str, size: str, extension: str | None = None
+        self, index: int, version: Version, image_type: str, size: str, extension: str | None = None
     ) -> str:
+        media_type = version.media_type if version else image_type
         known = {
             "index": index,
             "ext": extension or EXTENSIONS[media_type],
@@ -274,10 +273,6 @@ class Keys:
 
 def _name_of(version: Version) -> str:
     return version.name if version else ORIGINAL
-
-
-def _type_of(version: Version, of_image: str) -> str:
-    return version.media_type if version else of_image
 
 
 def _size_of(version: Version, width: int, height: int) -> str:
@@ -316,44 +311,10 @@ def of_any_size(key: str) -> tuple[str, re.Pattern[str]] | None:
     return (parts[0], re.compile("[0-9]+x[0-9]+".join(map(re.escape, parts)))) if len(parts) > 1 else None
 
 
-class TakenKeys:
-    """Keys and whose they are, in some 200 bytes each, however long they are.
-
-    A bucket could hold keys that differ in case only, or a key below another one; a folder on some systems could
-    not: what works in one place is to work in the other.
-
-    >>> taken = TakenKeys()
-    >>> taken.take("a.png", "one", 0), taken.take("a.png", "one", 1)
-    (None, None)
-    >>> taken.take("A.png", "another", 2)
-    'its key A.png is also that of another image, of request 0'
-    """
-
-    def __init__(self) -> None:
-        self._owners: dict[bytes, tuple[int, bytes]] = {}
-        self._folders: dict[bytes, int] = {}
-
-    def take(self, key: str, image: str, row: int) -> str | None:
-        """Take `key` for an image; return why it can't be had, or None. The same image may take it again."""
-        path, owner = key.lower(), _digest(image)
-        name, folders = _digest(path), [_digest(path[: slash.start()]) for slash in re.finditer("/", path)]
-        if name in self._owners and self._owners[name][1] != owner:
-            return f"its key {key} is also that of another image, of request {self._owners[name][0]}"
-        if name in self._folders:
-            return f"its key {key} is a folder in a key of request {self._folders[name]}"
-        blocked = next((folder for folder in folders if folder in self._owners), None)
-        if blocked is not None:
-            return f"its key {key} needs a folder where request {self._owners[blocked][0]} has an image"
-        self._owners.setdefault(name, (row, owner))
-        for folder in folders:
-            self._folders.setdefault(folder, row)
-        return None
-
-
 def slug(text: str) -> str:
     """Return lower-case words of `text` with dashes between them, at most 60 characters.
 
-    Where letters or symbols have no ASCII form, 8 digits of the text's hash are added, so that two texts stay two.
+    If letters or symbols have no ASCII form, 8 digits of the text's hash are added, so that two texts stay two.
 
     >>> slug("A watercolour of Zoë's café"), slug("灯台"), slug("灯台 lighthouse")
     ('a-watercolour-of-zoe-s-cafe', 'f2df7bb7', 'lighthouse-8b3adf44')
@@ -432,10 +393,12 @@ def _meant(written: str, names: tuple[str, ...]) -> str:
     found = [name for name in known if plain and plain_name(str(name)) == plain]
     if len(found) == 1:
         return found[0]
-    if not found and written.isidentifier():
-        raise KeyTemplateError(_unknown(written, legal))
-    if not found:
+    if not found and not written.isidentifier():
         raise KeyTemplateError(f"{{{written}}} is no name: {_NAMES_ONLY}")
+    if not found:
+        near = difflib.get_close_matches(written, legal, n=1, cutoff=0.5)
+        hint = f"did you mean {{{near[0]}}}?" if near else "legal: " + " ".join(legal)
+        raise KeyTemplateError(f"the key template has an unknown name {{{written}}}; {hint}")
     if len(set(found)) == 1:
         raise KeyTemplateError(
             f"{{{written}}} may be the template's own {{{found[0]}}}, which is written so, or the value of that name, "
@@ -491,13 +454,3 @@ def _path(name: str, value: str) -> list[str]:
             "empty parts"
         )
     return parts
-
-
-def _unknown(name: str, legal: list[str]) -> str:
-    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
-    hint = f"did you mean {{{near[0]}}}?" if near else "legal: " + " ".join(legal)
-    return f"the key template has an unknown name {{{name}}}; {hint}"
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=12).digest()

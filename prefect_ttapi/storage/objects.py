@@ -1,4 +1,4 @@
-"""The interface of folders and buckets, and the check that one keeps its promises.
+"""The interface of folders and buckets, the keys that both can have, and the check that a store keeps its promises.
 
 An object is bytes under a key. Its tag changes with every write, so that a write can be made conditional on
 what was read: that is all the ledger needs to elect one payer among many machines.
@@ -19,19 +19,17 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import BinaryIO, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
 from prefect_ttapi.errors import StoreError
+from prefect_ttapi.images.spool import Body
 from prefect_ttapi.stopping import Stop, backoff
 from prefect_ttapi.storage.layout import PROBE, SIDECARS
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-
-#: Opens a new reader over an object's bytes, as often as wanted: a second attempt starts from the first byte.
-Body = Callable[[], BinaryIO]
 
 #: S3's limit on a key, in bytes.
 LONGEST_KEY: Final = 1024
@@ -297,6 +295,44 @@ def _what_is_wrong(key: str) -> str | None:
 def reserved(name: str) -> bool:
     """Return whether a local folder keeps its own files (locks, half-written objects, metadata) under this name."""
     return name in (".lock", SIDECARS) or name.startswith(".tmp-")
+
+
+class TakenKeys:
+    """Keys and whose they are, in some 200 bytes each, however long they are.
+
+    A bucket could hold keys that differ in case only, or a key below another one; a folder on some systems could
+    not: what works in one place is to work in the other.
+
+    >>> taken = TakenKeys()
+    >>> taken.take("a.png", "one", 0), taken.take("a.png", "one", 1)
+    (None, None)
+    >>> taken.take("A.png", "another", 2)
+    'its key A.png is also that of another image, of request 0'
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[bytes, tuple[int, bytes]] = {}
+        self._folders: dict[bytes, int] = {}
+
+    def take(self, key: str, image: str, row: int) -> str | None:
+        """Take `key` for an image; return why it can't be had, or None. The same image may take it again."""
+        path, owner = key.lower(), _digest(image)
+        name, folders = _digest(path), [_digest(path[: slash.start()]) for slash in re.finditer("/", path)]
+        if name in self._owners and self._owners[name][1] != owner:
+            return f"its key {key} is also that of another image, of request {self._owners[name][0]}"
+        if name in self._folders:
+            return f"its key {key} is a folder in a key of request {self._folders[name]}"
+        blocked = next((folder for folder in folders if folder in self._owners), None)
+        if blocked is not None:
+            return f"its key {key} needs a folder where request {self._owners[blocked][0]} has an image"
+        self._owners.setdefault(name, (row, owner))
+        for folder in folders:
+            self._folders.setdefault(folder, row)
+        return None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
 def ascii_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

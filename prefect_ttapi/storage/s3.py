@@ -18,11 +18,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from prefect_ttapi.errors import ImageMissingError, StoreError
-from prefect_ttapi.images.spool import Spool
+from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.storage.layout import s3_uri
 from prefect_ttapi.storage.objects import (
     Answer,
-    Body,
     Condition,
     ConflictError,
     Facts,

@@ -23,12 +23,11 @@ from prefect_ttapi.storage.keys import (
     NAMES,
     Keys,
     KeyTemplate,
-    TakenKeys,
     of_any_size,
     segment,
     slug,
 )
-from prefect_ttapi.storage.objects import LONGEST_KEY, checked_key
+from prefect_ttapi.storage.objects import LONGEST_KEY, TakenKeys, checked_key
 
 REQUEST = ImageRequest(prompt="A lighthouse at dusk", model="gpt-image-2", n=2)
 IMAGE = StoredImage(

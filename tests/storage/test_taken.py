@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_ttapi.storage.keys import TakenKeys
+from prefect_ttapi.storage.objects import TakenKeys
 
 #: Short names that often clash, in case or as a file where a folder must be.
 KEYS = st.lists(st.sampled_from("aAbB"), min_size=1, max_size=3).map("/".join)
