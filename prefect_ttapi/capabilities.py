@@ -141,11 +141,11 @@ NEEDS: Final[Mapping[str, Needs]] = {
 
 
 class Strict(BaseModel):
-    """A form that tells a name which it does not have, with the nearest one that it has, beside all other errors."""
+    """A form whose error names each unknown field, with the nearest known one, beside all other errors."""
 
-    #: How that is told.
+    #: What is said of an unknown name, before the nearest one.
     _unknown: ClassVar[str] = "is no setting of {form}:"
-    #: Names that others add to what they keep of such a form.
+    #: Names that are accepted besides the fields: others add them to what they keep of such a form.
     _added: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
@@ -162,17 +162,14 @@ class Strict(BaseModel):
         # its value is not repeated: it may be a secret under a misspelt name
         told = cls._unknown.format(form=cls.__name__)
         found = [
-            InitErrorDetails(
-                type=problem("unknown_field", f"{told} {nearest(name, cls.model_fields)}"),
-                loc=(str(name),),
-                input=None,
-            )
+            _details((str(name),), "unknown_field", f"{told} {nearest(name, cls.model_fields)}")
             for name in unknown
         ]
         try:
             handler({name: value for name, value in data.items() if cls.knows(name)})
         except ValidationError as error:
-            found += [_again(details) for details in error.errors(include_url=False)]
+            others = error.errors(include_url=False)
+            found += [_details(one["loc"], one["type"], one["msg"], one["input"]) for one in others]
         raise ValidationError.from_exception_data(cls.__name__, found)
 
 
@@ -186,10 +183,9 @@ def nearest(name: object, legal: Collection[str]) -> str:
     return f"did you mean {near[0]}?" if near else "legal: " + ", ".join(legal)
 
 
-def _again(details: Any) -> InitErrorDetails:
-    """Return an error of an inner validation, to be raised again with others."""
-    again = problem(details["type"], details["msg"])
-    return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
+def _details(loc: tuple[int | str, ...], kind: Any, message: str, given: Any = None) -> InitErrorDetails:
+    """Return one of several errors, to be raised together."""
+    return InitErrorDetails(type=problem(kind, message), loc=loc, input=given)
 
 
 def problem(kind: LiteralString, message: str) -> PydanticCustomError:

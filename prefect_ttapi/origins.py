@@ -41,7 +41,7 @@ def is_loopback(host: str) -> bool:
 
 
 def checked_base_url(base_url: str) -> str:
-    """`base_url` without a trailing slash.
+    """Return `base_url` without a trailing slash.
 
     Raises:
         ValueError: it is no https URL (http only for loopback hosts), or holds more than host, port and path.

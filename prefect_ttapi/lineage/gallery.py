@@ -1,4 +1,4 @@
-"""Write the gallery: pages to look at a batch's images, whole in themselves, that may be moved with their folder.
+"""Write the gallery: self-contained pages that show a batch's images, and that may be moved with their folder.
 
 A page asks nobody for anything: style, script and thumbnails are in it, its content security policy allows those
 by hash and nothing else but images and pages from beside it. Prompts are data for the script, which shows them as text.
@@ -47,7 +47,7 @@ logger: Final = logging.getLogger(__name__)
 #: Cards on one page: an image each, or a row without images.
 CARDS: Final = 500
 
-#: What a page tells at its head besides the number of images, where it is not 0.
+#: Figures at the head of a page, after the number of images; those that are 0 are left out.
 _FIGURES: Final = (
     *("size", "delivered", "with credentials", "without credentials"),
     *("API calls", "tokens", "tokens saved", "USD", "USD saved", "failed"),
@@ -193,7 +193,7 @@ class Gallery:
 
 
 def _remembered(rows: Iterable[dict[str, Any]], page: str, found: Spool) -> Iterator[dict[str, Any]]:
-    """Yield the rows, and keep what they are found by."""
+    """Yield the rows, and write to `found` the words by which each card is searched for."""
     for row in rows:
         words = [row["values"].get("name"), row["prompt"], row["model"], row["error_type"], row["hash"]]
         short = [(word or "")[:_SEARCHED] for word in words]
@@ -273,7 +273,7 @@ def _numbers(names: list[str], current: int) -> str:
 
 
 class ThumbnailPack:
-    """The thumbnails that an earlier batch left in a store; safe from all threads. They take 600 bytes of memory each.
+    """Read the thumbnails that an earlier batch left in a store; safe from all threads. Each takes 600 bytes of memory.
 
     Args:
         file: of the zip; it is closed with the pack.
@@ -310,13 +310,13 @@ class ThumbnailPack:
         return webp if webp[:4] == b"RIFF" and webp[8:12] == b"WEBP" else None
 
     def close(self) -> None:
-        """Forget them."""
+        """Close the file; no thumbnail can be read any more."""
         self._zip.close()
         self._file.close()
 
 
 class ThumbnailFile(ThumbnailPack):
-    """Thumbnails as they come, in a temporary file; used by one thread. They take 450 bytes of memory each.
+    """Collect thumbnails in a temporary file; used by one thread. Each takes 450 bytes of memory.
 
     >>> thumbnails = ThumbnailFile()
     >>> thumbnails.add("ab" * 32, b"RIFF....WEBP")
@@ -333,14 +333,14 @@ class ThumbnailFile(ThumbnailPack):
         return len(self._zip.infolist())
 
     def add(self, sha256: str, webp: bytes) -> None:
-        """Keep the thumbnail of an image, the first that comes; one that is too large is left out."""
+        """Keep the thumbnail of an image, unless there is one already, or it is too large."""
         name = f"{sha256}.webp"
         if len(webp) <= LARGEST and _NAME.fullmatch(name) and name not in self._zip.NameToInfo:
             # of the zip's first day: equal thumbnails are equal bytes
             self._zip.writestr(ZipInfo(name), webp)
 
     def open(self) -> BinaryIO:
-        """Return a reader of the whole as a zip, one at a time; nothing can be added any more."""
+        """Return a reader of the zip, of which there may be one at a time; nothing can be added afterwards."""
         if self._zip.mode == "w":
             self._zip.close()
             self._zip = ZipFile(self._file)

@@ -27,10 +27,10 @@ _BITS: Final = 1_024
 
 _CHUNK: Final = 256 * 1024
 
-#: What a row says of the batch that found its images there.
+#: Values in the row of a batch that found its images there.
 _CACHED: Final = {"status": "cached", "api_calls": 0, "seconds": 0.0}
 
-#: What is the same in a row that failed again, and how many of these may be in a batch that changed nothing.
+#: Fields that are equal where a row failed again, and how many such rows may be in a batch that changed nothing.
 _ASKED: Final = ("row", "status", "request_hash", "request", "given", "values", "error_type")
 _FAILED_AGAIN: Final = 100
 
@@ -191,7 +191,7 @@ class Row(BaseModel):
 
 
 def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
-    """Yield the rows of a manifest's lines, as of an open file; unknown fields are left out.
+    """Yield the rows of a manifest's lines, e.g. of an open file; unknown fields are left out.
 
     Raises:
         ValueError: a line is no row; the message says which, counted from 1.
@@ -202,7 +202,7 @@ def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
 
 
 def as_cached(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a manifest's lines as a later batch has them that found all of it paid for.
+    """Yield the lines that a manifest has if its batch finds all images of this one paid for.
 
     >>> row = Row(row=0, status="generated", api_calls=2, seconds=1.5)
     >>> [(row.status, row.api_calls, row.seconds) for row in read_manifest(as_cached([row.line()]))]

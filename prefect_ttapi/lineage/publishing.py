@@ -1,4 +1,4 @@
-"""Publish on the current run what it made: artifacts, assets and events.
+"""Publish what the current run made: artifacts, assets and events.
 
 | event | when | resource |
 |---|---|---|

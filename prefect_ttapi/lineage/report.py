@@ -215,7 +215,7 @@ def _joined(name: str, one: Any, other: Any) -> Any:
 
 
 class Unchanged(BaseModel):
-    """What a batch leaves that changed nothing since an earlier one, whose rows, pages and manifest stand for its own.
+    """What a batch leaves if nothing has changed since an earlier one, whose rows, pages and manifest stand for it.
 
     Attributes:
         same_as: the earlier batch's folder; it has a manifest of its own.
@@ -246,7 +246,7 @@ class Unchanged(BaseModel):
 
     @property
     def id(self) -> str:
-        """What a command line calls the earlier batch by."""
+        """The earlier batch's id on a command line."""
         return self.same_as.removeprefix(BATCHES)
 
     def lines(self, store: ImageStore) -> Generator[bytes]:

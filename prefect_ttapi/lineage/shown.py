@@ -1,4 +1,4 @@
-"""Say what is shown of requests, images and rows, and how: prompts or names in their place, links, inert text.
+"""Decide what is shown of requests, images and rows, and how: prompts or names in their place, links, inert text.
 
 The ledger and the manifest keep the prompt: they lie in the user's own store, and tell where an image comes from.
 """

@@ -219,7 +219,7 @@ def signer_for_testing() -> Signer:
 
 
 class Studio:
-    """Makes pictures now, or when their URL is asked for; both take a while, and belong into a thread.
+    """Make pictures now, or when their URL is asked for; either takes a while, and belongs in a thread.
 
     URLs lead to a bounded table of what to draw, not to images: the oldest of 10,000 are forgotten.
 

@@ -28,7 +28,7 @@ log: Final = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, eq=False)
 class Sandbox(Behaviour, Counters):
-    """Serves the images endpoint with placeholder pictures while its context is open, and counts.
+    """Serve the images endpoint with placeholder pictures while the context is open, and count.
 
     Besides the options of `Behaviour` it takes
 
@@ -84,7 +84,7 @@ class Sandbox(Behaviour, Counters):
 
 
 class _Server(uvicorn.Server):
-    """Cuts its connections as it ends: whoever still waits for an answer loses it."""
+    """A server that cuts its connections as it ends: whoever still waits for an answer loses it."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for connection in list(self.server_state.connections):
