@@ -21,9 +21,6 @@ _PLAIN_URL: Final = re.compile(
 SANDBOX_PATH: Final = "/sandbox"
 SANDBOX_ORIGIN: Final = "sandbox"
 
-#: `is_loopback` of ipaddress also says yes to ::ffff:127.0.0.1, from Python 3.13 on.
-_LOOPBACK: Final = tuple(ipaddress.ip_network(network) for network in ("127.0.0.0/8", "::1/128"))
-
 
 def is_loopback(host: str) -> bool:
     """Tell whether `host` is this machine, by name or address. The answer is the same on every Python.
@@ -31,13 +28,12 @@ def is_loopback(host: str) -> bool:
     >>> [is_loopback(host) for host in ("127.0.0.1", "localhost", "api.ttapi.io", "::ffff:127.0.0.1")]
     [True, True, False, False]
     """
-    if host == "localhost":
-        return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return any(address in network for network in _LOOPBACK)
+        return host == "localhost"
+    # ::ffff:127.0.0.1 is a loopback to Python from 3.13 on
+    return address.is_loopback and not getattr(address, "ipv4_mapped", None)
 
 
 def checked_base_url(base_url: str) -> str:

@@ -80,4 +80,6 @@ def test_the_table_is_read_and_written() -> None:
 
 def test_what_the_rows_run_is_there() -> None:
     """The tests that rows run exist under these names."""
-    assert all((ROOT / path).exists() for path in (*versions.TESTS, *versions.QUICK_TESTS))
+    assert all(
+        (ROOT / path).exists() for path in (*versions.TESTS, *versions.QUICK_TESTS, versions.SCHEDULE_TEST)
+    )

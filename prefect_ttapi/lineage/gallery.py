@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from string import Template
 from typing import Any, BinaryIO, Final, Self
@@ -259,16 +259,12 @@ def _figures(totals: Totals) -> str:
 def _numbers(names: list[str], current: int) -> str:
     if len(names) == 1:
         return ""
-    near = {1, len(names), *range(current - _NEAR, current + _NEAR + 1)}
-    links, before = "", 0
-    for number, name in enumerate(names, start=1):
-        if number not in near:
-            continue
+    near = range(max(1, current - _NEAR), min(len(names), current + _NEAR) + 1)
+    links = ""
+    for before, number in pairwise([0, *sorted({1, *near, len(names)})]):
         links += "<i>&hellip;</i>" if number > before + 1 else ""
-        links += (
-            f"<b aria-current=page>{number}</b>" if number == current else f'<a href="./{name}">{number}</a>'
-        )
-        before = number
+        link = f'<a href="./{names[number - 1]}">{number}</a>'
+        links += f"<b aria-current=page>{number}</b>" if number == current else link
     return f'<nav class="pages" aria-label="Pages">{links}</nav>'
 
 

@@ -6,7 +6,6 @@ The ledger and the manifest keep the prompt: they lie in the user's own store, a
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -150,6 +149,9 @@ class StoreLinks:
 #: Characters that reorder or hide what stands around them. Joiners stay: emoji and Persian need them.
 _DIRECTION: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
+#: Control characters, line and paragraph separators, and lone surrogates, which no file can hold.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 #: What Markdown or HTML could take for markup: every ASCII character but these. Escapes are numbers, which
 #: both understand.
 _MARKUP: Final = re.compile(r"[\x00-\x7f](?<![A-Za-z0-9 ,.;])")
@@ -193,10 +195,7 @@ def one_line(text: str, limit: int) -> str:
     """
     # no more than could be needed: a prompt may have 32,000 characters
     start = _DIRECTION.sub("", text[: 8 * limit])
-    visible = "".join(
-        " " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in start
-    )
-    line = " ".join(visible.split())
+    line = " ".join(_CONTROL.sub(" ", start).split())
     if len(line) <= limit and len(text) <= 8 * limit:
         return line
     return line[: limit - 1].rstrip(" \u200d") + "…"
