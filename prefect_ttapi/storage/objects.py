@@ -57,6 +57,10 @@ class ConflictError(StoreError):
     """A conditional write was refused: the object is not what the writer expected."""
 
 
+class GoneError(ConflictError):
+    """There is no such object."""
+
+
 class NoAnswerError(StoreError):
     """No answer that settles it (no connection, silence, 409, 429, 5xx): a write may have happened or not."""
 

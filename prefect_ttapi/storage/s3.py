@@ -26,6 +26,7 @@ from prefect_ttapi.storage.objects import (
     ConflictError,
     Facts,
     Found,
+    GoneError,
     Listed,
     ObjectStore,
     checked_key,
@@ -40,9 +41,7 @@ from prefect_ttapi.storage.s3_service import (
     client_for,
     explain,
     forget,
-    is_missing,
     may_be_expired,
-    refused_conditions,
 )
 
 _CHUNK: Final = 256 * 1024
@@ -103,10 +102,8 @@ class S3(ObjectStore):
         """Return the object's bytes and tag, or None where there is no such object."""
         at, where = self._at(key), self._shown(key)
 
-        def attempt(client: Client) -> tuple[Spool, str] | None:
-            answer = _if_there(client.get_object, at)
-            if answer is None:
-                return None
+        def attempt(client: Client) -> tuple[Spool, str]:
+            answer = client.get_object(**at)
             tag = _tag_in(answer)
             if not tag:
                 # looked up before the bytes: with a tag older than they are nothing can be overwritten unseen
@@ -123,11 +120,11 @@ class S3(ObjectStore):
                 reader = gzip.GzipFile(fileobj=body) if packed else body
                 return Spool.of(iter(partial(reader.read, _CHUNK), b"")), tag
 
-        return self._run("can't read", key, attempt)
+        return self._if_there("can't read", key, attempt)
 
     def look(self, key: str) -> Found | None:
         at = self._at(key)
-        facts = self._run("can't look at", key, lambda client: _if_there(client.head_object, at))
+        facts = self._if_there("can't look at", key, lambda client: client.head_object(**at))
         if facts is None:
             return None
         written, size, tag = facts.get("LastModified"), facts.get("ContentLength"), _tag_in(facts)
@@ -147,14 +144,13 @@ class S3(ObjectStore):
         arguments["ContentMD5"] = base64_of(md5.digest())
 
         def attempt(client: Client) -> str:
-            try:
-                with body() as stream:
-                    return _tag_in(client.put_object(**arguments, Body=stream))
-            except ClientError as error:
-                refused = expected is not Condition.ANYTHING and refused_conditions(error)
-                raise refused or error from error
+            with body() as stream:
+                return _tag_in(client.put_object(**arguments, Body=stream))
 
-        tag = (self._run if expected is Condition.ANYTHING else self._once)("can't write", key, attempt)
+        if expected is Condition.ANYTHING:
+            tag = self._run("can't write", key, attempt)
+        else:
+            tag = self._once("can't write", key, attempt, conditional=True)
         # the tag of what is kept plainly is its MD5: the service has what was sent, at no further request
         is_proven = (tag and not facts.sha256) or tag.lower() == md5.hexdigest()
         return tag if is_proven else self._proven(key, body, facts)
@@ -188,17 +184,11 @@ class S3(ObjectStore):
         arguments |= {"CopySource": source._at(source_key), "MetadataDirective": "REPLACE"}
         arguments |= {"TaggingDirective": "REPLACE"} if facts.tags else {}
 
-        def attempt(client: Client) -> None:
-            try:
-                client.copy_object(**arguments)
-            except ClientError as error:
-                if is_missing(error):
-                    raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
-                raise
-
         try:
-            self._once("can't copy to", key, attempt)
-        except (ConflictError, ImageMissingError):
+            self._once("can't copy to", key, lambda client: client.copy_object(**arguments))
+        except GoneError as error:
+            raise ImageMissingError(f"there is no {source.uri(source_key)}") from error
+        except ConflictError:
             raise
         except StoreError:
             return False  # it can't, may not or won't: whoever may read and write needs no copy
@@ -207,7 +197,7 @@ class S3(ObjectStore):
 
     def delete(self, key: str) -> None:
         at = self._at(key)
-        self._run("can't delete", key, lambda client: _if_there(client.delete_object, at))
+        self._if_there("can't delete", key, lambda client: client.delete_object(**at))
 
     def list(self, prefix: str) -> Iterator[Listed]:
         base = self._base + prefix
@@ -241,11 +231,20 @@ class S3(ObjectStore):
 
         return self._run("can't sign an address for", key, attempt)
 
+    def _if_there(self, doing: str, key: str, attempt: Callable[[Client], Answer]) -> Answer | None:
+        """Return what `attempt` gives; None where there is no such object."""
+        try:
+            return self._run(doing, key, attempt)
+        except GoneError:
+            return None
+
     def _run(self, doing: str, key: str, attempt: Callable[[Client], Answer]) -> Answer:
         """Return what `attempt` gives, tried again while no answer settles it."""
         return patience().ask(partial(self._once, doing, key, attempt))
 
-    def _once(self, doing: str, key: str, attempt: Callable[[Client], Answer]) -> Answer:
+    def _once(
+        self, doing: str, key: str, attempt: Callable[[Client], Answer], *, conditional: bool = False
+    ) -> Answer:
         """Return what `attempt` gives.
 
         Credentials that may have expired are asked for anew, once, unless they are written down in the account.
@@ -260,11 +259,13 @@ class S3(ObjectStore):
                 client = client_for(self.account)
                 answer = attempt(client)
             except _FAILURES as error:
+                if isinstance(error, ClientError):
+                    _answered.add(self.account.endpoint_url)
                 if renewable and may_be_expired(error):
                     forget(self.account, client)
                     continue
-                answered = self.account.endpoint_url in _answered
-                raise explain(error, f"{doing} {self._shown(key)}", answered=answered) from error
+                answered, what = self.account.endpoint_url in _answered, f"{doing} {self._shown(key)}"
+                raise explain(error, what, answered=answered, conditional=conditional) from error
             _answered.add(self.account.endpoint_url)
             return answer
         raise AssertionError("a second failure is final")
@@ -298,15 +299,6 @@ class S3(ObjectStore):
         """Return the object and the service, for an error's message."""
         service = f" at {self.account.endpoint_url}" if self.account.endpoint_url else ""
         return f"{s3_uri(self.bucket, self._base + key)}{service}"
-
-
-def _if_there(call: Callable[..., dict[str, Any]], at: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        return call(**at)
-    except ClientError as error:
-        if is_missing(error):
-            return None
-        raise
 
 
 def _conditions(expected: Condition | str) -> dict[str, str]:

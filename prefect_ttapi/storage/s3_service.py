@@ -33,7 +33,7 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from prefect_ttapi.errors import StoreError, printable
 from prefect_ttapi.results import VERSION
-from prefect_ttapi.storage.objects import ConflictError, NoAnswerError, NoConditionsError
+from prefect_ttapi.storage.objects import ConflictError, GoneError, NoAnswerError, NoConditionsError
 
 #: botocore makes its clients' methods from a description of the service: no type checker knows them.
 Client = Any
@@ -279,11 +279,6 @@ _LOST: Final = (HTTPClientError, IncompleteReadError, ConnectTimeoutError)
 _EXPECTED: Final = re.compile(r"\bexpect(?:ing '|ed: )(?:\d{8}/)?([a-z][a-z0-9-]+)")
 
 
-def is_missing(error: Exception) -> bool:
-    """Return whether the service says that there is no such object."""
-    return _status_and_code(error) in _MISSING
-
-
 def may_be_expired(error: Exception) -> bool:
     """Return whether the service may mean that the credentials are no longer good."""
     status, code = _status_and_code(error)
@@ -291,17 +286,12 @@ def may_be_expired(error: Exception) -> bool:
     return code in _OLD_CREDENTIALS or (status, code) == (400, "400")
 
 
-def refused_conditions(error: Exception) -> NoConditionsError | None:
-    """Return what to raise where the service may have refused a write because it is conditional."""
-    status, code = _status_and_code(error)
-    return NoConditionsError(f"it answers {code}, HTTP {status}") if code in _MINDS_CONDITIONS else None
-
-
-def explain(error: Exception, doing: str, *, answered: bool = False) -> StoreError:
+def explain(error: Exception, doing: str, *, answered: bool = False, conditional: bool = False) -> StoreError:
     """Return one line that says what failed and what to do; its class says whether to ask again.
 
     Args:
         answered: the service has answered before: that nothing does now is an outage, and no wrong address.
+        conditional: it was a write with a condition, which may be why the service refused it.
     """
     status, code = _status_and_code(error)
     if status is None:
@@ -311,8 +301,11 @@ def explain(error: Exception, doing: str, *, answered: bool = False) -> StoreErr
         lost = outage or isinstance(error, _LOST) or kind == "SSLError"
         settled = isinstance(error, BotoCoreError) and not lost
         return StoreError(line) if settled else NoAnswerError(line)
+    if conditional and code in _MINDS_CONDITIONS:
+        return NoConditionsError(f"it answers {code}, HTTP {status}")
     if status == 412 or (status, code) in _MISSING:
-        return ConflictError(f"{doing}: it is not as expected (HTTP {status})")
+        kind_of_conflict = ConflictError if status == 412 else GoneError
+        return kind_of_conflict(f"{doing}: it is not as expected (HTTP {status})")
     known = (_ADVICE.get(name) for name in (code, code.partition(".")[0], str(status)))
     advice = next(filter(None, known), "{words}").format_map(_details(error))
     kind_of_error = NoAnswerError if status in _UNSETTLED or code in _UNSETTLED_CODES else StoreError
