@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr
 
 from prefect_ttapi import ContentCredentialsSigner, ImageRequest, ImageStore, TTAPICredentials
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES
-from prefect_ttapi.cli.commands import app
+from prefect_ttapi.cli.main import app
 from prefect_ttapi.generation.budget import Budget, Price
 from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.images.renditions import Rendition

@@ -58,6 +58,11 @@ class Batch:
         return self._own(layout.MANIFEST)
 
     @property
+    def rows_at(self) -> str:
+        """The key of the manifest with its rows, or with those that they are the same as."""
+        return f"{self.unchanged.same_as if self.unchanged else self.folder}/{layout.MANIFEST}"
+
+    @property
     def page(self) -> str | None:
         """The key of its gallery's first page, or of the batch's that it refers to; None where there is none."""
         name = layout.page_name(1)
@@ -78,11 +83,11 @@ class Batch:
         return key if any(file.key == key for file in self.files) else None
 
 
-def batches_of(store: ImageStore) -> list[Batch]:
-    """Return the batches of a store, the newest first. StoreError: it can't be listed."""
+def batches_of(store: ImageStore, run_id: str | None = None) -> list[Batch]:
+    """Return the batches of a store, or of one run, the newest first. StoreError: it can't be listed."""
     files: dict[str, list[Listed]] = {}
     names: dict[str, str] = {}
-    for listed in store.list(layout.BATCHES):
+    for listed in store.list(layout.run_folder(run_id) if run_id else layout.BATCHES):
         if listed.key.startswith(layout.LATEST):
             names |= _names(store, listed.key)
         elif layout.run_in(listed.key):
@@ -141,7 +146,7 @@ def _written(store: ImageStore, files: Sequence[Listed]) -> datetime:
 
 def rows_of(store: ImageStore, batch: Batch) -> Iterator[Row]:
     """Yield the rows of a batch's manifest, or of its parts; what is no row is left out."""
-    for line in _lines(store, batch):
+    for line in lines_of(store, batch):
         with suppress(ValueError):
             yield from read_manifest([line])
 
@@ -151,7 +156,8 @@ def without_images(rows: Iterable[Row]) -> Iterator[Row]:
     return (row for row in rows if row.status in ("failed", "skipped"))
 
 
-def _lines(store: ImageStore, batch: Batch) -> Iterator[bytes]:
+def lines_of(store: ImageStore, batch: Batch) -> Iterator[bytes]:
+    """Yield the lines of a batch's manifest, or of its parts."""
     if batch.unchanged:
         yield from batch.unchanged.lines(store)
         return
@@ -174,8 +180,6 @@ def totals_of(store: ImageStore, batch: Batch, prices: Mapping[Model, Price]) ->
 def show(address: str, endpoint_url: str | None, limit: int, prices: Sequence[str], *, as_json: bool) -> None:
     """List the batches of a store."""
     store, known, progress = standing_store(address, endpoint_url), prices_of(prices), Progress(sys.stderr)
-    if limit < 1:
-        raise ValueError("--limit takes a number of batches from 1")
     found = batches_of(store)
     batches = found[:limit]
     totals = side_by_side(lambda batch: totals_of(store, batch, known), batches)

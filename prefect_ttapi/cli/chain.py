@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_ttapi.cli.batches import Batch, batches_of, lines_of
 from prefect_ttapi.cli.reporting import Progress, side_by_side
 from prefect_ttapi.cli.stores import document_keys, object_at, passing_over_nonsense, store_at
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.images.headers import media_type_of
 from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.images.signing import Signature, is_installed, read_signature
-from prefect_ttapi.ledger.documents import Documents, Payment, Seen, documents_at
+from prefect_ttapi.ledger.documents import Documents, Payment, documents_at
 from prefect_ttapi.lineage.manifest import Row, read_manifest
-from prefect_ttapi.lineage.report import Unchanged
 from prefect_ttapi.origins import DEFAULT_BASE_URL, SANDBOX_ORIGIN
 from prefect_ttapi.results import Generation, StoredImage
 from prefect_ttapi.storage import layout
@@ -172,23 +172,17 @@ class _Search:
             if key is not None:
                 yield from self._entries_at(key)
 
-    def manifests_of(self, run_id: str | None) -> list[str]:
-        """Return the keys of a run's manifests, and of what its batches left that changed nothing; or all manifests."""
-        keys = {
-            found.key for found in self.store.list(layout.run_folder(run_id) if run_id else layout.BATCHES)
-        }
-        folders = {key: layout.unchanged_in(key) for key in keys if run_id}
-        unchanged = {
-            key for key, folder in folders.items() if folder and f"{folder}/{layout.MANIFEST}" not in keys
-        }
-        return sorted(unchanged.union(filter(layout.is_manifest, keys)))
+    def batches_of(self, run_id: str | None) -> list[Batch]:
+        """Return the batches of a run that came to an end; or all that have a manifest of their own."""
+        batches = sorted(batches_of(self.store, run_id), key=lambda batch: batch.folder)
+        return [batch for batch in batches if batch.manifest or (run_id and batch.unchanged)]
 
-    def rows_that_say(self, manifests: Iterable[str], text: str) -> Iterator[SourceRow]:
-        """Return the manifests' rows that hold `text`; all where it is empty. Other lines are left out."""
+    def rows_that_say(self, batches: Iterable[Batch], text: str) -> Iterator[SourceRow]:
+        """Return the batches' rows that hold `text`; all where it is empty. Other lines are left out."""
         wanted = text.encode()
-        for key in manifests:
-            uri, lines = self._lines(key)
-            for line in self._progress.count("searching manifests", lines):
+        for batch in batches:
+            uri = self.store.uri(batch.rows_at)
+            for line in self._progress.count("searching manifests", lines_of(self.store, batch)):
                 if wanted in line:
                     with suppress(ValueError):
                         yield from (SourceRow(manifest_uri=uri, row=row) for row in read_manifest([line]))
@@ -199,59 +193,40 @@ class _Search:
         """Return the manifests' rows of a request: of these runs and those that paid, or of all."""
         paid = (entry.generation.flow_run_id for entry in entries if entry.generation)
         known = [run for run in dict.fromkeys([*runs, *paid]) if run and layout.is_run_id(run)]
-        manifests = [key for run in ([None] if everywhere else known) for key in self.manifests_of(run)]
-        found = self.rows_that_say(manifests, request_hash)
+        batches = [batch for run in ([None] if everywhere else known) for batch in self.batches_of(run)]
+        found = self.rows_that_say(batches, request_hash)
         return [source for source in found if source.row.request_hash == request_hash]
-
-    def _lines(self, key: str) -> tuple[str, Iterator[bytes]]:
-        """Return the address of the manifest that a key of `manifests_of` leads to, and its lines."""
-        folder = layout.unchanged_in(key)
-        left = Unchanged.read(self.store, folder) if folder else None
-        if left:
-            return self.store.uri(f"{left.same_as}/{layout.MANIFEST}"), left.lines(self.store)
-        return self.store.uri(key), iter(()) if folder else self._lines_of(key)
-
-    def _lines_of(self, key: str) -> Iterator[bytes]:
-        with self.store.open(self.store.uri(key)) as lines:
-            yield from lines
 
     def _keys(self) -> Iterator[str]:
         return self._progress.count("listing the ledger", document_keys(self.store))
 
     def _entry_of(self, request_hash: str, origin: str) -> Iterator[Entry]:
-        try:
-            documents = Documents(self.store, origin)
-        except ValueError:  # a copy's metadata may say anything
-            return
-        if seen := documents.read(request_hash):
-            yield _entry(documents, seen)
+        with suppress(ValueError):  # a copy's metadata may say anything
+            yield from _entry(Documents(self.store, origin), request_hash)
 
     def _entries_at(self, key: str) -> Iterator[Entry]:
         """Return the document of this key, unless it makes no sense: that is for `verify` to tell."""
         with passing_over_nonsense():
-            documents, request_hash = documents_at(self.store, key)
-            if seen := documents.read(request_hash):
-                yield _entry(documents, seen)
+            yield from _entry(*documents_at(self.store, key))
 
 
-def _entry(documents: Documents, seen: Seen) -> Entry:
-    document, record, store = seen.document, documents.record(seen), documents.store
-    slug = layout.slug_of(documents.api_origin)
-    kept = (
-        KeptAnswer(
-            uri=store.uri(layout.answer_key(slug, document.request_hash, answer.token)),
-            **answer.model_dump(include={"run_id", "when", "why", "size_bytes"}),
-        )
-        for answer in document.kept
-    )
-    return Entry(
-        uri=store.uri(documents.key(document.request_hash)),
+def _entry(documents: Documents, request_hash: str) -> Iterator[Entry]:
+    """Yield what a document of the ledger says, if there is one."""
+    seen = documents.read(request_hash)
+    if seen is None:
+        return
+    document, record, uri = seen.document, documents.record(seen), documents.store.uri
+    slug, facts = layout.slug_of(documents.api_origin), {"run_id", "when", "why", "size_bytes"}
+    bodies = [uri(layout.answer_key(slug, request_hash, answer.token)) for answer in document.kept]
+    answers = zip(bodies, document.kept, strict=True)
+    yield Entry(
+        uri=uri(documents.key(request_hash)),
         state=document.state,
         run_id=record and record.run_id,
         generation=record and record.generation,
         maybe_paid=document.maybe_paid,
         also_paid=document.also_paid,
-        kept=tuple(kept),
+        kept=tuple(KeptAnswer(uri=body, **answer.model_dump(include=facts)) for body, answer in answers),
     )
 
 
@@ -361,8 +336,9 @@ def trace_run(run_id: str, store: ImageStore, *, progress: Progress | None = Non
     if not layout.is_run_id(run_id):
         raise ValueError(f"{run_id[:80]!a} is no run's id")
     search = _Search(store, progress)
-    if manifests := search.manifests_of(run_id):
-        return Made(run_id, tuple(map(store.uri, manifests)), search.rows_that_say(manifests, ""))
+    if batches := search.batches_of(run_id):
+        left = (batch.manifest or f"{batch.folder}/{layout.UNCHANGED}" for batch in batches)
+        return Made(run_id, tuple(map(store.uri, left)), search.rows_that_say(batches, ""))
     paid = tuple(
         SourceRow(manifest_uri=entry.uri, row=Row.of(number, entry.generation))
         for number, entry in enumerate(search.entries_that_say(run_id))

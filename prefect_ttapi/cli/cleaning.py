@@ -57,8 +57,6 @@ def run(
 ) -> int:
     """Show what nobody needs, and delete it if that is wanted; return 1 where something could not be deleted."""
     age = _age(older_than)
-    if keep is not None and keep < 0:
-        raise ValueError("--keep takes a number of batches from 0")
     store, progress = standing_store(address, endpoint_url), Progress(sys.stderr)
     found = [*_batches(store, age, keep), *_unnamed(store, progress), *_rescued(store)]
     progress.clear()

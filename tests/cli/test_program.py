@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from prefect_ttapi.cli.commands import app
-from prefect_ttapi.cli.main import main
+from prefect_ttapi.cli.main import app, main
 from prefect_ttapi.results import VERSION
 from prefect_ttapi.sandbox.behaviour import FAILURES, LOST
 

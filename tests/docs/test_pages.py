@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 import prefect_ttapi
-from prefect_ttapi.cli.commands import app
+from prefect_ttapi.cli.main import app
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.publishing import image_facts
 from prefect_ttapi.lineage.report import BatchReport, Totals
