@@ -192,7 +192,7 @@ def show(address: str, endpoint_url: str | None, limit: int, prices: Sequence[st
     elif not lines:
         say(f"{store.identity} holds no batches yet.")
     else:
-        show_table([{head: line[head] for head in line if head != "usd" or known} for line in lines], texts=4)
+        show_table(lines, texts=4, money=bool(known))
         if more := len(found) - len(batches):
             say(f"and {more:,} more: --limit says how many are listed")
 
@@ -200,18 +200,11 @@ def show(address: str, endpoint_url: str | None, limit: int, prices: Sequence[st
 def _line(batch: Batch, totals: Totals) -> dict[str, Any]:
     date = f"{batch.written:%Y-%m-%d %H:%M}"
     told = {"batch": batch.id, "date": date, "name": batch.name, "state": batch.state}
-    counts = (
-        "rows",
-        "generated",
-        "cached",
-        "failed",
-        "skipped",
-        "images",
-        "api_calls",
-        "total_tokens",
-        "usd",
+    requests, costs = (
+        ("rows", "generated", "cached", "failed", "skipped"),
+        ("images", "api_calls", "total_tokens"),
     )
-    return told | {name: getattr(totals, name) for name in counts}
+    return told | {name: getattr(totals, name) for name in (*requests, *costs, "usd")}
 
 
 def open_gallery(address: str, endpoint_url: str | None, wanted: str | None, *, only_print: bool) -> None:
@@ -232,7 +225,7 @@ def open_gallery(address: str, endpoint_url: str | None, wanted: str | None, *, 
         print((place(uri) if reachable == uri else reachable) or store.presign(uri, _SIGNED))
         if reachable is None:
             complain(
-                "the link ends in an hour and shows the first page only: without --print, all of it can be seen"
+                "the link ends in an hour and shows the first page only; without --print, all can be seen"
             )
     elif reachable:
         _browse(reachable)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -70,7 +71,7 @@ def run(address: str, asked: Counting) -> int:
     for heading, images in _saved(store, begin, asked.by, sandbox=asked.sandbox):
         sums[heading].saved += images
     progress.clear()
-    _show(sums, asked.by, as_json=asked.json, with_money=bool(prices))
+    _show(sums, asked.by, as_json=asked.json, money=bool(prices))
     if left_out and not asked.json:
         whose = "the API" if asked.sandbox else "the sandbox, which --sandbox counts"
         say(f"Left out: {counted(left_out, 'record')} of {whose}.")
@@ -95,10 +96,8 @@ def since_of(text: str | None) -> datetime:
     if text is None:
         return datetime.min.replace(tzinfo=UTC)
     for form in ("%Y-%m-%d", "%Y-%m", "%Y"):
-        try:
+        with suppress(ValueError):
             return datetime.strptime(text, form).replace(tzinfo=UTC)
-        except ValueError:
-            continue
     raise ValueError(f"--since {text} is written like 2026, 2026-11 or 2026-11-05")
 
 
@@ -126,12 +125,10 @@ def _paid(
     others: list[Payment | Kept] = [*document.also_paid, *document.kept]
     in_vain = {note.token: note for note in others if note.token not in tokens}
     maybe = [note for note in document.maybe_paid if note.token not in tokens | in_vain.keys()]
-    told = [(note, Sum(in_vain=1)) for note in in_vain.values()] + [
-        (note, Sum(maybe_paid=1)) for note in maybe
-    ]
-    for note, one in told:
-        if note.when >= begin:
-            yield _heading(by, model, note.when, note.run_id), one
+    for notes, one in ((in_vain.values(), Sum(in_vain=1)), (maybe, Sum(maybe_paid=1))):
+        for note in notes:
+            if note.when >= begin:
+                yield _heading(by, model, note.when, note.run_id), one
 
 
 def _heading(by: By, model: str, when: datetime, run_id: str) -> str:
@@ -155,7 +152,7 @@ def _saved(store: ImageStore, begin: datetime, by: By, *, sandbox: bool) -> Iter
                 yield _heading(by, model, batch.written, run_id), count
 
 
-def _show(sums: Mapping[str, Sum], by: By, *, as_json: bool, with_money: bool) -> None:
+def _show(sums: Mapping[str, Sum], by: By, *, as_json: bool, money: bool) -> None:
     lines: list[dict[str, Any]] = [{by: heading} | asdict(each) for heading, each in sorted(sums.items())]
     if as_json:
         for line in lines:
@@ -164,7 +161,4 @@ def _show(sums: Mapping[str, Sum], by: By, *, as_json: bool, with_money: bool) -
     total = Sum()
     for each in sums.values():
         total += each
-    lines.append({by: "total"} | asdict(total))
-    show_table(
-        [{head: line[head] for head in line if head != "usd" or with_money} for line in lines], texts=1
-    )
+    show_table([*lines, {by: "total"} | asdict(total)], texts=1, money=money)

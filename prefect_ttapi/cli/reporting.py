@@ -67,19 +67,21 @@ def complain(error: object) -> None:
     )
 
 
-def show_table(rows: Sequence[Mapping[str, object]], texts: int) -> None:
+def show_table(rows: Sequence[Mapping[str, object]], *, texts: int, money: bool) -> None:
     """Print a table: within the width of a terminal, and at full width elsewhere.
 
     Args:
         rows: each has a cell by the head of each column; there must be one.
         texts: how many columns from the left hold texts; the others hold numbers.
+        money: show the column `usd`.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for position, head in enumerate(rows[0]):
+    heads = [head for head in rows[0] if money or head != "usd"]
+    for position, head in enumerate(heads):
         number = position >= texts
         table.add_column(head.replace("_", " "), justify="right" if number else "left", no_wrap=number)
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(row[head])) for head in heads))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
     with console.capture() as captured:
         console.print(table)

@@ -214,15 +214,9 @@ def _options(
 
 def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
     """Generate and deliver; return the exit status."""
-    file: dict[str, Any] = {
-        "prompt_column": reading.prompt_column,
-        "columns": {field: name for part in reading.columns for field, name in _columns(part).items()},
-        "defaults": {name: value for name in ("model", "size") if (value := getattr(reading, name))},
-        "limit": reading.limit,
-        "encoding": reading.encoding,
-        "skip_blank": reading.skip_blank,
-        "key": paying.key,
-    }
+    file = asdict(reading) | {"key": paying.key}
+    file["columns"] = {field: name for part in reading.columns for field, name in _columns(part).items()}
+    file["defaults"] = {field: of for field in ("model", "size") if (of := file.pop(field))}
     with at_a_terminal():
         asked, given = _asked(paying, "campaign"), read_prompts(path, **file)
         say(*given.notes)
@@ -311,13 +305,13 @@ def _estimated(estimate: Estimate, prices: Mapping[Model, Price], most: int | No
         yield "Nothing is to be paid for."
         return
     usd = estimate.usd(prices)
-    by_tokens = any(price.per_million_output_tokens for price in prices.values())
-    unknown = (
-        "only the answers tell the tokens" if by_tokens else "give each model's --price to see the money"
-    )
-    yield f"To be paid for: {counted(estimate.images, 'image')}, " + (
-        f"{usd:,.2f} USD" if usd is not None else f"in money unknown: {unknown}"
-    )
+    if usd is not None:
+        money = f"{usd:,.2f} USD"
+    elif any(price.per_million_output_tokens for price in prices.values()):
+        money = "in money unknown: only the answers tell the tokens"
+    else:
+        money = "in money unknown: give each model's --price to see the money"
+    yield f"To be paid for: {counted(estimate.images, 'image')}, {money}"
     if most is not None and most < estimate.images:
         yield f"--max-images {most} leaves {counted(estimate.images - most, 'image')} at least to the next run."
 
@@ -346,18 +340,15 @@ def _summary(report: BatchReport) -> Iterator[str]:
     money = f", {totals.usd:,.2f} USD" if totals.usd is not None else ""
     if paid:
         yield f"Paid for {counted(paid, 'image')} in {counted(totals.api_calls, 'call')}{money}."
-    elif totals.images and report.ok:
-        yield "Nothing was paid for: every image was in the store already."
     else:
-        yield "Nothing was paid for."
+        all_there = ": every image was in the store already" if totals.images and report.ok else ""
+        yield f"Nothing was paid for{all_there}."
     if report.unchanged:
         yield report.unchanged
     yield from report.notes
     if totals.maybe_paid:
-        yield (
-            f"{counted(totals.maybe_paid, 'request')} may have been paid for without giving images: "
-            "see maybe_paid in the manifest."
-        )
+        asked = counted(totals.maybe_paid, "request")
+        yield f"{asked} may have been paid for without giving images: see maybe_paid in the manifest."
 
 
 def _places(report: BatchReport, deliver: str | None) -> Iterator[str]:
@@ -375,8 +366,7 @@ def _places(report: BatchReport, deliver: str | None) -> Iterator[str]:
 
 def _run_url(flow_run_id: str) -> str:
     """Return where the Prefect UI shows a run; without a server of its own, how to get one."""
-    ui = get_current_settings().ui_url
-    if ui:
+    if ui := get_current_settings().ui_url:
         return f"{ui.rstrip('/')}/runs/flow-run/{flow_run_id}"
     home = f"PREFECT_HOME={shlex.quote(os.environ['PREFECT_HOME'])} " if "PREFECT_HOME" in os.environ else ""
     return f"`{home}prefect server start`, then http://127.0.0.1:4200/runs/flow-run/{flow_run_id}"

@@ -75,13 +75,12 @@ def _needed(store: ImageStore | None, by: str) -> ImageStore:
 
 def _told_to_people(found: Origin | Made, prices: Mapping[Model, Price]) -> Iterator[str]:
     if isinstance(found, Made):
-        yield from lines(made_tree(found))
+        yield from lines(_made_by_run(found))
         return
-    made = next((entry.generation for entry in found.entries if entry.generation), None)
-    if made:
+    if made := next((entry.generation for entry in found.entries if entry.generation), None):
         yield from _in_short(made, prices)
         yield ""
-    yield from lines(origin_tree(found))
+    yield from lines(Node(found.address, _links(found)))
 
 
 def _in_short(made: Generation, prices: Mapping[Model, Price]) -> Iterator[str]:
@@ -142,12 +141,7 @@ def lines(node: Node | str) -> Iterator[str]:
             yield (others if number else first) + line
 
 
-def origin_tree(origin: Origin) -> Node:
-    """Return the tree of an object's origin, down to the row that asked for it."""
-    return Node(origin.address, _links(origin))
-
-
-def made_tree(made: Made) -> Node:
+def _made_by_run(made: Made) -> Node:
     """Return the tree of a run's images: its first rows."""
     rows = iter(made.rows)
     shown = [_row(source, with_request=True) for source in islice(rows, ROWS)]
@@ -157,6 +151,7 @@ def made_tree(made: Made) -> Node:
 
 
 def _links(origin: Origin) -> Iterator[Node | str]:
+    """Yield the links of the chain from an object down to the row that asked for it."""
     if origin.found_by:
         yield f"found by {origin.found_by}"
     if origin.signature:
@@ -189,11 +184,9 @@ def _image(image: StoredImage, state: str = "") -> Node:
 
 
 def _entry(entry: Entry, with_images: bool) -> Iterator[Node | str]:
-    made = entry.generation
-    if made:
+    if made := entry.generation:
         yield from _made(made)
-    if made and with_images:
-        yield from map(_image, made.images)
+        yield from map(_image, made.images if with_images else ())
     yield from (f"perhaps paid for, too: {_payment(note)}" for note in entry.maybe_paid)
     yield from (f"also paid for: {_payment(note)}" for note in entry.also_paid)
     for answer in entry.kept:
@@ -208,14 +201,10 @@ def _made(made: Generation) -> Iterator[Node | str]:
     yield Node(f"request {made.request_hash}", told)
     facts = [counted(made.api_calls, "API call"), f"{made.seconds:.1f} s"]
     facts += [f"API request id {made.request_id}"] if made.request_id else []
-    usage = made.usage
-    tokens = (
-        f"{usage.total_tokens:,} tokens: {usage.input_tokens:,} in, {usage.output_tokens:,} out"
-        if usage
-        else ""
-    )
-    answered = f"answered by {made.api_origin}, {utc(made.created_at)}: {', '.join(facts)}"
-    yield Node(answered, [tokens] if tokens else [])
+    tokens = []
+    if usage := made.usage:
+        tokens = [f"{usage.total_tokens:,} tokens: {usage.input_tokens:,} in, {usage.output_tokens:,} out"]
+    yield Node(f"answered by {made.api_origin}, {utc(made.created_at)}: {', '.join(facts)}", tokens)
     runs = {"flow run": made.flow_run_id, "task run": made.task_run_id}
     paid = ", ".join(f"{name} {run}" for name, run in runs.items() if run) or "no Prefect run"
     version = f", with prefect-ttapi {made.package_version}" if made.package_version else ""
