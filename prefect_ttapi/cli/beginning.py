@@ -59,9 +59,8 @@ def run(address: str) -> None:
     written["prefect.yaml"] = written["prefect.yaml"].format(**quoted)
     there = [name for name in written if (folder / name).exists()]
     if there:
-        raise ValueError(
-            f"{folder} has {' and '.join(there)} already: nothing was written; name another folder"
-        )
+        held = " and ".join(there)
+        raise ValueError(f"{folder} has {held} already: nothing was written; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in written.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -111,11 +110,8 @@ def _everything(client: SyncPrefectClient, asked: Preparing) -> Iterator[_Done]:
 
 def _credentials(client: SyncPrefectClient, name: str) -> _Done:
     what = f"credentials block {name}"
-    given = {
-        field: value
-        for field, variable in (("api_key", "TTAPI_API_KEY"), ("base_url", "TTAPI_BASE_URL"))
-        if (value := os.environ.get(variable))
-    }
+    variables = {"api_key": "TTAPI_API_KEY", "base_url": "TTAPI_BASE_URL"}
+    given = {field: value for field, name_of in variables.items() if (value := os.environ.get(name_of))}
     saved = _saved(client, TTAPICredentials, name)
     if saved is None:
         if "api_key" not in given:
@@ -125,10 +121,7 @@ def _credentials(client: SyncPrefectClient, name: str) -> _Done:
     before = {field: getattr(saved, field) for field in TTAPICredentials.model_fields}
     wanted = TTAPICredentials.model_validate(before | given)
     if wanted.api_origin != saved.api_origin:
-        return _MISSING, (
-            f"{what}: it leads to {saved.api_origin} and was left so, since everything would be paid for again at "
-            f"{wanted.api_origin}: give another --name, or edit the block"
-        )
+        return _MISSING, _elsewhere(what, saved.api_origin, wanted.api_origin)
     changed = [field for field, value in before.items() if getattr(wanted, field) != value]
     if not changed:
         return _LEFT, what
@@ -141,19 +134,20 @@ def _store(client: SyncPrefectClient, asked: Preparing) -> _Done:
     address = asked.store or os.environ.get("TTAPI_STORE")
     saved = _saved(client, ImageStore, asked.name)
     if not address:
-        if saved is None:
-            return _MISSING, f"{what}: neither --store nor TTAPI_STORE says where the store is"
-        return _LEFT, f"{what}: {saved.url}"
+        nowhere = f"{what}: neither --store nor TTAPI_STORE says where the store is"
+        return (_LEFT, f"{what}: {saved.url}") if saved else (_MISSING, nowhere)
     wanted = store_at(address, asked.endpoint_url)
     if saved is None:
         wanted.save(asked.name)
         return _MADE, f"{what}: {wanted.url}"
     if saved.url != wanted.url or (asked.endpoint_url and saved.endpoint_url != wanted.endpoint_url):
-        return _MISSING, (
-            f"{what}: it leads to {saved.identity} and was left so, since everything would be paid for again in "
-            f"{wanted.identity}: give another --name, or edit the block"
-        )
+        return _MISSING, _elsewhere(what, saved.identity, wanted.identity)
     return _LEFT, f"{what}: {saved.url}"
+
+
+def _elsewhere(what: str, saved: str, wanted: str) -> str:
+    reason = f"since everything would be paid for again at {wanted}"
+    return f"{what}: it leads to {saved} and was left so, {reason}: give another --name, or edit the block"
 
 
 def _saved(client: SyncPrefectClient, kind: type[_B], name: str) -> _B | None:

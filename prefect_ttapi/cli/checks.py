@@ -113,9 +113,8 @@ class _Check:
             unread |= finding.kind in _UNREAD
             yield finding
         if self._empty:
-            raise StoreError(
-                f"{self._store.identity} holds no images, no ledger, no manifests: is it a store?"
-            )
+            where = self._store.identity
+            raise StoreError(f"{where} holds no images, no ledger, no manifests: is it a store?")
         yield from self._broken()
         yield from self._unneeded(unread=unread)
         if not quick:
@@ -167,9 +166,8 @@ class _Check:
 
     def _note(self, key: str, seen: Seen, record: Record | None) -> Iterator[Finding]:
         for image in record.generation.images if record else ():
-            self._inventory.name_by_record(
-                key, layout.image_key(image.sha256, image.media_type), image.size_bytes
-            )
+            named = layout.image_key(image.sha256, image.media_type)
+            self._inventory.name_by_record(key, named, image.size_bytes)
         state, notes, kept = seen.document.state, seen.document.maybe_paid, seen.document.kept
         self._unsettled |= state in (State.CLAIMED, State.UNKNOWN)
         if state is State.CLAIMED:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of
-from prefect_ttapi.cli.options import Counting
+from prefect_ttapi.cli.options import By, Counting
 from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
 from prefect_ttapi.cli.stores import document_keys, passing_over_nonsense, prices_of, standing_store
 from prefect_ttapi.generation.budget import Price
@@ -24,8 +24,6 @@ from prefect_ttapi.origins import SANDBOX_ORIGIN
 from prefect_ttapi.results import Usage
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.store import ImageStore
-
-By = Literal["model", "day", "batch"]
 
 
 @dataclass

@@ -8,6 +8,8 @@ from typing import Literal
 
 from cyclopts import Parameter
 
+By = Literal["model", "day", "batch"]
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class Counting:
     """
 
     since: str | None = None
-    by: Literal["model", "day", "batch"] = "model"
+    by: By = "model"
     price: Sequence[str] = ()
     max_usd: float | None = None
     sandbox: bool = False
