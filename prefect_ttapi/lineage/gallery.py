@@ -164,18 +164,12 @@ class Gallery:
     def _image(self, image: StoredImage, copies: Iterable[DeliveredImage]) -> dict[str, Any]:
         href = self._link(image.uri)
         thumbnail = self.thumbnails.get(image.sha256)
-        return {
-            "index": image.index,
-            "width": image.width,
-            "height": image.height,
+        return image.model_dump(include={"index", "width", "height", "sha256", "uri", "marks"}) | {
             "size": in_bytes(image.size_bytes),
             "type": image.media_type,
-            "sha256": image.sha256,
             "revised": image.revised_prompt and image.revised_prompt[:LONGEST],
-            "uri": image.uri,
             "href": href,
             "beside": bool(href and href.startswith(".")),
-            "marks": image.marks,
             "signature": image.signature and one_line(image.signature, REASON),
             "copies": [{"uri": copy.uri, "href": self._link(copy.uri, copy.url)} for copy in copies],
             "thumbnail": thumbnail and base64.b64encode(thumbnail).decode(),

@@ -158,7 +158,8 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
     looked_at = [image.marks for image in row.images if image.marks is not None]
     signed = sum("credentials" in marks for marks in looked_at)
     paid = bool(row.api_calls) and row.status != "cached"
-    return {
+    saved = {"images_cached": images, "tokens_saved": usage.total_tokens}
+    figures = {
         "rows": 1,
         row.status: 1,
         "images": images,
@@ -173,14 +174,10 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         "maybe_paid": int(bool(row.maybe_paid) and not images),
         "images_by_model": {row.model: images} if images else {},
         "errors": {row.error_type: 1} if row.error_type else {},
-        **(
-            usage.model_dump(include=_TOKENS)
-            if paid
-            else {"images_cached": images, "tokens_saved": usage.total_tokens}
-        ),
-        **({"usd" if paid else "usd_saved": usd} if images else {}),
-        **(_answered(row) if images and paid else {}),
+        "usd" if paid else "usd_saved": usd if images else None,
     }
+    answered = _answered(row) if images and paid else {}
+    return figures | (usage.model_dump(include=_TOKENS) if paid else saved) | answered
 
 
 def _credentials(totals: Totals) -> str:
@@ -192,15 +189,14 @@ def _credentials(totals: Totals) -> str:
 
 
 def _answered(row: Row) -> dict[str, Any]:
-    answered = {
+    until = row.created_at and row.created_at.astimezone(UTC)
+    return {
         "answered": 1,
         "answer_seconds": row.seconds,
         "latencies": {row.model: {bucket(row.seconds): 1}},
+        "sent_from": until and until - timedelta(seconds=row.seconds),
+        "sent_until": until,
     }
-    if row.created_at is None:
-        return answered
-    until = row.created_at.astimezone(UTC)
-    return answered | {"sent_from": until - timedelta(seconds=row.seconds), "sent_until": until}
 
 
 def _joined(name: str, one: Any, other: Any) -> Any:
