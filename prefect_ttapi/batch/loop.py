@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from traceback import format_exception_only
 from typing import Any, Final
 
 from prefect.client.schemas.objects import State
@@ -25,7 +24,7 @@ from prefect_ttapi.batch.recording import Recorder
 from prefect_ttapi.batch.task_runs import TaskRuns, tell_elsewhere
 from prefect_ttapi.errors import LaneLostError, StoreError
 from prefect_ttapi.generation.persisting import Paid
-from prefect_ttapi.generation.runs import run_log, to_the_end
+from prefect_ttapi.generation.runs import run_log, to_the_end, why_interrupted
 from prefect_ttapi.ledger.documents import line_of
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.shown import counted
@@ -319,8 +318,7 @@ class Running:
         self._take_rows()
 
     def _interrupted_by(self, error: BaseException) -> None:
-        what = format_exception_only(error)[-1].strip()
-        self._stop.set(f"not sent, because the batch was interrupted: {what}", type(error).__name__)
+        self._stop.set(*why_interrupted("not sent, because the batch", error))
         self._error = self._error or error
 
 

@@ -26,6 +26,7 @@ from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import Failed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from prefect_ttapi.batch.items import Done, Work
 from prefect_ttapi.batch.lanes import PATIENCE, Breaker, Lane, LaneRun, Shared
@@ -34,7 +35,6 @@ from prefect_ttapi.credentials import TTAPICredentials, shared_client
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.engine import Engine, ledger_for
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.runs import named
 from prefect_ttapi.stopping import Stop
 from prefect_ttapi.storage.layout import stop_key
 from prefect_ttapi.storage.store import ImageStore
@@ -212,7 +212,8 @@ def _step_aside() -> None:
 # retries belong to the client: without `retries` Prefect's setting for all tasks would count
 @task(
     name="generate-lane",
-    task_run_name=named(_lane_name),
+    # its protocol has more than what Prefect calls
+    task_run_name=cast(TaskRunNameCallbackWithParameters, _lane_name),
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=0,

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from prefect_ttapi.errors import KeyTemplateError
 from prefect_ttapi.generation.destination import Destination, Place
-from prefect_ttapi.generation.provenance import Original, statement_of
+from prefect_ttapi.generation.provenance import Original
 from prefect_ttapi.images.renditions import Version
+from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
 from prefect_ttapi.storage.keys import Keys, KeyTemplate, beginning_of, of_any_size
@@ -98,15 +99,13 @@ class Delivery(Destination):
             fresh: the images with their bytes at hand, if they are.
         """
         at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
-        return [
-            Original(
-                image,
-                (self.source or self.to.beside(image.uri)).objects,
-                statement_of(generation, image),
-                opener,
-            )
-            for image, opener in zip(generation.images, at_hand, strict=True)
-        ]
+        originals = []
+        for image, opener in zip(generation.images, at_hand, strict=True):
+            place = (self.source or self.to.beside(image.uri)).objects
+            asked = generation.request
+            told = Statement(asked.model, generation.request_hash, image.sha256, asked.prompt)
+            originals.append(Original(image, place, told, opener))
+        return originals
 
     def deliver(
         self,

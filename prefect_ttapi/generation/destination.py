@@ -122,7 +122,10 @@ class Destination:
                 if not known and all(self._creates(tried, facts) for _ in range(_TIMES)):
                     self._has_no_conditions("it creates an object twice")
             finally:
-                self._remove_tried()
+                try:
+                    target.delete(TRIED)
+                except StoreError as error:
+                    logger.info("%s stays: %s", TRIED, error)
 
     def _creates(self, tried: Spool, facts: Facts) -> bool:
         try:
@@ -130,12 +133,6 @@ class Destination:
         except ConflictError:
             return False
         return True
-
-    def _remove_tried(self) -> None:
-        try:
-            self.to.objects.delete(TRIED)
-        except StoreError as error:
-            logger.info("%s stays: %s", TRIED, error)
 
     def taken(self, key: str, request_hash: str) -> KeyTakenError:
         """Return why a request is not paid for, at whose key there is something."""

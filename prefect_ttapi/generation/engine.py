@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -178,19 +178,16 @@ class Engine:
     def _read_again(self, claim: Claim, request: ImageRequest) -> Paid | None:
         """Return what can be read by now of earlier answers; None where the request may be sent."""
         failed: tuple[TTAPIError, Kept] | None = None
-        name, stop = request.request_hash, self.limits.stop
+        name, log = request.request_hash, self.ledger.log
         for kept in claim.unread:
             try:
-                answer = self._fetch(request, kept, self.store.patience)
+                paid = self._read_kept(claim, request, kept)
             except TTAPIError as error:
                 failed = failed or (error, kept)
                 continue
-            paid = self.keeper.keep(claim, self._read(kept, answer, self.result_key), stop=stop)
-            self.ledger.log.info(
-                "request %s was paid for on %s UTC; its answer could be read now, and nothing was sent",
-                name[:12],
-                f"{kept.when:%Y-%m-%d %H:%M}",
-            )
+            when = f"{kept.when:%Y-%m-%d %H:%M}"
+            what = "request %s was paid for on %s UTC; its answer could be read now, and nothing was sent"
+            log.info(what, name[:12], when)
             return paid
         if failed is None:
             return None
@@ -198,56 +195,58 @@ class Engine:
         failure.attempts, failure.answer, failure.kept_at = 0, None, self.keeper.place(name, kept)
         if self.ledger.keeps_from_sending(claim):
             raise failure
-        self.ledger.log.warning("request %s is sent again as a decision of this run: %s", name[:12], failure)
+        log.warning("request %s is sent again as a decision of this run: %s", name[:12], failure)
         return None
 
     def _had_rest(self, found: Record, request: ImageRequest) -> Paid:
         """Return what is recorded, with those of its images that could not be had before, and can by now."""
-        paid, name, kept = Paid(found, sent=False), request.request_hash, found.rest
+        name, log, paid = request.request_hash, self.ledger.log, None
         try:
-            claim = self.ledger.claim_rest(name) if kept else None
-            if kept is None or claim is None:
-                return paid
-            with claim:
-                made, stop = found.generation, self.limits.stop
-                had = {image.index for image in made.images}
-                answer = self._fetch(request, kept, 0, had)
-                if not answer.images:
-                    return paid
-                # with their bytes, should all of them have to wait in the rescue folder
-                together = (*self.keeper.images(made), *answer.images)
-                answer = replace(answer, images=tuple(sorted(together, key=lambda image: image.index)))
-                paid = self.keeper.keep(claim, self._read(kept, answer, found.result_key), stop=stop)
+            claim = self.ledger.claim_rest(name) if found.rest else None
+            if claim is not None and found.rest is not None:
+                with claim:
+                    paid = self._read_kept(claim, request, found.rest, found)
         except (TTAPIError, StoreError) as error:
-            self.ledger.log.info("request %s: what is left of its answer is not had: %s", name[:12], error)
-            return paid
-        had_now = len(paid.generation.images)
-        self.ledger.log.info(
-            "request %s: %d of its images are had by now, and nothing was sent", name[:12], had_now
-        )
+            log.info("request %s: what is left of its answer is not had: %s", name[:12], error)
+        if paid is None:
+            return Paid(found, sent=False)
+        had = len(paid.generation.images)
+        log.info("request %s: %d of its images are had by now, and nothing was sent", name[:12], had)
         return paid
 
-    def _fetch(
-        self, request: ImageRequest, kept: Kept, patience: float, had: Collection[int] = ()
-    ) -> GeneratedImages:
-        """Return what can be had by now of an answer that was kept, but for the images that were `had` before."""
-        raw = RawAnswer(self.keeper.body(request.request_hash, kept), kept.media_type)
-        return self.client.read_again(request, raw, had=had, patience=patience, stop=self.limits.stop)
+    def _read_kept(
+        self, claim: Claim, request: ImageRequest, kept: Kept, found: Record | None = None
+    ) -> Paid | None:
+        """Store and record the images of an answer that was kept; None where no new one can be had.
 
-    def _read(self, kept: Kept, answer: GeneratedImages, result_key: str | None) -> Read:
-        """Return what could be read of an answer that was kept."""
-        images = tuple(map(self.store.reference, answer.images))
-        made = generation_of(kept.generation, kept.generation["request_hash"], self.store).model_copy(
-            update={"images": images, "usage": answer.usage, "package_version": VERSION}
+        Args:
+            found: what is recorded of the answer, where it was read in part.
+        """
+        keeper, stop = self.keeper, self.limits.stop
+        raw = RawAnswer(keeper.body(request.request_hash, kept), kept.media_type)
+        had = [image.index for image in found.generation.images] if found else []
+        patience = 0 if found else self.store.patience
+        answer = self.client.read_again(request, raw, had=had, patience=patience, stop=stop)
+        if not answer.images:
+            return None
+        # with the bytes of those that were had before, should all of them have to wait in the rescue folder
+        images = (*(keeper.images(found.generation) if found else ()), *answer.images)
+        images = tuple(sorted(images, key=lambda image: image.index))
+        made = generation_of(kept.generation, request.request_hash, self.store).model_copy(
+            update={
+                "images": tuple(map(self.store.reference, images)),
+                "usage": answer.usage,
+                "package_version": VERSION,
+            }
         )
         recorded = Answer(
             token=kept.token,
             run_id=kept.run_id,
             generation=facts_of_generation(made),
-            result_key=result_key,
+            result_key=found.result_key if found else self.result_key,
         )
         rest = Unread(kept.model_copy(update={"whole": False}), answer.rest.body) if answer.rest else None
-        return Read(recorded, answer.images, rest)
+        return keeper.keep(claim, Read(recorded, images, rest), stop=stop)
 
 
 class _Sending(Guard):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from prefect_ttapi.errors import ImageMissingError, InvalidResponseError, NotStoredError, StoreError
 from prefect_ttapi.generation.limits import SURELY_UNPAID
-from prefect_ttapi.generation.rescue import UNREAD, Read, RescueFolder, Unread, body_in, image_in
+from prefect_ttapi.generation.rescue import UNREAD, Read, RescueFolder, Unread, bytes_in, image_in
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.ledger.claims import Claim, ClaimLostError
 from prefect_ttapi.ledger.documents import Answer, Kept, Log, Record
@@ -119,7 +118,7 @@ class Keeper:
             StoreError: the store fails.
         """
         try:
-            return body_in(self.store, self.rescue.key_of_body(request_hash, kept), kept)
+            return bytes_in(self.store, self.rescue.key_of_body(request_hash, kept), kept, "its body")
         except (ImageMissingError, ValueError) as error:
             raise InvalidResponseError(f"an answer was paid for and kept, but {error}") from None
 
@@ -138,22 +137,24 @@ class Keeper:
         rescued = self.rescue.take(claim.request_hash)
         if rescued is None:
             return None
-        if rescued.read and rescued.record and claim.counts(rescued.record):
-            answer = rescued.read.answer.model_copy(update={"result_key": result_key})
-            rest = next((hand for hand in rescued.unread if hand.answer.token == answer.token), None)
-            paid = self.keep(claim, Read(answer, rescued.read.images, rest), rescued=True)
-            self._tell_rescued(claim, rescued.record.generation.created_at, "its images were")
-            return paid
-        if (hand := next((hand for hand in rescued.unread if claim.counts(hand.answer)), None)) is not None:
-            self.keep_unread(claim, hand, rescued=True)
-            self._tell_rescued(claim, hand.answer.when, "its answer was")
-        return None
-
-    def _tell_rescued(self, claim: Claim, when: datetime, what: str) -> None:
-        said = (
-            "request %s was paid for on %s UTC and %s in the rescue folder: stored now, and nothing was sent"
+        read, record, paid = rescued.read, rescued.record, None
+        unread = next((hand for hand in rescued.unread if claim.counts(hand.answer)), None)
+        if read and record and claim.counts(record):
+            answer = read.answer.model_copy(update={"result_key": result_key})
+            paid = self.keep(claim, replace(read, answer=answer), rescued=True)
+            when, what = record.generation.created_at, "its images were"
+        elif unread:
+            self.keep_unread(claim, unread, rescued=True)
+            when, what = unread.answer.when, "its answer was"
+        else:
+            return None
+        self.log.info(
+            "request %s was paid for on %s UTC and %s in the rescue folder: stored now, and nothing was sent",
+            claim.request_hash[:12],
+            f"{when:%Y-%m-%d %H:%M}",
+            what,
         )
-        self.log.info(said, claim.request_hash[:12], f"{when:%Y-%m-%d %H:%M}", what)
+        return paid
 
     def _persist(self, claim: Claim, hand: Read | Unread, rescued: bool, stop: Stop | None) -> Record | None:
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience

@@ -18,7 +18,7 @@ from prefect_ttapi.images.renditions import Marking, Version
 from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
 from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.images.xmp import Statement
-from prefect_ttapi.results import DeliveredImage, Generation, StoredImage
+from prefect_ttapi.results import DeliveredImage, StoredImage
 from prefect_ttapi.storage.objects import ObjectStore, sha256_of
 
 logger: Final = logging.getLogger(__name__)
@@ -102,12 +102,6 @@ class Original:
                 raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
             self.at_hand = body
         return self.at_hand
-
-
-def statement_of(generation: Generation, image: StoredImage) -> Statement:
-    """Return what a file of an image can say, with the prompt."""
-    request = generation.request
-    return Statement(request.model, generation.request_hash, image.sha256, request.prompt)
 
 
 def marked(original: Original, marking: Marking, rendered: Spool | None = None) -> Spool:

@@ -122,12 +122,6 @@ class RescueFolder:
         holder = seen.document.holder if seen and seen.document.state is State.CLAIMED else None
         return holder is not None and seen is not None and not is_gone(holder, seen.document.token)
 
-    def folder(self, request_hash: str) -> Path:
-        """Return where the answer to a request is kept, or would be. StoreError: it could be kept nowhere."""
-        places = (place / self._below / request_hash for place in _trusted(self.store.rescue_folder))
-        there = next(filter(os.path.isdir, places), None)
-        return there or rescue_place(self.store.rescue_folder) / self._below / request_hash
-
     @property
     def _below(self) -> Path:
         identity = self.store.identity
@@ -137,15 +131,25 @@ class RescueFolder:
         return Path(slug_of(self.api_origin), name)
 
     def holds(self, request_hash: str) -> bool:
-        """Return whether there is something for this request, whole or not; False, with a warning, if it can't tell."""
+        """Return whether there is something for this request, whole or not."""
+        return self._found(request_hash) is not None
+
+    def folder(self, request_hash: str) -> Path:
+        """Return where the answer to a request is kept, or would be. StoreError: it could be kept nowhere."""
+        found = self._found(request_hash)
+        return found or rescue_place(self.store.rescue_folder) / self._below / request_hash
+
+    def _found(self, request_hash: str) -> Path | None:
+        """Return where something is kept for this request; None, with a warning, where it can't be told."""
         try:
             below = self._below / request_hash
-            return any((place / below).is_dir() for place in _trusted(self.store.rescue_folder))
+            places = (place / below for place in _trusted(self.store.rescue_folder))
+            return next((place for place in places if place.is_dir()), None)
         except StoreError:
-            return False
+            return None
         except OSError as error:
             self.log.warning("what may be in the rescue folder is not looked for: %s", error)
-            return False
+            return None
 
     def put_meanwhile(self, request_hash: str, hand: Unread) -> None:
         """Keep an answer until its images are fetched and stored, but beside nothing that people are to look at."""
@@ -224,9 +228,8 @@ class RescueFolder:
 
     def remove(self, request_hash: str) -> None:
         """Remove all there is of a request, which the store has."""
-        if not self.holds(request_hash):
+        if (folder := self._found(request_hash)) is None:
             return
-        folder = self.folder(request_hash)
         try:
             # first: whole or not at all
             _store_in(folder).remove(self._key(request_hash))
@@ -236,9 +239,8 @@ class RescueFolder:
 
     def remove_unread(self, request_hash: str, token: str) -> None:
         """Remove one answer that was kept unread, if it is here: the store has it, or what it says."""
-        if not self.holds(request_hash):
+        if (folder := self._found(request_hash)) is None:
             return
-        folder = self.folder(request_hash)
         try:
             standing = self._standing(folder, request_hash)
             others = _others(standing, token) if standing else ()
@@ -291,13 +293,15 @@ class RescueFolder:
 
     def _read(self, folder: Path, request_hash: str) -> Rescued:
         document, place = self._document(folder, request_hash), _store_in(folder)
+        unread = tuple(
+            Unread(kept, bytes_in(place, self.key_of_body(request_hash, kept), kept, "its body"))
+            for kept in document.kept
+        )
         record, read = record_of(document, self.store), None
         if record is not None and document.answer is not None:
             images = tuple(image_in(place, image) for image in record.generation.images)
-            read = Read(document.answer, images)
-        unread = tuple(
-            Unread(each, body_in(place, self.key_of_body(request_hash, each), each)) for each in document.kept
-        )
+            rest = next((hand for hand in unread if hand.answer.token == document.answer.token), None)
+            read = Read(document.answer, images, rest)
         if read is None and not unread:
             raise ValueError("it names no images")
         return Rescued(read, record, unread)
@@ -401,25 +405,20 @@ def _why_not_ours(folder: Path) -> str | None:
 
 def image_in(place: ImageStore, expected: StoredImage) -> GeneratedImage:
     """Return an image with its bytes, copied out; ValueError: they are not those that were paid for."""
-    wrong = ValueError(f"its image {expected.index} is damaged")
-    spool = _copied(place, image_key(expected.sha256, expected.media_type), expected, wrong)
+    what = f"its image {expected.index}"
+    spool = bytes_in(place, image_key(expected.sha256, expected.media_type), expected, what)
     if read_image(spool) != ImageFacts(expected.media_type, expected.width, expected.height):
-        raise wrong
+        raise ValueError(f"{what} is damaged")
     known = expected.model_dump(include={"media_type", "width", "height", "index", "revised_prompt"})
     return GeneratedImage(spool, **known)
 
 
-def body_in(place: ImageStore, key: str, expected: Kept) -> Spool:
-    """Return the body of an answer; ValueError: it is not what was paid for."""
-    return _copied(place, key, expected, ValueError("its body is damaged"))
-
-
-def _copied(place: ImageStore, key: str, expected: StoredImage | Kept, wrong: ValueError) -> Spool:
-    """Return an object's bytes; `wrong` is raised where they are not the expected ones."""
+def bytes_in(place: ImageStore, key: str, expected: StoredImage | Kept, what: str) -> Spool:
+    """Return an object's bytes, copied out; ValueError: they are not those that were paid for."""
     spool = Spool()
     with place.open(place.uri(key)) as file:
         while spool.size_bytes <= expected.size_bytes and (chunk := file.read(_CHUNK)):
             spool.write(chunk)
     if (spool.sha256, spool.size_bytes) != (expected.sha256, expected.size_bytes):
-        raise wrong
+        raise ValueError(f"{what} is damaged")
     return spool

@@ -20,7 +20,7 @@ from functools import lru_cache, partial, wraps
 from pathlib import Path
 from tempfile import gettempdir
 from traceback import format_exception_only
-from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 import anyio.to_thread
 import httpx
@@ -34,7 +34,6 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
-from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.temporary_server import interrupted
@@ -159,14 +158,14 @@ def run_log() -> Log:
         return _logger
 
 
-def named(callback: Callable[[dict[str, Any]], str]) -> TaskRunNameCallbackWithParameters:
-    """Return a function of the parameters as a task run's name; Prefect's protocol asks mypy for more than it calls."""
-    return cast(TaskRunNameCallbackWithParameters, callback)
-
-
 def stop_of_caller() -> Stop | None:
     """Return the stop that a cancellation of the async caller sets; None where the caller is not async."""
     return _STOP.get()
+
+
+def why_interrupted(of: str, by: BaseException) -> tuple[str, str]:
+    """Return the reason of a stop where something was interrupted by an error, and the error's type."""
+    return f"{of} was interrupted: {format_exception_only(by)[-1].strip()}", type(by).__name__
 
 
 def to_the_end(
@@ -205,8 +204,7 @@ def to_the_end(
         while not ended.wait(_POLL):
             pass
     except BaseException as interruption:
-        what = format_exception_only(interruption)[-1].strip()
-        stop.cancel(f"{of} was interrupted: {what}", type(interruption).__name__)
+        stop.cancel(*why_interrupted(of, interruption))
         if told is not None:
             run_log().warning(f"Interrupted: {told}", grace)
         until = time.monotonic() + grace
