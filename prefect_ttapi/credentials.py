@@ -92,12 +92,12 @@ class TTAPICredentials(SavedForm, CredentialsBlock):
 
     @property
     def api_origin(self) -> str:
-        """The name under which answers are filed: both hosts of the vendor are one."""
+        """Return the name under which answers are filed: both hosts of the vendor are one."""
         return origin_of(self.base_url)
 
     @classmethod
     def from_env(cls) -> Self:
-        """Credentials from `TTAPI_API_KEY` and, where set, `TTAPI_BASE_URL`.
+        """Return credentials from `TTAPI_API_KEY` and, where set, `TTAPI_BASE_URL`.
 
         Raises:
             ValueError: `TTAPI_API_KEY` is not set, or one of them is malformed.
@@ -192,7 +192,7 @@ class ContentCredentialsSigner(SavedForm, Block):
         """Return a signer with a certificate made now, for a year, which viewers show as not trusted.
 
         Args:
-            name: of whom the certificate is for.
+            name: the name that the certificate is issued to.
         """
         from prefect_ttapi.sandbox.pictures import certificates_for_testing
 
@@ -200,10 +200,10 @@ class ContentCredentialsSigner(SavedForm, Block):
         return cls(certificates=certificates.decode(), private_key=SecretStr(key.decode()))
 
     def get_signer(self) -> Signer:
-        """Return what signs, made from the certificates and the key as they are now.
+        """Return a signer, made from the certificates and the key as they are now.
 
         Raises:
-            ValueError: what is wrong with them; or the extra `provenance` is not installed.
+            ValueError: they can't sign, and why; or the extra `provenance` is not installed.
         """
         if bool(self.private_key) == bool(self.private_key_file):
             raise ValueError("give either private_key or private_key_file")

@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, NamedTuple
 
 from prefect_ttapi.images.spool import Spool
 
-LONGEST_SIDE: Final = 65_535  # pixels: what JPEG can say, and more than WebP can
+LONGEST_SIDE: Final = 65_535  # pixels: the limit of JPEG, which is beyond that of WebP
 
 #: Media type to file extension, without a dot.
 EXTENSIONS: Final[Mapping[str, str]] = {
@@ -29,7 +29,7 @@ EXTENSIONS: Final[Mapping[str, str]] = {
     "image/avif": "avif",
 }
 
-#: What the API says it gives.
+#: The types that the API promises.
 PROMISED: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
 
 _PADDING: Final = b"\0\t\n\r "
@@ -127,7 +127,7 @@ def _has_png_end(spool: Spool) -> bool:
 def png_parts(file: BinaryIO) -> Iterator[Part]:
     """Yield the chunks of a PNG, whether or not all of the last one is there."""
     position = 8
-    while len(head := _at(file, position, 8)) == 8:
+    while len(head := bytes_at(file, position, 8)) == 8:
         size, kind = struct.unpack(">I4s", head)
         yield Part(kind, position, position + 8, size, position + size + 12)
         position += size + 12
@@ -177,12 +177,12 @@ def _has_jpeg_end(file: BinaryIO, position: int) -> bool:
     """Return whether a picture ends whose data begin at `position`."""
     while True:
         marker = None
-        while marker is None and len(block := _at(file, position, _BLOCK)) > 1:
+        while marker is None and len(block := bytes_at(file, position, _BLOCK)) > 1:
             marker = _JPEG_MARKER.search(block)
             position += marker.end() if marker else len(block) - 1
         if marker is None or marker[0] == _JPEG_END:
             return marker is not None
-        position += int.from_bytes(_at(file, position, 2))
+        position += int.from_bytes(bytes_at(file, position, 2))
 
 
 def _webp_size(spool: Spool) -> Size:
@@ -207,13 +207,13 @@ def _webp_size(spool: Spool) -> Size:
 
 def webp_end(file: BinaryIO) -> int:
     """Return where a WebP ends by its own account."""
-    return 8 + int.from_bytes(_at(file, 4, 4), "little")
+    return 8 + int.from_bytes(bytes_at(file, 4, 4), "little")
 
 
 def webp_parts(file: BinaryIO) -> Iterator[Part]:
     """Yield the chunks of a WebP, whether or not all of the last one is there."""
     position, end = 12, webp_end(file)
-    while position + 8 <= end and len(head := _at(file, position, 8)) == 8:
+    while position + 8 <= end and len(head := bytes_at(file, position, 8)) == 8:
         kind, size = struct.unpack("<4sI", head)
         yield Part(kind, position, position + 8, size, position + 8 + size + size % 2)
         position += 8 + size + size % 2
@@ -245,7 +245,8 @@ def _take(file: BinaryIO, size: int) -> bytes:
     return data
 
 
-def _at(file: BinaryIO, position: int, size: int) -> bytes:
+def bytes_at(file: BinaryIO, position: int, size: int) -> bytes:
+    """Return `size` bytes from a position on, or fewer at the end."""
     file.seek(position)
     return file.read(size)
 
@@ -338,10 +339,10 @@ def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int
     for _ in range(_MOST_PARTS):
         if position + 8 > end:
             return
-        length, kind = struct.unpack(">I4s", _at(file, position, 8))
+        length, kind = struct.unpack(">I4s", bytes_at(file, position, 8))
         begins = position + 8
         if length == 1:
-            length, begins = int.from_bytes(_at(file, begins, 8)), begins + 8
+            length, begins = int.from_bytes(bytes_at(file, begins, 8)), begins + 8
         length = length or end - position  # the last one may go on to the end
         if position + length < begins:
             return

@@ -22,6 +22,7 @@ from prefect_ttapi.images.headers import (
     WEBP_PICTURES,
     NotAnImage,
     Part,
+    bytes_at,
     jpeg_parts,
     media_type_of,
     png_parts,
@@ -31,7 +32,7 @@ from prefect_ttapi.images.headers import (
 )
 from prefect_ttapi.images.xmp import EMPTY, Packet, Statement, without_statement
 
-#: What a file has: Content Credentials, XMP that says that a model made the picture, the prompt in that.
+#: The marks of a file: Content Credentials, XMP that says that a model made the picture, the prompt in that XMP.
 Mark = Literal["credentials", "xmp", "prompt"]
 
 _LARGEST_PACKET: Final = 1024 * 1024
@@ -54,13 +55,13 @@ _WEBP_ALPHA: Final = 0x10
 
 @dataclass(frozen=True)
 class Labels:
-    """What a file says of where it comes from; nobody vouches for it.
+    """The origin of a picture as its file tells it; nobody vouches for it.
 
     Attributes:
-        marks: what it has; Content Credentials count whether or not they are valid.
-        request_hash, source_sha256: as in `Statement`, where its XMP has them.
-        xmp: its packet, where it can be read.
-        credentials_size: bytes that hold credentials, or claim to.
+        marks: the file's marks; Content Credentials count whether or not they are valid.
+        request_hash, source_sha256: as in `Statement`, if the file's XMP has them.
+        xmp: the file's packet, if it can be read.
+        credentials_size: the number of bytes that hold credentials, or claim to.
     """
 
     marks: tuple[Mark, ...] = ()
@@ -71,7 +72,7 @@ class Labels:
 
 
 def read_labels(file: BinaryIO) -> Labels | None:
-    """Return what the image in `file` says of where it comes from; None where it is of a kind that is not read here.
+    """Return what the image in `file` says of its origin; None if it is of a kind that is not read here.
 
     >>> import io
     >>> read_labels(io.BytesIO(b"GIF89a")) is None
@@ -108,8 +109,7 @@ def mark(file: BinaryIO, statement: Statement, packet: bytes | None = None) -> I
     Content Credentials in the file.
 
     Args:
-        packet: what the file's packet is to hold, too, such as that of the image that a rendition was made of; by
-            default the file's own.
+        packet: the packet to add to, such as that of the image that a rendition was made of; by default the file's own.
 
     Raises:
         PictureError: the file is of a kind that can't be marked, or its packet can't be added to.
@@ -162,11 +162,6 @@ def _between(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
     while start < end and (block := file.read(min(_BLOCK, end - start))):
         start += len(block)
         yield block
-
-
-def _at(file: BinaryIO, position: int, size: int) -> bytes:
-    file.seek(position)
-    return file.read(size)
 
 
 class _Picture(ABC):
@@ -222,7 +217,7 @@ class _Picture(ABC):
         return [part for part in self.parts if part.kind in kinds]
 
     def _read(self, part: Part, size: int) -> bytes:
-        return _at(self.file, part.body, min(size, part.size))
+        return bytes_at(self.file, part.body, min(size, part.size))
 
     def _starts_with(self, part: Part, head: bytes) -> bool:
         return self._read(part, len(head)) == head
@@ -367,5 +362,5 @@ _KINDS: Final[Mapping[str, type[_Picture]]] = {"image/png": _Png, "image/jpeg": 
 
 
 def _opened(file: BinaryIO) -> _Picture | None:
-    kind = _KINDS.get(media_type_of(_at(file, 0, 12)) or "")
+    kind = _KINDS.get(media_type_of(bytes_at(file, 0, 12)) or "")
     return kind(file) if kind else None

@@ -84,10 +84,10 @@ _workers = _new_workers()
 
 
 def in_worker(call: Callable[P, R]) -> Callable[P, R]:
-    """Let a function run in one of as many threads as there are processors, and its caller wait for it.
+    """Make a function run in one of as many threads as there are processors, while its caller waits.
 
-    More would save no time, and any thread that once decoded an image keeps its memory. Must not be called from such
-    a thread.
+    More threads would save no time, and any thread that once decoded an image keeps its memory. The function must not
+    be called from such a thread.
     """
 
     @wraps(call)
@@ -99,7 +99,7 @@ def in_worker(call: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def decoding(file: BinaryIO) -> Iterator[ImageFile]:
-    """Give the image in `file`, of which nothing is decoded yet; what is made of it is made in the context.
+    """Yield the image in `file`, which is decoded where it is used, within the context.
 
     Args:
         file: an image, read from where it stands; it is left open.

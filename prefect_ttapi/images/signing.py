@@ -23,7 +23,7 @@ from PIL.Image import new
 from pydantic import BaseModel, ConfigDict
 
 from prefect_ttapi.errors import SigningError, printable
-from prefect_ttapi.images.labels import read_labels
+from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.images.renditions import in_worker
 from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.images.xmp import GENERATED, Statement
@@ -234,7 +234,10 @@ class Signer:
         import c2pa
         from cryptography.hazmat.primitives.serialization import Encoding
 
-        builds_on = original is not None and _has_credentials(original[0])
+        builds_on = False
+        if original is not None:
+            with original[0]() as file:
+                builds_on = _has_credentials(file)
         chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self._chain)
         info = c2pa.C2paSignerInfo(self.algorithm, chain, self._key, self.time_stamps)
         with (
@@ -267,14 +270,17 @@ def _within(seconds: float, work: Callable[[], Spool]) -> Spool:
     return ended.result(seconds)
 
 
-def _has_credentials(body: Body) -> bool:
-    with body() as file:
-        labels = read_labels(file)
-    if labels is not None and labels.credentials_size > _LARGEST:
-        raise ValueError(
-            f"the image's own credentials have {labels.credentials_size:,} bytes, which is too much"
-        )
-    return labels is not None and "credentials" in labels.marks
+def _has_credentials(file: BinaryIO) -> bool:
+    """Return whether an image has Content Credentials.
+
+    Raises:
+        ValueError: they are too large to be read.
+    """
+    labels = read_labels(file) or Labels()
+    if labels.credentials_size > _LARGEST:
+        size = f"{labels.credentials_size:,} bytes"
+        raise ValueError(f"the image's own credentials have {size}, which is too much to be read")
+    return "credentials" in labels.marks
 
 
 class Signature(BaseModel):
@@ -324,10 +330,8 @@ def read_signature(file: BinaryIO, media_type: str) -> Signature | None:
         return None
     import c2pa
 
-    labels = read_labels(file)
-    if labels is not None and labels.credentials_size > _LARGEST:
-        return Signature(problem=f"they have {labels.credentials_size:,} bytes, which is too much to be read")
     try:
+        _has_credentials(file)  # or claims to have some that are too large
         file.seek(0)
         with (
             c2pa.Context.from_dict(_SETTINGS) as context,

@@ -26,7 +26,7 @@ class Spool:
     """Write once, in one thread; then read as often as wanted, in any thread.
 
     Args:
-        hashing: hash the bytes as they are written, else where the hash is asked for: it may never be.
+        hashing: hash the bytes while they are written; otherwise only when the hash is asked for.
         in_memory: bytes up to which no file is made.
 
     >>> spool = Spool.of([b"ima", b"ge"])

@@ -50,7 +50,6 @@ _YOURS: Final = frozenset({"name", "slug"})
 
 _NAMES_ONLY: Final = "a key template takes names and format specs only"
 
-_HASH_DIGITS: Final = 12
 _ILLEGAL: Final = re.compile("[^A-Za-z0-9._~/=+-]")
 #: File systems take 255, and beside an image in a folder is a file of its name and `.json`.
 _LONGEST_SEGMENT: Final = 250
@@ -93,14 +92,12 @@ class _Field:
 class KeyTemplate:
     """A template over `name slug hash index ext model size date batch rendition` and the names of `values`.
 
-    Format specs are as in Python: `{index:03d}`, `{date:%Y/%m/%d}`. `hash` is the first 12 digits of the request's
-    hash. `index` counts the request's images from 0. `size` is the size as delivered (`1024x1024`). `name` is the value
-    `name` if it is given, else the slug of the prompt. `rendition` is its name, and `original` for the image itself.
-
-    Values are data: characters that no key may hold become a dash, slashes too, so that only the template itself makes
-    folders: by its own slashes, a date's spec, or `{image_path:path}`, which keeps the slashes of a value.
-    `{filename.stem}` is a value without its extension. A value is named as it is, or nearly so: `{Product ID}` for
-    `product_id`.
+    Format specs are as in Python: `{index:03d}`, `{date:%Y/%m/%d}`. `hash` has the first 12 digits of the request's
+    hash, `index` counts its images from 0, `size` is as delivered (`1024x1024`), `name` is the value of that name if
+    there is one, else the prompt's slug, `rendition` is `original` for the image itself. Values are data: what no key
+    may hold becomes a dash, slashes too. Only the template makes folders: by its slashes, a date's spec, or
+    `{image_path:path}`, which keeps a value's slashes. `{filename.stem}` leaves out an extension. Names of values may be
+    written as they are, or nearly so: `{Product ID}` for `product_id`.
 
     Args:
         template: the keys' pattern.
@@ -176,13 +173,13 @@ class Keys:
     """The keys of one request's images.
 
     Attributes:
-        template: knows the names of `values`.
-        request: asks for the images.
-        date: when the run was expected to start; UTC where it has no time zone.
-        values: the request's own, by name.
+        template: a template that knows the names of `values`.
+        request: the request.
+        date: the time when the run was expected to start; in UTC unless it has a time zone.
+        values: the request's own values, by name.
         batch: the batch's name.
-        versions: what is delivered of each image: renditions; None is the image itself.
-        prompt: what `slug` is made of; by default the request's prompt.
+        versions: the versions of each image that are delivered: renditions; None is the image itself.
+        prompt: the text that `slug` is made of; by default the request's prompt.
     """
 
     template: KeyTemplate
@@ -197,8 +194,7 @@ class Keys:
         """Return the keys of the images before they exist; for `ext` and `size` there are placeholders.
 
         Raises:
-            KeyTemplateError: versions of an image would get one key, a value doesn't fit, or a key's extension
-                is not that of the format asked for.
+            KeyTemplateError: versions of an image would get one key, a value doesn't fit, or an extension is wrong.
         """
         asked_for = f"image/{self.request.output_format}"
         keys: list[str] = []
@@ -240,13 +236,11 @@ class Keys:
         """
         return self._key(image.index, version, image.media_type, _size_of(version, image.width, image.height))
 
-    def _key(
-        self, index: int, version: Version, image_type: str, size: str, extension: str | None = None
-    ) -> str:
+    def _key(self, index: int, version: Version, image_type: str, size: str, ext: str | None = None) -> str:
         media_type = version.media_type if version else image_type
         known = {
             "index": index,
-            "ext": extension or EXTENSIONS[media_type],
+            "ext": ext or EXTENSIONS[media_type],
             "size": size,
             "rendition": _name_of(version),
         }
@@ -263,7 +257,7 @@ class Keys:
         return {
             "slug": slugged,
             "name": yours.get("slug", slugged),
-            "hash": self.request.request_hash[:_HASH_DIGITS],
+            "hash": self.request.request_hash[:12],
             "model": self.request.model,
             "batch": self.batch,
             "date": _in_utc(self.date),

@@ -203,11 +203,8 @@ def unchanged_in(key: str) -> str | None:
     >>> unchanged_in("batches/3f2a/2/unchanged.json"), unchanged_in("batches/3f2a/manifest.jsonl")
     ('batches/3f2a/2', None)
     """
-    return (
-        key.removesuffix(f"/{UNCHANGED}")
-        if key.startswith(BATCHES) and key.endswith(f"/{UNCHANGED}")
-        else None
-    )
+    folder, _, name = key.rpartition("/")
+    return folder if key.startswith(BATCHES) and name == UNCHANGED else None
 
 
 def page_name(number: int) -> str:

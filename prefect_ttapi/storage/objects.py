@@ -130,7 +130,7 @@ def sha256_of(body: Body) -> str:
 
 
 class Condition(Enum):
-    """What a write expects to find at its key; a tag expects exactly the object that has this tag."""
+    """The state that a write expects at its key; a tag, as text, expects exactly the object that has it."""
 
     ANYTHING = "anything"
     NOTHING = "nothing"
@@ -164,7 +164,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is kept beside an object's bytes; `metadata`, `disposition` and `acl` as S3 takes them."""
+    """The facts that are kept beside an object's bytes; `metadata`, `disposition` and `acl` as S3 takes them."""
 
     media_type: str
     cache_control: str | None = None
@@ -176,7 +176,7 @@ class Facts:
 
     @property
     def sha256(self) -> str | None:
-        """Return the hex digest of the bytes, which images are kept with and documents are not."""
+        """Return the hex digest of the bytes, which is kept with images and not with documents."""
         return self.metadata.get("sha256")
 
 
@@ -246,7 +246,7 @@ class ObjectStore(Protocol):
         return False
 
     def delete(self, key: str) -> None:
-        """Remove the object; one that is not there is none to remove. The ledger never does this."""
+        """Remove the object, if it is there. The ledger never does this."""
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """Yield every object whose key starts with `prefix`, in no particular order."""

@@ -108,7 +108,7 @@ def _absolute(path: str | None) -> str | None:
 
 @runtime_checkable
 class AwsBlock(Protocol):
-    """What `AwsCredentials` and `MinIOCredentials` of prefect-aws have, which is never imported here."""
+    """The common part of `AwsCredentials` and `MinIOCredentials`; prefect-aws itself is never imported here."""
 
     region_name: str | None
     aws_client_parameters: Any
@@ -153,7 +153,7 @@ _SPELLED: Final = {word.lower(): word for word in ("ACL", "API", "AWS", "CA", "I
 
 
 def _titled(name: str, _: object) -> str:
-    """Return what a form calls a field.
+    """Return a field's title in a form.
 
     >>> _titled("endpoint_url", None)
     'Endpoint URL'
@@ -169,7 +169,7 @@ _FORM: Final = ConfigDict(
 
 
 def _plain(field: JsonSchemaValue) -> JsonSchemaValue:
-    """Return what a form says of a field, without "or null": of that, Prefect's UIs make tabs."""
+    """Return a form's field without "or null", which Prefect's UIs would make a tab."""
     said = {
         name: value for name, value in field.items() if name != "anyOf" and (name, value) != ("default", None)
     }
@@ -284,9 +284,9 @@ class SavedForm(_Plain):
     @model_validator(mode="wrap")
     @classmethod
     def _as_saved(cls, data: Any, handler: Any) -> Any:
-        """Return the saved block of what Prefect's JSON makes of one, as background tasks get it: without secrets.
+        """Return the saved block in place of its JSON without secrets, which is what background tasks get.
 
-        All of it is as it was saved: what else stands in the JSON must not say where the key is sent.
+        All fields are as they were saved: the JSON must not say where the key is sent.
         """
         saved = data.get(_DOCUMENT_ID) if isinstance(data, Mapping) else None
         masked = isinstance(data, Mapping) and any(map(is_masked, data.values()))
@@ -306,9 +306,9 @@ class SavedForm(_Plain):
 
 
 def check_survives_json(block: SavedForm) -> None:
-    """Raise ValueError where whoever gets a block in Prefect's JSON would have another one.
+    """Raise ValueError if a block that is read back from Prefect's JSON would be another one.
 
-    JSON has no secrets: a block with secrets is loaded again, as it is saved then.
+    JSON has no secrets: a block that has any is loaded as it is saved.
     """
     if not any(isinstance(value, SecretStr | AwsBlock) for value in vars(block).values()):
         return
@@ -338,7 +338,7 @@ def _changed(block: Block, saved: object) -> str:
 
 
 def _known(form: type[Strict], saved: Any) -> Any:
-    """Return what is saved of a form, or of one in it, without what this version does not know."""
+    """Return a saved form, or one in it, without the names that this version does not know."""
     if not isinstance(saved, Mapping):
         return saved
     for name in (name for name in saved if not form.knows(name)):
@@ -393,7 +393,11 @@ class _KeysOf:
 
 
 def _by_reference(form: type[SavedForm], document_id: str) -> object:
-    """Return a saved block by its document's ID. ValueError: it can't be had."""
+    """Return a saved block by its document's ID.
+
+    Raises:
+        ValueError: it can't be loaded.
+    """
     assert issubclass(form, Block)  # noqa: S101 - only blocks are saved
     try:
         return _awaited(form.aload_from_ref(document_id))

@@ -53,7 +53,7 @@ _probing = threading.Lock()
 
 
 class ImageStore(SavedForm, Block):
-    """Where images live: a local folder or an S3 bucket, with the ledger of what was paid for beside them.
+    """The place where images live: a local folder or an S3 bucket, with the ledger of paid requests beside them.
 
     Example:
         Load the block that was saved in the UI or by `save`:
@@ -210,10 +210,10 @@ class ImageStore(SavedForm, Block):
     def check(self) -> None:
         """Make sure that objects can be written and read, and that of two writers one loses.
 
-        4 small requests, 5 the first time; what stays is `ledger/probe.json`.
+        It takes 4 small requests, 5 the first time, and leaves `ledger/probe.json`.
 
         Raises:
-            StoreError: what is wrong, and what to do, in one line.
+            StoreError: the store is of no use; one line says what is wrong, and what to do.
         """
         with self.before_paying():
             probe(self.objects, self._facts("application/json", "", {}))
@@ -231,8 +231,7 @@ class ImageStore(SavedForm, Block):
         """Keep an image under its own SHA-256; one that is there already is written again, damaged or not.
 
         Args:
-            metadata: kept beside the object on S3; what is not ASCII is percent-encoded, what is too long is
-            cut.
+            metadata: kept beside the object on S3; values are percent-encoded if not ASCII, and cut if too long.
         """
         key = image_key(image.sha256, image.media_type)
         # without a look first: a fresh image is hardly ever there, and a look costs as much as the ledger's writes
@@ -240,7 +239,7 @@ class ImageStore(SavedForm, Block):
         return self.reference(image)
 
     def reference(self, image: GeneratedImage) -> StoredImage:
-        """Return the reference that `put_image` gives for an image, whether it is there or not."""
+        """Return the reference that `put_image` gives for an image, whether the image is there or not."""
         return StoredImage(
             uri=self.uri(image_key(image.sha256, image.media_type)),
             sha256=image.sha256,
@@ -297,7 +296,7 @@ class ImageStore(SavedForm, Block):
         return self.objects.list(prefix)
 
     def remove(self, key: str) -> None:
-        """Remove an object; one that is not there is none to remove.
+        """Remove an object, if it is there.
 
         For tidying up only: nothing that was paid for depends on it.
 
@@ -355,7 +354,7 @@ class ImageStore(SavedForm, Block):
         )
 
     def delivered_facts(self, media_type: str, sha256: str, metadata: Mapping[str, str], key: str) -> Facts:
-        """Return what is kept beside a delivered object."""
+        """Return the facts that are kept beside a delivered object."""
         return replace(
             self._facts(media_type, sha256, metadata),
             disposition=self.upload.disposition(key),
