@@ -96,8 +96,8 @@ class KeyTemplate:
     hash, `index` counts its images from 0, `size` is as delivered (`1024x1024`), `name` is the value of that name if
     there is one, else the prompt's slug, `rendition` is `original` for the image itself. Values are data: what no key
     may hold becomes a dash, slashes too. Only the template makes folders: by its slashes, a date's spec, or
-    `{image_path:path}`, which keeps a value's slashes. `{filename.stem}` leaves out an extension. Names of values may be
-    written as they are, or nearly so: `{Product ID}` for `product_id`.
+    `{image_path:path}`, which keeps a value's slashes. `{filename.stem}` leaves out an extension. Values can be
+    named as they are, or nearly so: `{Product ID}` for `product_id`.
 
     Args:
         template: the keys' pattern.
