@@ -24,6 +24,7 @@ from prefect_ttapi.storage.store import ImageStore
 from tests.support.ceph import CephServer
 from tests.support.chaos import checked_records, documents
 from tests.support.children import child
+from tests.support.clocks import until
 from tests.support.hosts import NETWORK, Host, NotPermittedError, Relay, two_hosts
 from tests.support.postgres import postgres
 from tests.support.prefect_server import PATIENCE, PREFECT, ROOT, Server, prefect_server
@@ -96,10 +97,7 @@ class Site:
 
     def until(self, what: Callable[[], object]) -> None:
         """Wait for something to become true."""
-        end = time.monotonic() + PATIENCE
-        while not what():
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.1)
+        until(what, self.said, PATIENCE)
 
     def said(self) -> str:
         """What both workers said, for a test that fails."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from multiprocessing.queues import Queue
 
 import pytest
@@ -14,6 +13,7 @@ from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
+from tests.support.clocks import until
 from tests.support.engines import engine_of
 from tests.support.processes import context, start
 
@@ -35,24 +35,17 @@ def pay_elsewhere(
     results.put(pay(request, ttl, ImageStore(**settings), base_url, run))
 
 
-def wait_for_calls(sandbox: Sandbox, number: int) -> None:
-    deadline = time.monotonic() + 60
-    while sandbox.calls < number:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("resumed", ["before the other's answer", "after the other's answer"])
 def test_paused_for_longer_than_its_claim_stands(store: ImageStore, sandbox: Sandbox, resumed: str):
     """At most one more call; both have the same answer, and both payments are on its record."""
     settings = store.model_dump(mode="json")
     results = context.Queue()
     paused = start(pay_elsewhere, SHORT, 1.0, settings, sandbox.base_url, "paused", results)
-    wait_for_calls(sandbox, 1)
+    until(lambda: sandbox.calls >= 1)
     os.kill(paused.pid, signal.SIGSTOP)
     try:
         other = start(pay_elsewhere, SHORT, 1.0, settings, sandbox.base_url, "other", results)
-        wait_for_calls(sandbox, 2)
+        until(lambda: sandbox.calls >= 2)
         first = [results.get(timeout=60)] if resumed.startswith("after") else []
     finally:
         os.kill(paused.pid, signal.SIGCONT)
@@ -73,7 +66,7 @@ def test_a_generation_that_outlasts_its_claim_many_times_is_one_call(store: Imag
     """A holder that is only slow renews its claim: whoever else asks waits for its record."""
     results = context.Queue()
     slow = start(pay_elsewhere, LONG, 2.0, store.model_dump(mode="json"), sandbox.base_url, "slow", results)
-    wait_for_calls(sandbox, 1)
+    until(lambda: sandbox.calls >= 1)
     assert pay(LONG, 2.0, store, sandbox.base_url, "other") == results.get(timeout=60)
     slow.join(60)
     assert sandbox.calls == 1

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import httpx
 from websockets.sync.client import ClientConnection, connect
+
+from tests.support.clocks import PATIENCE, until
 
 FLAGS = (
     "--headless=new",
@@ -28,9 +29,6 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--remote-debugging-port=0",
 )
-#: Seconds after which a browser that does not answer has failed the test.
-PATIENCE = 60.0
-
 KEYS = {
     "Enter": ("\r", 13),
     "Escape": ("", 27),
@@ -76,11 +74,7 @@ class Tab:
 
     def until(self, script: str) -> Any:
         """Wait until an expression on the page is true; its value is of that moment, whatever is drawn anew later."""
-        end = time.monotonic() + PATIENCE
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}"
-            time.sleep(0.02)
-        return value
+        return until(lambda: self.run(script), lambda: f"never true: {script}")
 
     def press(self, *keys: str) -> None:
         """Press keys, one after the other."""
@@ -181,15 +175,16 @@ def browser() -> Iterator[Tab]:
 
 def _tab_address(profile: Path, process: subprocess.Popen[bytes]) -> str:
     port_file = profile / "DevToolsActivePort"
-    end = time.monotonic() + PATIENCE
-    while not (port_file.exists() and port_file.read_text().count("\n")):
+
+    def listens() -> bool:
         assert process.poll() is None, f"chromium ended with {process.returncode}"
-        assert time.monotonic() < end, "chromium does not answer"
-        time.sleep(0.05)
+        return port_file.exists() and "\n" in port_file.read_text()
+
+    until(listens, lambda: "chromium does not answer")
     port = port_file.read_text().split()[0]
-    while True:
+
+    def addresses() -> list[str]:
         tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
-        for tab in tabs:
-            if tab["type"] == "page":
-                return str(tab["webSocketDebuggerUrl"])
-        assert time.monotonic() < end, "chromium has no tab"
+        return [tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"]
+
+    return until(addresses, lambda: "chromium has no tab")[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from prefect_ttapi.sandbox import Sandbox
 from prefect_ttapi.storage.store import ImageStore
+from tests.support import clocks
 from tests.support.prefect_server import PATIENCE, ROOT
 
 
@@ -47,7 +47,4 @@ def small_flow(
 
 def until(what: Callable[[], object], log: Path) -> None:
     """Wait for something to become true."""
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.01)
+    clocks.until(what, log.read_text, PATIENCE)

@@ -1,14 +1,30 @@
-"""Time that passes only when somebody sleeps, chance that always gives the most, and an end to what has none."""
+"""Time that passes only when somebody sleeps, chance that always gives the most, and an end to all waiting."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.stopping import Stop
+
+T = TypeVar("T")
+
+#: Seconds after which what has not come true has failed the test.
+PATIENCE = 60.0
+
+
+def until(what: Callable[[], T], told: Callable[[], object] = str, seconds: float = PATIENCE) -> T:
+    """Wait for something to become true, and return it; `told` says what else is known where it does not."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, told()
+        time.sleep(0.02)
+    return found
 
 
 class HangsError(BaseException):

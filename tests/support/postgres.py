@@ -8,13 +8,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Seconds after which it has not started, or not stopped.
-PATIENCE = 60.0
+from tests.support.clocks import PATIENCE, until
 
 
 def _programs() -> Path:
@@ -45,16 +43,14 @@ def postgres() -> Iterator[str]:
                 [*as_user, programs / "postgres", *options], cwd=name, stdout=log, stderr=log
             )
         try:
-            _wait_for(server, [programs / "pg_isready", "--host", name], Path(name, "log"))
+            ask, log = [programs / "pg_isready", "--host", name], Path(name, "log")
+            until(lambda: _answers(server, ask, log), log.read_text)
             yield f"postgresql+asyncpg://prefect@/postgres?host={name}"
         finally:
             server.send_signal(signal.SIGINT)  # a server that is asked by SIGTERM waits for its clients
             server.wait(PATIENCE)
 
 
-def _wait_for(server: subprocess.Popen[bytes], ask: list[str | Path], log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while subprocess.run(ask, capture_output=True).returncode != 0:
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
+def _answers(server: subprocess.Popen[bytes], ask: list[str | Path], log: Path) -> bool:
+    assert server.poll() is None, log.read_text()
+    return subprocess.run(ask, capture_output=True).returncode == 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from tests.support.clocks import until
 from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,11 +76,7 @@ class Server:
 
     def until(self, path: str, **body: Any) -> Any:
         """The first answer that is not empty: what a run tells takes a moment to arrive."""
-        end = time.monotonic() + PATIENCE
-        while not (found := self.ask(path, **body)):
-            assert time.monotonic() < end, f"nothing came: {path} {body}"
-            time.sleep(0.2)
-        return found
+        return until(lambda: self.ask(path, **body), lambda: f"nothing came: {path} {body}", PATIENCE)
 
 
 @contextmanager
@@ -109,21 +106,16 @@ def prefect_server(home: Path, **settings: str) -> Iterator[Server]:
             stderr=out,
         )
         try:
-            _wait_for(url, process, log)
+            until(lambda: _answers(url, process, log), log.read_text, PATIENCE)
             yield Server(url, environment, log, process.pid)
         finally:
             process.terminate()
             process.wait(PATIENCE)
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        try:
-            if httpx.get(f"{url}/api/health", trust_env=False).json() is True:
-                return
-        except (httpx.HTTPError, ValueError):
-            pass
-        time.sleep(0.2)
+def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        return httpx.get(f"{url}/api/health", trust_env=False).json() is True
+    except (httpx.HTTPError, ValueError):
+        return False
