@@ -21,6 +21,7 @@ from prefect_ttapi.generation.provenance import (
     signed,
     without_its_mark,
 )
+from prefect_ttapi.images.labels import Mark
 from prefect_ttapi.images.renditions import Marking, Rendered, Rendition, Version, render
 from prefect_ttapi.images.signing import Signer
 from prefect_ttapi.images.spool import Spool
@@ -325,8 +326,9 @@ class Destination:
     def _delivered(self, original: Original, place: Place, found: Found) -> DeliveredImage:
         image, version, said = original.image, place.version, found.metadata
         is_plain = version is None and said["sha256"] == image.sha256
-        # of an image that an earlier version recorded, marks are known only where somebody asks for them
-        marks = original.marks if self._marking else image.marks
+        marks: tuple[Mark, ...] | None = marks_in(said)
+        if is_plain:  # an image of an earlier version's record is looked into where marks are asked for
+            marks = original.marks if self._marking else image.marks
         width, height = said["pixels"].split("x") if version else (image.width, image.height)
         uri = self.to.uri(place.key)
         return DeliveredImage(
@@ -341,7 +343,7 @@ class Destination:
             height=int(height),
             rendition=version and version.name,
             recipe=version and version.recipe,
-            marks=marks if is_plain else marks_in(said),
+            marks=marks,
             signer=None if is_plain else said.get("signer"),
             etag=found.tag,
         )

@@ -98,31 +98,23 @@ class RunContext:
         flow_ctx = FlowRunContext.get()
         flow = flow_ctx.flow_run if flow_ctx else None
         task = task_ctx.task_run if task_ctx else None
-        own_task = task is not None and flow is not None and task.flow_run_id == flow.id
+        run, run_ctx = (flow, flow_ctx) if flow else (task, task_ctx)
+        own_task = task if task and flow and task.flow_run_id == flow.id else None
         flow_run_id = flow.id if flow else task.flow_run_id if task else None
-        now = datetime.now(UTC)
-        run = flow or task
-        first_start = (flow and (flow.start_time or (flow_ctx and flow_ctx.start_time))) or (
-            task_ctx and (task_ctx.task_run.start_time or task_ctx.start_time)
-        )
         place = str(flow.id) if flow else uuid.uuid4().hex
+        now = datetime.now(UTC)
         return cls(
             run_id=str((flow and (flow.parent_task_run_id or flow.id)) or _caller(task_ctx)),
             flow_run_id=str(flow_run_id) if flow_run_id else None,
             task_run_id=str(task.id) if task else None,
             flow_name=flow_ctx.flow.name if flow_ctx and flow_ctx.flow else "images",
-            place=f"{place}/{task.id}" if own_task and task else place,
-            attempt=(
-                flow.run_count if flow else 1,
-                *((task.run_count,) if own_task and task else ()),
-            ),
+            place=f"{place}/{own_task.id}" if own_task else place,
+            attempt=(flow.run_count if flow else 1, *((own_task.run_count,) if own_task else ())),
             date=(run and run.expected_start_time) or now,
-            started=first_start or now,
+            started=(run and run.start_time) or (run_ctx and run_ctx.start_time) or now,
         )
 
-    def not_before(
-        self, refresh_cache: bool | None = None, cache_expiration: timedelta | None = None
-    ) -> datetime | None:
+    def not_before(self, refresh_cache: bool | None, cache_expiration: timedelta | None) -> datetime | None:
         """Return the age at which records stop to count, by Prefect's two options; None: all count.
 
         To refresh means to pass over what is older than this run: a retry within the run does not pay again. Where
