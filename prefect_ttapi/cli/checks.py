@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Final, TypeVar
 
 from prefect_ttapi.cli.findings import SETTLED, Finding, Inventory, Kind
@@ -31,6 +31,7 @@ from prefect_ttapi.ledger.documents import (
 )
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.report import Unchanged
+from prefect_ttapi.lineage.shown import places
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import Listed, NoAnswerError
 from prefect_ttapi.storage.store import ImageStore
@@ -45,9 +46,6 @@ IMAGES: Final = "reading images"
 
 #: What may name images, and can't be read.
 _UNREAD: Final = (Kind.SENSELESS, Kind.UNREADABLE)
-
-#: Rows that a finding quotes.
-_EXAMPLES: Final = 5
 
 #: Seconds between looks at a claim: a holder renews it four times in its life, which is a minute.
 _PAUSE: Final = 5.0
@@ -205,14 +203,14 @@ class _Check:
             yield self._finding(Kind.ROWLESS, key, f"the batch {left.id} is gone")
 
     def _read_manifest(self, key: str) -> Iterator[Finding]:
-        uri, senseless, first = address_of(self._store, key), 0, list[int]()
+        uri, senseless = address_of(self._store, key), list[int]()
         try:
             with self._store.objects.fetch(key)() as lines:
                 for number, line in enumerate(self._progress.count(MANIFESTS, lines)):
                     try:
                         (row,) = read_manifest([line])
                     except ValueError:
-                        senseless, first = senseless + 1, [*first, number + 1][:_EXAMPLES]
+                        senseless.append(number + 1)
                     else:
                         for image in _images_of(row):
                             self._inventory.name_by_row(uri, number, image)
@@ -221,8 +219,7 @@ class _Check:
         except StoreError as error:
             yield self._finding(Kind.UNREADABLE, key, str(error))
         if senseless:
-            told = f"{senseless:,} lines are no rows: line {_some(first, senseless)}"
-            yield self._finding(Kind.SENSELESS, key, told)
+            yield self._finding(Kind.SENSELESS, key, f"there is no row in {places('line', senseless)}")
 
     def _look_again(self) -> Iterator[Finding]:
         """Look for images that were written, or written anew, since the listing."""
@@ -243,9 +240,7 @@ class _Check:
             keys = tuple(key for key, _, _ in images)
             yield self._finding(kind, record, "; ".join(reasons), images=keys, records=(record,))
         for uri, rows in self._inventory.past():
-            first = [*islice(rows, _EXAMPLES)]
-            count = len(first) + sum(1 for _ in rows)
-            yield Finding(Kind.PAST, uri, f"images of {count:,} rows are gone: row {_some(first, count)}")
+            yield Finding(Kind.PAST, uri, f"images of {places('row', [*rows])} are gone")
 
     def _orphans(self) -> Iterator[Finding]:
         for image in map(self._dated, self._inventory.unnamed()):
@@ -393,8 +388,3 @@ def _images_of(row: Row) -> Iterator[str]:
         _, key = layout.split_at(image.uri, layout.IMAGES) or ("", "")
         if (layout.image_in(key) or ("", ""))[0] == image.sha256:
             yield key
-
-
-def _some(first: list[int], count: int) -> str:
-    rest = count - len(first)
-    return ", ".join(map(str, first)) + (f" and {rest:,} more" if rest else "")

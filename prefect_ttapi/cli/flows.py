@@ -17,10 +17,10 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from prefect_ttapi import errors
-from prefect_ttapi.batch import BatchReport
+from prefect_ttapi.batch import BatchReport, Budget
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.cli.batches import batches_of, rows_of, without_images
-from prefect_ttapi.cli.run import Address, Amount, AtOnce, Name, Number, Quality, Size, batch_state
+from prefect_ttapi.cli.run import Address, Amount, AtOnce, Name, Number, Quality, Size, batch_state, copies_to
 from prefect_ttapi.cli.stores import store_at, store_of
 from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.lineage.manifest import Row, read_manifest
@@ -102,19 +102,13 @@ def retry(
         [request for _, request in again],
         place,
         credentials,
+        note,
         values=[row.values for row, _ in again],
-        note=note,
-        deliver=deliver,
-        key=key,
-        overwrite=overwrite,
-        mark=mark,
-        sign=sign,
-        max_images=max_images,
-        max_usd=max_usd,
-        prices=prices,
+        budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
         max_in_flight=max_in_flight,
         rate_limit=rate_limit,
         name=name,
+        **copies_to(deliver, key, overwrite, mark, sign),
     )
 
 
@@ -185,14 +179,10 @@ def images(
         [ImageRequest.model_validate({"prompt": prompt} | asked) for prompt in prompts],
         store,
         credentials,
-        deliver=deliver,
-        key=key,
-        overwrite=overwrite,
-        mark=mark,
-        sign=sign,
-        max_images=max_images,
+        budget=Budget(images=max_images),
         max_in_flight=max_in_flight,
         name=name,
+        **copies_to(deliver, key, overwrite, mark, sign),
     )
 
 

@@ -142,17 +142,11 @@ def campaign(
         store,
         credentials,
         values=given.values,
-        deliver=deliver,
-        key=key,
-        overwrite=overwrite,
-        mark=mark,
-        sign=sign,
-        max_images=max_images,
-        max_usd=max_usd,
-        prices=prices,
+        budget=Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
         max_in_flight=max_in_flight,
         rate_limit=rate_limit,
         name=name,
+        **copies_to(deliver, key, overwrite, mark, sign),
     )
 
 
@@ -160,55 +154,41 @@ def batch_state(
     requests: Sequence[ImageRequest],
     store: ImageStore | str,
     credentials: TTAPICredentials | str | None,
-    *,
-    values: Sequence[Mapping[str, Any]] | None = None,
     note: str = "",
-    **form: Any,
+    **options: Any,
 ) -> State[BatchReport]:
-    """Generate a batch as a form asks for it; return the state that the flow ends in.
+    """Generate a batch; return the state that its flow ends in.
 
     Args:
         note: follows the summary in the state's message.
-        form: what `_options` takes.
+        options: of `generate_batch`.
     """
     report = generate_batch(
-        requests,
-        credentials_of(credentials),
-        store_of(store),
-        values=values,
-        raise_on_failure=False,
-        **_options(**form),
+        requests, credentials_of(credentials), store_of(store), raise_on_failure=False, **options
     )
     # a Failed state and no exception: the report says what is wrong, a traceback would only hide it
     return (Completed if report.ok else Failed)(message=f"{report.summary}{note}", data=report)
 
 
-def _options(
-    *,
+def copies_to(
     deliver: ImageStore | str | None,
     key: str | None,
+    overwrite: bool,
     mark: bool,
     sign: ContentCredentialsSigner | str | None,
-    max_images: int | None,
-    max_usd: float | None = None,
-    prices: Mapping[Any, Any] = {},
-    **others: Any,
 ) -> dict[str, Any]:
-    """Return the options of `generate_batch` that a form or a command line gives.
-
-    Args:
-        others: those that are called the same there.
+    """Return the options of `generate_batch` for copies, as a form or a command line asks for them.
 
     Raises:
-        ValueError: there is a key, and no place to deliver to; or there is no such block, or no such budget.
+        ValueError: there is a key, and no place to deliver to; or there is no such block.
     """
     if key and not deliver:
         raise ValueError("a key is given, but no place to deliver to: say --deliver, or leave out --key")
-    return others | {
+    return {
         "deliver_to": store_of(deliver) if deliver else None,
         "key": key or DEFAULT_KEY,
+        "overwrite": overwrite,
         "provenance": provenance_of(mark, sign),
-        "budget": Budget(images=max_images, usd=max_usd, prices=dict(prices) or None),
     }
 
 
@@ -218,15 +198,25 @@ def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
     file["columns"] = {field: name for part in reading.columns for field, name in _columns(part).items()}
     file["defaults"] = {field: of for field in ("model", "size") if (of := file.pop(field))}
     with at_a_terminal():
-        asked, given = _asked(paying, "campaign"), read_prompts(path, **file)
+        options, given = _options(paying, "campaign"), read_prompts(path, **file)
         say(*given.notes)
         with payer(paying) as credentials:
             batch = {"requests": given.requests, "credentials": credentials, "store": store_at(address)}
-            if not _may_start(paying, batch | {"values": given.values} | _options(**asked)):
+            if not _may_start(paying, batch | {"values": given.values} | options):
                 return 0
-            # the server keeps what a flow is given: of a key that costs something, only the name of its block
-            asked |= file | {"credentials": credentials if paying.sandbox else paying.credentials}
-            form = {field: value for field, value in asked.items() if value is not None}
+            prices: Mapping[Model, Price] = options["budget"].prices or {}
+            told = (
+                asdict(paying)
+                | file
+                | {
+                    "name": options["name"],
+                    "prices": {model: price.model_dump() for model, price in prices.items()},
+                    # the server keeps what a flow is given: of a key that costs something, only the name of its block
+                    "credentials": credentials if paying.sandbox else paying.credentials,
+                }
+            )
+            fields = campaign.parameters.properties
+            form = {field: value for field, value in told.items() if field in fields and value is not None}
             read = _at_hand.set(given)
             try:
                 state = campaign(path, address, **form, return_state=True)
@@ -256,20 +246,22 @@ def retry(address: str, wanted: str | None, paying: Paying) -> int:
                 "credentials": credentials,
                 "store": store,
                 "values": [row.values for row in legal],
-            } | _options(**_asked(paying, batch.name or "retry"))
+            } | _options(paying, batch.name or "retry")
             if not _may_start(paying, again):
                 return 0
             report = generate_batch(**again, raise_on_failure=False)
             return tell(report, paying.deliver, [f"request {row.row}" for row in legal])
 
 
-def _asked(paying: Paying, name: str) -> dict[str, Any]:
-    """Return what a command line asks of a batch, as a form would; `name` is the batch's, if none is given."""
-    asked = asdict(paying) | {"name": paying.name or name}
-    for only_here in ("credentials", "sandbox", "content_credentials", "dry_run", "price"):
-        del asked[only_here]
+def _options(paying: Paying, name: str) -> dict[str, Any]:
+    """Return the options of `generate_batch` that a command line gives; `name` is the batch's, if it gives none."""
     prices = prices_of(paying.price, paying.max_usd)
-    return asked | {"prices": {model: price.model_dump() for model, price in prices.items()}}
+    return {
+        "budget": Budget(images=paying.max_images, usd=paying.max_usd, prices=prices or None),
+        "max_in_flight": paying.max_in_flight,
+        "rate_limit": paying.rate_limit,
+        "name": paying.name or name,
+    } | copies_to(paying.deliver, paying.key, paying.overwrite, paying.mark, paying.sign)
 
 
 def _may_start(paying: Paying, batch: Mapping[str, Any]) -> bool:
