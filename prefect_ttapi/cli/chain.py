@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,16 +136,75 @@ class Made:
     rows: Iterable[SourceRow]
 
 
-class _Search:
+class _Claim(NamedTuple):
+    """What something says of an object: which request it answers, at which API, and which image it is made of."""
+
+    source: str
+    request_hash: str | None = None
+    api_origin: str | None = None
+    sha256: str | None = None
+
+
+class Search:
     """A search through one store.
 
     Args:
-        progress: told of each step.
+        progress: told of each step of a long search.
+        everywhere: look through the manifests of all runs, not only of those that paid.
     """
 
-    def __init__(self, store: ImageStore, progress: Progress | None) -> None:
+    def __init__(
+        self, store: ImageStore, progress: Progress | None = None, *, everywhere: bool = False
+    ) -> None:
         self.store = store
         self._progress = progress or Progress()
+        self._everywhere = everywhere
+
+    def request(self, request_hash: str, origin: str | None = None) -> Origin:
+        """Tell what became of a request: the ledger's word, the images, and the rows that asked for it.
+
+        Args:
+            origin: whose answer, e.g. `https://api.ttapi.io`; else each API's.
+
+        Raises:
+            StoreError: the store has no record of it, or can't be read.
+        """
+        entries = tuple(self.entries_of(request_hash, origin))
+        if not entries:
+            raise StoreError(f"{self.store.identity} has no record of the request {request_hash}")
+        rows = tuple(self.rows_of(request_hash, entries))
+        return Origin(address=request_hash, request_hash=request_hash, entries=entries, rows=rows)
+
+    def run(self, run_id: str) -> Made:
+        """Tell what a flow run made: its manifests' rows; without a batch, what the ledger says that it paid for.
+
+        Raises:
+            StoreError: the store knows nothing of the run, or can't be read.
+            ValueError: that is no run's id.
+        """
+        if not layout.is_run_id(run_id):
+            raise ValueError(f"{run_id[:80]!a} is no run's id")
+        if batches := self._batches_of(run_id):
+            left = (batch.manifest or f"{batch.folder}/{layout.UNCHANGED}" for batch in batches)
+            return Made(run_id, tuple(map(self.store.uri, left)), self._rows_that_say(batches, ""))
+        paid = tuple(
+            SourceRow(manifest_uri=entry.uri, row=Row.of(number, entry.generation))
+            for number, entry in enumerate(self._entries_that_say(run_id))
+            if entry.generation and run_id in (entry.run_id, entry.generation.flow_run_id)
+        )
+        if not paid:
+            raise StoreError(
+                f"{self.store.identity} knows nothing of the run {run_id}: no manifest, no record"
+            )
+        return Made(run_id, (), paid)
+
+    def entries_claimed(self, claim: _Claim) -> list[Entry]:
+        """Return the ledger's entries of the request that is named; else of all requests with this image."""
+        request_hash, sha256 = claim.request_hash or "", claim.sha256 or ""
+        if layout.is_sha256(request_hash) and (found := self.entries_of(request_hash, claim.api_origin)):
+            return found
+        naming = self._entries_that_say(sha256) if layout.is_sha256(sha256) else ()
+        return [entry for entry in naming if sha256 in {image.sha256 for image in _images(entry)}]
 
     def entries_of(self, request_hash: str, origin: str | None) -> list[Entry]:
         """Return the ledger's entries of a request: under this API's origin, or else under each.
@@ -160,7 +219,7 @@ class _Search:
         name = f"/{request_hash}.json"
         return [entry for key in self._keys() if key.endswith(name) for entry in self._entries_at(key)]
 
-    def entries_that_say(self, text: str) -> Iterator[Entry]:
+    def _entries_that_say(self, text: str) -> Iterator[Entry]:
         """Return the documents of the ledger that hold `text`."""
         wanted = text.encode()
 
@@ -172,12 +231,12 @@ class _Search:
             if key is not None:
                 yield from self._entries_at(key)
 
-    def batches_of(self, run_id: str | None) -> list[Batch]:
+    def _batches_of(self, run_id: str | None) -> list[Batch]:
         """Return the batches of a run that came to an end; or all that have a manifest of their own."""
         batches = sorted(batches_of(self.store, run_id), key=lambda batch: batch.folder)
         return [batch for batch in batches if batch.manifest or (run_id and batch.unchanged)]
 
-    def rows_that_say(self, batches: Iterable[Batch], text: str) -> Iterator[SourceRow]:
+    def _rows_that_say(self, batches: Iterable[Batch], text: str) -> Iterator[SourceRow]:
         """Return the batches' rows that hold `text`; all where it is empty. Other lines are left out."""
         wanted = text.encode()
         for batch in batches:
@@ -188,13 +247,14 @@ class _Search:
                         yield from (SourceRow(manifest_uri=uri, row=row) for row in read_manifest([line]))
 
     def rows_of(
-        self, request_hash: str, runs: list[str | None], entries: list[Entry], everywhere: bool
+        self, request_hash: str, entries: Sequence[Entry], runs: Sequence[str | None] = ()
     ) -> list[SourceRow]:
         """Return the manifests' rows of a request: of these runs and those that paid, or of all."""
         paid = (entry.generation.flow_run_id for entry in entries if entry.generation)
         known = [run for run in dict.fromkeys([*runs, *paid]) if run and layout.is_run_id(run)]
-        batches = [batch for run in ([None] if everywhere else known) for batch in self.batches_of(run)]
-        found = self.rows_that_say(batches, request_hash)
+        asked = [None] if self._everywhere else known
+        batches = [batch for run in asked for batch in self._batches_of(run)]
+        found = self._rows_that_say(batches, request_hash)
         return [source for source in found if source.row.request_hash == request_hash]
 
     def _keys(self) -> Iterator[str]:
@@ -259,7 +319,7 @@ def trace_object(
     root, document = layout.split_at(uri, layout.LEDGER) or ("", "")
     if found := layout.document_in(document):
         home, origin = store or store_at(root, endpoint_url), layout.origin_of_slug(found[0])
-        made = trace_request(found[1], home, origin=origin, everywhere=everywhere, progress=progress)
+        made = Search(home, progress, everywhere=everywhere).request(found[1], origin)
         return made.model_copy(update={"address": address})
     place, key = object_at(uri, endpoint_url)
     there = place.objects.look(key)
@@ -269,12 +329,12 @@ def trace_object(
     if there is None and not kept:
         raise ImageMissingError(f"there is no {uri}")
     home = store or (store_at(kept[0], endpoint_url) if kept else _home(uri, source, endpoint_url))
-    search = _Search(home, progress)
+    search = Search(home, progress, everywhere=everywhere)
     labels, signature = _read(place, key) if there else (Labels(), None)
     claims = _claims(place, key, said, kept, labels, signature)
     first = next(claims)
     found_by, entries = next(
-        ((claim, known) for claim in chain([first], claims) if (known := _entries(search, claim))),
+        ((claim, known) for claim in chain([first], claims) if (known := search.entries_claimed(claim))),
         (first, []),
     )
     sha256 = found_by.sha256 or _digest(place, key)
@@ -284,7 +344,7 @@ def trace_object(
     hashes = (entry.generation.request_hash for entry in entries if entry.generation)
     request_hash = found_by.request_hash or next(hashes, None)
     runs = [said.get("delivered-in"), said.get("flow-run-id")]
-    rows = search.rows_of(request_hash, runs, entries, everywhere) if request_hash else []
+    rows = search.rows_of(request_hash, entries, runs) if request_hash else []
     return Origin(
         address=address,
         request_hash=request_hash,
@@ -298,55 +358,6 @@ def trace_object(
         rows=tuple(sorted(rows, key=lambda found: uri not in {copy.uri for copy in found.row.delivered})),
         gaps=tuple(_gaps(home, entries, image, sha256)),
     )
-
-
-def trace_request(
-    request_hash: str,
-    store: ImageStore,
-    *,
-    origin: str | None = None,
-    everywhere: bool = False,
-    progress: Progress | None = None,
-) -> Origin:
-    """Tell what became of a request: the ledger's word, the images, and the rows that asked for it.
-
-    Args:
-        origin: whose answer, e.g. `https://api.ttapi.io`; else each API's.
-        everywhere: look through the manifests of all runs, not only of those that paid.
-        progress: told of each step of a long search.
-
-    Raises:
-        StoreError: the store has no record of it, or can't be read.
-    """
-    search = _Search(store, progress)
-    entries = search.entries_of(request_hash, origin)
-    if not entries:
-        raise StoreError(f"{store.identity} has no record of the request {request_hash}")
-    rows = search.rows_of(request_hash, [], entries, everywhere)
-    return Origin(address=request_hash, request_hash=request_hash, entries=tuple(entries), rows=tuple(rows))
-
-
-def trace_run(run_id: str, store: ImageStore, *, progress: Progress | None = None) -> Made:
-    """Tell what a flow run made: its manifests' rows; without a batch, what the ledger says that it paid for.
-
-    Raises:
-        StoreError: the store knows nothing of the run, or can't be read.
-        ValueError: that is no run's id.
-    """
-    if not layout.is_run_id(run_id):
-        raise ValueError(f"{run_id[:80]!a} is no run's id")
-    search = _Search(store, progress)
-    if batches := search.batches_of(run_id):
-        left = (batch.manifest or f"{batch.folder}/{layout.UNCHANGED}" for batch in batches)
-        return Made(run_id, tuple(map(store.uri, left)), search.rows_that_say(batches, ""))
-    paid = tuple(
-        SourceRow(manifest_uri=entry.uri, row=Row.of(number, entry.generation))
-        for number, entry in enumerate(search.entries_that_say(run_id))
-        if entry.generation and run_id in (entry.run_id, entry.generation.flow_run_id)
-    )
-    if not paid:
-        raise StoreError(f"{store.identity} knows nothing of the run {run_id}: no manifest, no record")
-    return Made(run_id, (), paid)
 
 
 def _image_at(uri: str) -> tuple[str, str] | None:
@@ -371,15 +382,6 @@ def _digest(place: ImageStore, key: str) -> str:
     if found is None:
         raise ImageMissingError(f"there is no {place.uri(key)}")
     return found[1]
-
-
-class _Claim(NamedTuple):
-    """What something says of an object: which request it answers, at which API, and which image it is made of."""
-
-    source: str
-    request_hash: str | None = None
-    api_origin: str | None = None
-    sha256: str | None = None
 
 
 def _read(place: ImageStore, key: str) -> tuple[Labels, Signature | None]:
@@ -412,15 +414,6 @@ def _claims(
     if labels.request_hash or labels.source_sha256:
         yield _Claim("the XMP in the file", labels.request_hash, None, labels.source_sha256)
     yield _Claim("the SHA-256 of its bytes", sha256=_digest(place, key))
-
-
-def _entries(search: _Search, claim: _Claim) -> list[Entry]:
-    """Return the ledger's entries of the request that is named; else of all requests with this image."""
-    request_hash, sha256 = claim.request_hash or "", claim.sha256 or ""
-    if layout.is_sha256(request_hash) and (found := search.entries_of(request_hash, claim.api_origin)):
-        return found
-    naming = search.entries_that_say(sha256) if layout.is_sha256(sha256) else ()
-    return [entry for entry in naming if sha256 in {image.sha256 for image in _images(entry)}]
 
 
 def _gaps(home: ImageStore, entries: list[Entry], image: StoredImage | None, sha256: str) -> Iterator[str]:

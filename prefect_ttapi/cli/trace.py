@@ -11,16 +11,7 @@ from typing import Final, NamedTuple
 from rich.filesize import decimal
 
 from prefect_ttapi.capabilities import Model
-from prefect_ttapi.cli.chain import (
-    Copy,
-    Entry,
-    Made,
-    Origin,
-    SourceRow,
-    trace_object,
-    trace_request,
-    trace_run,
-)
+from prefect_ttapi.cli.chain import Copy, Entry, Made, Origin, Search, SourceRow, trace_object
 from prefect_ttapi.cli.options import Tracing
 from prefect_ttapi.cli.reporting import Progress, complain, utc
 from prefect_ttapi.cli.stores import prices_of, store_at
@@ -55,15 +46,14 @@ def _trace(address: str | None, asked: Tracing, progress: Progress) -> Origin | 
     endpoint_url, everywhere = asked.endpoint_url, asked.everywhere
     store = store_at(asked.store, endpoint_url) if asked.store else None
     if asked.run is not None and address is None:
-        return trace_run(asked.run, _needed(store, "--run"), progress=progress)
+        return Search(_needed(store, "--run"), progress).run(asked.run)
     if address is None or asked.run is not None:
         raise ValueError("say either what to trace, or --run and a flow run's id")
     if is_sha256(address):
-        where = _needed(store, "a request's hash")
-        return trace_request(address, where, everywhere=everywhere, progress=progress)
+        return Search(_needed(store, "a request's hash"), progress, everywhere=everywhere).request(address)
     root, folder = split_at(object_uri(address), BATCHES) or ("", "")
     if run_id := run_in(folder):
-        return trace_run(run_id, store or store_at(root, endpoint_url), progress=progress)
+        return Search(store or store_at(root, endpoint_url), progress).run(run_id)
     return trace_object(address, store, endpoint_url=endpoint_url, everywhere=everywhere, progress=progress)
 
 

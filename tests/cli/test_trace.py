@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from prefect_ttapi.api.client import TTAPIClient
-from prefect_ttapi.cli.chain import Made, Origin, trace_object, trace_run
+from prefect_ttapi.cli.chain import Made, Origin, Search, trace_object
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.errors import InvalidResponseError
 from prefect_ttapi.generation.delivery import Delivery, metadata_of
@@ -181,7 +181,7 @@ def test_a_run_without_a_batch(tmp_path: Path) -> None:
     store = ImageStore(url=str(tmp_path))
     mine = record(store, REQUEST, b"mine", "run-of-mine")
     record(store, ImageRequest(prompt="another's"), b"another's", "another-run")
-    made = trace_run("run-of-mine", store)
+    made = Search(store).run("run-of-mine")
     assert isinstance(made, Made)
     assert [source.row.images for source in made.rows] == [mine.images]
 
