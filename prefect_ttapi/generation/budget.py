@@ -44,7 +44,7 @@ class Price(_Numbers):
     per_million_output_tokens: float = Field(default=0.0, ge=0)
 
     def of(self, images: int, usage: Usage | None) -> float:
-        """USD for one answer.
+        """Return the USD for one answer.
 
         >>> Price(per_image=0.1).of(3, None)
         0.3
@@ -52,7 +52,7 @@ class Price(_Numbers):
         return float(self.exactly(images, usage or Usage()))
 
     def exactly(self, images: int, usage: Usage) -> Decimal:
-        """USD for one answer, or for many, to the last digit: sums of floats drift."""
+        """Return the USD for one answer, or for many, to the last digit: sums of floats drift."""
         per_image, per_input, per_output = (Decimal(str(value)) for _, value in self)
         million = per_input * usage.input_tokens + per_output * usage.output_tokens
         return per_image * images + million / 1_000_000
@@ -99,7 +99,7 @@ class Budget(_Numbers):
         return (self.prices or {}).get(model, _FREE)
 
     def problem(self, request: ImageRequest) -> str | None:
-        """Why a limit can't be held for this request, or None."""
+        """Return why a limit can't be held for this request, or None."""
         tells_no_tokens = request.model in _WITHOUT_USAGE
         if self.tokens is not None and tells_no_tokens:
             return f"a budget in tokens can't be held: {request.model} tells none; limit images or usd"
@@ -112,7 +112,7 @@ class Budget(_Numbers):
         return None
 
     def counts_tokens(self, model: Model) -> bool:
-        """Whether only an answer tells what an image of this model takes of a limit."""
+        """Return whether only an answer tells how much of a limit an image of this model takes."""
         price = self.price(model)
         by_tokens = bool(price.per_million_input_tokens or price.per_million_output_tokens)
         return self.tokens is not None or (self.usd is not None and by_tokens)

@@ -196,7 +196,7 @@ class Destination:
         metadata: Mapping[str, str],
         plain: str,
     ) -> Found:
-        """Return what is at a place: what was made for it, put there now, or what stands there and counts as that.
+        """Put at its place what was made for it; return what is there then: that, or what stood there and counts as it.
 
         Args:
             standing: what was there before.

@@ -157,12 +157,13 @@ class Keeper:
         return paid
 
     def _persist(self, claim: Claim, hand: Read | Unread, rescued: bool, stop: Stop | None) -> Record | None:
+        """Store all parts of an answer and end the claim with it; return the record that stands, if it was read."""
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
-        there, where, warned = rescued, "", False
+        there, where = rescued, ""
         unread = hand.rest if isinstance(hand, Read) else hand
         to_store: list[GeneratedImage | Spool] = [*hand.images] if isinstance(hand, Read) else []
         to_store += [unread.body] if unread else []
-        for pause in backoff(*_PAUSES):
+        for failures, pause in enumerate(backoff(*_PAUSES)):
             try:
                 while to_store:
                     if not there and stop is not None and stop.reason is not None:
@@ -176,10 +177,9 @@ class Keeper:
                     if hand.answer.token == claim.token:
                         claim.mark_unknown(f"paid for, not stored; {where}")
                     raise NotStoredError(f"paid for, but not stored: {error}; {where}") from error
-                if not warned:
+                if not failures:
                     what = "request %s is paid for, but not stored yet: %s; trying for %.0f s; meanwhile %s"
                     self.log.warning(what, name[:12], error, self.store.patience, where)
-                    warned = True
             except BaseException:  # Ctrl-C, a time-out
                 self._rescue(name, hand, there)
                 raise

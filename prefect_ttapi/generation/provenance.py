@@ -1,4 +1,4 @@
-"""What delivered files say of where they come from: which of them get a mark, and which, and who signs them."""
+"""What delivered files say of where they come from: their marks, who signs them, and which of them lack that."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class Original:
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """What is recorded of that; else what its bytes say."""
+        """The marks that are recorded of it; else those that its bytes have."""
         return self.labels.marks if self.image.marks is None else self.image.marks
 
     @cached_property
     def labels(self) -> Labels:
-        """What its bytes say of where they come from; nothing, where they are of a kind in which nobody looks."""
+        """What its bytes say of where they come from; nothing, for kinds of files in which nobody looks."""
         with self.fetch()() as file:
             return read_labels(file) or Labels()
 
@@ -175,14 +175,14 @@ def without_its_mark(body: Body) -> str:
 
 
 def marks_of(body: Body) -> dict[str, str]:
-    """Return what a file says of where it comes from, as an object's metadata has it."""
+    """Return the marks of a file as an object's metadata names them."""
     with body() as file:
         labels = read_labels(file)
     return {"marks": " ".join(labels.marks)} if labels and labels.marks else {}
 
 
 def marks_in(metadata: Mapping[str, str]) -> tuple[Mark, ...]:
-    """Return what an object's metadata has of that."""
+    """Return the marks that an object's metadata names."""
     words = metadata.get("marks", "").split()
     return tuple(mark for mark in get_args(Mark) if mark in words)
 

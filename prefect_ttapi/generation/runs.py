@@ -115,7 +115,7 @@ class RunContext:
         )
 
     def not_before(self, refresh_cache: bool | None, cache_expiration: timedelta | None) -> datetime | None:
-        """Return the age at which records stop to count, by Prefect's two options; None: all count.
+        """Return the time before which records don't count, by Prefect's two options; None: all count.
 
         To refresh means to pass over what is older than this run: a retry within the run does not pay again. Where
         `refresh_cache` is None, Prefect's setting decides.

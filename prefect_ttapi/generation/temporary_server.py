@@ -121,10 +121,10 @@ def _why_no_server() -> str:
 
 @contextmanager
 def interrupted(by: BaseException) -> Iterator[None]:
-    """Within, a run that was interrupted comes to its end; what follows finds its server, and ends soon.
+    """Let a run that was interrupted come to its end within the block, and find its server after that.
 
-    After Ctrl-C a temporary server that it has ended is started again meanwhile, so that the run's end is recorded. A
-    second Ctrl-C does not wait for that. Once nobody has handled it, no thread holds the process up.
+    After Ctrl-C, a temporary server that it has ended is started again meanwhile, so that the run's end is recorded. A
+    second Ctrl-C does not wait for that. Where nobody handles Ctrl-C, no thread holds the process up.
     """
     if not isinstance(by, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
         yield
