@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.store import ImageStore
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sum:
     """What was paid for under one heading.
 
@@ -45,10 +46,8 @@ class Sum:
     maybe_paid: int = 0
     in_vain: int = 0
 
-    def __iadd__(self, other: Sum) -> Sum:
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(*map(operator.add, astuple(self), astuple(other)))
 
 
 def run(address: str, asked: Counting) -> int:
@@ -67,7 +66,7 @@ def run(address: str, asked: Counting) -> int:
             for heading, paid in _paid(*found, begin, asked.by, prices):
                 sums[heading] += paid
     for heading, images in _saved(store, begin, asked.by, sandbox=asked.sandbox):
-        sums[heading].saved += images
+        sums[heading] += Sum(saved=images)
     progress.clear()
     _show(sums, asked.by, as_json=asked.json, money=bool(prices))
     if left_out and not asked.json:
@@ -156,7 +155,5 @@ def _show(sums: Mapping[str, Sum], by: By, *, as_json: bool, money: bool) -> Non
         for line in lines:
             print(json.dumps(line))
         return
-    total = Sum()
-    for each in sums.values():
-        total += each
-    show_table([*lines, {by: "total"} | asdict(total)], texts=1, money=money)
+    total = {by: "total"} | asdict(sum(sums.values(), Sum()))
+    show_table([*lines, total], texts=1, money=money)

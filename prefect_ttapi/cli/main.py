@@ -299,8 +299,9 @@ def trace(address: str | None = None, /, *, tracing: Tracing | None = None) -> i
 def sandbox(*, serving: Serving | None = None) -> None:
     """Start a local server that answers like the API and draws placeholders.
 
-    A prompt can steer the sandbox, e.g. with [[sandbox:status=402]]: see prefect_ttapi.sandbox.behaviour. Exit status:
-    0 done; 2 it can't be done as asked; 130 interrupted.
+    A prompt can steer the sandbox, e.g. with [[sandbox:status=402]]: see prefect_ttapi.sandbox.behaviour.
+
+    Exit status: 0 done; 2 it can't be done as asked; 130 interrupted.
 
     Args:
         serving: How it behaves.
