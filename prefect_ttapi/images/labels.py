@@ -179,7 +179,9 @@ class _Picture(ABC):
         self.file = file
         self.parts: list[Part] = []
         with suppress(NotAnImage):  # what comes before the damage counts
-            self.parts += (part for part in islice(self.walk(file), _MOST_PARTS) if part.kind in self.matter)
+            for part in islice(self.walk(file), _MOST_PARTS):
+                if part.kind in self.matter:
+                    self.parts.append(part)
 
     @property
     def credentials_size(self) -> int:

@@ -100,27 +100,26 @@ class S3(ObjectStore):
 
     def _get(self, key: str) -> tuple[Spool, str] | None:
         """Return the object's bytes and tag, or None where there is no such object."""
-        at, where = self._at(key), self._shown(key)
+        at = self._at(key)
 
         def attempt(client: Client) -> tuple[Spool, str]:
             answer = client.get_object(**at)
-            tag = _tag_in(answer)
-            if not tag:
-                # looked up before the bytes: with a tag older than they are nothing can be overwritten unseen
-                answer["Body"].close()
-                tag = _tag_in(client.head_object(**at))
-                if not tag:
-                    raise StoreError(
-                        f"{where} has no ETag: use a service, or a proxy before it, that gives them"
-                    )
-                answer = client.get_object(**at)
             # what `with` over the body itself gives is urllib3's response, which may not check its length
             with closing(answer["Body"]) as body:
                 packed = "gzip" in answer.get("ContentEncoding", "")  # by a proxy: nothing is put there so
                 reader = gzip.GzipFile(fileobj=body) if packed else body
-                return Spool.of(iter(partial(reader.read, _CHUNK), b"")), tag
+                return Spool.of(iter(partial(reader.read, _CHUNK), b"")), _tag_in(answer)
 
-        return self._if_there("can't read", key, attempt)
+        found = self._if_there("can't read", key, attempt)
+        if found is None or found[1]:
+            return found
+        # looked up before the bytes: with a tag older than they are nothing can be overwritten unseen
+        tag = self._run("can't look at", key, lambda client: _tag_in(client.head_object(**at)))
+        if not tag:
+            raise StoreError(
+                f"{self._shown(key)} has no ETag: use a service, or a proxy before it, that gives them"
+            )
+        return self._run("can't read", key, attempt)[0], tag
 
     def look(self, key: str) -> Found | None:
         at = self._at(key)

@@ -237,6 +237,15 @@ def test_a_document_without_its_tag_is_never_written_over_unseen(quirky: QuirkyS
     )
 
 
+def test_a_document_that_only_a_look_misses_counts_as_there(quirky: QuirkyServer) -> None:
+    """Where its bytes come without a tag, and a look says that there is nothing, it may not be paid for again."""
+    store = quirky.store("GET without ETag")
+    quirky.plain(store).write("ledger/a.json", b"paid", "application/json")
+    plain = quirky.proxy.meddle
+    quirky.proxy.meddle = lambda method, *rest: 404 if method == "HEAD" else plain(method, *rest)
+    assert "not as expected" in refusal(lambda: store.read("ledger/a.json"))
+
+
 @pytest.mark.parametrize("quirk", ["SlowDown at first", "429 at first"])
 def test_patience_before_paying_is_an_option(quirky: QuirkyServer, quirk: str) -> None:
     """A store that is too busy is waited for as long as the option says, for checks of both kinds."""
