@@ -28,12 +28,11 @@ from prefect_ttapi.generation.provenance import note_of, without_mark
 from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Body, Spool
-from prefect_ttapi.lineage import parquet
 from prefect_ttapi.lineage.gallery import Gallery, ThumbnailFile
-from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, failed_again, read_manifest
+from prefect_ttapi.lineage.manifest import Mark, Row, RowFile, parquet_of, read_manifest, writes_parquet
 from prefect_ttapi.lineage.markdown import Picture, batch_markdown, image_table
 from prefect_ttapi.lineage.publishing import Progress, batch_key, publish
-from prefect_ttapi.lineage.report import BatchReport, Totals, Unchanged
+from prefect_ttapi.lineage.report import BatchReport, Totals, Unchanged, failed_again
 from prefect_ttapi.lineage.shown import CELL, REASON, StoreLinks, one_line
 from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import (
@@ -234,7 +233,7 @@ class Recorder(ExitStack):
                 flow_run_id=self._flow_run_id,
                 totals=self._totals,
                 manifest_uri=manifest,
-                parquet_uri=table if same_as is None or parquet.installed() else None,
+                parquet_uri=table if same_as is None or writes_parquet() else None,
                 gallery_uri=gallery,
                 same_as=same_as and same_as.removeprefix(BATCHES),
                 reference_uri=same_as and self._store.uri(f"{self._folder}/{UNCHANGED}"),
@@ -289,7 +288,7 @@ class Recorder(ExitStack):
             return None  # it is another attempt's, to be written over
         needed = {MANIFEST, page_name(1)}
         needed |= {THUMBNAILS} if len(self._thumbnails) else set()
-        needed |= {PARQUET} if parquet.installed() else set()
+        needed |= {PARQUET} if writes_parquet() else set()
         for folder, with_prompts in last_folders(self._store, self._name, self._api_origin).items():
             files = {listed.key.removeprefix(f"{folder}/") for listed in self._store.list(f"{folder}/")}
             if with_prompts == self._may_show.prompts and needed <= files:
@@ -311,8 +310,8 @@ class Recorder(ExitStack):
         with _harmless("gallery page is"):
             gallery = self._write_gallery()
         with _harmless("Parquet manifest is"):
-            if parquet.installed():
-                rows = parquet.parquet_of(self._rows.lines())
+            if writes_parquet():
+                rows = parquet_of(self._rows.lines())
                 table = self._upload(PARQUET, rows.open, "application/vnd.apache.parquet")
         lines = Spool.of(self._rows.lines())
         with waiting(UPLOAD_PATIENCE):

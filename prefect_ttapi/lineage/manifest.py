@@ -1,14 +1,17 @@
-"""Write and read manifests: one JSON line for each request of a batch, in order, says what became of it."""
+"""Write and read manifests: one JSON line, or row of a Parquet file, for each request of a batch, in order."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import zip_longest
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self, overload
+from importlib.util import find_spec
+from itertools import islice
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, Union, get_args, get_origin, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
@@ -28,11 +31,12 @@ _BITS: Final = 1_024
 _CHUNK: Final = 256 * 1024
 
 #: Values in the row of a batch that found its images there.
-_CACHED: Final = {"status": "cached", "api_calls": 0, "seconds": 0.0}
+CACHED: Final = {"status": "cached", "api_calls": 0, "seconds": 0.0}
 
-#: Fields that are equal where a row failed again, and how many such rows may be in a batch that changed nothing.
-_ASKED: Final = ("row", "status", "request_hash", "request", "given", "values", "error_type")
-_FAILED_AGAIN: Final = 100
+#: Rows that are in memory at a time, and in one of the Parquet file's row groups.
+ROW_GROUP: Final = 500
+_LARGEST: Final = 2**63 - 1  # tokens are counted by somebody else
+TOKENS: Final = ("input_tokens", "output_tokens", "total_tokens")
 
 #: Marks the fields of a row that tell of its own batch, and not of the images.
 _OF_ITS_BATCH: Final = "of its batch"
@@ -140,7 +144,7 @@ class Row(BaseModel):
         known = {
             name: getattr(generation, name) for name in Generation.model_fields if name in cls.model_fields
         }
-        unpaid = _CACHED if status == "cached" else {}
+        unpaid = CACHED if status == "cached" else {}
         return cls(**{"row": row, "status": status} | known | unpaid | others)
 
     def again(self, row: int, **others: Any) -> Self:
@@ -199,41 +203,6 @@ def read_manifest(lines: Iterable[bytes | str]) -> Iterator[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield _row(line, number)
-
-
-def as_cached(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines that a manifest has if its batch finds all images of this one paid for.
-
-    >>> row = Row(row=0, status="generated", api_calls=2, seconds=1.5)
-    >>> [(row.status, row.api_calls, row.seconds) for row in read_manifest(as_cached([row.line()]))]
-    [('cached', 0, 0.0)]
-    """
-    for line in filter(bytes.strip, lines):
-        yield (
-            json.dumps(json.loads(line) | _CACHED, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        )
-
-
-def failed_again(lines: Iterable[bytes], earlier: Iterable[bytes]) -> list[bytes] | None:
-    """Return those of `lines` that failed again, if an earlier manifest has the same rows but for these.
-
-    None where anything has changed: a row's images, copies or values, what is asked, or how many failed.
-    """
-    again: list[bytes] = []
-    for line, other in zip_longest(lines, filter(bytes.strip, earlier)):
-        try:
-            one, before = json.loads(line or b"null"), json.loads(other or b"null")
-            if one == before | _CACHED:
-                continue
-            same = not (one["images"] or before["images"]) and all(
-                one[name] == before[name] for name in _ASKED
-            )
-        except (KeyError, TypeError, ValueError):
-            return None  # one has more rows, or something is no row
-        if not same or len(again) == _FAILED_AGAIN:
-            return None
-        again.append(line)
-    return again
 
 
 def _row(line: bytes | str, number: int) -> Row:
@@ -350,3 +319,92 @@ class Rows(Sequence[Row]):
 
     def __repr__(self) -> str:
         return f"<{len(self):,} rows of a manifest>"
+
+
+def writes_parquet() -> bool:
+    """Return whether pyarrow is there, which comes with the extra `parquet`."""
+    return find_spec("pyarrow") is not None
+
+
+def parquet_of(lines: Iterable[bytes]) -> Spool:
+    """Return a manifest's lines as a Parquet file, for pandas, DuckDB and their like.
+
+    - `row`, `status`, `error`, `error_type`, `seconds` and the like: as in the manifest; `created_at` is a time stamp.
+    - `prompt`, `model`, `n`, `size` and the like: the request's fields, one column each. Of an illegal item, which is
+      in `given` as JSON, there are prompt and model if they are text.
+    - `images` and `delivered`: lists of structs; `usage`: a struct of `input_tokens`, `output_tokens`, `total_tokens`.
+    - `maybe_paid`, `also_paid`: lists of text; `values`: a map from text to text.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = _schema(pyarrow)
+    rows = (_flat(json.loads(line)) for line in lines)
+    spool = Spool()
+    with _Sink(spool) as sink, parquet.ParquetWriter(sink, schema) as writer:
+        while group := list(islice(rows, ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+    return spool
+
+
+def _schema(pyarrow: Any) -> Any:
+    """Return the columns of a row, with those of its request in the place of it."""
+    usage = pyarrow.struct(dict.fromkeys(TOKENS, pyarrow.int64()).items())
+    others = {"given": pyarrow.string(), "usage": usage}
+    columns: list[Any] = []
+    for name, kind in _fields(pyarrow, Row):
+        columns += [*kind] if name == "request" else [(name, others.get(name, kind))]
+    return pyarrow.schema(columns)
+
+
+def _fields(pyarrow: Any, model: type[BaseModel]) -> list[tuple[str, Any]]:
+    return [(name, _column(pyarrow, field.annotation)) for name, field in model.model_fields.items()]
+
+
+def _column(pyarrow: Any, annotation: Any) -> Any:
+    """Return the column type of a field; what is none of these is text."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, Union, UnionType):
+        return _column(pyarrow, arguments[0])
+    if origin is tuple:
+        return pyarrow.list_(_column(pyarrow, arguments[0]))
+    if origin is dict:
+        return pyarrow.map_(pyarrow.string(), pyarrow.string())
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pyarrow.struct(_fields(pyarrow, annotation))
+    times = pyarrow.timestamp("us", "UTC")
+    plain = {int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_(), datetime: times}
+    return plain.get(annotation, pyarrow.string())
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest's line as the values of the columns; a field that is not there is null."""
+    given, usage, at = row["given"], row["usage"], row["created_at"]
+    legible = {
+        name: value for name in ("prompt", "model") if isinstance(value := (given or {}).get(name), str)
+    }
+    return {
+        **(row["request"] or legible),
+        **row,
+        "given": given and json.dumps(given, ensure_ascii=False),
+        "usage": usage and {name: min(usage[name], _LARGEST) for name in TOKENS},
+        "created_at": at and datetime.fromisoformat(at),
+        "values": list(row["values"].items()),
+    }
+
+
+class _Sink(io.RawIOBase):
+    """A spool as a file that pyarrow can write to."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._spool.write(data)
+        return len(data)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, BinaryIO, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from prefect_ttapi.errors import BatchError, BudgetExceeded, StoreError
-from prefect_ttapi.lineage.manifest import Row, RowFile, Rows, as_cached
+from prefect_ttapi.lineage.manifest import CACHED, TOKENS, Row, RowFile, Rows
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.results import Usage
 from prefect_ttapi.storage.layout import BATCHES, MANIFEST, UNCHANGED, split_at, unchanged_in
@@ -30,7 +30,9 @@ _SHORTEST: Final = 0.001  # seconds
 _WIDER: Final = 1.06
 _BUCKETS: Final = 320  # more than a day
 
-_TOKENS: Final = {"input_tokens", "output_tokens", "total_tokens"}
+#: Fields that are equal where a row failed again, and how many such rows may be in a batch that changed nothing.
+_ASKED: Final = ("row", "status", "request_hash", "request", "given", "values", "error_type")
+_FAILED_AGAIN: Final = 100
 
 
 def bucket(seconds: float) -> int:
@@ -177,7 +179,7 @@ def _figures(row: Row, usd: float | None) -> dict[str, Any]:
         "usd" if paid else "usd_saved": usd if images else None,
     }
     answered = _answered(row) if images and paid else {}
-    return figures | (usage.model_dump(include=_TOKENS) if paid else saved) | answered
+    return figures | (usage.model_dump(include=set(TOKENS)) if paid else saved) | answered
 
 
 def _credentials(totals: Totals) -> str:
@@ -208,6 +210,42 @@ def _joined(name: str, one: Any, other: Any) -> Any:
         both = {key: _joined(key, one[key], other[key]) for key in one.keys() & other.keys()}
         return one | other | both
     return one + other
+
+
+def as_cached(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines that a manifest has if its batch finds all images of this one paid for.
+
+    >>> row = Row(row=0, status="generated", api_calls=2, seconds=1.5)
+    >>> cached = json.loads(next(as_cached([row.line()])))
+    >>> cached["status"], cached["api_calls"], cached["seconds"]
+    ('cached', 0, 0.0)
+    """
+    for line in filter(bytes.strip, lines):
+        yield (
+            json.dumps(json.loads(line) | CACHED, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        )
+
+
+def failed_again(lines: Iterable[bytes], earlier: Iterable[bytes]) -> list[bytes] | None:
+    """Return those of `lines` that failed again, if an earlier manifest has the same rows but for these.
+
+    None where anything has changed: a row's images, copies or values, what is asked, or how many failed.
+    """
+    again: list[bytes] = []
+    for line, other in zip_longest(lines, filter(bytes.strip, earlier)):
+        try:
+            one, before = json.loads(line or b"null"), json.loads(other or b"null")
+            if one == before | CACHED:
+                continue
+            same = not (one["images"] or before["images"]) and all(
+                one[name] == before[name] for name in _ASKED
+            )
+        except (KeyError, TypeError, ValueError):
+            return None  # one has more rows, or something is no row
+        if not same or len(again) == _FAILED_AGAIN:
+            return None
+        again.append(line)
+    return again
 
 
 class Unchanged(BaseModel):

@@ -9,8 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from prefect_ttapi.lineage.manifest import Row
-from prefect_ttapi.lineage.parquet import ROW_GROUP, parquet_of
+from prefect_ttapi.lineage.manifest import ROW_GROUP, Row, parquet_of
 from prefect_ttapi.results import DeliveredImage, Usage
 from tests.support.rows import failed, generated
 
