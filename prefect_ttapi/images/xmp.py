@@ -114,7 +114,8 @@ class Packet:
             raise PictureError(f"its XMP packet can't be read: {error}") from None
 
     def __getitem__(self, name: str) -> str | None:
-        return self.properties.get(_named(name))
+        prefix, _, local = name.partition(":")
+        return self.properties.get(_NAMESPACES[prefix] + local)
 
     @property
     def generated(self) -> bool:
@@ -202,8 +203,3 @@ def _line(name: str, text: str) -> str:
         told = f"<stRef:documentID>{told}</stRef:documentID>"
         return f'  <{name} rdf:parseType="Resource">{told}</{name}>\n'
     return f"  <{name}>{told}</{name}>\n"
-
-
-def _named(name: str) -> str:
-    prefix, _, local = name.partition(":")
-    return _NAMESPACES[prefix] + local

@@ -142,7 +142,7 @@ class Folder(ObjectStore):
 
     def delete_half_written(self, key: str) -> None:
         path = self.root / key
-        if not _is_temporary(path.name) or not path.resolve().is_relative_to(self.root.resolve()):
+        if not _TEMPORARY.fullmatch(path.name) or not path.resolve().is_relative_to(self.root.resolve()):
             raise StoreError(f"{path} is no half-written object of this folder")
         _forget(path)
 
@@ -158,7 +158,9 @@ class Folder(ObjectStore):
             below[:] = [
                 name for name in below if not reserved(name) and f"{inside}{name}/".startswith(prefix)
             ]
-            wanted = [name for name in names if (_is_temporary(name) if unfinished else not reserved(name))]
+            wanted = [
+                name for name in names if (_TEMPORARY.fullmatch(name) if unfinished else not reserved(name))
+            ]
             for path in (Path(folder, name) for name in wanted if f"{inside}{name}".startswith(prefix)):
                 with self._explaining("can't list", folder):
                     facts = _stat(path)
@@ -210,10 +212,6 @@ class Folder(ObjectStore):
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return {}
         return {str(name): str(value) for name, value in metadata.items()}
-
-
-def _is_temporary(name: str) -> bool:
-    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _temporary_beside(path: Path) -> Path:
