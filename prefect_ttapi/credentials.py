@@ -145,6 +145,7 @@ class ContentCredentialsSigner(SavedForm, Block):
 
     _block_type_name = "TTAPI Content Credentials Signer"
     _block_type_slug = "ttapi-content-credentials-signer"
+    _renewed = frozenset({"certificates"})
     _description = "This block holds a certificate and its private key, which sign delivered images."
 
     certificates: Annotated[str, BeforeValidator(_pem_or_file)] = Field(

@@ -13,7 +13,7 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 import prefect_ttapi
 from prefect_ttapi import (
@@ -232,14 +232,43 @@ def test_prefects_json_refers_to_a_saved_block_only_if_it_was_not_changed(
         assert "**********" in str(encoded(saved))
         for field, value in changes.items():
             with pytest.raises(
-                ValueError, match=rf"/unchanged has another {field} here .*save the block first"
+                ValueError, match=rf"/unchanged has another {field} than is saved .*save the block first"
             ) as refused:
                 encoded(saved.model_copy(update={field: value}))
             assert SECRET not in str(refused.value)
     field, value = next(iter(changes.items()))
     loaded.model_copy(update={field: value}).save("unchanged", overwrite=True)  # by somebody else
-    with pytest.raises(ValueError, match=f"has another {field} here"):
+    with pytest.raises(ValueError, match=f"has another {field} than is saved"):
         encoded(loaded)
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize(
+    ("block", "changed", "renewed"),
+    list(
+        zip(
+            secretive(),
+            [
+                {"base_url": "https://api.ttapi.org"},
+                {"url": "s3://elsewhere"},
+                {"algorithm": "es256"},
+            ],
+            [{}, {"access_key_id": "AKIARENEWED"}, {"certificates": CHAIN.own.decode()}],
+            strict=True,
+        )
+    ),
+    ids=lambda given: type(given).__name__,
+)
+def test_prefects_json_of_a_saved_block_is_that_block_or_refused(
+    block: Block, changed: dict[str, object], renewed: dict[str, object]
+):
+    """A run that is given a changed block must not work with the saved one; renewed keys may be used."""
+    block.save("sent", overwrite=True)
+    reader, sent = TypeAdapter(type(block)), encoded(block)["data"]
+    assert reader.validate_python(sent) == type(block).load("sent")
+    assert reader.validate_python(sent | renewed) == type(block).load("sent")
+    with pytest.raises(ValidationError, match=rf"/sent has another {next(iter(changed))} than is saved"):
+        reader.validate_python(sent | changed)
 
 
 @pytest.mark.parametrize("asterisks", ["*", "**********", " *** "])

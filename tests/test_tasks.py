@@ -133,7 +133,7 @@ def test_a_changed_block_is_not_sent_as_the_saved_one(
     elsewhere = pictures.model_copy(update={"url": "s3://elsewhere"})
     elsewhere_paid = credentials.model_copy(update={"base_url": "https://api.ttapi.org"})
     for blocks, field in (((credentials, elsewhere), "url"), ((elsewhere_paid, store), "base_url")):
-        with pytest.raises(ValueError, match=f"nothing is sent: .* has another {field} here"):
+        with pytest.raises(ValueError, match=f"nothing is sent: .* has another {field} than is saved"):
             generate_images.delay(REQUEST, *blocks)
     assert sandbox.calls == 0
 

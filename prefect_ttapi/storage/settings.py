@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Coroutine, KeysView, Mapping
+from collections.abc import Coroutine, KeysView, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -127,12 +127,11 @@ def _checked_block(given: object) -> str | AwsBlock | None:
     """
     if given is None or given == "":
         return None
-    if isinstance(given, Block) and isinstance(given, AwsBlock) and (name := _name_of(given)):
-        if changed := _changed(given, _fetched(name)):
-            raise ValueError(f"{name} {_NOT_AS_SAVED.format(changed=changed)}")
-        return name
     if isinstance(given, AwsBlock):
-        return given
+        name = _name_of(given)
+        if name and isinstance(given, Block):
+            _check_as_saved(given, _fetched(name), type(given).model_fields.keys())
+        return name or given
     if isinstance(given, str) and _NAMED.fullmatch(given):
         return given
     raise ValueError(
@@ -281,16 +280,28 @@ class SavedForm(_Plain):
         {"block_type_slug", _DOCUMENT_ID, "_block_document_name", "_is_anonymous"}
     )
 
+    #: Fields that are renewed together with a secret, so that those in older JSON are of no use.
+    _renewed: ClassVar[frozenset[str]] = frozenset()
+
     @model_validator(mode="wrap")
     @classmethod
     def _as_saved(cls, data: Any, handler: Any) -> Any:
         """Return the saved block in place of its JSON without secrets, which is what background tasks get.
 
-        All fields are as they were saved: the JSON must not say where the key is sent.
+        All fields are as they were saved: the JSON must not say where the key is sent. What it says must be the same,
+        or the caller meant another store or service. Secrets can't be compared: here they are masked.
+
+        Raises:
+            ValueError: a field of the JSON is not as it was saved.
         """
-        saved = data.get(_DOCUMENT_ID) if isinstance(data, Mapping) else None
-        masked = isinstance(data, Mapping) and any(map(is_masked, data.values()))
-        return _by_reference(cls, str(saved)) if saved and masked else handler(data)
+        document = data.get(_DOCUMENT_ID) if isinstance(data, Mapping) else None
+        if not document or not any(map(is_masked, data.values())):
+            return handler(data)
+        saved = _by_reference(cls, str(document))
+        said = {name: value for name, value in data.items() if name in cls.model_fields}
+        given = {name: getattr(saved, name) if is_masked(value) else value for name, value in said.items()}
+        _check_as_saved(handler(given), saved, said.keys() - cls._renewed)
+        return saved
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -318,23 +329,19 @@ def check_survives_json(block: SavedForm) -> None:
             f"nothing is sent: {kind} has secrets, which are not sent to background tasks: save the block "
             f"(block.save('NAME')), and pass it, or {kind}.load('NAME')"
         )
-    assert isinstance(block, Block)  # noqa: S101 - others have no name
-    changed = _changed(block, _by_reference(type(block), str(block.model_dump()[_DOCUMENT_ID])))
+    saved = _by_reference(type(block), str(block.model_dump()[_DOCUMENT_ID]))
+    _check_as_saved(block, saved, type(block).model_fields.keys())
+
+
+def _check_as_saved(block: object, saved: object, fields: Set[str]) -> None:
+    """Raise ValueError if one of these fields is not as it is saved, since the saved block would be used."""
+    changed = [name for name in sorted(fields) if getattr(block, name) != getattr(saved, name, None)]
     if changed:
-        raise ValueError(f"nothing is sent: {name} {_NOT_AS_SAVED.format(changed=changed)}")
-
-
-#: Why a changed block is not passed on: the store, or the service, might be another than the caller means.
-_NOT_AS_SAVED: Final = (
-    "has another {changed} here than where it is saved, and the saved one would be used: save the block first "
-    "(block.save('NAME', overwrite=True)), or load it again"
-)
-
-
-def _changed(block: Block, saved: object) -> str:
-    """Return the fields, secrets too, in which a block differs from the saved one; empty where in none."""
-    fields = (name for name in type(block).model_fields if getattr(block, name) != getattr(saved, name, None))
-    return " and another ".join(fields)
+        name = _name_of(saved) or type(saved).__name__
+        raise ValueError(
+            f"nothing is sent: {name} has another {' and another '.join(changed)} than is saved under this name, and "
+            "the saved one would be used: save the block first (block.save('NAME', overwrite=True)), or load it again"
+        )
 
 
 def _known(form: type[Strict], saved: Any) -> Any:

@@ -72,6 +72,7 @@ class ImageStore(SavedForm, Block):
 
     _block_type_name = "TTAPI Image Store"
     _block_type_slug = "ttapi-image-store"
+    _renewed = frozenset({"access_key_id"})
     _description = (
         "This block keeps generated images in a folder or an S3 bucket, and remembers what was paid for."
     )

@@ -227,7 +227,9 @@ def test_a_saved_block_that_was_changed_is_refused() -> None:
     SavedKeys().save("changed-keys", overwrite=True)
     block = SavedKeys.load("changed-keys")
     block.region_name = "eu-west-3"
-    with pytest.raises(ValidationError, match=r"saved-keys/changed-keys has another region_name here"):
+    with pytest.raises(
+        ValidationError, match=r"saved-keys/changed-keys has another region_name than is saved"
+    ):
         ImageStore(url="s3://pictures", aws_credentials=block)
 
 
