@@ -9,7 +9,6 @@ credentials in the image.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 import tracemalloc
@@ -27,7 +26,7 @@ from prefect_ttapi.images.signing import Change, Signer, read_signature
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
 from prefect_ttapi.sandbox.pictures import certificates_for_testing
-from tests.support.pictures import png_of
+from tests.support.pictures import png_of, saved
 
 ROUNDS = 7
 SAID = Statement("gpt-image-2", request_hash="ab" * 32, source_sha256="cd" * 32)
@@ -37,9 +36,7 @@ LARGE = 128 * 1024 * 1024
 def picture(form: str) -> Spool:
     """A picture with enough noise to be as long as one of a model's: a PNG of it has 1.5 MB."""
     noise = Image.effect_noise((1024, 1024), 12).convert("RGB")
-    out = io.BytesIO()
-    noise.save(out, form)
-    return Spool.of([out.getvalue()])
+    return Spool.of([saved(noise, form)])
 
 
 def large() -> Spool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
 import logging
 import pickle
@@ -17,7 +16,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.json_stream import DecodingError
@@ -41,6 +39,7 @@ from tests.support.hostile import (
     raw,
     stall,
 )
+from tests.support.pictures import noisy
 
 MakeClient = Callable[..., TTAPIClient]
 
@@ -49,14 +48,9 @@ CATS = ImageRequest(prompt="cats", n=3)
 MODEL = ImageRequest(prompt="a cat", model="gpt-image-1")
 
 
-def picture(form: str, size: tuple[int, int] = (20, 12)) -> bytes:
-    noise = random.Random(form).randbytes(size[0] * size[1] * 3)  # noqa: S311 - no secret
-    out = io.BytesIO()
-    Image.frombytes("RGB", size, noise).save(out, form)
-    return out.getvalue()
-
-
-PNG, JPEG, GIF, BMP, WEBP, AVIF = (picture(form) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "AVIF"))
+PNG, JPEG, GIF, BMP, WEBP, AVIF = (
+    noisy(form, size=(20, 12)) for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "AVIF")
+)
 KINDS = {"png": PNG, "jpeg": JPEG, "webp": WEBP, "gif": GIF, "bmp": BMP, "avif": AVIF}
 
 

@@ -24,6 +24,7 @@ from tests.support.engines import engine_of
 from tests.support.generations import fresh_image, generation_of
 from tests.support.hostile import HostileServer, answer, answered
 from tests.support.meddling import meddling_proxy
+from tests.support.pictures import saved
 from tests.support.s3 import S3Server
 
 WHEN = datetime(2031, 5, 4, tzinfo=UTC)
@@ -41,9 +42,8 @@ def made_in(store: ImageStore) -> Generation:
     """Two pictures of 64 x 48."""
     images = []
     for index, colour in enumerate(["red", "green"]):
-        out = io.BytesIO()
-        Image.new("RGB", (64, 48), colour).save(out, "PNG")
-        images.append(store.put_image(fresh_image(out.getvalue(), index=index), {}))
+        data = saved(Image.new("RGB", (64, 48), colour))
+        images.append(store.put_image(fresh_image(data, index=index), {}))
     return generation_of(REQUEST, *images)
 
 
@@ -158,10 +158,9 @@ def test_kinds_that_the_api_does_not_promise_are_kept_like_any_other(
     each_store: ImageStore, form: str
 ) -> None:
     """A paid GIF, BMP or AVIF is stored, found again, delivered and rendered under its own type, and verified."""
-    out = io.BytesIO()
-    Image.new("RGB", (64, 48), "red").save(out, form)
+    data = saved(Image.new("RGB", (64, 48), "red"), form)
     with (
-        HostileServer(answer(200, answered(out.getvalue()))) as server,
+        HostileServer(answer(200, answered(data))) as server,
         TTAPIClient("any-key", server.url) as client,
     ):
         paid = engine_of(each_store, client, "one").generate(REQUEST)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import struct
 from typing import Any
 
@@ -14,7 +13,7 @@ from PIL import Image
 
 from prefect_ttapi.images.headers import EXTENSIONS, LONGEST_SIDE, ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import IN_MEMORY, Spool
-from tests.support.pictures import png_of
+from tests.support.pictures import noisy, png_of, saved
 
 MEDIA_TYPES = {
     "PNG": "image/png",
@@ -32,22 +31,13 @@ def spooled(data: bytes) -> Spool:
     return spool
 
 
-def picture(form: str, mode: str, size: tuple[int, int], **options: Any) -> bytes:
-    noise = random.Random(f"{form}{mode}{size}").randbytes(size[0] * size[1] * 4)  # noqa: S311 - no secret
-    image = Image.frombytes("RGBA", size, noise).convert(mode)
-    out = io.BytesIO()
-    frames = {"append_images": [image.rotate(180)]} if "save_all" in options else {}
-    image.save(out, form, **options, **frames)
-    return out.getvalue()
-
-
 def exif_with_thumbnail(thumbnail: bytes) -> bytes:
     exif = Image.Exif()
     exif[0x9286] = thumbnail  # the user's comment: any bytes
     return exif.tobytes()
 
 
-THUMBNAIL = picture("JPEG", "RGB", (16, 16))
+THUMBNAIL = noisy("JPEG", "RGB", (16, 16))
 
 #: Every variant of a format that generators, encoders and editors write.
 VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -77,7 +67,7 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
 def test_agrees_with_pillow(variant: tuple[str, str, dict[str, Any]], size: tuple[int, int]) -> None:
     """Type and size are what Pillow says, for every format, mode and option, in memory and from a file."""
     form, mode, options = variant
-    data = picture(form, mode, size, **options)
+    data = noisy(form, mode, size, **options)
     with Image.open(io.BytesIO(data)) as judged:
         expected = ImageFacts(MEDIA_TYPES[str(judged.format)], *judged.size)
     assert (expected.width, expected.height) == size
@@ -100,16 +90,15 @@ def test_agrees_with_pillow_on_any_size(
 ) -> None:
     """Width and height are never mixed up, nor their bits, up to the largest side that WebP has."""
     size = (height, width) if turned else (width, height)
-    out = io.BytesIO()
-    Image.new("L", size).save(out, form, lossless=lossless)
-    assert read_image(spooled(out.getvalue())) == ImageFacts(MEDIA_TYPES[form], *size)
+    data = saved(Image.new("L", size), form, lossless=lossless)
+    assert read_image(spooled(data)) == ImageFacts(MEDIA_TYPES[form], *size)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v[0]}-{v[1]}-{'-'.join(v[2])}")
 def test_every_truncation_is_refused(variant: tuple[str, str, dict[str, Any]]) -> None:
     """An image that is cut short anywhere is no image."""
     form, mode, options = variant
-    data = picture(form, mode, (24, 17), **options)
+    data = noisy(form, mode, (24, 17), **options)
     step = max(1, len(data) // 3000)
     for end in [*range(0, len(data), step), *range(max(0, len(data) - 50), len(data))]:
         with pytest.raises(NotAnImage):
@@ -119,7 +108,7 @@ def test_every_truncation_is_refused(variant: tuple[str, str, dict[str, Any]]) -
 @pytest.mark.parametrize("form", MEDIA_TYPES)
 def test_truncation_of_a_large_image(form: str) -> None:
     """What is too large for memory is judged in the same way from its file."""
-    data = picture(
+    data = noisy(
         form, "RGB", (400, 300), **{"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}.get(form, {})
     )
     assert len(data) > IN_MEMORY
@@ -133,7 +122,7 @@ FOLLOWING = {
     "padding": b"\0\r\n \t" * 2000,
     "a label": b'AIGC{"Label":"1","ContentProducer":"x"}',
     "a phone's trailer": b"SEFHe\0\0\0" + bytes(range(256)) * 30,
-    "another picture": picture("JPEG", "RGB", (9, 9)),
+    "another picture": noisy("JPEG", "RGB", (9, 9)),
     "something marked": b"\xff\xd8\xff\xe1" + b"\xff" * 99,
 }
 
@@ -145,14 +134,14 @@ def test_what_follows_an_image_is_part_of_its_file(
 ) -> None:
     """Labels, trailers and second pictures behind the end cost no image."""
     form, mode, options = variant
-    data = picture(form, mode, (40, 30), **options)
+    data = noisy(form, mode, (40, 30), **options)
     assert read_image(spooled(data + FOLLOWING[what])) == ImageFacts(MEDIA_TYPES[form], 40, 30)
 
 
 @pytest.mark.parametrize("form", MEDIA_TYPES)
 def test_a_large_image_with_something_behind_it(form: str) -> None:
     """The end of what is too large for memory is found as well, where pieces meet, too."""
-    data = picture(
+    data = noisy(
         form,
         "RGB",
         (500, 400),
@@ -163,17 +152,17 @@ def test_a_large_image_with_something_behind_it(form: str) -> None:
         assert read_image(spooled(data + more)) == ImageFacts(MEDIA_TYPES[form], 500, 400)
 
 
-GOOD_JPEG = picture("JPEG", "RGB", (40, 30))
+GOOD_JPEG = noisy("JPEG", "RGB", (40, 30))
 FRAME = GOOD_JPEG.index(b"\xff\xc0")
 SCAN = GOOD_JPEG.index(b"\xff\xda")
-GOOD_VP8 = picture("WEBP", "RGB", (9, 9))
+GOOD_VP8 = noisy("WEBP", "RGB", (9, 9))
 KEY_FRAME = GOOD_VP8.index(b"\x9d\x01\x2a") - 3
-ANIMATED = picture("WEBP", "RGBA", (9, 9), save_all=True)
+ANIMATED = noisy("WEBP", "RGBA", (9, 9), save_all=True)
 CANVAS = ANIMATED.index(b"VP8X") + 12
-VP8X = picture("WEBP", "RGB", (40, 30), exif=exif_with_thumbnail(b""))
+VP8X = noisy("WEBP", "RGB", (40, 30), exif=exif_with_thumbnail(b""))
 
-GOOD_BMP = picture("BMP", "RGB", (40, 30))
-GOOD_AVIF = picture("AVIF", "RGB", (40, 30), speed=10)
+GOOD_BMP = noisy("BMP", "RGB", (40, 30))
+GOOD_AVIF = noisy("AVIF", "RGB", (40, 30), speed=10)
 
 REFUSED = {
     "empty": (b"", "empty"),
@@ -223,7 +212,7 @@ REFUSED = {
     ),
     "an absurd animation": (ANIMATED[:CANVAS] + b"\0\0\1" + ANIMATED[CANVAS + 3 :], "65537 x 9 pixels"),
     "a WebP with damaged VP8L": (
-        picture("WEBP", "RGB", (9, 9), lossless=True).replace(b"\x2f", b"\x2e", 1),
+        noisy("WEBP", "RGB", (9, 9), lossless=True).replace(b"\x2f", b"\x2e", 1),
         "damaged",
     ),
 }
@@ -270,7 +259,7 @@ STARTS = st.sampled_from(
     ]
 )
 SMALL = [
-    picture(form, mode, (5, 4), **options) for form, mode, options in VARIANTS if "icc_profile" not in options
+    noisy(form, mode, (5, 4), **options) for form, mode, options in VARIANTS if "icc_profile" not in options
 ]
 
 

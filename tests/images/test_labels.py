@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.labels import Labels, mark, read_labels, unmark
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import EMPTY, GENERATED, Packet, Statement
-from tests.support.pictures import manifest_store, png_of, with_credentials
+from tests.support.pictures import manifest_store, noisy, png_of, with_credentials
 
 SAID = Statement("gpt-image-2", request_hash="ab" * 32, source_sha256="cd" * 32)
 
@@ -31,19 +30,6 @@ THEIRS = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <!-- </R:RDF> --><dc:rights xmlns:dc="http://purl.org/dc/elements/1.1/">Zo\xc3\xab</dc:rights>
 </R:Description></R:RDF></xmp:xmpmeta>
 <?xpacket end="w"?>"""
-
-
-def saved(form: str, mode: str = "RGB", size: tuple[int, int] = (40, 30), **options: Any) -> bytes:
-    noise = random.Random(f"{form}{mode}{size}").randbytes(size[0] * size[1] * 4)  # noqa: S311 - no secret
-    image = Image.frombytes("RGBA", size, noise).convert(mode)
-    frames = {"append_images": [image.rotate(180)]} if "save_all" in options else {}
-    if form == "PNG" and "xmp" in options:
-        info = PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode(), zip=options.pop("zip", False))
-        options["pnginfo"] = info
-    out = io.BytesIO()
-    image.save(out, form, **options, **frames)
-    return out.getvalue()
 
 
 def marked(data: bytes, said: Statement = SAID, packet: bytes | None = None) -> bytes:
@@ -110,7 +96,7 @@ def test_marking_changes_nothing_else(
 ) -> None:
     """Pixels, profiles, camera data and what follows are as before; without the mark, every byte is."""
     form, mode, options = variant
-    data = saved(form, mode, size, **options, **({"xmp": theirs} if theirs else {})) + tail
+    data = noisy(form, mode, size, **options, **({"xmp": theirs} if theirs else {})) + tail
     said = Statement(SAID.model, SAID.request_hash, SAID.source_sha256, prompt)
     result = marked(data, said)
     assert frames(result) == frames(data)
@@ -129,7 +115,7 @@ def test_marking_changes_nothing_else(
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_pillow_finds_the_packet(form: str) -> None:
     """The packet is where others look for it, and says what it must."""
-    with Image.open(io.BytesIO(marked(saved(form)))) as image:
+    with Image.open(io.BytesIO(marked(noisy(form)))) as image:
         xmp = image.info["xmp"]
     packet = Packet(xmp)
     assert packet["Iptc4xmpExt:DigitalSourceType"] == GENERATED
@@ -137,7 +123,7 @@ def test_pillow_finds_the_packet(form: str) -> None:
     assert packet["xmpMM:DerivedFrom"] == "sha256:" + "cd" * 32
     assert not packet.tells_prompt
     said = Statement(SAID.model, SAID.request_hash, SAID.source_sha256, 'a <b> & "Zoë"\0')
-    told = labels(marked(saved(form), said))
+    told = labels(marked(noisy(form), said))
     assert told.marks == ("xmp", "prompt")
     assert Packet(told.xmp or b"")["Iptc4xmpExt:AIPromptInformation"] == 'a <b> & "Zoë"\ufffd'
 
@@ -146,7 +132,7 @@ def test_pillow_finds_the_packet(form: str) -> None:
 @pytest.mark.parametrize("own", [True, False])
 def test_what_a_packet_says_is_kept(form: str, own: bool) -> None:
     """A packet of the file's own, or of the image that it was made of, is added to."""
-    data = saved(form, **({"xmp": THEIRS} if own else {}))
+    data = noisy(form, **({"xmp": THEIRS} if own else {}))
     packet = labels(marked(data, packet=None if own else THEIRS)).xmp or b""
     said = Packet(packet)
     assert said["xmp:CreatorTool"] == "An editor 9"
@@ -159,7 +145,7 @@ def test_what_a_packet_says_is_kept(form: str, own: bool) -> None:
 
 def test_what_must_come_first_in_a_jpeg_does() -> None:
     """The packet's segment is right behind those of JFIF and Exif, before a colour profile."""
-    data = marked(saved("JPEG", exif=EXIF.tobytes(), icc_profile=b"p" * 99))
+    data = marked(noisy("JPEG", exif=EXIF.tobytes(), icc_profile=b"p" * 99))
     places = [
         data.index(name) for name in (b"JFIF", b"Exif", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE")
     ]
@@ -168,7 +154,7 @@ def test_what_must_come_first_in_a_jpeg_does() -> None:
 
 def test_a_packed_packet_is_read() -> None:
     """PNG may hold the packet deflated."""
-    data = saved("PNG", xmp=THEIRS, zip=True)
+    data = noisy("PNG", xmp=THEIRS, zip=True)
     assert labels(data).xmp == THEIRS
     assert "xmp" in labels(marked(data)).marks
 
@@ -179,7 +165,7 @@ def test_a_jpegs_extended_packet_is_read() -> None:
     first = THEIRS.replace(
         b"x:Rating", f'n:HasExtendedXMP="{guid}" xmlns:n="http://ns.adobe.com/xmp/note/" x:Rating'.encode()
     )
-    data = saved("JPEG", xmp=first)
+    data = noisy("JPEG", xmp=first)
     pieces = [
         b"http://ns.adobe.com/xmp/extension/\0"
         + guid.encode()
@@ -196,7 +182,7 @@ def test_a_jpegs_extended_packet_is_read() -> None:
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_content_credentials_are_found(form: str) -> None:
     """A whole manifest store counts, in one piece or several; one that is cut short, or of another kind, doesn't."""
-    data = saved(form)
+    data = noisy(form)
     for size in (100, 3_000, 200_000):
         whole = with_credentials(data, manifest_store(size))
         assert labels(whole).marks == ("credentials",)
@@ -227,7 +213,7 @@ def test_a_packet_that_is_no_use_is_refused(packet: bytes, why: str) -> None:
     """Nothing is added to what can't be read, nothing is read of it, and nothing stumbles over it."""
     with pytest.raises(PictureError, match=why):
         Packet(packet).with_statement(SAID)
-    plain = saved("WEBP")
+    plain = noisy("WEBP")
     chunk = b"XMP " + struct.pack("<I", len(packet)) + packet + bytes(len(packet) % 2)
     data = plain[:4] + struct.pack("<I", len(plain) - 8 + len(chunk)) + plain[8:] + chunk
     assert labels(data) == Labels(xmp=labels(data).xmp)
@@ -239,7 +225,7 @@ def test_a_packet_that_is_no_use_is_refused(packet: bytes, why: str) -> None:
 def test_another_source_is_not_said_twice() -> None:
     """A packet that says that a camera made the picture is not overruled, nor contradicted."""
     camera = Packet(EMPTY).with_statement(SAID).replace(b"trainedAlgorithmicMedia", b"digitalCapture")
-    data = saved("PNG", xmp=camera)
+    data = noisy("PNG", xmp=camera)
     assert labels(data).marks == ()
     with pytest.raises(PictureError, match=r"its source type is 'http://cv\.iptc.*digitalCapture'"):
         marked(data)
@@ -264,16 +250,16 @@ def test_what_is_read_has_a_limit() -> None:
 def test_a_webps_header_says_what_is_in_the_file() -> None:
     """A file without a header of that kind gets one: the packet, transparency where there is any, and the sides."""
     for mode, flags in (("RGB", 0x04), ("RGBA", 0x14)):
-        head = marked(saved("WEBP", mode, (40, 30), lossless=True))[12:30]
+        head = marked(noisy("WEBP", mode, (40, 30), lossless=True))[12:30]
         assert head == b"VP8X" + struct.pack("<II", 10, flags) + b"\x27\0\0\x1d\0\0"
-    plain = saved("WEBP", exif=EXIF.tobytes())
+    plain = noisy("WEBP", exif=EXIF.tobytes())
     assert (plain[20], marked(plain)[20]) == (0x08, 0x0C)
 
 
 def test_a_webp_without_padding_at_its_end() -> None:
     """Some encoders leave it out; the packet still begins where chunks do."""
     exif = EXIF.tobytes()
-    padded = saved("WEBP", exif=exif + bytes(1 - len(exif) % 2))
+    padded = noisy("WEBP", exif=exif + bytes(1 - len(exif) % 2))
     data = padded[:4] + struct.pack("<I", len(padded) - 9) + padded[8:-1]
     assert labels(marked(data)).marks == ("xmp",)
     assert (frames(marked(data)), rest(marked(data))) == (frames(padded), rest(padded))
@@ -282,9 +268,9 @@ def test_a_webp_without_padding_at_its_end() -> None:
 def test_a_jpeg_has_room_for_64_kilobytes() -> None:
     """A longer prompt is cut, whatever its characters; another's packet that leaves no room is an error."""
     said = Statement(SAID.model, SAID.request_hash, SAID.source_sha256, "\U0001f409" * 32_000)
-    assert "xmp" in labels(marked(saved("JPEG"), said)).marks
+    assert "xmp" in labels(marked(noisy("JPEG"), said)).marks
     with pytest.raises(PictureError, match="more than a JPEG has room for"):
-        marked(saved("JPEG"), packet=THEIRS + b" " * 65_000)
+        marked(noisy("JPEG"), packet=THEIRS + b" " * 65_000)
 
 
 class Endless(io.RawIOBase):
@@ -322,16 +308,16 @@ def test_a_large_image_streams() -> None:
 @pytest.mark.parametrize("form", ["GIF", "BMP"])
 def test_other_kinds_are_told_apart(form: str) -> None:
     """Of other kinds nothing is known, and they can't be marked."""
-    assert read_labels(io.BytesIO(saved(form))) is None
+    assert read_labels(io.BytesIO(noisy(form))) is None
     with pytest.raises(PictureError, match="neither PNG nor JPEG nor WebP"):
-        marked(saved(form))
-    assert unmarked(saved(form)) == saved(form)
+        marked(noisy(form))
+    assert unmarked(noisy(form)) == noisy(form)
 
 
 def _damaged() -> Iterator[bytes]:
     chance = random.Random(7)  # noqa: S311 - no secret
     for form in ("PNG", "JPEG", "WEBP"):
-        data = with_credentials(marked(saved(form, size=(5, 4), xmp=THEIRS)), manifest_store(200))
+        data = with_credentials(marked(noisy(form, size=(5, 4), xmp=THEIRS)), manifest_store(200))
         for _ in range(300):
             damaged = bytearray(data[: chance.randrange(13, len(data))])
             for _ in range(chance.randrange(4)):
@@ -352,6 +338,6 @@ def test_damaged_files_cost_nothing() -> None:
 
 def test_a_spool_can_be_marked() -> None:
     """A file on disk goes the same way as one in memory."""
-    data = saved("PNG", size=(300, 300))
+    data = noisy("PNG", size=(300, 300))
     spool = Spool.of(mark(Spool.of([data]).open(), SAID))
     assert spool.read_bytes() == marked(data)

@@ -19,15 +19,13 @@ from pydantic import ValidationError
 from prefect_ttapi import Rendition
 from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.renditions import render, versions_of
-from tests.support.pictures import png_that_claims, webp_that_claims
+from tests.support.pictures import png_that_claims, saved, webp_that_claims
 
 WEBP, JPEG, PNG = Rendition(max_size=60), Rendition(format="jpeg", max_size=60), Rendition(format="png")
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> Callable[[], BinaryIO]:
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return partial(io.BytesIO, out.getvalue())
+    return partial(io.BytesIO, saved(image, form, **options))
 
 
 def made(opener: Callable[[], BinaryIO], rendition: Rendition) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from prefect_ttapi.errors import PictureError
 from prefect_ttapi.images.renditions import MAX_PIXELS, as_data_uri, thumbnail
-from tests.support.pictures import png_that_claims, webp_that_claims
+from tests.support.pictures import png_that_claims, saved, webp_that_claims
 from tests.support.rows import picture
 
 SAMPLES = [picture(form="PNG"), picture(form="JPEG"), picture(form="WEBP"), picture(mode="RGBA")]
@@ -43,27 +43,24 @@ def test_every_mode(mode: str) -> None:
 @pytest.mark.parametrize(("mode", "clear"), [("RGBA", (255, 0, 0, 0)), ("LA", (255, 0))])
 def test_transparent_stays_transparent(mode: str, clear: tuple[int, ...]) -> None:
     """A page behind a transparent image shows through its thumbnail."""
-    out = io.BytesIO()
-    Image.new(mode, (300, 300), clear).save(out, "PNG")
-    assert opened(thumbnail(io.BytesIO(out.getvalue()))).getpixel((5, 5))[3] == 0
+    data = saved(Image.new(mode, (300, 300), clear))
+    assert opened(thumbnail(io.BytesIO(data))).getpixel((5, 5))[3] == 0
 
 
 @pytest.mark.parametrize("box", [128, 256])
 def test_small_in_bytes(box: int) -> None:
     """Pure noise, the worst there is, stays near the bound; a plain picture is below 2 KB."""
-    out = io.BytesIO()
-    Image.effect_noise((512, 512), 120).convert("RGB").save(out, "PNG")
-    assert len(thumbnail(io.BytesIO(out.getvalue()), box)) < box * box / 2
+    noise = saved(Image.effect_noise((512, 512), 120).convert("RGB"))
+    assert len(thumbnail(io.BytesIO(noise), box)) < box * box / 2
     assert len(thumbnail(io.BytesIO(picture(512, 512)), box)) < 2_000
 
 
 def test_profiles_and_comments_stay_behind() -> None:
     """A thumbnail carries no colour profile and no Exif, whatever the image had."""
-    out = io.BytesIO()
     exif = Image.Exif()
     exif[0x010E] = "where I live"
-    Image.new("RGB", (300, 300)).save(out, "JPEG", exif=exif, icc_profile=b"p" * 50_000)
-    small = thumbnail(io.BytesIO(out.getvalue()))
+    data = saved(Image.new("RGB", (300, 300)), "JPEG", exif=exif, icc_profile=b"p" * 50_000)
+    small = thumbnail(io.BytesIO(data))
     assert len(small) < 1_000
     assert b"live" not in small
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import io
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,6 +22,7 @@ from PIL import Image
 from prefect_ttapi.images.signing import Signer
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.images.xmp import Statement
+from tests.support.pictures import saved
 
 STATEMENT = Statement("gpt-image-2", request_hash="ab" * 32, source_sha256="cd" * 32)
 
@@ -94,6 +94,4 @@ def signer() -> Signer:
 
 def picture(form: str, side: int = 32) -> Spool:
     """A picture with some noise in it."""
-    out = io.BytesIO()
-    Image.effect_noise((side, side), 60).convert("RGB").save(out, form)
-    return Spool.of([out.getvalue()])
+    return Spool.of([saved(Image.effect_noise((side, side), 60).convert("RGB"), form)])

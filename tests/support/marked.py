@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from datetime import UTC, datetime
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from prefect_ttapi import Provenance, Rendition
 from prefect_ttapi.generation.delivery import Delivery
@@ -16,18 +14,14 @@ from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, Generation
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.generations import fresh_image, generation_of
+from tests.support.pictures import saved
 
 WHEN = datetime(2031, 5, 4, tzinfo=UTC)
 REQUEST = ImageRequest(prompt="a <secret> lighthouse", model="gpt-image-2")
 
 
-def encoded(form: str = "PNG", xmp: bytes | None = None, **options: Any) -> bytes:
-    out = io.BytesIO()
-    if xmp and form == "PNG":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
-    Image.linear_gradient("L").convert("RGB").resize((64, 48)).save(out, form, **options)
-    return out.getvalue()
+def encoded(form: str = "PNG", **options: Any) -> bytes:
+    return saved(Image.linear_gradient("L").convert("RGB").resize((64, 48)), form, **options)
 
 
 def made_in(store: ImageStore, data: bytes, media_type: str = "image/png") -> Generation:

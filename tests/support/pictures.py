@@ -1,9 +1,34 @@
-"""Files of pictures put together by hand: headers that claim any size, whatever follows."""
+"""Files of pictures: drawn ones, and some put together by hand, whose headers claim any size, whatever follows."""
 
 from __future__ import annotations
 
+import io
+import random
 import struct
 import zlib
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """The picture as a file; into a PNG, `xmp` is written here, `zip`ped or not, as Pillow does it for others only."""
+    if form == "PNG" and "xmp" in options:
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode(), zip=options.pop("zip", False))
+        options["pnginfo"] = info
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def noisy(form: str, mode: str = "RGB", size: tuple[int, int] = (40, 30), **options: Any) -> bytes:
+    """A file of noise, the same each time; with `save_all` it has two frames."""
+    noise = random.Random(f"{form}{mode}{size}").randbytes(size[0] * size[1] * 4)  # noqa: S311 - no secret
+    image = Image.frombytes("RGBA", size, noise).convert(mode)
+    frames = {"append_images": [image.rotate(180)]} if "save_all" in options else {}
+    return saved(image, form, **options, **frames)
 
 
 def png_of(width: int, height: int, data: bytes = b"", **ballast: bytes) -> bytes:

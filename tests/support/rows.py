@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -12,14 +11,13 @@ from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.lineage.report import Totals
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage
+from tests.support.pictures import saved
 
 
 def picture(width: int = 64, height: int = 48, mode: str = "RGB", form: str = "PNG") -> bytes:
     """An image whose left is dark and whose right is light, so that a thumbnail can be recognised."""
     gradient = Image.linear_gradient("L").rotate(90).resize((width, height))
-    out = io.BytesIO()
-    gradient.convert(mode).save(out, form)
-    return out.getvalue()
+    return saved(gradient.convert(mode), form)
 
 
 def stored(index: int = 0, **changed: object) -> StoredImage:
