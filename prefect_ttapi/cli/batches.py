@@ -19,6 +19,7 @@ from prefect_ttapi.cli.reporting import Progress, complain, place, say, show_tab
 from prefect_ttapi.cli.stores import prices_of, standing_store
 from prefect_ttapi.errors import ImageMissingError, StoreError
 from prefect_ttapi.generation.budget import Price
+from prefect_ttapi.images.headers import EXTENSIONS
 from prefect_ttapi.lineage.manifest import Row, read_manifest
 from prefect_ttapi.lineage.report import Totals, Unchanged
 from prefect_ttapi.storage import layout
@@ -243,12 +244,8 @@ def _browse(url: str) -> None:
         say("There is no browser here: open that address in one.")
 
 
-_TYPES: Final = {
-    "html": "text/html; charset=utf-8",
-    "jpg": "image/jpeg",
-    "js": "text/javascript",
-    "json": "application/json",
-} | {name: f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "avif", "bmp")}
+_PAGES: Final = {"html": "text/html; charset=utf-8", "js": "text/javascript", "json": "application/json"}
+_TYPES: Final = _PAGES | {extension: media_type for media_type, extension in EXTENSIONS.items()}
 
 
 class Passing(ThreadingHTTPServer):

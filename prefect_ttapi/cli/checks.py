@@ -124,10 +124,18 @@ class _Check:
         yield from self._unneeded(unread=any(each.kind in _UNREAD for each in found))
 
     def _unneeded(self, *, unread: bool) -> Iterator[Finding]:
-        if not unread:  # what could not be read may name them
-            yield from self._orphans()
-        yield from self._orphaned_answers()
-        yield from self._half_written()
+        # what could not be read may name some of them
+        for image in map(self._dated, () if unread else self._inventory.unnamed()):
+            if self._is_settled(image) or not self._unsettled:
+                yield self._file(Kind.ORPHAN, image)
+        for answer in map(self._dated, self._list(layout.ANSWERS)):
+            if layout.answer_in(answer.key) is None:
+                yield self._finding(Kind.STRAY, answer.key, "it is not named like an answer")
+            elif self._is_settled(answer) and not keeps(self._store, answer.key):
+                yield self._file(Kind.ORPHAN, answer)
+        for file in self._store.objects.half_written():
+            if self._is_settled(file):
+                yield self._file(Kind.HALF_WRITTEN, file)
 
     def _list(self, prefix: str) -> Iterator[Listed]:
         for listed in self._store.list(prefix):
@@ -241,23 +249,6 @@ class _Check:
             yield self._finding(kind, record, "; ".join(reasons), images=keys, records=(record,))
         for uri, rows in self._inventory.past():
             yield Finding(Kind.PAST, uri, f"images of {places('row', [*rows])} are gone")
-
-    def _orphans(self) -> Iterator[Finding]:
-        for image in map(self._dated, self._inventory.unnamed()):
-            if self._is_settled(image) or not self._unsettled:
-                yield self._file(Kind.ORPHAN, image)
-
-    def _orphaned_answers(self) -> Iterator[Finding]:
-        for listed in map(self._dated, self._list(layout.ANSWERS)):
-            if layout.answer_in(listed.key) is None:
-                yield self._finding(Kind.STRAY, listed.key, "it is not named like an answer")
-            elif self._is_settled(listed) and not keeps(self._store, listed.key):
-                yield self._file(Kind.ORPHAN, listed)
-
-    def _half_written(self) -> Iterator[Finding]:
-        for file in self._store.objects.half_written():
-            if self._is_settled(file):
-                yield self._file(Kind.HALF_WRITTEN, file)
 
     def _dated(self, file: Listed) -> Listed:
         """Return it with the time of its last write, which not all listings have."""

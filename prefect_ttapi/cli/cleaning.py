@@ -14,10 +14,11 @@ from itertools import groupby
 from typing import Final
 
 from rich.filesize import decimal
+from rich.prompt import Confirm
 
 from prefect_ttapi.cli.batches import Batch, batches_of
 from prefect_ttapi.cli.checks import unneeded
-from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
+from prefect_ttapi.cli.findings import SETTLED, Finding
 from prefect_ttapi.cli.reporting import Loudness, Progress, complain, loudness, say
 from prefect_ttapi.cli.stores import standing_store
 from prefect_ttapi.cli.verify import repair
@@ -64,7 +65,7 @@ def run(
         say(f"{store.identity} holds nothing that is not needed.")
         return 0
     _show(found)
-    if not yes and not _confirmed():
+    if not yes and not (sys.stdin.isatty() and Confirm.ask("Delete all of it?", default=False)):
         say("Nothing was deleted: --yes deletes without asking.")
         return 0
     gone = [each for each in progress.count("deleting", found) if each.delete()]
@@ -136,14 +137,10 @@ def _delete_of_old(store: ImageStore, batch: Batch, known: set[str], key: str) -
 
 def _unnamed(store: ImageStore, progress: Progress) -> Iterator[Waste]:
     """Yield what no record and no manifest names, and what killed writers left behind."""
-    kinds = {
-        Kind.ORPHAN: "images and answers that nothing names",
-        Kind.HALF_WRITTEN: "half-written files",
-    }
     for finding in unneeded(store, progress):
         if finding.modified is not None and time.time() - finding.modified > SETTLED:
             delete = partial(_delete_found, store, finding)
-            yield Waste(kinds[finding.kind], finding.uri, finding.size_bytes, delete)
+            yield Waste(finding.kind.heading, finding.uri, finding.size_bytes, delete)
 
 
 def _delete_found(store: ImageStore, finding: Finding) -> bool:
@@ -185,7 +182,3 @@ def _show(found: Sequence[Waste]) -> None:
         say(*(f"  {one.where}" for one in each[:most]))
         if most and len(each) > most:
             say(f"  and {len(each) - most:,} more; --verbose shows all")
-
-
-def _confirmed() -> bool:
-    return sys.stdin.isatty() and input("Delete all of it? [y/N] ").strip().lower() in ("y", "yes")

@@ -113,18 +113,17 @@ def _api(credentials: TTAPICredentials) -> Iterator[Check]:
 def _store(address: str, endpoint_url: str | None) -> Iterator[Check]:
     try:
         store = store_at(address, endpoint_url).model_copy(update={"patience_before": _PATIENCE})
-    except ValueError as error:
-        yield Check("store", False, f"{address}: {error}")
-        return
-    try:
         with store.before_paying():
-            held = sum(1 for _ in store.list(layout.BATCHES))
-        told = f"{store.identity} can be read" + ("" if held else ", and holds no batches yet")
+            empty = next(store.list(layout.BATCHES), None) is None
+        told = f"{store.identity} can be read" + (", and holds no batches yet" if empty else "")
         yield Check("store", True, told)
         store.check()
         told = "can be written, and of two writers at once one loses: the ledger can be kept"
         yield Check("store", True, told)
         yield _rescue(store.rescue_folder)
+    except ValueError as error:
+        yield Check("store", False, f"{address}: {error}")
+        return
     except StoreError as error:
         yield Check("store", False, str(error))
     for origin in (DEFAULT_BASE_URL, SANDBOX_ORIGIN):

@@ -61,6 +61,7 @@ def _matters(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or not (told_anyway or asked is Loudness.QUIET)
 
 
+_INTERRUPTED = "interrupted: what was answered in time is in the store, and the next run goes on from there"
 _STOPPING = b"\nStopping: what is under way is finished and recorded. Press Ctrl-C again to leave at once.\n"
 
 
@@ -96,10 +97,7 @@ def at_a_terminal() -> Iterator[None]:
         except KeyboardInterrupt:
             if not came:
                 raise
-            print(
-                "interrupted: what was answered in time is in the store, and the next run goes on from there",
-                file=sys.stderr,
-            )
+            print(_INTERRUPTED, file=sys.stderr)
             leave_soon(128 + came[0])
             raise SystemExit(128 + came[0]) from None
         finally:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from rich.filesize import decimal
 
 from prefect_ttapi.capabilities import Model
-from prefect_ttapi.cli.chain import Copy, Entry, Made, Origin, Search, SourceRow, trace_object
+from prefect_ttapi.cli.chain import Entry, Made, Origin, Search, SourceRow, trace_object
 from prefect_ttapi.cli.options import Tracing
 from prefect_ttapi.cli.reporting import Progress, complain, utc
 from prefect_ttapi.cli.stores import prices_of, store_at
@@ -148,8 +148,9 @@ def _links(origin: Origin) -> Iterator[Node | str]:
         yield f"Content Credentials: {origin.signature}"
     if origin.is_unread:
         yield f"Content Credentials: who signed them can be read with {EXTRA}"
-    if origin.delivered:
-        yield _copy(origin.delivered)
+    if copy := origin.delivered:
+        said = [f"{name}: {value}" for name, value in sorted(copy.metadata.items())]
+        yield Node(f"delivered copy, {decimal(copy.size_bytes)}; it says of itself", said or ["nothing"])
     if origin.image:
         yield _image(origin.image, " (gone, or cut short)" if origin.image_is_there is False else "")
     if origin.request_hash and not origin.entries:
@@ -158,11 +159,6 @@ def _links(origin: Origin) -> Iterator[Node | str]:
         yield Node(f"ledger record {entry.uri}: {entry.state}", _entry(entry, origin.image is None))
     yield from map(_row, origin.rows)
     yield from (f"not found: {gap}" for gap in origin.gaps)
-
-
-def _copy(copy: Copy) -> Node:
-    said = [f"{name}: {value}" for name, value in sorted(copy.metadata.items())]
-    return Node(f"delivered copy, {decimal(copy.size_bytes)}; it says of itself", said or ["nothing"])
 
 
 def _image(image: StoredImage, state: str = "") -> Node:

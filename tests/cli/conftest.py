@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import prefect.main  # noqa: F401 - its log handlers write where stderr was when they were made: not a test's own
 import pytest
 
 from prefect_ttapi.cli.reporting import Loudness, loudness
