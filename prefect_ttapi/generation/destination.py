@@ -165,7 +165,7 @@ class Destination:
                 found[place.key] = known
             elif place.version is None:
                 made = self._finished(original, None, None)
-                found[place.key] = self._at(original, place, standing, made, metadata, original.image.sha256)
+                found[place.key] = self._placed(original, place, standing, made, metadata, original.image.sha256)
             else:
                 to_render.append((place, place.version, standing))
         versions = [version for _, version, _ in to_render]
@@ -173,7 +173,7 @@ class Destination:
         for (place, version, standing), small in zip(to_render, rendered, strict=True):
             made = self._finished(original, version, small.spool)
             said = {**metadata, **_said_of(version, small)}
-            found[place.key] = self._at(original, place, standing, made, said, small.spool.sha256)
+            found[place.key] = self._placed(original, place, standing, made, said, small.spool.sha256)
         return [self._delivered(original, place, found[place.key]) for place in places]
 
     @property
@@ -187,7 +187,7 @@ class Destination:
         made = marked(original, marking, rendered) if needs_mark else rendered
         return signed(original, made, version, marking, self.signer) if self.signer else made
 
-    def _at(
+    def _placed(
         self,
         original: Original,
         place: Place,
