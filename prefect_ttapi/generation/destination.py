@@ -165,7 +165,9 @@ class Destination:
                 found[place.key] = known
             elif place.version is None:
                 made = self._finished(original, None, None)
-                found[place.key] = self._placed(original, place, standing, made, metadata, original.image.sha256)
+                found[place.key] = self._placed(
+                    original, place, standing, made, metadata, original.image.sha256
+                )
             else:
                 to_render.append((place, place.version, standing))
         versions = [version for _, version, _ in to_render]
@@ -255,18 +257,18 @@ class Destination:
         return replace(found, metadata={**kept, "sha256": sha256, **marks_of(body)})
 
     def _checked_copy(self, image: StoredImage, key: str) -> Found:
-        """Return a service's own copy: not all services heed conditions there, and none knows the SHA-256.
+        """Return what a service put at a key when it copied an image by itself, or what another has put there since.
 
         Raises:
-            StoreError: another's object is there by now, or the image was cut short, and its copy is removed.
+            StoreError: the image was cut short, and its copy is removed.
+            NoAnswerError: there is nothing any more.
         """
         found = self.to.objects.look(key)
-        said = found.metadata.get("sha256") if found else None
-        if found and said == image.sha256 and found.size != image.size_bytes:
+        if found is None:
+            raise NoAnswerError("it was removed at once")
+        if found.metadata.get("sha256") == image.sha256 and found.size != image.size_bytes:
             self.to.objects.delete(key)
             raise StoreError(f"{image.uri} is damaged: it has {found.size:,} bytes, not {image.size_bytes:,}")
-        if found is None or self._sha256_at(key, found) != image.sha256:
-            raise KeyTakenError(self._refusal(key, "something else"))
         return found
 
     def _standing(self, key: str) -> Found | None:

@@ -350,7 +350,7 @@ class _Sending(Guard):
         hand = self._unread(made, raw, f"{error.outcome}: {error}", whole=is_whole)
         keeper = self._engine.keeper
         try:
-            keeper.keep_unread(self._claim, hand, stop=self.stop)
+            keeper.persist(self._claim, hand, stop=self.stop)
             error.kept_at, error.answer = keeper.place(self._name, hand.answer), None
         except NotStoredError as not_stored:
             error.kept_at = str(not_stored)

@@ -63,22 +63,12 @@ class Keeper:
         return RescueFolder(self.store, self.api_origin, self.log)
 
     def keep(self, claim: Claim, hand: Read, *, rescued: bool = False, stop: Stop | None = None) -> Paid:
-        """Store the images of an answer to the claimed request, record it, and return what stands recorded.
+        """Persist an answer to the claimed request, and return what stands recorded.
 
-        At the first failure the answer goes to the rescue folder, where a kill or Ctrl-C can't harm it. Refusals are
-        tried again as well as silence: credentials get renewed, and disks get room. What nobody could read of earlier
-        answers is given up.
-
-        Args:
-            rescued: it is from the rescue folder.
-            stop: once it is set, the answer goes to the rescue folder first: whoever asked for it may soon wait no
-                longer, and a store that is slow or hangs shows no failure in time.
-
-        Raises:
-            NotStoredError: the store's patience is over; the message says where the images are.
+        What nobody could read of earlier answers is given up. Arguments and errors are those of `persist`.
         """
         superseded = (*claim.kept, *([hand.rest.answer] if hand.rest else []))
-        record = self._persist(claim, hand, rescued, stop)
+        record = self.persist(claim, hand, rescued=rescued, stop=stop)
         assert record is not None  # noqa: S101 - what can be read is recorded
         for kept in (kept for kept in superseded if kept not in claim.kept):
             try:
@@ -89,16 +79,6 @@ class Keeper:
         stored = [image.sha256 for image in record.generation.images]
         is_own = stored == [image.sha256 for image in hand.images]
         return Paid(record, sent=hand.answer.token == claim.token, fresh=hand.images if is_own else ())
-
-    def keep_unread(
-        self, claim: Claim, hand: Unread, *, rescued: bool = False, stop: Stop | None = None
-    ) -> None:
-        """Store an answer that nobody can read yet, as `keep` does, and note it; that ends the claim.
-
-        Raises:
-            NotStoredError: as `keep`, or somebody else holds the claim by now.
-        """
-        self._persist(claim, hand, rescued, stop)
 
     def place(self, request_hash: str, kept: Kept) -> str:
         """Return in words where an answer is kept that nobody could read, and what becomes of it."""
@@ -144,7 +124,7 @@ class Keeper:
             paid = self.keep(claim, replace(read, answer=answer), rescued=True)
             when, what = record.generation.created_at, "its images were"
         elif unread:
-            self.keep_unread(claim, unread, rescued=True)
+            self.persist(claim, unread, rescued=True)
             when, what = unread.answer.when, "its answer was"
         else:
             return None
@@ -156,8 +136,23 @@ class Keeper:
         )
         return paid
 
-    def _persist(self, claim: Claim, hand: Read | Unread, rescued: bool, stop: Stop | None) -> Record | None:
-        """Store all parts of an answer and end the claim with it; return the record that stands, if it was read."""
+    def persist(
+        self, claim: Claim, hand: Read | Unread, *, rescued: bool = False, stop: Stop | None = None
+    ) -> Record | None:
+        """Store an answer, and end the claim with it; return the record that stands, if it was one that was read.
+
+        At the first failure the answer goes to the rescue folder, where a kill or Ctrl-C can't harm it. Refusals are
+        tried again as well as silence: credentials get renewed, and disks get room.
+
+        Args:
+            rescued: it is from the rescue folder.
+            stop: once it is set, the answer goes to the rescue folder first: whoever asked for it may soon wait no
+                longer, and a store that is slow or hangs shows no failure in time.
+
+        Raises:
+            NotStoredError: the store's patience is over, or somebody else holds the claim of an answer that was not
+                read; the message says where the answer is.
+        """
         name, give_up = claim.request_hash, time.monotonic() + self.store.patience
         there, where = rescued, ""
         unread = hand.rest if isinstance(hand, Read) else hand
