@@ -351,8 +351,8 @@ class _Webp(_Picture):
         width, height = webp_picture_size(self.file, picture)
         has_alpha = picture.kind == b"VP8L" and self._read(picture, 5)[4] & 0x10
         flags = _WEBP_XMP | (_WEBP_ALPHA if has_alpha else 0)
-        return b"".join(
-            struct.pack("<I", side)[:size] for side, size in ((flags, 4), (width - 1, 3), (height - 1, 3))
+        return (
+            struct.pack("<I", flags) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         )
 
 

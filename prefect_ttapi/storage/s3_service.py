@@ -206,51 +206,38 @@ _UNSETTLED_CODES: Final = frozenset(
 #: How services answer to a condition that they don't know; 304 is for reads.
 _MINDS_CONDITIONS: Final = frozenset({"304", "InvalidArgument", "InvalidRequest", "NotImplemented", "501"})
 
-_NO_PERMISSION = (
-    "the credentials don't allow it: they need s3:GetObject, s3:PutObject and s3:ListBucket, without which what is "
-    "missing is forbidden; buckets whose requesters pay can't be used"
-)
-_OTHER_REGION = "the bucket is in {region}: set the store's region"
-_EXPIRED = "the credentials have expired: renew them"
-_FULL = "the store is full: make room"
-_UNKNOWN_KEY = "the access key ID is unknown there: correct access_key_id, or AWS_ACCESS_KEY_ID"
-_BUSY = "the service is too busy"
-_DAMAGED_ON_THE_WAY = "it was altered or cut short on the way"
-#: What to do, by the store's error code, or what comes before its dot; by status where an answer has no body.
+#: What to do, by the store's error codes, or what comes before their dot; by status where an answer has no body.
 _ADVICE: Final[Mapping[str, str]] = {
-    "NoSuchBucket": "the bucket does not exist: create it, or correct the store's url",
-    "InvalidBucketName": "this is no legal bucket name: correct the store's url",
-    "AccessDenied": _NO_PERMISSION,
-    "AllAccessDisabled": _NO_PERMISSION,
-    "403": _NO_PERMISSION,
-    "InvalidAccessKeyId": _UNKNOWN_KEY,
-    "SignatureDoesNotMatch": "the secret access key is wrong: correct it, or AWS_SECRET_ACCESS_KEY",
-    "ExpiredToken": _EXPIRED,
-    "InvalidToken": _EXPIRED,
-    "RequestTimeTooSkewed": "this machine's clock is {clock}: set it",
-    "PermanentRedirect": _OTHER_REGION,
-    "TemporaryRedirect": _OTHER_REGION,
-    "AuthorizationHeaderMalformed": _OTHER_REGION,
-    "IllegalLocationConstraintException": _OTHER_REGION,
-    "InvalidRegion": _OTHER_REGION,
-    "301": _OTHER_REGION,
-    "QuotaExceeded": _FULL,
-    "XMinioStorageFull": _FULL,
-    "AccessControlListNotSupported": "the bucket takes no access control lists: leave out upload.acl",
-    "InvalidStorageClass": "there is no such storage class: correct upload.storage_class",
-    "InvalidTag": "the tags are not taken: correct upload.tags",
-    "NotImplemented": "this service can't do it: leave out what its documentation doesn't list ({words})",
-    "InvalidRequest": "the service doesn't take it, perhaps for one of the upload options ({words})",
-    "KMS": "the KMS key can't be used: correct upload.kms_key_id ({words})",
-    "BadDigest": _DAMAGED_ON_THE_WAY,
-    "XAmzContentSHA256Mismatch": _DAMAGED_ON_THE_WAY,
-    "IncompleteBody": _DAMAGED_ON_THE_WAY,
-    **dict.fromkeys(("SlowDown", "Throttling", "ThrottlingException", "429", "503"), _BUSY),
+    code: advice
+    for codes, advice in {
+        "NoSuchBucket": "the bucket does not exist: create it, or correct the store's url",
+        "InvalidBucketName": "this is no legal bucket name: correct the store's url",
+        "AccessDenied AllAccessDisabled 403": "the credentials don't allow it: they need s3:GetObject, s3:PutObject "
+        "and s3:ListBucket, without which what is missing is forbidden; buckets whose requesters pay can't be used",
+        "InvalidAccessKeyId": "the access key ID is unknown there: correct access_key_id, or AWS_ACCESS_KEY_ID",
+        "SignatureDoesNotMatch": "the secret access key is wrong: correct it, or AWS_SECRET_ACCESS_KEY",
+        "ExpiredToken InvalidToken": "the credentials have expired: renew them",
+        "RequestTimeTooSkewed": "this machine's clock is {clock}: set it",
+        "PermanentRedirect TemporaryRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException "
+        "InvalidRegion 301": "the bucket is in {region}: set the store's region",
+        "QuotaExceeded XMinioStorageFull": "the store is full: make room",
+        "AccessControlListNotSupported": "the bucket takes no access control lists: leave out upload.acl",
+        "InvalidStorageClass": "there is no such storage class: correct upload.storage_class",
+        "InvalidTag": "the tags are not taken: correct upload.tags",
+        "NotImplemented": "this service can't do it: leave out what its documentation doesn't list ({words})",
+        "InvalidRequest": "the service doesn't take it, perhaps for one of the upload options ({words})",
+        "KMS": "the KMS key can't be used: correct upload.kms_key_id ({words})",
+        "BadDigest XAmzContentSHA256Mismatch IncompleteBody": "it was altered or cut short on the way",
+        "SlowDown Throttling ThrottlingException 429 503": "the service is too busy",
+    }.items()
+    for code in codes.split()
 }
-_NOTHING_ANSWERS = "nothing answers there: check the endpoint's address and that it is up"
+#: What to do, by the class of an error that is no answer.
 _ADVICE_WITHOUT_ANSWER: Final[Mapping[str, str]] = {
-    "EndpointConnectionError": _NOTHING_ANSWERS,
-    "ConnectTimeoutError": _NOTHING_ANSWERS,
+    **dict.fromkeys(
+        ("EndpointConnectionError", "ConnectTimeoutError"),
+        "nothing answers there: check the endpoint's address and that it is up",
+    ),
     "NoTLSError": "the endpoint speaks no TLS: does its address begin with http:// ?",
     "CertificateError": "its certificate can't be verified: check the endpoint's address, or name its authority "
     "in connection.ca_file",

@@ -161,12 +161,6 @@ def _titled(name: str, _: object) -> str:
     return title[:1].upper() + title[1:]
 
 
-#: Of all forms; pydantic's echo of the input would show secrets in errors.
-_FORM: Final = ConfigDict(
-    hide_input_in_errors=True, use_attribute_docstrings=True, field_title_generator=_titled
-)
-
-
 def _plain(field: JsonSchemaValue) -> JsonSchemaValue:
     """Return a form's field without "or null", which Prefect's UIs would make a tab."""
     said = {
@@ -180,7 +174,10 @@ def _plain(field: JsonSchemaValue) -> JsonSchemaValue:
 class _Plain(Strict):
     """A form whose optional fields are plain."""
 
-    model_config = _FORM
+    # pydantic's echo of the input would show secrets in errors
+    model_config = ConfigDict(
+        hide_input_in_errors=True, use_attribute_docstrings=True, field_title_generator=_titled
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -194,18 +191,14 @@ class _Plain(Strict):
         return schema
 
 
-class _Options(_Plain):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class UploadOptions(_Options):
+class UploadOptions(_Plain):
     """Headers of objects on S3. A local folder only remembers them.
 
     >>> print(UploadOptions(content_disposition="attachment").disposition("2031/Zoë.png"))
     attachment; filename="Zo_.png"; filename*=UTF-8''Zo%C3%AB.png
     """
 
-    model_config = ConfigDict(title="How objects are written")
+    model_config = ConfigDict(title="How objects are written", frozen=True, extra="forbid")
 
     content_disposition: Literal["attachment", "inline"] | None = Field(
         default=None, title="Content-Disposition"
@@ -240,10 +233,10 @@ class UploadOptions(_Options):
         return f'{self.content_disposition}; filename="{plain}"{encoded}'
 
 
-class ConnectionOptions(_Options):
+class ConnectionOptions(_Plain):
     """How an S3 service is reached."""
 
-    model_config = ConfigDict(title="How the service is reached")
+    model_config = ConfigDict(title="How the service is reached", frozen=True, extra="forbid")
 
     addressing_style: Literal["auto", "path", "virtual"] = Field(
         default="auto",
