@@ -213,9 +213,11 @@ class Signer:
         """
         from prefect_ttapi.images.certificates import check_time
 
-        work = partial(self._signed, image, media_type, statement, original, change)
         try:
             check_time(self._chain)
+            ingredient = original if original is not None and _has_credentials(original[0]) else None
+            manifest = _manifest(statement, change, builds_on=ingredient is not None)
+            work = partial(self._signed, image, media_type, manifest, ingredient)
             return work() if self.time_stamps is None else _within(PATIENCE, work)
         except TimeoutError:
             why = f"{self.time_stamps} gave no time stamp within {PATIENCE:.0f} s"
@@ -224,31 +226,22 @@ class Signer:
             raise SigningError(f"can't sign as {self.name}: {_in_short(error)}") from error
 
     def _signed(
-        self,
-        image: Body,
-        media_type: str,
-        statement: Statement,
-        original: tuple[Body, str] | None,
-        change: Change,
+        self, image: Body, media_type: str, manifest: dict[str, Any], ingredient: tuple[Body, str] | None
     ) -> Spool:
         import c2pa
         from cryptography.hazmat.primitives.serialization import Encoding
 
-        builds_on = False
-        if original is not None:
-            with original[0]() as file:
-                builds_on = _has_credentials(file)
         chain = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in self._chain)
         info = c2pa.C2paSignerInfo(self.algorithm, chain, self._key, self.time_stamps)
         with (
             c2pa.Context.from_dict(_SETTINGS) as context,
             c2pa.Signer.from_info(info) as signer,
-            c2pa.Builder(_manifest(statement, change, builds_on=builds_on), context) as builder,
+            c2pa.Builder(manifest, context) as builder,
             tempfile.TemporaryFile(prefix="ttapi-") as signed,
         ):
-            if original is not None and builds_on:
-                with original[0]() as file:
-                    builder.add_ingredient(_ORIGINAL, original[1], file)
+            if ingredient is not None:
+                with ingredient[0]() as file:
+                    builder.add_ingredient(_ORIGINAL, ingredient[1], file)
             with image() as file, _large if file.seek(0, SEEK_END) > _LARGE else nullcontext():
                 file.seek(0)
                 builder.sign(signer, media_type, file, signed)
@@ -270,17 +263,22 @@ def _within(seconds: float, work: Callable[[], Spool]) -> Spool:
     return ended.result(seconds)
 
 
-def _has_credentials(file: BinaryIO) -> bool:
-    """Return whether an image has Content Credentials.
+def _has_credentials(body: Body) -> bool:
+    with body() as file:
+        return "credentials" in _readable_labels(file).marks
+
+
+def _readable_labels(file: BinaryIO) -> Labels:
+    """Return what an image says of its origin.
 
     Raises:
-        ValueError: they are too large to be read.
+        ValueError: its Content Credentials are too large to be read.
     """
     labels = read_labels(file) or Labels()
     if labels.credentials_size > _LARGEST:
         size = f"{labels.credentials_size:,} bytes"
         raise ValueError(f"the image's own credentials have {size}, which is too much to be read")
-    return "credentials" in labels.marks
+    return labels
 
 
 class Signature(BaseModel):
@@ -331,7 +329,7 @@ def read_signature(file: BinaryIO, media_type: str) -> Signature | None:
     import c2pa
 
     try:
-        _has_credentials(file)  # or claims to have some that are too large
+        _readable_labels(file)
         file.seek(0)
         with (
             c2pa.Context.from_dict(_SETTINGS) as context,
