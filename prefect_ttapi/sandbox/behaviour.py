@@ -258,7 +258,7 @@ def told_by(prompt: str) -> Told:
     {'status': '503', 'times': 1}
 
     Raises:
-        ValueError: it asks for what the sandbox does not know.
+        Refused: it asks for what the sandbox does not know.
     """
     found = {}
     for name, value in _DIRECTIVE.findall(prompt):
@@ -268,9 +268,11 @@ def told_by(prompt: str) -> Told:
             found[name] = value or "true"
         else:
             known = ", ".join([*Told.model_fields, *_WORDS])
-            raise ValueError(f"the sandbox knows no [[sandbox:{name[:40]}]]; it knows {known}")
+            told = f"the sandbox knows no [[sandbox:{name[:40]}]]; it knows {known}"
+            raise Refused.for_request(told, "prompt")
     try:
         return Told.model_validate(found)
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise ValueError(f"[[sandbox:{wrong['loc'][0]}={wrong['input'][:40]}]]: {wrong['msg']}") from None
+        told = f"[[sandbox:{wrong['loc'][0]}={wrong['input'][:40]}]]: {wrong['msg']}"
+        raise Refused.for_request(told, "prompt") from None

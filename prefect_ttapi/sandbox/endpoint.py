@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from prefect_ttapi.capabilities import problems_of
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.sandbox.behaviour import FAILURES, Behaviour, Refused, fate_of, told_by, written
 from prefect_ttapi.sandbox.pictures import Picture, Studio
@@ -149,10 +150,7 @@ class Endpoint:
 
     async def _answer(self, http: Request, send: Send, headers: dict[str, str]) -> None:
         request = request_of(await self._read(http))
-        try:
-            told = told_by(request.prompt)
-        except ValueError as error:
-            raise Refused.for_request(str(error), "prompt") from None
+        told = told_by(request.prompt)
         call = self._counters.count_request(request.request_hash)
         latency, end = fate_of(told, request.request_hash, call, self._behaviour)
         if failure := FAILURES.get(end or ""):
@@ -227,8 +225,8 @@ def request_of(body: object) -> ImageRequest:
     try:
         request = ImageRequest.model_validate(body, strict=True)
     except ValidationError as error:
-        wrong = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors(include_url=False)]
-        raise Refused.for_request("; ".join(f"{name} {what}" for name, what in wrong), wrong[0][0]) from None
+        first = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Refused.for_request("; ".join(problems_of(error)), first) from None
     if max(_size_of(request)) > LONGEST_SIDE:
         message = f"size is {request.size}; the longest side may have {LONGEST_SIDE} pixels"
         raise Refused.for_request(message, "size")
