@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
-from prefect_ttapi.cli.options import Preparing
+from prefect_ttapi.cli.arguments import Preparing
 from prefect_ttapi.cli.reporting import say
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.credentials import TTAPICredentials

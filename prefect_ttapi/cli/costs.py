@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from prefect_ttapi.capabilities import Model
+from prefect_ttapi.cli.arguments import By, Counting
 from prefect_ttapi.cli.batches import batches_of, rows_of
-from prefect_ttapi.cli.options import By, Counting
 from prefect_ttapi.cli.reporting import Progress, complain, say, show_table, side_by_side
 from prefect_ttapi.cli.stores import document_keys, passing_over_nonsense, prices_of, standing_store
 from prefect_ttapi.generation.budget import Price

@@ -15,7 +15,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.types import NonNegativeInt, PositiveInt
 
-from prefect_ttapi.cli.options import Counting, Paying, Preparing, Reading, Serving, Tracing, Verifying
+from prefect_ttapi.cli.arguments import Counting, Paying, Preparing, Reading, Serving, Tracing, Verifying
 from prefect_ttapi.cli.reporting import Loudness, complain, loudness
 from prefect_ttapi.errors import SigningError, StoreError, TTAPIError
 

@@ -34,8 +34,8 @@ from prefect_ttapi.batch import (
     read_prompts,
 )
 from prefect_ttapi.capabilities import Model
+from prefect_ttapi.cli.arguments import Paying, Reading
 from prefect_ttapi.cli.batches import batch_called, rows_of, without_images
-from prefect_ttapi.cli.options import Paying, Reading
 from prefect_ttapi.cli.reporting import complain, place, say, waiting_for
 from prefect_ttapi.cli.running import at_a_terminal, payer
 from prefect_ttapi.cli.stores import (
@@ -205,16 +205,10 @@ def run(path: str, address: str, paying: Paying, reading: Reading) -> int:
             if not _may_start(paying, batch | {"values": given.values} | options):
                 return 0
             prices: Mapping[Model, Price] = options["budget"].prices or {}
-            told = (
-                asdict(paying)
-                | file
-                | {
-                    "name": options["name"],
-                    "prices": {model: price.model_dump() for model, price in prices.items()},
-                    # the server keeps what a flow is given: of a key that costs something, only the name of its block
-                    "credentials": credentials if paying.sandbox else paying.credentials,
-                }
-            )
+            told = asdict(paying) | file | {"name": options["name"]}
+            told["prices"] = {model: price.model_dump() for model, price in prices.items()}
+            # the server keeps what a flow is given: of a key that costs something, only the name of its block
+            told["credentials"] = credentials if paying.sandbox else paying.credentials
             fields = campaign.parameters.properties
             form = {field: value for field, value in told.items() if field in fields and value is not None}
             read = _at_hand.set(given)

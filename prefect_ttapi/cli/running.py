@@ -16,7 +16,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from prefect.settings import temporary_settings
 from pydantic import SecretStr
 
-from prefect_ttapi.cli.options import Paying
+from prefect_ttapi.cli.arguments import Paying
 from prefect_ttapi.cli.reporting import Loudness, loudness
 from prefect_ttapi.cli.stores import credentials_of
 from prefect_ttapi.credentials import TTAPICredentials

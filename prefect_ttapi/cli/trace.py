@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 from rich.filesize import decimal
 
 from prefect_ttapi.capabilities import Model
+from prefect_ttapi.cli.arguments import Tracing
 from prefect_ttapi.cli.chain import Entry, Made, Origin, Search, SourceRow, trace_object
-from prefect_ttapi.cli.options import Tracing
 from prefect_ttapi.cli.reporting import Progress, complain, utc
 from prefect_ttapi.cli.stores import prices_of, store_at
 from prefect_ttapi.errors import StoreError

@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prefect_ttapi.cli.arguments import Verifying
 from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, keeps, names, standing, verify
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
-from prefect_ttapi.cli.options import Verifying
 from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
 from prefect_ttapi.errors import StoreError
