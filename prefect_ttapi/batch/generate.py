@@ -17,11 +17,10 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done, Intake, KeyCheck, Values, take_in
 from prefect_ttapi.batch.known import sort_out
-from prefect_ttapi.batch.lanes import Breaker, Shared
-from prefect_ttapi.batch.loop import Running
-from prefect_ttapi.batch.options import BatchOptions, Plan, Sizing
+from prefect_ttapi.batch.lanes import Shared
+from prefect_ttapi.batch.loop import Running, TaskRuns, is_local, slots
+from prefect_ttapi.batch.options import BatchOptions, Breaker, Plan, Sizing
 from prefect_ttapi.batch.recording import Recorder, folder_of_batch
-from prefect_ttapi.batch.task_runs import TaskRuns, is_local, slots
 from prefect_ttapi.capabilities import Model, nearest
 from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError, KeyTakenError

@@ -8,23 +8,43 @@ stop; elsewhere each has its share of them, and hears of a stop from the store.
 from __future__ import annotations
 
 import heapq
+import json
+import logging
 import math
+import os
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final, cast
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.states import Failed
+from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from prefect_ttapi.batch.items import Done, Item, Work
-from prefect_ttapi.batch.options import SECONDS, workers
-from prefect_ttapi.errors import ACCOUNT_ERRORS, KeyTakenError, ModelNotPermittedError, ModerationError
+from prefect_ttapi.batch.options import SECONDS, Breaker, Plan, workers
+from prefect_ttapi.credentials import TTAPICredentials, shared_client
+from prefect_ttapi.errors import ACCOUNT_ERRORS, KeyTakenError, ModelNotPermittedError, StoreError
 from prefect_ttapi.generation.budget import Spending
-from prefect_ttapi.generation.limits import Limits
+from prefect_ttapi.generation.engine import Engine, ledger_for
+from prefect_ttapi.generation.limits import Limits, RateLimit
 from prefect_ttapi.ledger.ledger import Waiting
 from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.stopping import Stop
+from prefect_ttapi.storage.layout import stop_key
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
 
 #: Seconds for which a lane elsewhere, when it has nothing else to do, waits for claims of other runs, beyond the time
 #: for which one of a dead holder stands. Then it gives their requests back: its places are for others.
@@ -37,6 +57,9 @@ _MOST_SECONDS: Final = 180.0
 
 #: Seconds between looks whether a lane is still wanted.
 _POLL: Final = 0.5
+
+#: Seconds between looks of a lane elsewhere whether the batch has stopped.
+LOOK: Final = 2.0
 
 #: Errors that every later request of the same account would meet, too.
 _STOPPING: Final = frozenset(kind.__name__ for kind in ACCOUNT_ERRORS)
@@ -68,53 +91,6 @@ class Lane:
     def elsewhere(self) -> bool:
         """Whether it runs in another process."""
         return self.share is not None
-
-
-_MODERATION: Final = ModerationError.__name__
-_MODEL: Final = ModelNotPermittedError.__name__
-_KEY: Final = KeyTakenError.__name__
-
-
-class Breaker:
-    """Counts failures of one kind in a row, and refused prompts apart; safe from all threads.
-
-    Args:
-        limit: this many trip it; None: never.
-        refused: this many refused prompts trip it if none passes meanwhile; None: never.
-
-    >>> breaker = Breaker(limit=2)
-    >>> breaker.note("ServerError"), breaker.note("ModerationError"), breaker.note("ServerError")
-    (None, None, '2 requests in a row failed with ServerError')
-    """
-
-    def __init__(self, limit: int | None = 10, refused: int | None = 50) -> None:
-        self._limit = limit
-        self._most_refused = refused
-        self._lock = threading.Lock()
-        self._kind: str | None = None
-        self._in_a_row = 0
-        self._refused = 0
-
-    def note(self, error_type: str | None) -> str | None:
-        """Count a request that has ended, in order of completion; return why to give the batch up, once that is due.
-
-        Args:
-            error_type: the name of the error's class; None: the request succeeded.
-        """
-        if error_type == _MODEL:
-            return None  # others may work
-        with self._lock:
-            if error_type == _MODERATION:
-                self._refused += 1
-                if self._most_refused is None or self._refused < self._most_refused:
-                    return None
-                return f"{self._refused} prompts in a row were refused, and none passed"
-            self._refused = self._refused if error_type else 0
-            self._in_a_row = self._in_a_row + 1 if error_type == self._kind else 1
-            self._kind = error_type
-            if error_type is None or self._limit is None or self._in_a_row < self._limit:
-                return None
-            return f"{self._in_a_row} requests in a row failed with {error_type}"
 
 
 class Shared:
@@ -174,15 +150,47 @@ class Shared:
             return
         if row.error_type in _STOPPING:
             self.stop.set(f"{_EARLIER}: {row.error}", row.error_type)
-        if row.error_type == _MODEL and row.request is not None:
+        if row.error_type == ModelNotPermittedError.__name__ and row.request is not None:
             self.limits.barred.setdefault(row.request.model, f"{_EARLIER}: {row.error}")
-        if row.error_type == _KEY and not row.images:
+        if row.error_type == KeyTakenError.__name__ and not row.images:
             return  # nothing was sent, and others may have their keys
         if not row.api_calls and row.error_type in _PERHAPS_EARLIER:
             return  # of an earlier run's send: that says nothing of now
         tripped = self._breaker.note(row.error_type)
         if tripped:
             self.stop.set(f"not sent, because {tripped}, the last with: {row.error}", row.error_type)
+
+
+#: What the lanes of the open batches share, by process, as a fork takes no threads along, and batch.
+_OPEN: Final[dict[tuple[int, str], Shared]] = {}
+
+
+@contextmanager
+def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
+    """Make what lanes share known to the batch's lanes in this process."""
+    key = os.getpid(), batch_id
+    _OPEN[key] = shared
+    try:
+        yield
+    finally:
+        del _OPEN[key]
+        shared.left.set()
+
+
+def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
+    """Return what the batch's lanes share in this process, or the share of a lane that is elsewhere.
+
+    None: the batch was left before the lane got a worker.
+    """
+    if not lane.elsewhere:
+        return _OPEN.get((os.getpid(), plan.batch_id))
+    limits = Limits(
+        in_flight=lane.width,
+        # whoever had this share before may just have sent
+        rate=RateLimit(lane.rate, at_once=lane.rate_unused) if lane.rate else None,
+        spending=lane.share,
+    )
+    return Shared(limits, Breaker(plan.options.breaker, plan.options.max_refused))
 
 
 class _Queue:
@@ -248,13 +256,7 @@ class LaneRun:
     """
 
     def __init__(
-        self,
-        lane: Lane,
-        work: Work,
-        shared: Shared,
-        *,
-        patience: float = PATIENCE,
-        cut: bool = True,
+        self, lane: Lane, work: Work, shared: Shared, *, patience: float = PATIENCE, cut: bool = True
     ) -> None:
         self._lane = lane
         self._work = work
@@ -272,9 +274,9 @@ class LaneRun:
 
     def results(self) -> list[Done | None]:
         """Return a row for each item, in order; None for one that is left, or given back to be tried again."""
-        side_by_side = min(
-            len(self._lane.items), self._lane.width if self._lane.width == 1 else self._workers
-        )
+        lane = self._lane
+        # of a lane elsewhere more than it has places; in this process, other lanes are at work meanwhile
+        side_by_side = min(len(lane.items), workers(lane.width) if lane.elsewhere else lane.width)
         try:
             for _ in range(side_by_side):
                 # each in a copy of the task run's context, so that what it does is known as the task run's
@@ -298,11 +300,6 @@ class LaneRun:
         seconds = time.monotonic() - self._began
         enough = max(SECONDS, min(_TIMES * self._longest, _MOST_SECONDS))
         return seconds >= enough and (self._longest > 0 or seconds >= _MOST_SECONDS)
-
-    @property
-    def _workers(self) -> int:
-        """Of a lane elsewhere more than it has places; in this process, other lanes are at work meanwhile."""
-        return workers(self._lane.width) if self._lane.elsewhere else self._lane.width
 
     def _run(self) -> None:
         try:
@@ -344,3 +341,105 @@ class LaneRun:
                 self._missing -= 1
                 self._longest = max(self._longest, time.monotonic() - began)
                 self._changed.notify_all()
+
+
+def tell_elsewhere(store: ImageStore, plan: Plan, stop: Stop) -> None:
+    """Write down for lanes in other processes why nothing more is sent."""
+    told = {"batch_id": plan.batch_id, "reason": stop.reason, "error_type": stop.error_type}
+    try:
+        store.write(stop_key(plan.folder), json.dumps(told).encode(), "application/json")
+    except StoreError as error:
+        logger.warning("Task runs in other processes finish what they carry: %s", error)
+
+
+def _is_told(store: ImageStore, plan: Plan, shared: Shared) -> bool:
+    try:
+        told = json.loads(store.read(stop_key(plan.folder)) or b"{}")
+    except (StoreError, ValueError):
+        return False
+    if told.get("batch_id") != plan.batch_id:  # nothing, or an earlier attempt's
+        return False
+    shared.stop.set(told["reason"], told["error_type"])
+    return True
+
+
+@contextmanager
+def _hearing(store: ImageStore, plan: Plan, shared: Shared) -> Iterator[None]:
+    """Look, until a lane elsewhere has ended, whether its batch has told it to stop."""
+    ended = threading.Event()
+
+    def listen() -> None:
+        while not ended.wait(LOOK) and not _is_told(store, plan, shared):
+            pass
+
+    _is_told(store, plan, shared)  # a lane may begin after the stop
+    threading.Thread(target=copy_context().run, args=(listen,), name="ttapi-stop", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+class Results(list[Done | None]):
+    """A lane's rows; Prefect writes the repr of a failed state into the log, where rows and prompts have no place."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} row(s)"
+
+
+def _lane_name(parameters: dict[str, Any]) -> str:
+    """Return `generate-gpt-image-2-3f9a12`, or `generate-34-requests-from-68`."""
+    items = parameters["lane"].items
+    first = items[0]
+    if len(items) == 1:
+        return f"generate-{first.request.model}-{first.request.request_hash[:6]}"
+    return f"generate-{len(items)}-requests-from-{first.row}"
+
+
+def _step_aside() -> None:
+    """Leave the threads of a Dask worker, if this is in one, to other tasks: a lane waits more than it works."""
+    distributed = sys.modules.get("distributed")
+    if distributed is not None:
+        with suppress(ValueError):  # not in a worker
+            distributed.secede()
+
+
+# retries belong to the client: without `retries` Prefect's setting for all tasks would count
+@task(
+    name="generate-lane",
+    # its protocol has more than what Prefect calls
+    task_run_name=cast(TaskRunNameCallbackWithParameters, _lane_name),
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=0,
+)
+def generate_lane(
+    lane: Lane, credentials: TTAPICredentials, store: ImageStore, plan: Plan
+) -> list[Done | None] | State[Results]:
+    """Generate and deliver each item of a lane; return a row for each, in order.
+
+    None stands for an item that nobody waits for any longer, or one that another run is still paying for. A lane of
+    one request that fails is a failed task run, whose state has the row all the same.
+    """
+    task_ctx = TaskRunContext.get()
+    shared = _shared_for(lane, plan)
+    if shared is None:
+        return [None] * len(lane.items)  # nothing more is sent, and their rows are written
+    run = replace(plan.run, task_run_id=str(task_ctx.task_run.id) if task_ctx else None)
+    ledger = ledger_for(credentials, store, run.run_id, get_run_logger())
+    engine = Engine(shared_client(credentials), store, ledger, run, shared.limits, plan.not_before)
+    delivery = plan.options.delivery(run.date, run.flow_run_id, store)
+    work = Work(engine, plan.options, delivery)
+    patience, cut = store.claim_ttl + PATIENCE, plan.options.shard_size is None
+    lane_run = LaneRun(lane, work, shared, patience=patience, cut=cut)
+    if lane.elsewhere:
+        _step_aside()
+        with _hearing(store, plan, shared):
+            results = lane_run.results()
+    else:
+        results = lane_run.results()
+    only = results[0] if len(results) == 1 else None
+    if only is not None and only.row.status == "failed":
+        row = plan.options.shown.row(only.row)
+        return Failed(message=f"{row.error_type}: {row.error}", data=Results(results))
+    return results

@@ -1,27 +1,34 @@
-"""A batch at work: requests are read, lanes are submitted as room comes up, and each request's row is recorded."""
+"""Read requests, start lanes' task runs on the flow's task runner as room comes up, and record each request's row."""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import queue
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from importlib import import_module
+from typing import Any, Final, cast
 
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
+from prefect.settings import get_current_settings
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from prefect_ttapi.batch.dispatch import Dispatch, Lost
 from prefect_ttapi.batch.items import Done, Item, failed, of_this_batch, row_of_paid
 from prefect_ttapi.batch.items import lost as lost_item
-from prefect_ttapi.batch.lanes import Lane
+from prefect_ttapi.batch.lanes import Lane, Shared, generate_lane, shared_here, tell_elsewhere
 from prefect_ttapi.batch.options import Plan
 from prefect_ttapi.batch.recording import Recorder
-from prefect_ttapi.batch.task_runs import TaskRuns, tell_elsewhere
+from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import LaneLostError, StoreError
 from prefect_ttapi.generation.persisting import Paid
 from prefect_ttapi.generation.runs import run_log, to_the_end, why_interrupted
@@ -30,6 +37,9 @@ from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.lineage.shown import counted
 from prefect_ttapi.stopping import Stop, StopSending
 from prefect_ttapi.storage.objects import NoAnswerError
+from prefect_ttapi.storage.store import ImageStore
+
+logger = logging.getLogger(__name__)
 
 #: Seconds for writing down rows when nobody waits any longer.
 _LAST_ROWS: Final = 2.0
@@ -328,3 +338,84 @@ def _result(future: PrefectFuture[Any] | Future[Any]) -> Any:
         return future.result(raise_on_failure=False)
     state: State[Any] = future.result()
     return state.result(raise_on_failure=False)
+
+
+class TaskRuns(ExitStack):
+    """Starts lanes' task runs: on the flow's task runner, or inside a task in threads of its own.
+
+    Tasks that wait for others in one pool may fill it. No pool of processes survives the death of one of them: another
+    one like it takes its place.
+
+    Args:
+        shared: what the lanes in this process share.
+        most: lanes that are open at once, at most.
+    """
+
+    def __init__(
+        self, credentials: TTAPICredentials, store: ImageStore, plan: Plan, shared: Shared, most: int
+    ) -> None:
+        super().__init__()
+        self._common = {"credentials": credentials, "store": store, "plan": plan}
+        self._runner = runner = flow_task_runner()
+        self._broken: set[int] = set()
+        self.enter_context(shared_here(shared, plan.batch_id))
+        if runner is None:
+            self._threads = self.enter_context(ThreadPoolExecutor(most, thread_name_prefix="ttapi-lanes"))
+        elif type(runner).__module__.startswith("prefect_ray."):
+            self.enter_context(_asked_of_ray())
+
+    def submit(self, lane: Lane) -> PrefectFuture[Any] | Future[Any]:
+        """Start a lane's task run."""
+        parameters: dict[str, Any] = {"lane": lane, **self._common}
+        runner = self._runner
+        if runner is None:
+            lane_run = partial(generate_lane, **parameters, return_state=True)
+            return self._threads.submit(copy_context().run, lane_run)
+        if not isinstance(runner, ProcessPoolTaskRunner):
+            future: PrefectFuture[Any] = generate_lane.submit(**parameters)
+            return future
+        if id(runner) in self._broken:
+            self._runner = runner = self.enter_context(runner.duplicate())
+        future = runner.submit(generate_lane, parameters)
+        future.add_done_callback(partial(self._look, runner))
+        return future
+
+    def _look(self, runner: ProcessPoolTaskRunner, future: PrefectFuture[Any]) -> None:
+        try:
+            future.result(raise_on_failure=False)
+        except BrokenExecutor:
+            self._broken.add(id(runner))
+        except BaseException as error:  # the lane's, who is told as well
+            logger.debug("A task run broke down: %s", error)
+
+
+def _asked_of_ray() -> AbstractContextManager[None]:
+    """Ask Ray for what a lane needs, unless the user asks for something else.
+
+    It waits more than it works, which takes no whole CPU. Lanes are spread over the nodes, so that one that dies takes
+    few along. Ray does not repeat a lane by itself, as nobody would hear of what it lost.
+    """
+    context = import_module("prefect_ray.context")
+    ours = {"num_cpus": 0.1, "scheduling_strategy": "SPREAD", "max_retries": 0}
+    theirs = context.RemoteOptionsContext.get().current_remote_options
+    return cast(AbstractContextManager[None], context.remote_options(**ours | theirs))
+
+
+def slots() -> int | None:
+    """Return how many task runs the flow's task runner has room for at least, where that is known."""
+    if not isinstance(flow_task_runner(), ProcessPoolTaskRunner):
+        return None
+    setting = get_current_settings().tasks.runner.process_pool_max_workers
+    return setting or multiprocessing.cpu_count()
+
+
+def flow_task_runner() -> TaskRunner[Any] | None:
+    """Return the task runner of the flow that this is called in; None inside a task."""
+    flow_run = FlowRunContext.get()
+    return flow_run.task_runner if flow_run and TaskRunContext.get() is None else None
+
+
+def is_local() -> bool:
+    """Return whether lanes run in threads of this process."""
+    runner = flow_task_runner()
+    return runner is None or isinstance(runner, ThreadPoolTaskRunner)

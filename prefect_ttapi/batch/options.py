@@ -1,4 +1,4 @@
-"""The options of a batch, as `generate_batch` and the command line share them, and the lanes that follow from them.
+"""The options of a batch, as `generate_batch` and the command line share them, its lanes and its breaker.
 
 Lanes get shorter towards the end of a batch, so that none is left behind: guided self-scheduling, by Polychronopoulos
 and Kuck, "Guided Self-Scheduling: A Practical Scheduling Scheme for Parallel Supercomputers", 1987.
@@ -7,13 +7,14 @@ and Kuck, "Guided Self-Scheduling: A Practical Scheduling Scheme for Parallel Su
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, Self
 
-from prefect_ttapi.errors import IllegalBatchError
+from prefect_ttapi.errors import IllegalBatchError, ModelNotPermittedError, ModerationError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.provenance import Provenance
@@ -271,3 +272,45 @@ class Sizing:
         newest = seconds / requests
         pace = newest if self.pace is None else _NEWEST * newest + (1 - _NEWEST) * self.pace
         return replace(self, pace=pace)
+
+
+class Breaker:
+    """Counts failures of one kind in a row, and refused prompts apart; safe from all threads.
+
+    Args:
+        limit: this many trip it; None: never.
+        refused: this many refused prompts trip it if none passes meanwhile; None: never.
+
+    >>> breaker = Breaker(limit=2)
+    >>> breaker.note("ServerError"), breaker.note("ModerationError"), breaker.note("ServerError")
+    (None, None, '2 requests in a row failed with ServerError')
+    """
+
+    def __init__(self, limit: int | None = 10, refused: int | None = 50) -> None:
+        self._limit = limit
+        self._most_refused = refused
+        self._lock = threading.Lock()
+        self._kind: str | None = None
+        self._in_a_row = 0
+        self._refused = 0
+
+    def note(self, error_type: str | None) -> str | None:
+        """Count a request that has ended, in order of completion; return why to give the batch up, once that is due.
+
+        Args:
+            error_type: the name of the error's class; None: the request succeeded.
+        """
+        if error_type == ModelNotPermittedError.__name__:
+            return None  # others may work
+        with self._lock:
+            if error_type == ModerationError.__name__:
+                self._refused += 1
+                if self._most_refused is None or self._refused < self._most_refused:
+                    return None
+                return f"{self._refused} prompts in a row were refused, and none passed"
+            self._refused = self._refused if error_type else 0
+            self._in_a_row = self._in_a_row + 1 if error_type == self._kind else 1
+            self._kind = error_type
+            if error_type is None or self._limit is None or self._in_a_row < self._limit:
+                return None
+            return f"{self._in_a_row} requests in a row failed with {error_type}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_ttapi.batch.lanes import Breaker, Shared
+from prefect_ttapi.batch.lanes import Shared
+from prefect_ttapi.batch.options import Breaker
 from prefect_ttapi.generation.limits import Limits
 from tests.support.rows import generated
 

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done, Item, lost, row_of, skipped
-from prefect_ttapi.batch.lanes import Breaker, Lane, Shared
-from prefect_ttapi.batch.options import BatchOptions, Sizing
+from prefect_ttapi.batch.lanes import Lane, Shared
+from prefect_ttapi.batch.options import BatchOptions, Breaker, Sizing
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest

@@ -27,9 +27,8 @@ from prefect_ttapi import (
     generate_batch,
 )
 from prefect_ttapi.batch.items import Item
-from prefect_ttapi.batch.lanes import Lane
+from prefect_ttapi.batch.lanes import Lane, generate_lane
 from prefect_ttapi.batch.options import BatchOptions, Plan
-from prefect_ttapi.batch.task_runs import generate_lane
 from prefect_ttapi.generation.runs import RunContext
 from prefect_ttapi.sandbox import Sandbox
 from tests.support.pictures import png_of

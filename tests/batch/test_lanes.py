@@ -15,8 +15,8 @@ import pytest
 
 from prefect_ttapi.batch import lanes
 from prefect_ttapi.batch.items import Done, Item, Work, row_of
-from prefect_ttapi.batch.lanes import Breaker, Lane, LaneRun, Shared, _Queue
-from prefect_ttapi.batch.options import BatchOptions
+from prefect_ttapi.batch.lanes import Lane, LaneRun, Shared, _Queue
+from prefect_ttapi.batch.options import BatchOptions, Breaker
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.ledger.ledger import Ledger, Waiting
@@ -230,7 +230,7 @@ def test_a_lane_gives_nothing_back_that_it_has_begun(store: ImageStore):
 
 def test_prefects_setting_for_all_tasks_does_not_repeat_a_lane():
     """Retries belong to the client, and what a lane has settled must not be settled again."""
-    code = "from prefect_ttapi.batch.task_runs import generate_lane; print(generate_lane.retries)"
+    code = "from prefect_ttapi.batch.lanes import generate_lane; print(generate_lane.retries)"
     environment = os.environ | {"PREFECT_TASKS_DEFAULT_RETRIES": "3"}
     said = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

@@ -12,9 +12,9 @@ import pytest
 
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Done, Item
-from prefect_ttapi.batch.lanes import Breaker, Lane, Shared
+from prefect_ttapi.batch.lanes import Lane, Shared
 from prefect_ttapi.batch.loop import Came, Ended, Running, Source
-from prefect_ttapi.batch.options import BatchOptions, Plan, Sizing
+from prefect_ttapi.batch.options import BatchOptions, Breaker, Plan, Sizing
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.ledger.ledger import Ledger
 from prefect_ttapi.requests import ImageRequest

@@ -9,8 +9,8 @@ import pytest
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.batch.dispatch import Dispatch
 from prefect_ttapi.batch.items import Item, Work
-from prefect_ttapi.batch.lanes import Breaker, LaneRun, Shared
-from prefect_ttapi.batch.options import BatchOptions, Sizing
+from prefect_ttapi.batch.lanes import LaneRun, Shared
+from prefect_ttapi.batch.options import BatchOptions, Breaker, Sizing
 from prefect_ttapi.errors import IllegalBatchError
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.lineage.manifest import Row
