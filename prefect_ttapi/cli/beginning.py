@@ -53,10 +53,13 @@ def run(address: str) -> None:
         ValueError: one of them is there.
     """
     folder = Path(address).expanduser().absolute()
-    written = {name: _text(f"project/{name}") for name in ("prompts.csv", "flow.py", "prefect.yaml")}
     places = {"folder": folder, "store": folder / "images", "deliver": folder / "website"}
     quoted = {name: json.dumps(str(path)) for name, path in places.items()}
-    written["prefect.yaml"] = written["prefect.yaml"].format(**quoted)
+    written = {
+        "prompts.csv": _text("project/prompts.csv"),
+        "flow.py": _text("project/flow.py.txt"),  # no module of this package
+        "prefect.yaml": _text("project/prefect.yaml").format(**quoted),
+    }
     there = [name for name in written if (folder / name).exists()]
     if there:
         held = " and ".join(there)
