@@ -19,16 +19,6 @@ from prefect_ttapi.images.spool import Spool
 
 LONGEST_SIDE: Final = 65_535  # pixels: the limit of JPEG, which is beyond that of WebP
 
-#: Media type to file extension, without a dot.
-EXTENSIONS: Final[Mapping[str, str]] = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/bmp": "bmp",
-    "image/avif": "avif",
-}
-
 #: The types that the API promises.
 PROMISED: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
 
@@ -79,7 +69,7 @@ def media_type_of(head: bytes) -> str | None:
     >>> media_type_of(b"GIF89a" + bytes(6)), media_type_of(b"<html></html>")
     ('image/gif', None)
     """
-    return next((kind for kind, magic in _MAGIC.items() if magic.match(head)), None)
+    return next((kind for kind, (_, magic, _) in _FORMATS.items() if re.match(magic, head, re.DOTALL)), None)
 
 
 def read_image(spool: Spool) -> ImageFacts:
@@ -92,7 +82,8 @@ def read_image(spool: Spool) -> ImageFacts:
     media_type = media_type_of(head)
     if media_type is None:
         raise NotAnImage(f"the image is {_description(head)}")
-    facts = ImageFacts(media_type, *_SIZES[media_type](spool))
+    _, _, size_of = _FORMATS[media_type]
+    facts = ImageFacts(media_type, *size_of(spool))
     if not (1 <= facts.width <= LONGEST_SIDE and 1 <= facts.height <= LONGEST_SIDE):
         raise NotAnImage(f"the image claims to be {facts.width} x {facts.height} pixels")
     return facts
@@ -350,23 +341,15 @@ def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int
         position += length
 
 
-_MAGIC: Final[Mapping[str, re.Pattern[bytes]]] = {
-    kind: re.compile(magic, re.DOTALL)
-    for kind, magic in {
-        "image/png": rb"\x89PNG\r\n\x1a\n",
-        "image/jpeg": rb"\xff\xd8\xff",
-        "image/webp": rb"RIFF....WEBP",
-        "image/gif": rb"GIF8[79]a",
-        "image/bmp": rb"BM....\0\0\0\0",
-        "image/avif": rb"\0\0..ftyp(?:avif|avis)",
-    }.items()
+#: Each media type's file extension, the bytes that it begins with, and the function that reads width and height.
+_FORMATS: Final = {
+    "image/png": ("png", rb"\x89PNG\r\n\x1a\n", _png_size),
+    "image/jpeg": ("jpg", rb"\xff\xd8\xff", _jpeg_size),
+    "image/webp": ("webp", rb"RIFF....WEBP", _webp_size),
+    "image/gif": ("gif", rb"GIF8[79]a", _gif_size),
+    "image/bmp": ("bmp", rb"BM....\0\0\0\0", _bmp_size),
+    "image/avif": ("avif", rb"\0\0..ftyp(?:avif|avis)", _avif_size),
 }
 
-_SIZES: Final = {
-    "image/png": _png_size,
-    "image/jpeg": _jpeg_size,
-    "image/webp": _webp_size,
-    "image/gif": _gif_size,
-    "image/bmp": _bmp_size,
-    "image/avif": _avif_size,
-}
+#: Media type to file extension, without a dot.
+EXTENSIONS: Final[Mapping[str, str]] = {kind: extension for kind, (extension, _, _) in _FORMATS.items()}
