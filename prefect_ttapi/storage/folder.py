@@ -79,11 +79,7 @@ class Folder(ObjectStore):
         return checked_key(path.relative_to(self.root).as_posix())
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        with (
-            self._explaining("can't read", key),
-            suppress(FileNotFoundError),
-            self._path(key).open("rb") as file,
-        ):
+        with self._if_there("can't read", key), self._path(key).open("rb") as file:
             return file.read(), _tag_of(os.fstat(file.fileno()))
         return None
 
@@ -97,22 +93,17 @@ class Folder(ObjectStore):
             return self._path(key).open("rb")
 
     def digest(self, key: str) -> tuple[int, str] | None:
-        with (
-            self._explaining("can't read", key),
-            suppress(FileNotFoundError),
-            self._path(key).open("rb") as file,
-        ):
+        with self._if_there("can't read", key), self._path(key).open("rb") as file:
             digest = hashlib.file_digest(file, hashlib.sha256)
             return file.tell(), digest.hexdigest()
         return None
 
     def look(self, key: str) -> Found | None:
-        with self._explaining("can't look at", key):
-            facts = _stat(self._path(key))
-        if facts is None:
-            return None
-        tag = _tag_of(facts)
-        return Found(facts.st_size, self._metadata(key, tag), tag, facts.st_mtime)
+        with self._if_there("can't look at", key):
+            facts = self._path(key).stat()
+            tag = _tag_of(facts)
+            return Found(facts.st_size, self._metadata(key, tag), tag, facts.st_mtime)
+        return None
 
     def write(
         self, key: str, body: Body, facts: Facts, expected: Condition | str = Condition.ANYTHING
@@ -162,9 +153,8 @@ class Folder(ObjectStore):
                 name for name in names if (_TEMPORARY.fullmatch(name) if unfinished else not reserved(name))
             ]
             for path in (Path(folder, name) for name in wanted if f"{inside}{name}".startswith(prefix)):
-                with self._explaining("can't list", folder):
-                    facts = _stat(path)
-                if facts:
+                with self._if_there("can't list", folder):
+                    facts = path.stat()
                     key = path.relative_to(self.root).as_posix()
                     yield Listed(key, facts.st_size, _tag_of(facts), facts.st_mtime)
 
@@ -184,6 +174,16 @@ class Folder(ObjectStore):
     def _explaining(self, doing: str, key: str) -> Iterator[None]:
         try:
             yield
+        except OSError as error:
+            raise self._explained(doing, key, error) from error
+
+    @contextmanager
+    def _if_there(self, doing: str, key: str) -> Iterator[None]:
+        """Explain failures within the block, and end it where there is no such file."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise self._explained(doing, key, error) from error
 
@@ -216,13 +216,6 @@ class Folder(ObjectStore):
 
 def _temporary_beside(path: Path) -> Path:
     return path.with_name(f".tmp-{secrets.token_hex(8)}")
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
 
 
 def _tag_of(facts: os.stat_result) -> str:
