@@ -1,4 +1,4 @@
-"""Many requests in one call: what goes in, what keeps it going, and the report of what came out."""
+"""Send many requests in one call, and report on each of them."""
 
 from prefect_ttapi.batch.generate import (
     Estimate,

@@ -1,4 +1,4 @@
-"""What the columns of a prompts file mean: fields of a request, values for the key template, or neither."""
+"""Tell the columns of a prompts file apart: fields of a request, values for the key template, or neither."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Columns:
 
 
 def columns_of(names: Sequence[str], wanted: Mapping[str, str | None], key: str | None = None) -> Columns:
-    """Return what the columns of rows with these names mean.
+    """Return the meaning of the columns for rows with these names.
 
     Args:
         wanted: columns by field: `{"prompt": "caption", "size": None}`.
@@ -141,7 +141,7 @@ def _needed(key: str | None, names: Sequence[str]) -> frozenset[str]:
 
 
 def warning_for(name: str, *, meant: bool = False) -> str | None:
-    """Return the oddity of a value's name that is no error, or None; it is `meant` if its field was given another.
+    """Return a warning about a value's name, or None; the name is `meant` if its field has another column.
 
     >>> warning_for("modle"), warning_for("sku")
     ('it is a value for the key template; did you mean model?', None)

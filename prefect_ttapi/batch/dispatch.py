@@ -1,4 +1,4 @@
-"""Decide which requests go into the next lane, and what the row of each request is (sans-IO, for one thread).
+"""Decide which requests go into the next lane, and make the row of each request (sans-IO, for one thread).
 
 A lane is a task run. `width` of its requests are under way side by side, and it returns the rows of all of them.
 Requests come from a source, wait for room in a lane, and leave as exactly one row each. A request that stands in the
@@ -46,7 +46,7 @@ class Lost:
 
 
 def _usage(done: Done) -> Usage | None:
-    """Return what an answer says it cost; None where there is no answer."""
+    """Return the usage of an answer; None where there is no answer."""
     return done.row.usage or (Usage() if done.row.images else None)
 
 
@@ -146,7 +146,7 @@ class Dispatch:
         return lane
 
     def withdraw(self, lane: Lane) -> None:
-        """Take a lane back that no task runner took."""
+        """Take back a lane that no task runner took."""
         del self._lanes[lane]
         for item in lane.items:
             del self._open[item.row]
@@ -215,12 +215,12 @@ class Dispatch:
             self._give_up(item, never_sent(item, self._api_origin, why), why)
 
     def _give_up(self, item: Item, unsent: Done, why: str) -> None:
-        """Leave it to the ledger what became of an item; `unsent` is its row where it was never sent."""
+        """Leave an item to the ledger, which knows its outcome; `unsent` is its row if it was never sent."""
         self._open.pop(item.row, None)
         self.lost_for_good.append(Lost(item, unsent, why))
 
     def found(self, item: Item, done: Done) -> None:
-        """Take what became of an item that was given up."""
+        """Take the outcome of an item that was given up."""
         self._spending.count(item.request, done.images_paid, _usage(done))
         self._tell(item, done)
 
@@ -228,7 +228,7 @@ class Dispatch:
         self._ready = deque(sorted(self._ready, key=lambda item: item.row))
 
     def leave(self) -> None:
-        """Tell what is known of the requests that nobody waits for any longer."""
+        """Make the rows of requests that nobody waits for any longer, by what is known of them."""
         known = self._shared.known()  # looked at once: what ends meanwhile has told its outcome
         for item in list(self._open.values()):
             done = known.get(item.row)
@@ -324,7 +324,7 @@ class Dispatch:
         return done.row.error_type == BudgetExceeded.__name__ and item.may_pay and self.stop.reason is None
 
     def _learn(self, done: Done) -> None:
-        """Take what is paid for already as a measure of what such images cost."""
+        """Take the cost of a cached row as a measure for images of its kind."""
         row = done.row
         if row.status == "cached" and row.request is not None:
             self._spending.learn(row.request, len(row.images), row.usage)

@@ -1,4 +1,4 @@
-"""`generate_batch`, its async twin, and what can be asked of a batch before it is sent."""
+"""Generate a batch, and check or estimate it before it is sent."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _checked(
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a batch would do.
+    """The work that a batch would do.
 
     Attributes:
         requests: in all.

@@ -1,4 +1,4 @@
-"""A batch's units: each request checked before anything is paid for, what is done with it, what became of it."""
+"""Check each request of a batch before anything is paid for, work on it, and make its row."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Done:
 
 
 def row_of(item: Item, api_origin: str | None, **facts: Any) -> Row:
-    """Return the item's row. Where `facts` say nothing else, nothing has become of it: it is skipped."""
+    """Return the item's row: skipped, unless `facts` say something else."""
     asked = {"row": item.row, "status": "skipped", "request": item.request, "api_origin": api_origin}
     return Row(request_hash=item.request.request_hash, values=item.recorded, **asked | facts)
 
@@ -111,7 +111,7 @@ def unsure(item: Item, api_origin: str | None, error: str, error_type: str | Non
 
 @dataclass(frozen=True)
 class Work:
-    """What is done with one item of a lane: generated, delivered, and told in a row."""
+    """Works on the items of a lane: generates and delivers each, and makes its row."""
 
     engine: Engine
     options: BatchOptions
@@ -202,7 +202,7 @@ class Work:
 
 
 def of_this_batch(paid: Paid, *task_runs: str | None) -> Paid:
-    """Return what was found as sent by this batch, where one of these task runs sent it before it broke down."""
+    """Return `paid` as sent by this batch if one of these task runs, some of which broke down later, sent it."""
     made = paid.generation.task_run_id
     return paid if made is None or made not in task_runs else replace(paid, sent=True)
 
@@ -254,7 +254,7 @@ def _with_signature(image: StoredImage, opener: Callable[[], BinaryIO]) -> Store
 
 @dataclass(frozen=True)
 class Intake:
-    """The items of a batch in order, each a legal item, or one that failed as it is illegal.
+    """The items of a batch in order; of an illegal one, its failed row.
 
     Attributes:
         total: how many there are; None where that can't be known.
@@ -301,7 +301,7 @@ def take_in(
 
 
 class KeyCheck:
-    """Refuses what would put two images under one key, or one where it can't be, before either is paid for."""
+    """Finds keys that two images would have, and keys that can't be used, before anything is paid for."""
 
     def __init__(self, delivery: Delivery, shown: Shown) -> None:
         self._delivery = delivery

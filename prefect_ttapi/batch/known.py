@@ -50,7 +50,7 @@ _MOST_LISTED: Final = 200_000
 
 @dataclass(frozen=True)
 class Listing:
-    """Objects by key, all there are below a prefix if it is `complete`."""
+    """Objects by key: all that are below a prefix, if it is `complete`."""
 
     objects: dict[str, Listed] = field(default_factory=dict)
     complete: bool = True
@@ -180,7 +180,7 @@ class Known:
         return item if needs_lane else self._threads.submit(self._read, item)
 
     def _unpaid(self, item: Item) -> Item | Future[Item | Done]:
-        """Return what is known of an item without a record: can its images have their keys?"""
+        """Return what is known of an item without a record, above all whether its images can have their keys."""
         if self._delivery is None or self._delivery.overwrite:
             return replace(item, keys_free=True)
         prompt = self._plan.options.shown.prompt(item.request)
@@ -210,7 +210,7 @@ class Known:
         return young and same and bool(row.images) and not self._missing(row.images)
 
     def _missing(self, images: Iterable[StoredImage]) -> list[StoredImage]:
-        """Those of `images` that the listing does not show in full, at the place that this store has for them."""
+        """Return those of `images` that the listing does not show in full, at their place in this store."""
         return [image for image in images if not self._is_there(image)]
 
     def _is_there(self, image: StoredImage) -> bool:
@@ -273,16 +273,16 @@ _HASH: Final = re.compile(rb'^\{"row":\d+,"status":"[a-z]+","request_hash":"([0-
 def remember(
     store: ImageStore, name: str, api_origin: str, folder: str, *, with_prompts: bool = True
 ) -> None:
-    """Note the folder of a batch that has ended; where that fails the next one has to look into the ledger.
+    """Note the folder of a batch that has ended; if that fails, the next batch has to look into the ledger.
 
     Args:
         with_prompts: whether the batch's page shows them.
     """
     key = latest_key(name, api_origin)
     try:
-        known = {folder: with_prompts} | {
-            each: shown for each, shown in last_folders(store, name, api_origin).items() if each != folder
-        }
+        earlier = last_folders(store, name, api_origin)
+        earlier.pop(folder, None)
+        known = {folder: with_prompts} | earlier
         folders = list(known)[:KEPT]
         withheld = [each for each in folders if not known[each]]
         told = {"name": name, "api_origin": api_origin, "folders": folders, "without_prompts": withheld}
@@ -341,7 +341,7 @@ class Earlier:
                     self._packs.append(pack)
 
     def close(self) -> None:
-        """Close what its batches' thumbnails are read from."""
+        """Close the files of thumbnails."""
         self._close.close()
 
     def row(self, request_hash: str) -> Row | None:

@@ -1,4 +1,4 @@
-"""A lane: one task run that carries a list of requests, some of them side by side, and returns their rows.
+"""Run a lane: one task run that carries a list of requests, some of them side by side, and returns their rows.
 
 Lanes are plain tasks with plain results, so that any task runner runs them. What happens to a request is in its row;
 only a lane of one request fails with it. In the process of the batch, lanes share places in flight, budget, rate and
@@ -94,7 +94,7 @@ class Lane:
 
 
 class Shared:
-    """What the lanes of a batch share within one process; safe from all threads.
+    """The state that the lanes of a batch share within one process; safe from all threads.
 
     Attributes:
         limits: asked before each send.
@@ -145,7 +145,7 @@ class Shared:
             return dict(self._known)
 
     def judge(self, row: Row) -> None:
-        """Stop the batch where a failure will not be the last one of its kind."""
+        """Stop the batch where other requests would fail in the same way."""
         if row.status not in ("generated", "failed"):
             return
         if row.error_type in _STOPPING:
@@ -161,13 +161,13 @@ class Shared:
             self.stop.set(f"not sent, because {tripped}, the last with: {row.error}", row.error_type)
 
 
-#: What the lanes of the open batches share, by process, as a fork takes no threads along, and batch.
+#: The state that the lanes of an open batch share, by process, as a fork takes no threads along, and batch.
 _OPEN: Final[dict[tuple[int, str], Shared]] = {}
 
 
 @contextmanager
 def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
-    """Make what lanes share known to the batch's lanes in this process."""
+    """Let the batch's lanes in this process find the state that they share."""
     key = os.getpid(), batch_id
     _OPEN[key] = shared
     try:
@@ -178,7 +178,7 @@ def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
 
 
 def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
-    """Return what the batch's lanes share in this process, or the share of a lane that is elsewhere.
+    """Return the state that the batch's lanes share in this process; for a lane elsewhere, one with its shares.
 
     None: the batch was left before the lane got a worker.
     """

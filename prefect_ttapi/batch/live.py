@@ -36,7 +36,7 @@ _TERMINAL: Final = threading.Lock()
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a batch has come.
+    """The progress of a batch.
 
     Attributes:
         totals: of the rows that are there.
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
 
 
 class Background(ABC):
-    """What goes on in a thread of its own, from the beginning of the context to its end."""
+    """Work in a thread of its own, from the beginning of the context to its end."""
 
     def __init__(self, name: str) -> None:
         self._ended = threading.Event()
@@ -248,7 +248,7 @@ class _Display:
             self._live.console.print(self._drawn(replace(standing, over=True)))
 
     def above(self, handler: logging.Handler) -> Callable[[logging.LogRecord], bool]:
-        """Return a filter that has the handler write above the line, and then nothing more: it has written."""
+        """Return a filter that has the handler write above the line, and stops the record, as it is written."""
 
         def write(record: logging.LogRecord) -> bool:
             with self._lock:

@@ -59,7 +59,7 @@ _NEWEST: Final = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """How a batch is generated and delivered; `generate_batch` says what each option means.
+    """How a batch is generated and delivered; `generate_batch` explains each option.
 
     >>> BatchOptions(max_in_flight=0, rate_limit=-1.0).check()
     Traceback (most recent call last):
@@ -90,17 +90,17 @@ class BatchOptions:
 
     @cached_property
     def versions(self) -> tuple[Version, ...]:
-        """What is delivered of each image. ValueError: the renditions are illegal."""
+        """The versions that are delivered of each image. ValueError: the renditions are illegal."""
         return versions_of(self.renditions, keep_original=self.keep_original)
 
     @cached_property
     def marking(self) -> Provenance | None:
-        """What delivered files get. ValueError: it is illegal."""
+        """The marks and signatures of delivered files. ValueError: they are illegal."""
         return None if self.provenance is None else Provenance.model_validate(self.provenance)
 
     @property
     def shown(self) -> Shown:
-        """What may be shown of prompts."""
+        """The rule for showing prompts."""
         return Shown(self.record_prompts)
 
     def delivery(
@@ -147,7 +147,7 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all lanes of one batch have in common; it travels to wherever the task runner runs them.
+    """The facts that all lanes of a batch have in common; they travel to wherever the task runner runs a lane.
 
     Attributes:
         batch_id: names the batch within its process.
@@ -268,7 +268,7 @@ class Sizing:
         return max(1, math.ceil(min(wanted, _LONGEST) / self.width)) * self.width
 
     def measured(self, requests: int, seconds: float) -> Self:
-        """Return the lanes from now on: one with so many requests took so many seconds."""
+        """Return the lanes from now on, after one with so many requests took so many seconds."""
         newest = seconds / requests
         pace = newest if self.pace is None else _NEWEST * newest + (1 - _NEWEST) * self.pace
         return replace(self, pace=pace)

@@ -1,4 +1,4 @@
-"""Reading a prompts file: every row checked before anything is paid for, all problems told at once."""
+"""Read a prompts file: check every row before anything is paid for, and tell all problems at once."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ class Recorder(ExitStack):
             return report
 
     def remember(self, report: BatchReport) -> None:
-        """Note for the next batch of the name where the rows of this one are."""
+        """Note the folder with the batch's rows for the next batch of the name."""
         folder = f"{BATCHES}{report.same_as}" if report.same_as else self._folder
         remember(self._store, self._name, self._api_origin, folder, with_prompts=self._may_show.prompts)
 

@@ -25,7 +25,7 @@ LONGEST_LINE: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """What a cell holds that is no text: no harm in a column that nobody uses."""
+    """The content of a cell that is no text, which does no harm in a column that nobody uses."""
 
     what: str
 
@@ -85,7 +85,7 @@ _MARKS: Final[Mapping[bytes, str]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A file's bytes, and as text: what can't be decoded comes through as lone surrogates, to be found in its cell."""
+    """The bytes of a file, and its text, where lone surrogates stand for bytes that can't be decoded."""
 
     data: bytes
     encoding: str | None = None
@@ -207,7 +207,7 @@ _DOUBLED: Final = re.compile(r'(?:^|(?<=\t))"[^"\t\r\n]*+(?:""[^"\t\r\n]*+)++"(?
 
 
 def _tsv(source: Source) -> Read:
-    """Return the rows of a file with tabs: its quotation marks are a spreadsheet's if all of them can be, else text."""
+    """Return the rows of a file with tabs, whose quotation marks are a spreadsheet's if all can be, else text."""
     kept: list[str] = []
     with suppress(UnreadableError):  # told where the rows are read
         kept.extend(source.lines())
@@ -226,7 +226,7 @@ def _tsv(source: Source) -> Read:
 
 
 def _written_by_a_spreadsheet(text: str) -> bool:
-    """Return whether quotation marks are around cells for what these hold, as Excel and pandas have it.
+    """Return whether cells have quotation marks for the reasons of Excel and pandas.
 
     They quote a cell for a tab, a line end, a mark (doubled then), and Excel for a comma; some quote all of them.
     """
