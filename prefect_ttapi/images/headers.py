@@ -27,6 +27,10 @@ _MOST_PADDING: Final = 4096  # bytes
 _MOST_PARTS: Final = 10_000  # looked at before the picture begins; real images have dozens
 _BLOCK: Final = 256 * 1024
 
+#: A property of an AVIF that holds width and height, and the bytes of properties that are looked at, profiles included.
+_AVIF_SIZE: Final = re.compile(rb"\0\0\0\x14ispe\0{4}(.{8})", re.DOTALL)
+_MOST_PROPERTIES: Final = 4 * 1024 * 1024
+
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END: Final = b"\xff\xd9"
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -296,16 +300,13 @@ def _avif_size(spool: Spool) -> Size:
     parts: set[bytes] = set()
     with spool.open() as file:
         for kind, start, end in _boxes(file, 0, spool.size_bytes):
-            if end > spool.size_bytes:
-                break
             parts.add(kind)
             if kind == b"meta":
-                for path in ((b"iprp", b"ipco", b"ispe"), (b"idat",)):
-                    for inner, found, _ in _inner_boxes(file, start + 4, end, path):
-                        parts.add(inner)
-                        if inner == b"ispe":
-                            file.seek(found)
-                            sizes.append(struct.unpack(">4xII", _take(file, 12)))
+                for inner, begins, ends in _boxes(file, start + 4, end):
+                    parts.add(inner)
+                    if inner == b"iprp":
+                        properties = bytes_at(file, begins, min(ends - begins, _MOST_PROPERTIES))
+                        sizes += (struct.unpack(">II", found) for found in _AVIF_SIZE.findall(properties))
     if b"meta" not in parts or not parts & {b"mdat", b"idat"}:
         raise NotAnImage("the AVIF is cut short")
     if not sizes:
@@ -313,20 +314,8 @@ def _avif_size(spool: Spool) -> Size:
     return max(sizes, key=lambda size: size[0] * size[1])  # the others are its tiles, and its thumbnails
 
 
-def _inner_boxes(
-    file: BinaryIO, start: int, end: int, path: tuple[bytes, ...]
-) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the boxes at `path`, with the places where their contents begin and end."""
-    for kind, begins, ends in _boxes(file, start, end):
-        if kind == path[0] and ends <= end:
-            if len(path) == 1:
-                yield kind, begins, ends
-            else:
-                yield from _inner_boxes(file, begins, ends, path[1:])
-
-
 def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each box's kind, and the places where its contents begin and end, the last one perhaps beyond `end`."""
+    """Yield the kind of each box that is whole, and the places where its contents begin and end."""
     for _ in range(_MOST_PARTS):
         if position + 8 > end:
             return
@@ -335,7 +324,7 @@ def _boxes(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int
         if length == 1:
             length, begins = int.from_bytes(bytes_at(file, begins, 8)), begins + 8
         length = length or end - position  # the last one may go on to the end
-        if position + length < begins:
+        if not begins <= position + length <= end:
             return
         yield kind, begins, position + length
         position += length
