@@ -129,6 +129,8 @@ class Verifying:
 
     Attributes:
         endpoint_url: The endpoint of an S3 service other than AWS.
+        delivered: Also look at the copies that batches delivered to this place: a folder, s3://bucket/prefix, or
+            block:NAME.
         quick: Compare lengths only, without reading the images.
         repair: Repair what can safely be repaired. The next run pays again for a lost image, and for an answer that
             can't be read.
@@ -138,6 +140,7 @@ class Verifying:
     """
 
     endpoint_url: str | None = None
+    delivered: str | None = None
     quick: bool = False
     repair: bool = False
     delete_orphans: bool = False

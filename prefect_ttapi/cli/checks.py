@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final, TypeVar
@@ -43,6 +44,7 @@ LISTING: Final = "listing images"
 LEDGER: Final = "reading the ledger"
 MANIFESTS: Final = "reading manifests"
 IMAGES: Final = "reading images"
+COPIES: Final = "reading delivered copies"
 
 #: What may name images, and can't be read.
 _UNREAD: Final = (Kind.SENSELESS, Kind.UNREADABLE)
@@ -51,7 +53,13 @@ _UNREAD: Final = (Kind.SENSELESS, Kind.UNREADABLE)
 _PAUSE: Final = 5.0
 
 
-def verify(store: ImageStore, *, quick: bool = False, progress: Progress | None = None) -> Iterator[Finding]:
+def verify(
+    store: ImageStore,
+    *,
+    quick: bool = False,
+    delivered: ImageStore | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Finding]:
     """Read a store and return findings as they are made; nothing is written to it.
 
     What is read is noted in a temporary file, some 200 bytes an image. Claims without a holder on this machine are
@@ -59,6 +67,7 @@ def verify(store: ImageStore, *, quick: bool = False, progress: Progress | None 
 
     Args:
         quick: compare lengths only, without reading the images.
+        delivered: a place whose copies are read, too, as far as manifests name them.
         progress: told of each step.
 
     Raises:
@@ -71,7 +80,7 @@ def verify(store: ImageStore, *, quick: bool = False, progress: Progress | None 
     ...     print(*(finding.kind for finding in verify(store)))
     orphan damaged
     """
-    return _Check(store, progress or Progress()).findings(quick)
+    return _Check(store, progress or Progress(), delivered).findings(quick)
 
 
 def unneeded(store: ImageStore, progress: Progress) -> Iterator[Finding]:
@@ -95,8 +104,9 @@ class _Claim:
 class _Check:
     """One reading of one store."""
 
-    def __init__(self, store: ImageStore, progress: Progress) -> None:
+    def __init__(self, store: ImageStore, progress: Progress, delivered: ImageStore | None = None) -> None:
         self._store = store
+        self._delivered = delivered
         self._progress = progress
         self._started = time.time()
         self._inventory = Inventory()
@@ -117,6 +127,9 @@ class _Check:
         yield from self._unneeded(unread=unread)
         if not quick:
             yield from self._read_images()
+        if self._delivered:
+            read = self._delivered.size if quick else self._delivered.objects.digest
+            yield from self._read_copies(_Check(self._delivered, self._progress), read)
         yield from self._dead_claims()
 
     def unneeded(self) -> Iterator[Finding]:
@@ -199,7 +212,7 @@ class _Check:
     def _read_manifests(self) -> Iterator[Finding]:
         for listed in self._list(layout.BATCHES):
             if layout.is_manifest(listed.key):
-                yield from self._read_manifest(listed.key)
+                yield from self._read_manifest(self._dated(listed) if self._delivered else listed)
             elif folder := layout.unchanged_in(listed.key):
                 yield from self._read_reference(folder, listed.key)
 
@@ -210,7 +223,8 @@ class _Check:
         elif self._store.size(f"{left.same_as}/{layout.MANIFEST}") is None:
             yield self._finding(Kind.ROWLESS, key, f"the batch {left.id} is gone")
 
-    def _read_manifest(self, key: str) -> Iterator[Finding]:
+    def _read_manifest(self, manifest: Listed) -> Iterator[Finding]:
+        key = manifest.key
         uri, senseless = address_of(self._store, key), list[int]()
         try:
             with self._store.objects.fetch(key)() as lines:
@@ -222,12 +236,35 @@ class _Check:
                     else:
                         for image in _images_of(row):
                             self._inventory.name_by_row(uri, number, image)
+                        self._name_copies(row, manifest)
         except NoAnswerError:
             raise
         except StoreError as error:
             yield self._finding(Kind.UNREADABLE, key, str(error))
         if senseless:
             yield self._finding(Kind.SENSELESS, key, f"there is no row in {places('line', senseless)}")
+
+    def _name_copies(self, row: Row, manifest: Listed) -> None:
+        if self._delivered is None:
+            return
+        for copy in row.delivered:
+            with suppress(StoreError):  # it was delivered to another place
+                self._inventory.name_copy(self._delivered.objects.key(copy.uri), copy, manifest)
+
+    def _read_copies(
+        self, place: _Check, read: Callable[[str], int | tuple[int, str] | None]
+    ) -> Iterator[Finding]:
+        for key, found in self._progress.count(COPIES, place._each(read, self._inventory.copies())):
+            size, sha256, manifest = self._inventory.copy(key)
+            by = f"{address_of(self._store, manifest)} says that it was delivered"
+            if isinstance(found, Finding):
+                yield found
+            elif found is None:
+                yield place._finding(Kind.COPY_GONE, key, by)
+            elif isinstance(found, tuple) and found[1] != sha256:
+                yield place._finding(Kind.COPY_CHANGED, key, f"its SHA-256 is {found[1]}; {by} with {sha256}")
+            elif isinstance(found, int) and found != size is not None:
+                yield place._finding(Kind.COPY_CHANGED, key, f"it has {found:,} bytes; {by} with {size:,}")
 
     def _look_again(self) -> Iterator[Finding]:
         """Look for images that were written, or written anew, since the listing."""

@@ -9,6 +9,7 @@ from enum import StrEnum
 from itertools import groupby
 from typing import Any, Final, Self
 
+from prefect_ttapi.results import DeliveredImage
 from prefect_ttapi.storage.objects import Listed
 
 
@@ -34,6 +35,8 @@ class Kind(StrEnum):
     ORPHAN = "orphan", "images that no record and no manifest names, and answers that no record names"
     HALF_WRITTEN = "half-written", "half-written files that somebody left behind"
     UNKNOWN_OUTCOME = "unknown-outcome", "requests of unknown outcome, perhaps paid for"
+    COPY_GONE = "copy-gone", "delivered copies that are gone"
+    COPY_CHANGED = "copy-changed", "delivered copies whose bytes are not those that were delivered"
     PAST = "past", "manifests of images that are gone by now"
     ROWLESS = "rowless", "batches whose rows were an earlier one's, which is gone"
     STRAY = "stray", "objects that are not this package's"
@@ -86,6 +89,7 @@ _TABLES: Final = """
 create table images (key text primary key, size integer, modified real) without rowid;
 create table named (key text, size integer, record text, manifest text, row integer);
 create index named_keys on named (key);
+create table copies (key text primary key, size integer, sha256 text, manifest text, written real) without rowid;
 """
 
 _SUSPECTS: Final = """
@@ -108,6 +112,14 @@ select key, size, modified from images where not exists (select 1 from named whe
 """
 
 
+#: Batches write their manifests in order; the last one that delivered to a key is right about it.
+_COPY: Final = """
+insert into copies values (?, ?, ?, ?, ?) on conflict (key) do update
+set size = excluded.size, sha256 = excluded.sha256, manifest = excluded.manifest, written = excluded.written
+where excluded.written >= written
+"""
+
+
 class Inventory:
     """Listed images and the names that point to them. SQLite keeps both in a temporary file, gone with the object."""
 
@@ -126,6 +138,20 @@ class Inventory:
     def name_by_row(self, manifest: str, row: int, key: str) -> None:
         """Note that a row of a manifest, told by its address, names an image."""
         self._base.execute("insert into named values (?, null, null, ?, ?)", (key, manifest, row))
+
+    def name_copy(self, key: str, copy: DeliveredImage, manifest: Listed) -> None:
+        """Note what a batch delivered to a key, in place of what an earlier batch did."""
+        self._base.execute(_COPY, (key, copy.size_bytes, copy.sha256, manifest.key, manifest.modified or 0.0))
+
+    def copies(self) -> Iterator[str]:
+        """Return the keys that batches delivered to."""
+        return (key for (key,) in self._base.execute("select key from copies"))
+
+    def copy(self, key: str) -> tuple[int | None, str, str]:
+        """Return what was delivered to a key last: length, if known, digest, and the manifest's key."""
+        query = "select size, sha256, manifest from copies where key = ?"
+        size, sha256, manifest = self._base.execute(query, (key,)).fetchone()
+        return size, sha256, manifest
 
     def suspects(self) -> Iterator[str]:
         """Return the keys that are named and were not listed, or not with that length; ask once."""

@@ -21,7 +21,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from prefect_ttapi.cli.arguments import Verifying
-from prefect_ttapi.cli.checks import IMAGES, LEDGER, LISTING, MANIFESTS, keeps, names, standing, verify
+from prefect_ttapi.cli.checks import (
+    COPIES,
+    IMAGES,
+    LEDGER,
+    LISTING,
+    MANIFESTS,
+    keeps,
+    names,
+    standing,
+    verify,
+)
 from prefect_ttapi.cli.findings import SETTLED, Finding, Kind
 from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.stores import store_at
@@ -47,7 +57,8 @@ def run(address: str, asked: Verifying) -> int:
     shown = _Shown(as_json=asked.json)
     try:
         store = store_at(address, asked.endpoint_url)
-        for finding in verify(store, quick=asked.quick, progress=progress):
+        delivered = store_at(asked.delivered, asked.endpoint_url) if asked.delivered else None
+        for finding in verify(store, quick=asked.quick, delivered=delivered, progress=progress):
             mend = asked.repair and finding.wrong
             done = repair(store, finding, delete_orphans=asked.delete_orphans) if mend else None
             progress.clear()
@@ -56,7 +67,8 @@ def run(address: str, asked: Verifying) -> int:
         raise OSError(f"there is no room for temporary files: {error}") from error
     finally:
         progress.clear()
-    totals = {name: progress.done.get(doing, 0) for name, doing in _TOTALS.items()}
+    counted = _TOTALS | ({"copies_read": COPIES} if delivered else {})
+    totals = {name: progress.done.get(doing, 0) for name, doing in counted.items()}
     for line in shown.summary(store.identity, totals):
         print(line)
     return 1 if shown.wrong else 0
@@ -105,6 +117,8 @@ class _Shown:
 
 #: Why nothing is done about other findings.
 _LEFT: Final = {
+    Kind.COPY_GONE: "left: the next run of its batch delivers it again",
+    Kind.COPY_CHANGED: "left: delete it, or run its batch with --overwrite, and it is delivered again",
     Kind.ORPHAN: "left: only --delete-orphans deletes it",
     Kind.HALF_WRITTEN: "left: only --delete-orphans deletes it",
     Kind.SENSELESS: "left: look at it yourself, and delete it if the request may be paid for anew",

@@ -7,6 +7,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from prefect_ttapi.cli.reporting import Progress
 from prefect_ttapi.cli.verify import repair
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.ledger.ledger import Ledger
+from prefect_ttapi.lineage.manifest import Row
+from prefect_ttapi.results import DeliveredImage
 from prefect_ttapi.storage.objects import Condition, Facts
 from prefect_ttapi.storage.store import ImageStore
 from tests.support.damaged_stores import age, claimed, image_key, kept, manifest, paid, record_key, unknown
@@ -25,6 +28,7 @@ from tests.support.generations import API, fresh_image, request_of
 from tests.support.ledgers import acquire
 from tests.support.meddling import meddling_proxy
 from tests.support.quirks import quirky_server
+from tests.support.rows import manifest_of
 from tests.support.s3 import S3Server
 
 
@@ -345,3 +349,65 @@ def test_a_listing_without_dates_and_sizes_is_looked_up(s3_server: S3Server) -> 
         (finding,) = verify(store)
         assert (finding.kind, finding.uri) == (Kind.ORPHAN, orphan.uri)
         assert abs((finding.modified or 0) - time.time()) < 60
+
+
+def test_copies_of_batches_are_held_against_the_newest_manifest(store: ImageStore, tmp_path: Path) -> None:
+    """A copy that is gone or has other bytes is found, a marked one by its own digest; other places are left."""
+    place = ImageStore(url=tmp_path / "site")
+    answers = {name: paid(store, name) for name in ("kept", "gone", "other", "longer", "elsewhere")}
+    rows = []
+    for number, (name, generation) in enumerate(answers.items()):
+        (image,), marked = generation.images, f"{name}, marked".encode()
+        uri = (
+            place.write(f"{name}.png", marked, "image/png")
+            if name != "elsewhere"
+            else "s3://site/elsewhere.png"
+        )
+        copy = DeliveredImage(
+            uri=uri,
+            sha256=sha256(marked).hexdigest(),
+            source_uri=image.uri,
+            source_sha256=image.sha256,
+            size_bytes=len(marked),
+        )
+        rows.append(Row.of(number, generation, delivered=(copy,)))
+    earlier = rows[0].delivered[0].model_copy(update={"sha256": answers["kept"].images[0].sha256})
+    old = Row.of(0, answers["kept"], delivered=(earlier,))
+    for batch in "ab":
+        store.write(f"batches/{batch}/manifest.jsonl", b"", "application/x-ndjson")
+    newer, older = (listed.key for listed in store.list("batches/"))
+    if store.url.startswith("s3:"):  # it tells times in whole seconds
+        newer, older = older, newer
+    store.write(older, manifest_of([old]), "application/x-ndjson")
+    store.write(newer, manifest_of(rows), "application/x-ndjson")
+    if not store.url.startswith("s3:"):
+        age(store, older)
+    assert not [*verify(store, delivered=place)]
+    place.remove("gone.png")
+    overwrite(place, "other.png", b"other; marked")
+    overwrite(place, "longer.png", b"longer, and marked")
+    said = [(finding.kind, finding.uri) for finding in verify(store, delivered=place)]
+    assert said == [
+        (Kind.COPY_GONE, place.uri("gone.png")),
+        (Kind.COPY_CHANGED, place.uri("longer.png")),
+        (Kind.COPY_CHANGED, place.uri("other.png")),
+    ]
+    assert [finding.uri for finding in verify(store, delivered=place, quick=True)] == [
+        place.uri("gone.png"),
+        place.uri("longer.png"),
+    ]
+    assert not [*verify(store)]
+
+
+def test_command_with_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What became of copies is told, and left to a run of their batch."""
+    store, place = ImageStore(url=tmp_path / "store"), ImageStore(url=tmp_path / "site")
+    generation = paid(store, "an oak")
+    copy = DeliveredImage(uri=place.uri("oak.png"), sha256=64 * "0", source_uri=generation.images[0].uri)
+    row = Row.of(0, generation, delivered=(copy,))
+    store.write("batches/a/manifest.jsonl", manifest_of([row]), "application/x-ndjson")
+    asked = ["verify", store.url, "--delivered", place.url]
+    assert main([*asked, "--repair"]) == 1
+    shown = capsys.readouterr().out
+    assert "copy-gone: left: the next run of its batch delivers it again" in shown
+    assert "1 copies read: 1 wrong" in shown
