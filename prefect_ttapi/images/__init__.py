@@ -1,1 +1,1 @@
-"""Bytes of pictures: what they are, where they wait, and what is made of them; no Prefect, no network."""
+"""Bytes of pictures: types and sizes, temporary files, renditions, marks and signatures; no Prefect."""

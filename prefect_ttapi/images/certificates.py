@@ -123,7 +123,7 @@ def check_time(chain: Sequence[x509.Certificate]) -> None:
 
 
 def algorithm_for(key: PrivateKeyTypes, asked: Algorithm | None) -> Algorithm:
-    """Return what a key signs with.
+    """Return the algorithm that a key signs with.
 
     Raises:
         ValueError: it can't sign images, or not with what was asked for.

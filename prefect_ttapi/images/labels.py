@@ -198,12 +198,12 @@ class _Picture(ABC):
         return next(((part, self._packet_in(part)) for part in named), None)
 
     def more(self, guid: str) -> bytes | None:
-        """Return what the packet has left for other places, under this name."""
+        """Return the rest of the packet, which other parts hold under this name."""
         del guid
         return None
 
     def put(self, part: Part | None, packet: bytes | None) -> list[_Splice]:
-        """Return what puts a packet into the place of `part`, or into a new one; None takes it out."""
+        """Return the splices that put a packet into the place of `part`, or into a new one; None takes it out."""
         start, end = (part.start, part.end) if part else (self._begin(), self._begin())
         return [_Splice(start, end, b"" if packet is None else self._encoded(packet))]
 
@@ -332,7 +332,7 @@ class _Webp(_Picture):
         return _chunk(b"XMP ", packet)
 
     def _header(self, has_packet: bool) -> list[_Splice]:
-        """Return what makes the header say whether there is a packet; a file that needs none has none."""
+        """Return the splices that make the header say whether there is a packet; a file that needs none gets none."""
         header = next(iter(self._of(b"VP8X")), None)
         if header is None:
             return [_Splice(12, 12, _chunk(b"VP8X", self._plain_header()))]

@@ -198,7 +198,7 @@ class Rendition(Strict):
 
     @property
     def recipe(self) -> str:
-        """Return all that decides how it looks, whatever it is called.
+        """Return a name made of everything that decides how the rendition looks.
 
         >>> Rendition(format="jpeg", max_size=256, name="thumbnail").recipe
         'jpeg-256-q85'

@@ -75,7 +75,7 @@ def is_installed() -> bool:
 
 @dataclass(frozen=True)
 class Change:
-    """What was done to an original.
+    """The change that was made to an original.
 
     Attributes:
         recipe: the recipe of a rendition; None for a copy, with or without a mark.
@@ -282,7 +282,7 @@ def _readable_labels(file: BinaryIO) -> Labels:
 
 
 class Signature(BaseModel):
-    """Who signed an image's Content Credentials, and what came of checking them. Nobody vouches for any name in it.
+    """The signature of an image's Content Credentials, as they were checked. Nobody vouches for any name in it.
 
     Attributes:
         signed_by: the names in the certificate.
@@ -305,7 +305,7 @@ class Signature(BaseModel):
     recipe: str | None = None
 
     def __str__(self) -> str:
-        """Return a line that says so.
+        """Return it in a line.
 
         >>> print(Signature(signed_by="Shop", made_with="prefect-ttapi 0.1.0"))
         signed by Shop, with prefect-ttapi 0.1.0; valid, but nobody vouches for that name

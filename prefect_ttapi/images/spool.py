@@ -23,7 +23,7 @@ Body = Callable[[], BinaryIO]
 
 
 class Spool:
-    """Write once, in one thread; then read as often as wanted, in any thread.
+    """A file that is written once, in one thread, and then read as often as wanted, in any thread.
 
     Args:
         hashing: hash the bytes while they are written; otherwise only when the hash is asked for.

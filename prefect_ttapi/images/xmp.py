@@ -66,7 +66,7 @@ _LONGEST_PROMPT: Final = 10_000
 
 @dataclass(frozen=True)
 class Statement:
-    """What this package says of a picture in its file.
+    """The facts that this package tells of a picture in its file.
 
     Attributes:
         model: the model that made the picture.

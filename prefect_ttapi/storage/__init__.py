@@ -1,1 +1,1 @@
-"""Where images live, and what is remembered of who paid for them; usable without Prefect runs."""
+"""Stores of images, and of the ledger beside them; usable without Prefect runs."""

@@ -59,7 +59,7 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 
 @dataclass(frozen=True)
 class Folder(ObjectStore):
-    """The files below `root`, which is made when first written to.
+    """The files below `root`; that folder is made by the first write.
 
     Creating is a hard link to a finished file, which fails if the name is taken. Replacing compares and
     renames under a lock. An object's tag is its modification time and size; replacing moves the time strictly
@@ -138,7 +138,7 @@ class Folder(ObjectStore):
         _forget(path)
 
     def _walk(self, top: Path, prefix: str = "", *, unfinished: bool = False) -> Iterator[Listed]:
-        """Yield objects below `top`, or unfinished files; one that goes while it is listed is left out.
+        """Yield objects below `top`, or unfinished files; a file that is removed meanwhile is left out.
 
         Args:
             top: leads to all keys that begin with `prefix`.
@@ -192,7 +192,7 @@ class Folder(ObjectStore):
         return StoreError(f"{doing} {self.root / key}: {advice}")
 
     def _describe(self, key: str, tag: str, facts: Facts) -> None:
-        """Keep what is said of the object that has this tag."""
+        """Keep the facts about the object that has this tag."""
         path = self.root / sidecar_key(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         said = {name: value for name, value in asdict(facts).items() if value}
@@ -224,7 +224,7 @@ def _tag_of(facts: os.stat_result) -> str:
 
 
 def _put(path: Path, body: Body, expected: Condition | str) -> str:
-    """Write a file and give it its name, if what has the name now is as expected; return the tag of what was written.
+    """Write a file, and give it its name if the file there now is as expected; return the new file's tag.
 
     Raises:
         ConflictError: it is not.
@@ -306,7 +306,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and what is above it, each name on the disk."""
+    """Make a folder and those above it, with each name on the disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

@@ -80,7 +80,7 @@ _LETTERS: Final = str.maketrans(
 
 @dataclass(frozen=True)
 class _Field:
-    """A piece of a template: text as it is, then a name with its format spec (or neither); `.stem` was asked for."""
+    """A piece of a template: literal text, then a name with its format spec, or none; `stem`: without an extension."""
 
     text: str
     name: str | None = None
@@ -280,7 +280,7 @@ def _in_utc(when: datetime) -> datetime:
 
 
 def beginning_of(template: str, *, date: datetime, batch: str) -> str:
-    """Return what all keys of a batch begin with, whatever the values of its requests are.
+    """Return the beginning that all keys of a batch share, whatever the values of its requests are.
 
     >>> beginning_of("shop/{date:%Y/%m}/{slug}.{ext}", date=datetime(2031, 5, 4), batch="batch")
     'shop/2031/05/'
@@ -295,7 +295,7 @@ def beginning_of(template: str, *, date: datetime, batch: str) -> str:
 
 
 def of_any_size(key: str) -> tuple[str, re.Pattern[str]] | None:
-    """Return what a likely key begins with, and its pattern, where its size is not known before; else None.
+    """Return the beginning and the pattern of a likely key whose size is not known yet; None for other keys.
 
     >>> _, pattern = of_any_size("a-100000x100000.png")
     >>> pattern.fullmatch("a-1024x1536.png") is not None, of_any_size("a.png")
@@ -347,7 +347,7 @@ def _ascii(text: str, legal: str) -> tuple[str, bool]:
 
 
 def _joined(kept: str, text: str, whole: bool) -> str:
-    """Return `kept`, with a hash of the whole text where it does not stand for all of it."""
+    """Return `kept`, with a hash of the whole text if a part of it was lost."""
     if kept and whole:
         return kept
     digits = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
@@ -440,7 +440,7 @@ def _filled(piece: _Field, facts: Mapping[str, Any]) -> str:
 
 
 def _path(name: str, value: str) -> list[str]:
-    """Return the parts of a value that is to keep its slashes; backslashes are the same."""
+    """Return the parts between the slashes, or backslashes, of a value."""
     parts = value.replace("\\", "/").split("/")
     if any(part.strip() in ("", ".", "..") for part in parts) or re.match("[A-Za-z]:", value):
         raise KeyTemplateError(

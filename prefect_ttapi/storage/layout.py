@@ -1,4 +1,4 @@
-"""Where everything lies in a store: each key with its parser, and what a store's address means.
+"""The places of everything in a store: each key with its parser, and the meaning of a store's address.
 
     images/<sha256>.<ext>                       an image, named by its bytes
     ledger/<origin>/<request hash>.json         all that is known of one request
@@ -106,7 +106,7 @@ def document_in(key: str) -> tuple[str, str] | None:
 
 
 def answer_key(slug: str, request_hash: str, token: str) -> str:
-    """Return where an answer is kept that nobody can read yet, by the token of the claim that it was paid under.
+    """Return the key of an answer that can't be read yet, given the token of the claim that it was paid under.
 
     >>> answer_key("sandbox", 64 * "0", 32 * "1") == f"answers/sandbox/{64 * '0'}/{32 * '1'}"
     True
@@ -165,7 +165,7 @@ def is_run_id(text: str) -> bool:
 
 
 def run_folder(run_id: str) -> str:
-    """Return the prefix of all that a flow run's batches keep."""
+    """Return the prefix of all objects of a flow run's batches."""
     return f"{BATCHES}{run_id}/"
 
 
@@ -198,7 +198,7 @@ def is_manifest(key: str) -> bool:
 
 
 def unchanged_in(key: str) -> str | None:
-    """Return the folder of a batch that changed nothing, by the key of what it left; None where it is none.
+    """Return the folder of a batch that changed nothing, given the key of the object it left; None for other keys.
 
     >>> unchanged_in("batches/3f2a/2/unchanged.json"), unchanged_in("batches/3f2a/manifest.jsonl")
     ('batches/3f2a/2', None)
@@ -230,7 +230,7 @@ def part_key(folder: str, number: int) -> str:
 
 
 def stop_key(folder: str) -> str:
-    """Return where a batch tells its task runs in other processes why nothing more is sent.
+    """Return the key of the document that tells task runs in other processes why nothing more is sent.
 
     >>> stop_key("batches/3f2a")
     'batches/3f2a/stop.json'
@@ -239,13 +239,13 @@ def stop_key(folder: str) -> str:
 
 
 def latest_key(name: str, api_origin: str) -> str:
-    """Return where the folders of the last batches of a name are told."""
+    """Return the key of the document that names the folders of the last batches of a name."""
     digest = hashlib.sha256(f"{api_origin}\n{name}".encode(errors="replace")).hexdigest()
     return f"{LATEST}{digest[:32]}.json"
 
 
 def sidecar_key(key: str) -> str:
-    """Return where a local folder keeps what is known of an object.
+    """Return the key under which a local folder keeps the facts about an object.
 
     >>> sidecar_key("images/a.png")
     '.metadata/images/a.png.json'
@@ -254,7 +254,7 @@ def sidecar_key(key: str) -> str:
 
 
 def split_at(uri: str, folder: str) -> tuple[str, str] | None:
-    """Return a store's address, and the key in it, of what the store keeps below `folder`; None for anything else.
+    """Return the store's address and the key of an object below a store's `folder`; None for other addresses.
 
     >>> split_at("s3://pictures/2031/images/a.png", IMAGES)
     ('s3://pictures/2031', 'images/a.png')
@@ -265,7 +265,7 @@ def split_at(uri: str, folder: str) -> tuple[str, str] | None:
 
 
 def is_s3(url: str) -> bool:
-    """Return whether an address is a bucket's, or of an object there."""
+    """Return whether an address is that of a bucket, or of an object in one."""
     return url[: len(_S3)].lower() == _S3
 
 

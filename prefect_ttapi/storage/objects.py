@@ -62,7 +62,7 @@ class GoneError(ConflictError):
 
 
 class NoAnswerError(StoreError):
-    """No answer that settles it (no connection, silence, 409, 429, 5xx): a write may have happened or not."""
+    """No answer settles it (no connection, silence, 409, 429, 5xx): a write may have happened or not."""
 
 
 class NoConditionsError(StoreError):
@@ -71,7 +71,7 @@ class NoConditionsError(StoreError):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a store that gives no answer is asked again.
+    """The patience with a store that gives no answer.
 
     Attributes:
         seconds: from the first try to the last.
@@ -115,7 +115,7 @@ def patience() -> Patience:
 
 @contextmanager
 def waiting(seconds: float, stop: Stop | None = None) -> Iterator[None]:
-    """Have this thread ask stores for so long, within the block; a stop that is set outside of it is kept."""
+    """Let this thread ask stores for so long within the block; without `stop`, the stop of an outer block counts."""
     before = _patience.set(Patience(seconds, stop or patience().stop))
     try:
         yield
@@ -197,7 +197,7 @@ class ObjectStore(Protocol):
         """Return bytes and tag, or None where there is no such object."""
 
     def fetch(self, key: str) -> Body:
-        """Bring the object to this machine; return what opens it.
+        """Bring the object to this machine; return a function that opens it.
 
         Raises:
             ImageMissingError: there is none.
@@ -233,11 +233,11 @@ class ObjectStore(Protocol):
         """
 
     def put_tags(self, key: str, facts: Facts) -> None:
-        """Give an object its tags, where a place has such a thing."""
+        """Give an object its tags, if the store has tags."""
         del key, facts
 
     def room(self) -> int | None:
-        """Return how many bytes more there is room for, by the disk's own account; None where nobody knows."""
+        """Return how many more bytes there is room for, according to the disk; None if that is not known."""
         return None
 
     def copy(self, source: ObjectStore, source_key: str, key: str, facts: Facts, expected: Condition) -> bool:
@@ -256,7 +256,7 @@ class ObjectStore(Protocol):
         return iter(())
 
     def delete_half_written(self, key: str) -> None:
-        """Remove what `half_written` listed under this key."""
+        """Remove a file that `half_written` listed under this key."""
         raise StoreError(f"there are no half-written objects here: {key}")
 
     def presign(self, key: str, seconds: int) -> str:
@@ -302,10 +302,10 @@ def reserved(name: str) -> bool:
 
 
 class TakenKeys:
-    """Keys and whose they are, in some 200 bytes each, however long they are.
+    """Keys with their owners, in some 200 bytes each, however long they are.
 
     A bucket could hold keys that differ in case only, or a key below another one; a folder on some systems could
-    not: what works in one place is to work in the other.
+    not. Keys must work in both.
 
     >>> taken = TakenKeys()
     >>> taken.take("a.png", "one", 0), taken.take("a.png", "one", 1)

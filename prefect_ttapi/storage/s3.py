@@ -155,7 +155,7 @@ class S3(ObjectStore):
         return tag if is_proven else self._proven(key, body, facts)
 
     def _proven(self, key: str, body: Body, facts: Facts) -> str:
-        """Return the tag of what was just written, told by its metadata or else its bytes.
+        """Return the tag of the object that was just written, which is known by its metadata or else by its bytes.
 
         Raises:
             ConflictError: somebody has written something else since.
@@ -301,7 +301,7 @@ class S3(ObjectStore):
 
 
 def _conditions(expected: Condition | str) -> dict[str, str]:
-    """Return what has to be at the key, by botocore's names."""
+    """Return the conditions of a write, by botocore's names."""
     if isinstance(expected, str):
         return {"IfMatch": expected}
     return {"IfNoneMatch": "*"} if expected is Condition.NOTHING else {}
@@ -317,5 +317,5 @@ def _tag_in(answer: Mapping[str, Any]) -> str:
 
 
 def _name_below(base: str, listed: str) -> str:
-    """Return the name of an object whose listing was asked for, which some services encode and don't say so."""
+    """Return a listed object's name; some services encode it without saying so."""
     return listed if listed.startswith(base) else unquote(listed)

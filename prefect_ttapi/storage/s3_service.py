@@ -1,4 +1,4 @@
-"""An S3 service: how it is reached and who asks it, and what its refusals and silences mean, each in one line."""
+"""An S3 service: the account that asks it, clients for it, and one line for each way in which it may fail."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MD5: Final = partial(hashlib.md5, usedforsecurity=False)
 
 @dataclass(frozen=True)
 class Account:
-    """A service, how it is reached and who asks it; None leaves it to the AWS chain.
+    """A service, the way to reach it, and the credentials for it; None leaves a field to the AWS chain.
 
     Attributes:
         verify: as botocore takes it: whether to verify, or against which file.
@@ -175,13 +175,13 @@ def _say_md5(request: Any, **_: Any) -> None:
 
 
 def _send_at_once(params: dict[str, Any], **_: Any) -> None:
-    """Don't ask first whether a body is wanted that is in memory: it would cost more than it could spare."""
+    """Send a body that is in memory without asking first: asking would cost more than it could save."""
     if isinstance(params.get("body"), io.BytesIO):
         params["headers"].pop("Expect", None)
 
 
 def _check_authorities(file: str) -> None:
-    """Raise a StoreError if the file holds no certificates: botocore would tell of it as of a lost connection."""
+    """Raise a StoreError if the file holds no certificates, which botocore would report as a lost connection."""
     try:
         ssl.create_default_context(cafile=file)
     except OSError as error:  # also where it is no PEM
@@ -300,7 +300,7 @@ def explain(error: Exception, doing: str, *, answered: bool = False, conditional
 
 
 def _details(error: Exception) -> dict[str, str]:
-    """Return region, clock and words of an answer, for an advice to quote."""
+    """Return the region, clock and words of an answer, for the advice to quote."""
     answer = _answer(error)
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region")
@@ -313,7 +313,7 @@ def _details(error: Exception) -> dict[str, str]:
 
 
 def _clock(theirs: str) -> str:
-    """Return how this machine's clock stands by the time that the service gives."""
+    """Return how far this machine's clock is from the time that the service gives."""
     try:
         ahead = (datetime.now(UTC) - parsedate_to_datetime(theirs)).total_seconds() / 60
     except (ValueError, TypeError):
@@ -323,7 +323,7 @@ def _clock(theirs: str) -> str:
 
 
 def _kind(error: Exception) -> str:
-    """Return the error's class; of TLS, whose errors may come after a request was sent, what went wrong before."""
+    """Return the error's class; for a failed TLS handshake, before which nothing was sent, the kind of failure."""
     found = (
         kind for words, kind in _HANDSHAKE.items() if isinstance(error, SSLError) and words in str(error)
     )

@@ -1,4 +1,4 @@
-"""What the forms of blocks have in common, and their settings that need checks: addresses, options, credentials."""
+"""The common part of the blocks' forms, and the settings that need checks: addresses, options, credentials."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ class UploadOptions(_Plain):
 
 
 class ConnectionOptions(_Plain):
-    """How an S3 service is reached."""
+    """The connection to an S3 service."""
 
     model_config = ConfigDict(title="How the service is reached", frozen=True, extra="forbid")
 
@@ -261,7 +261,7 @@ class ConnectionOptions(_Plain):
 
 
 class SavedForm(_Plain):
-    """A block's fields; what another version saved is read without the names that this one does not know.
+    """The form of a block; a block that another version saved is read without the names that this one does not know.
 
     `.map` takes such a block as one value, with or without `unmapped`: it iterates what it can, and a pydantic model
     would be its fields. Prefect reads the fields by `dict(block)`, which needs no iteration where there are keys.
@@ -377,7 +377,7 @@ def with_block(account: Account, block: str | AwsBlock | None) -> Account:
 
 @dataclass(frozen=True)
 class _KeysOf:
-    """Credentials as the block gives them now, which for an assumed role are new ones each time."""
+    """The block's credentials as of now; for an assumed role, they are new ones each time."""
 
     block: str | AwsBlock
 

@@ -1,4 +1,4 @@
-"""The block that says where images live, with the operations that the package needs there."""
+"""The block of an image store, with the operations that the package needs there."""
 
 from __future__ import annotations
 
