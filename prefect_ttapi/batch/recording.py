@@ -34,7 +34,6 @@ from prefect_ttapi.lineage.markdown import Picture, batch_markdown, image_table
 from prefect_ttapi.lineage.publishing import Progress, batch_key, publish
 from prefect_ttapi.lineage.report import BatchReport, Totals, Unchanged, failed_again
 from prefect_ttapi.lineage.shown import CELL, REASON, StoreLinks, one_line
-from prefect_ttapi.results import StoredImage
 from prefect_ttapi.storage.layout import (
     BATCHES,
     MANIFEST,
@@ -242,7 +241,7 @@ class Recorder(ExitStack):
                 rescued=rescued,
                 rescue_folder=str(folder) if folder else None,
             ).with_store(self._store)
-            for note in _notes(report):
+            for note in filter(None, (*report.notes, report.waiting)):
                 self._log.warning("%s: %s", one_line(self._name, 60), note)
             self._publish(report)
             return report
@@ -372,11 +371,9 @@ class Recorder(ExitStack):
     def _pictures(self) -> Iterator[Picture]:
         for row in self._shown():
             for image in row.images:
-                yield Picture(row, image, self._small_thumbnail(image))
-
-    def _small_thumbnail(self, image: StoredImage) -> bytes | None:
-        known = self._thumbnails.get(image.sha256)
-        return thumbnail_or_none(partial(io.BytesIO, known)) if known else None
+                known = self._thumbnails.get(image.sha256)
+                small = thumbnail_or_none(partial(io.BytesIO, known)) if known else None
+                yield Picture(row, image, small)
 
     def _standing(self) -> Standing:
         in_flight = self._dispatch.in_flight if self._dispatch else None
@@ -385,10 +382,6 @@ class Recorder(ExitStack):
     def _price(self, row: Row) -> float | None:
         price = self._prices.get(row.request.model) if row.request and row.images else None
         return price.of(len(row.images), row.usage) if price else None
-
-
-def _notes(report: BatchReport) -> list[str]:
-    return [*report.notes, *([report.waiting] if report.waiting else [])]
 
 
 def _run_url(flow_run_id: str) -> str | None:
