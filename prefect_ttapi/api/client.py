@@ -138,7 +138,7 @@ class TTAPIClient:
     ) -> GeneratedImages:
         """Return the images that `request` asks for.
 
-        They are read however the answer is dressed, also from one that was cut: whole images count. Perhaps fewer than
+        They are read from an answer of any form, also from one that was cut: whole images count. Perhaps fewer than
         `n`, with a warning in the log: where some of those that came are of no use, or can't be fetched, the others are
         paid all the same.
 

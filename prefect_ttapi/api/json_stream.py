@@ -5,7 +5,7 @@ that breaks off has its last whole value. A string that is an image, by its key 
 way; the rest is kept and, at the end, judged by `json`. In what is kept an image is the word NaN: no string can be
 mistaken for it, and a NaN that was sent is refused.
 
-Base64 is read in any dress: in a `data:` URI, in lines, URL-safe, without padding, escaped twice. Differs from
+Base64 is read in all its forms: in a `data:` URI, in lines, URL-safe, without padding, escaped twice. Differs from
 `json.loads`: one document may follow another; UTF-8 only (one byte-order mark is skipped, other bytes are replaced);
 NaN and Infinity are refused; length and nesting are bounded.
 """
@@ -54,7 +54,7 @@ _IMAGE: Final = re.compile(
 )
 _URL: Final = re.compile(rb"[\s\"'`<]*[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
-#: What base64 is dressed in: JSON's or a URI's escapes inside its text.
+#: Escapes of JSON or of a URI that may stand inside the text of base64.
 _SECOND_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})|\\(.)", re.DOTALL)
 _HALF_ESCAPE: Final = re.compile(rb"(?:%[0-9A-Fa-f]?|\\)\Z")
 _PLAIN: Final = bytes.maketrans(b"-_", b"+/")
@@ -74,7 +74,7 @@ class EarlyEnd(DecodingError):  # noqa: N818 - named for what happened
 
 
 class Reading:
-    """Where the reading of a body stands, for who keeps what is read.
+    """How far a body is read, for whoever keeps it meanwhile.
 
     Attributes:
         image: the one whose base64 is being read.
@@ -281,9 +281,9 @@ class StreamingJSON:
 
 
 class Base64:
-    """Decodes base64 in large slices into a spool file; what is no base64 is told in `damage`.
+    """Decodes base64 in large slices into a spool file; `damage` tells if it is none.
 
-    Nearly all of it is plain, which a strict decoder takes at once. What it does not take is undressed first.
+    Nearly all of it is plain, and taken by a strict decoder at once. The rest is made plain first.
 
     Attributes:
         is_verbatim: what was decoded so far is what was read, with nothing left out or escaped.
@@ -322,7 +322,7 @@ class Base64:
         self.is_verbatim = self.is_verbatim and self._is_plain
         try:
             if not self._is_plain:
-                self._decode_dressed(is_end)
+                self._decode_leniently(is_end)
         except ValueError:
             self.damage = DecodingError("an image is not base64")
 
@@ -341,7 +341,7 @@ class Base64:
         del self._pending[:size]
         return True
 
-    def _decode_dressed(self, is_end: bool) -> None:
+    def _decode_leniently(self, is_end: bool) -> None:
         text, half = bytes(self._pending), b""
         if b"%" in text or b"\\" in text:
             found = _HALF_ESCAPE.search(text)

@@ -51,7 +51,7 @@ class Clock:
 
 
 class Rejection(Enum):
-    """What it says of the pace that a request was one too many."""
+    """What the rejection of a request shows of the pace."""
 
     ALONE = "nothing else was in flight"
     SLOWED = "the limit falls because of it"

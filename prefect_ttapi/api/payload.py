@@ -202,7 +202,7 @@ def _found_in_object(
         if found or (wrapped and image is None and not _url_in(named)):
             yield from found or wrapped[0]
             return
-    others = (inner for key, inner in named.items() if _is_image(inner) and _may_be_the_image(key))
+    others = (inner for key, inner in named.items() if _is_image(inner) and not _OTHER_PICTURES.search(key))
     image = image or next(others, None)
     if image is not None or _url_in(named):
         yield _read(image, _url_in(named), prompt)
@@ -218,7 +218,7 @@ def _wrapped(
             if found:
                 yield found
     for key, inner in named.items():  # under a name that is not known, bytes alone are surely an image
-        if isinstance(inner, Mapping | list) and _may_be_the_image(key):
+        if isinstance(inner, Mapping | list) and not _OTHER_PICTURES.search(key):
             found = [item for item in _found(inner, prompt, []) if isinstance(item, Item) and item.image]
             if found:
                 yield list[Item | ErrorBody | str](found)
@@ -230,10 +230,6 @@ def _url_in(named: Mapping[str, Any]) -> str:
     return next(
         (text for key, text in texts if _URL.match(text) or (key in _SURELY_URLS and text.strip())), ""
     )
-
-
-def _may_be_the_image(key: str) -> bool:
-    return _OTHER_PICTURES.search(key) is None
 
 
 def _is_image(value: object) -> bool:

@@ -1,9 +1,9 @@
 """Images from a 2xx's body, whatever it is: JSON, JSON Lines, server-sent events, an image (sans-IO).
 
-What a body is, its first bytes say, not its type, nor what was asked for. Events are framed as the WHATWG says. An
-event's data is handed on as it arrives, so that an event of 64 MiB costs no memory here. Lines end with LF, CR or CRLF;
-one byte-order mark is skipped; comments, `id`, `retry` and unknown fields mean nothing to us. In what the events say
-fields may be missing; what is unknown is passed over.
+The first bytes of a body tell its kind, whatever its type says and whatever was asked for. Events are framed by the
+WHATWG's rules. An event's data is handed on as it arrives, so that an event of 64 MiB costs no memory here. Lines end
+with LF, CR or CRLF; one byte-order mark is skipped; comments, `id`, `retry` and unknown fields mean nothing to us. An
+event's JSON may lack fields; unknown ones are passed over.
 """
 
 from __future__ import annotations

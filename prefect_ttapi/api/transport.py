@@ -52,7 +52,7 @@ KEEPALIVE: Final = 2.0
 _ERROR_BODY_BYTES: Final = 64 * 1024
 _ERROR_BODY_SECONDS: Final = 10.0
 
-#: What is not in here is taken for LOST: a doubt.
+#: Any other error is taken for LOST, the more doubtful outcome.
 _BREAKS: Final[Mapping[Break, tuple[type[Exception], ...]]] = {
     Break.CONNECTING: (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
     Break.SENDING: (httpx.WriteError, httpx.WriteTimeout),
@@ -130,7 +130,7 @@ def judge_unreadable(
 
 
 def may_be_paid(verdict: Verdict) -> bool:
-    """Tell whether an answer is worth to be kept: one that was refused instead has no images."""
+    """Tell whether an answer is worth keeping: a refusal has no images."""
     return verdict.error.outcome in (Outcome.UNKNOWN, Outcome.UNUSABLE, Outcome.SERVER_FAULT)
 
 

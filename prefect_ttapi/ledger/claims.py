@@ -9,7 +9,6 @@ import threading
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from prefect_ttapi.errors import Outcome, StoreError
@@ -123,9 +122,7 @@ class Claim:
         _renewer(os.getpid()).add(self, self._due)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if self._sent and not self._settled:
                 self.mark_unknown(f"{kind.__name__}: {error}" if kind else "left without an answer")
