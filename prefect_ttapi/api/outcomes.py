@@ -313,15 +313,19 @@ def _by_words(status: int, message: str, prompt: str) -> Verdict | None:
     """Return the verdict of what the API says in words of its own, where they are known."""
     said, asked = (" ".join(text.casefold().replace("\\", "").split()) for text in (message, prompt))
     own = _without(asked, said)
-    # where the prompt does not stand as it is, a part of it may
-    repeated = asked if own == said else ""
+    # where the prompt does not stand as it is, a part of it may, without what it quotes, too
+    repeated = f"{asked}\n{_unquoted(asked)}" if own == said else ""
     spelt = [(word, _CODES.get(word)) for word in re.findall(r"\w+", own) if "_" in word]
-    own = " ".join(_QUOTED.sub(" ", _HEARD.sub(r" \3 ", own)).split())
+    own = _unquoted(own)
     spoken = [(found[0], sign) for words, sign in _WORDS for found in words.finditer(own)]
     for words, sign in (*spelt, *spoken):
         if sign is not None and status < sign.below and words not in repeated:
             return replace(sign.verdict, taken_for=f"{sign.verdict.name}, as it says {words!r}")
     return None
+
+
+def _unquoted(said: str) -> str:
+    return " ".join(_QUOTED.sub(" ", _HEARD.sub(r" \3 ", said)).split())
 
 
 def _without(asked: str, said: str) -> str:

@@ -363,6 +363,7 @@ OWN = [
 ]  # fmt: skip
 
 
+@example("invalid api key “so” invalid api key", OWN[0], "its end", 200)
 @given(
     PROMPTS,
     st.sampled_from(OWN),
