@@ -182,6 +182,24 @@ def test_files_that_are_named_are_there() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_the_map_has_every_module_in_its_room() -> None:
+    """Each room of the map names its modules, and no others; a module of a command may go by the command's name."""
+    rooms, modules = {}, {}
+    for places, answer in re.findall(r"^\| (`.*?) \| (.*) \|$", page("map.md"), re.MULTILINE):
+        for place in named(places):
+            rooms[place] = named(answer)
+    for path in PACKAGE.rglob("[a-z]*.py"):
+        room = path.relative_to(PACKAGE).parts[0]
+        modules.setdefault(room if room.endswith(".py") else f"{room}/", set()).add(path.stem)
+    assert rooms.keys() == modules.keys()
+    missing = {room: modules[room] - rooms[room] for room in rooms if room.endswith("/")}
+    commands = {name for name in app if not name.startswith("-")}
+    assert missing.pop("cli/") <= commands
+    assert not any(missing.values()), missing
+    assert rooms["cli/"] <= modules["cli/"] | commands
+    assert all(rooms[room] <= modules[room] for room in missing if room != "generation/")
+
+
 def test_each_threat_has_its_tests() -> None:
     """Each line of the table of threats names tests; that they are there is tested above."""
     table = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("| threat |")[2]
