@@ -172,7 +172,7 @@ def forms(prefect_ui: Server) -> dict[str, str]:
     [
         ("ttapi-credentials", "The key is in the TTAPI dashboard."),
         ("ttapi-image-store", "How objects are written"),
-        ("deployment", "Images get this size where a row of the file has none."),
+        ("deployment", "The size of images for rows of the file that name none."),
         ("request", "GPT Image models make files of this type."),
     ],
 )
