@@ -142,14 +142,16 @@ class RescueFolder:
     def _found(self, request_hash: str) -> Path | None:
         """Return where something is kept for this request; None, with a warning, where it can't be told."""
         try:
-            below = self._below / request_hash
-            places = (place / below for place in _trusted(self.store.rescue_folder))
-            return next((place for place in places if place.is_dir()), None)
+            places = _trusted(self.store.rescue_folder)
         except StoreError:
             return None
-        except OSError as error:
-            self.log.warning("what may be in the rescue folder is not looked for: %s", error)
-            return None
+        for folder in (place / self._below / request_hash for place in places):
+            try:
+                if folder.is_dir():
+                    return folder
+            except OSError as error:  # there may be another that can be looked into
+                self.log.warning("what may be in the rescue folder is not looked for: %s", error)
+        return None
 
     def put_meanwhile(self, request_hash: str, hand: Unread) -> None:
         """Keep an answer until its images are fetched and stored, but beside nothing that people are to look at."""

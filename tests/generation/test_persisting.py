@@ -191,6 +191,19 @@ def test_without_a_home_the_temporary_folder_takes_its_place(
     assert sandbox.calls == 1
 
 
+def test_a_folder_that_can_not_be_looked_into_hides_no_other(
+    store, client, sandbox: Sandbox, homeless: Path, monkeypatch, caplog
+):
+    """What is kept in the temporary folder is found, though the user's own folder can't even be asked for."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"/{'x' * 300}")
+    store = store.model_copy(update={"rescue_folder": None})
+    assert f"in {homeless}/prefect-ttapi-{os.geteuid()}/" in lost(store, client)
+    assert "is not looked for: " in caplog.text
+    assert not pay(store, client, "two").sent
+    assert sandbox.calls == 1
+    assert not any(path.is_file() for path in homeless.rglob("*"))
+
+
 def test_a_temporary_folder_of_somebody_else_is_no_rescue_folder(
     store, client, sandbox: Sandbox, homeless: Path
 ):
