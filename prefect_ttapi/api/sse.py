@@ -139,12 +139,20 @@ def _recognised(body: Body, max_bytes: int) -> tuple[bool, Documents]:
         return False, _image(body, whole, max_bytes)
     told = head.removeprefix(_BOM).lstrip()
     if _TEXT.match(told):  # an image or its URL, and no JSON around it
-        return False, _documents(body, chain([b'"'], whole, [b'"']), StreamingJSON(max_bytes))
+        return False, _documents(body, _quoted(body, whole), StreamingJSON(max_bytes))
     if _FIELD.match(told) or (
         body.media_type == "text/event-stream" and not told.startswith((b"{", b"[", b'"'))
     ):
         return True, _events(whole, max_bytes, body.reading)
     return False, _documents(body, whole, StreamingJSON(max_bytes, body.reading))
+
+
+def _quoted(body: Body, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a text as a JSON string, without its end where the body broke off: half a URL is none."""
+    yield b'"'
+    yield from pieces
+    if not body.broke:
+        yield b'"'
 
 
 def _image(body: Body, pieces: Iterable[bytes], max_bytes: int) -> Documents:

@@ -545,6 +545,15 @@ def test_an_answer_cut_before_its_first_image_is_kept(server: HostileServer, cli
             client.read_again(CAT, caught.value.answer)
 
 
+def test_an_address_that_was_cut_is_none(server: HostileServer, client: TTAPIClient) -> None:
+    """What is left of a URL without JSON around it leads elsewhere: nobody knows the outcome, nothing is fetched."""
+    server.play(cut(f"{server.url}/x.png?signature=0123".encode(), len(server.url) + 9))
+    with pytest.raises(UnknownOutcomeError) as caught:
+        client.generate(CAT, patience=0)
+    assert caught.value.answer is not None
+    assert len(server.requests) == 1
+
+
 def test_an_answer_to_an_earlier_send_is_kept(server: HostileServer, make_client: MakeClient) -> None:
     """Where who opted in sends again, and that fails, what came of the first send is still in hand."""
     body = json.dumps(answered(png(noise=500))).encode()
