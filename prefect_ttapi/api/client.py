@@ -228,7 +228,7 @@ class TTAPIClient:
                 came.
         """
         guard = guard or Guard()
-        came, problems, elsewhere = 0, list[str](), list[tuple[int, Item, Usage | None]]()
+        came, problems, elsewhere = 0, list[str](), list[tuple[int, Item, list[Usage | None]]]()
         failure: Failure | None = None
         with Attempts(request.request_hash[:12], self._policy, self._pace, guard) as attempts:
             body = request.body(stream=True)
@@ -241,8 +241,8 @@ class TTAPIClient:
                         if isinstance(part, PartialImage):
                             yield part
                             continue
+                        usage = [part.usage]  # told with the first of its images that is had
                         for item in part.items:
-                            usage = part.usage if item is part.items[0] else None
                             if item.image is None:  # fetched later: the connection would not wait
                                 elsewhere.append((came, item, usage))
                             else:
@@ -326,11 +326,11 @@ class TTAPIClient:
 
 
 def _completed(
-    image: GeneratedImage, usage: Usage | None, attempts: Attempts, opened: Opened
+    image: GeneratedImage, usage: list[Usage | None], attempts: Attempts, opened: Opened
 ) -> CompletedImage:
     return CompletedImage(
         **vars(image),
-        usage=usage,
+        usage=usage.pop() if usage else None,
         attempts=attempts.count,
         request_id=opened.request_id,
         earlier_outcomes=attempts.earlier,

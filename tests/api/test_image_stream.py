@@ -13,6 +13,7 @@ import pytest
 
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.errors import (
+    DownloadError,
     InvalidResponseError,
     Outcome,
     ServerError,
@@ -20,7 +21,7 @@ from prefect_ttapi.errors import (
     UnknownOutcomeError,
 )
 from prefect_ttapi.requests import ImageRequest
-from prefect_ttapi.results import CompletedImage, PartialImage
+from prefect_ttapi.results import CompletedImage, PartialImage, Usage
 from tests.support.hostile import (
     Behaviour,
     HostileServer,
@@ -288,6 +289,21 @@ def test_an_image_by_url(server: HostileServer, client: TTAPIClient) -> None:
     image = event({"type": "image_generation.completed", "url": f"{server.url}/x.png"})
     server.play(streaming(image), answer(200, png()))
     assert seen(client.stream(CAT)) == [("CompletedImage", 0, png())]
+
+
+@pytest.mark.parametrize("with_bytes", [False, True], ids=["a URL", "bytes"])
+def test_tokens_are_told_whichever_image_is_had(
+    server: HostileServer, make_client: MakeClient, with_bytes: bool
+) -> None:
+    """Where the first image of an answer can't be fetched, its tokens come with the next one."""
+    lost, had = {"url": f"{server.url}/lost.png"}, {"url": f"{server.url}/x.png"}
+    data = [lost, {"b64_json": b64(png())} if with_bytes else had]
+    fetched = [answer(404)] if with_bytes else [answer(404), answer(200, png())]
+    server.play(answer(200, {"data": data, "usage": USAGE}), *fetched)
+    events: list[PartialImage | CompletedImage] = []
+    with pytest.raises(DownloadError):
+        events.extend(make_client().stream(CAT, patience=0))
+    assert [isinstance(event, CompletedImage) and event.usage for event in events] == [Usage(**USAGE)]
 
 
 def test_closing_early_closes_the_connection(server: HostileServer, client: TTAPIClient) -> None:
