@@ -108,12 +108,17 @@ def test_ctrl_c_at_a_terminal_ends_a_script(kind: str, times: int, tmp_path: Pat
                 until(lambda: "requests under way have" in log.read_text(), log)
                 os.killpg(process.pid, signal.SIGINT)
             began = time.monotonic()
-            assert process.wait(PATIENCE) in (130, -signal.SIGINT), log.read_text()
+            # Python ends threads by force where it leaves at once, which Rust and C++ in one of them may abort for
+            aborted = [-signal.SIGABRT] if times == 2 else []
+            assert process.wait(PATIENCE) in (130, -signal.SIGINT, *aborted), log.read_text()
             assert time.monotonic() - began < (SLACK if times == 1 else 15.0), log.read_text()
             until(lambda: is_empty(process.pid), log)
     (manifest,) = out.glob("batches/*/manifest.jsonl")
     statuses = [json.loads(line)["status"] for line in manifest.read_text().splitlines()]
-    assert (statuses.count("failed"), statuses.count("skipped")) == (4, 26)
+    failed = statuses.count("failed")
+    assert failed + statuses.count("skipped") == 30
+    # two more wait for their turn: where all is left at once, they may not have said yet that they were not sent
+    assert failed == 4 if times == 1 else 4 <= failed <= 6
     if times == 1:
         assert "Finished in state Crashed" in log.read_text()
     # what the server says of its own end is its own affair
