@@ -155,8 +155,10 @@ class TTAPIClient:
         """
         guard = guard or Guard()
         with Attempts(request.request_hash[:12], self._policy, self._pace, guard) as attempts:
-            while isinstance(found := self._ask(request, guard, attempts.begin()), Failure):
+            attempts.begin()
+            while isinstance(found := self._ask(request, guard), Failure):
                 attempts.failed(found)
+                attempts.begin()
             attempts.answered()
         answer, opened = found
         raw = opened.answer() if any(item.image is None for item in answer.items) else None
@@ -232,8 +234,10 @@ class TTAPIClient:
         failure: Failure | None = None
         with Attempts(request.request_hash[:12], self._policy, self._pace, guard) as attempts:
             body = request.body(stream=True)
-            while isinstance(opened := self._transport.open(body, guard, attempts.begin()), Failure):
+            attempts.begin()
+            while isinstance(opened := self._transport.open(body, guard), Failure):
                 attempts.failed(opened)
+                attempts.begin()
             attempts.answered()
             with closing(opened):
                 try:
@@ -268,9 +272,9 @@ class TTAPIClient:
             raise _paid(lost, attempts, opened, raw)
         _warn(request, came, problems)
 
-    def _ask(self, request: ImageRequest, guard: Guard, number: int) -> tuple[Answer, Opened] | Failure:
+    def _ask(self, request: ImageRequest, guard: Guard) -> tuple[Answer, Opened] | Failure:
         """Return the answer and what it was read from, or why there is none."""
-        opened = self._transport.open(request.body(), guard, number)
+        opened = self._transport.open(request.body(), guard)
         if isinstance(opened, Failure):
             return opened
         with closing(opened):

@@ -27,7 +27,7 @@ from prefect_ttapi.api.json_stream import DecodingError
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.api.outcomes import read_retry_after
 from prefect_ttapi.api.redaction import quiet
-from prefect_ttapi.api.transport import decoded
+from prefect_ttapi.api.transport import ONCE, decoded
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import ImageFacts, NotAnImage, read_image
 from prefect_ttapi.images.spool import Spool
@@ -294,12 +294,11 @@ class Downloader:
         self._pool = httpcore.ConnectionPool(
             ssl_context=ssl_context or httpx.create_ssl_context(),
             max_connections=None,
-            keepalive_expiry=2.0,
             network_backend=CheckedBackend(reach, self._deadline),
         )
 
     def close(self) -> None:
-        """Close idle connections."""
+        """Close what is open."""
         with quiet():
             self._pool.close()
 
@@ -367,6 +366,7 @@ class Downloader:
                 "Accept": "image/*",
                 "Accept-Encoding": "identity",
                 "User-Agent": "prefect-ttapi",
+                **ONCE,
                 **partial.headers,
             }
             extensions = {"timeout": self._timeouts}

@@ -212,22 +212,20 @@ class Attempts:
         """Seconds since the first send was admitted, which may have taken long."""
         return self._clock.monotonic() - self._started
 
-    def begin(self) -> int:
-        """Wait until the request may be sent, for the first, second, ... time, and return which it is.
+    def begin(self) -> None:
+        """Wait until the request may be sent, again or for the first time.
 
         Raises:
             StopSending: the guard was stopped, or said so.
         """
-        number = self.count + 1
         self._turn.take()
         late = self._policy.too_late(self.elapsed) if self.count else None
         if late:
             raise StopSending(late)
         self._guard.stop.check()  # first: what a guard admits it takes for sent
-        self._guard.admit(number)
+        self._guard.admit(self.count + 1)
         if not self.count:
             self._started = self._clock.monotonic()
-        return number
 
     def answered(self) -> None:
         """Note that the request was answered: it is not sent again."""

@@ -8,7 +8,6 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import chain
 from typing import Any, Final
@@ -44,10 +43,10 @@ log: Final = logging.getLogger(__name__)
 
 PATH: Final = "/v1/images/generations"
 
-#: Seconds that an idle connection is kept for the next request. Servers close idle connections after 5 s or
-#: more; a request that meets the closing would have an unknown outcome, a new connection costs next to
-#: nothing.
-KEEPALIVE: Final = 2.0
+#: Each request has a connection of its own, which costs next to nothing beside an image. One that has been idle may be
+#: closed while a request is under way on it, whose outcome is then unknown: by the server, or by httpcore's pool for
+#: another thread (https://github.com/encode/httpcore/issues/1110).
+ONCE: Final = {"Connection": "close"}
 
 _ERROR_BODY_BYTES: Final = 64 * 1024
 _ERROR_BODY_SECONDS: Final = 10.0
@@ -294,7 +293,7 @@ class Opened:
         return self._response.status_code != 204 and not lengths & self._response.headers.keys()
 
     def close(self) -> None:
-        """Give the connection back, or close it where the body was not read to its end."""
+        """Close the connection."""
         with quiet():
             self._response.close()
 
@@ -315,32 +314,27 @@ class Transport:
         self._api_key = api_key
         self._redactor = Redactor(api_key)
         self._clock = clock
-        make_client = partial(
-            httpx.Client,
+        self._http = httpx.Client(
             timeout=timeout,
             verify=ssl_context,
             # proxies come from the environment; plain http, which is for this machine, would show one the key
             trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
+            # how many requests are in flight is the caller's to say
+            limits=httpx.Limits(),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            headers={"User-Agent": "prefect-ttapi", "Accept-Encoding": "identity"},
+            headers={"User-Agent": "prefect-ttapi", "Accept-Encoding": "identity", **ONCE},
             event_hooks={"response": [_forget_location]},
         )
-        # how many requests are in flight is the caller's to say
-        self._http = make_client(limits=httpx.Limits(keepalive_expiry=KEEPALIVE))
-        # who fails often hangs up afterwards, and a repeated send must not run into that
-        self._fresh = make_client(limits=httpx.Limits(max_keepalive_connections=0))
 
     def close(self) -> None:
         """Close all connections."""
         with quiet():
             self._http.close()
-            self._fresh.close()
 
-    def open(self, body: Mapping[str, Any], guard: Guard, number: int) -> Opened | Failure:
-        """Send `body`, for the `number`-th time, and wait for the headers of the answer."""
+    def open(self, body: Mapping[str, Any], guard: Guard) -> Opened | Failure:
+        """Send `body`, and wait for the headers of the answer."""
         sending = Sending(guard)
-        http = self._http if number == 1 else self._fresh
-        request = http.build_request(
+        request = self._http.build_request(
             "POST",
             self._url,
             json=body,
@@ -352,7 +346,7 @@ class Transport:
         )
         with quiet():
             try:
-                response = http.send(request, stream=True)
+                response = self._http.send(request, stream=True)
             except httpx.TransportError as error:
                 return self._broken(error, sending)
             if not response.is_success:

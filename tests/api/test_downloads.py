@@ -68,7 +68,7 @@ def test_nothing_of_ours_is_sent_along(
         ("GET", "/b.png"),
     ]
     for request in server.requests[1:]:
-        assert request.headers.keys() == {"host", "accept", "accept-encoding", "user-agent"}
+        assert request.headers.keys() == {"host", "accept", "accept-encoding", "connection", "user-agent"}
         assert request.headers["host"] == f"127.0.0.1:{server.port}"
         assert KEY not in str(request)
 

@@ -115,8 +115,10 @@ def turn_of(pace: Pace, stop: Stop | None = None) -> Iterator[Turn]:
 def send(pace: Pace, guard: Guard, policy: RetryPolicy, *answers: Callable[[], Failure | None]) -> Attempts:
     """Send until an answer is none of a failure; the last one is given from then on."""
     with Attempts("x", policy, pace, guard) as attempts:
-        while (failure := answers[min(attempts.begin(), len(answers)) - 1]()) is not None:
+        attempts.begin()
+        while (failure := answers[min(attempts.count, len(answers) - 1)]()) is not None:
             attempts.failed(failure)
+            attempts.begin()
         attempts.answered()
     return attempts
 
