@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Final, Self
 
 import rfc8785
@@ -144,7 +145,7 @@ class ImageRequest(Strict):
         """Return a copy with other values, validated like any request."""
         return type(self).model_validate(self.model_dump(exclude_unset=True) | dict(update or {}))
 
-    @property
+    @cached_property
     def request_hash(self) -> str:
         """Hex SHA-256 over the RFC 8785 JSON of what shapes the image, defaults filled in.
 

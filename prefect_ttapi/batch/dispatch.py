@@ -237,7 +237,7 @@ class Dispatch:
             self._end(item, done or skipped(item, self._api_origin, self.stop.reason, self.stop.error_type))
         self._lanes = {}
         self._skip_the_rest()
-        self._shared.left.set()
+        self._shared.left.set("the batch was left")
 
     def _lane(self, items: tuple[Item, ...]) -> Lane:
         sizing = self.sizing

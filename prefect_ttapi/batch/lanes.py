@@ -106,7 +106,7 @@ class Shared:
     def __init__(self, limits: Limits, breaker: Breaker) -> None:
         self.limits = limits
         self.stop = limits.stop
-        self.left = threading.Event()
+        self.left = Stop()
         self._breaker = breaker
         self._lock = threading.Lock()
         self.idle = 0
@@ -174,7 +174,7 @@ def shared_here(shared: Shared, batch_id: str) -> Iterator[None]:
         yield
     finally:
         del _OPEN[key]
-        shared.left.set()
+        shared.left.set("the batch has ended")
 
 
 def _shared_for(lane: Lane, plan: Plan) -> Shared | None:
@@ -267,6 +267,7 @@ class LaneRun:
         self._ended = threading.Event()  # nobody waits for this lane's items any longer
         self._broken: BaseException | None = None
         self._changed = threading.Condition()
+        shared.left.wake(self._changed)
         self._patience = patience
         self._cut = cut and lane.elsewhere
         self._began = time.monotonic()
@@ -283,12 +284,12 @@ class LaneRun:
                 run = partial(copy_context().run, self._run)
                 threading.Thread(target=run, name="ttapi-lane", daemon=True).start()
             with self._changed:
-                while self._missing and not self._ended.is_set() and not self._shared.left.is_set():
+                while self._missing and not self._ended.is_set() and self._shared.left.reason is None:
                     if self._cut and self._is_over:
                         self._cut = False
                         self._missing -= self._queue.cut()
                     else:
-                        self._changed.wait(_POLL)
+                        self._changed.wait(_POLL if lane.elsewhere else None)
                 if self._broken is not None:
                     raise RuntimeError(f"a worker broke down: {self._broken!r}") from self._broken
                 return list(self._results)
@@ -305,15 +306,17 @@ class LaneRun:
         try:
             self._work_through()
         except BaseException as error:  # nobody hears of it in a thread: the lane would never end
-            self._broken = error
-            self._ended.set()
+            with self._changed:
+                self._broken = error
+                self._ended.set()
+                self._changed.notify_all()
 
     def _work_through(self) -> None:
         patience: float | None = None
         stop = self._shared.stop
         # once the batch stops, nobody waits for claims any longer
         while (taken := self._queue.take(math.inf if stop.reason else time.monotonic())) is not None:
-            if self._shared.left.is_set() or self._ended.is_set():
+            if self._shared.left.reason is not None or self._ended.is_set():
                 return
             if isinstance(taken, float):
                 now = time.monotonic()

@@ -21,6 +21,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+from prefect.utilities.annotations import quote
 
 from prefect_ttapi.batch.dispatch import Dispatch, Lost
 from prefect_ttapi.batch.items import Done, Item, failed, of_this_batch, row_of_paid
@@ -355,7 +356,8 @@ class TaskRuns(ExitStack):
         self, credentials: TTAPICredentials, store: ImageStore, plan: Plan, shared: Shared, most: int
     ) -> None:
         super().__init__()
-        self._common = {"credentials": credentials, "store": store, "plan": plan}
+        common = {"credentials": credentials, "store": store, "plan": plan}
+        self._common = {name: quote(value) for name, value in common.items()}
         self._runner = runner = flow_task_runner()
         self._broken: set[int] = set()
         self.enter_context(shared_here(shared, plan.batch_id))
@@ -366,7 +368,8 @@ class TaskRuns(ExitStack):
 
     def submit(self, lane: Lane) -> PrefectFuture[Any] | Future[Any]:
         """Start a lane's task run."""
-        parameters: dict[str, Any] = {"lane": lane, **self._common}
+        # quoted, Prefect does not look for futures in each prompt and option
+        parameters: dict[str, Any] = {"lane": quote(lane), **self._common}
         runner = self._runner
         if runner is None:
             lane_run = partial(generate_lane, **parameters, return_state=True)

@@ -121,7 +121,7 @@ class Refusing(ThreadPoolTaskRunner):
     """Takes one task run and no more."""
 
     def submit(self, task, parameters, wait_for=None, dependencies=None):
-        if parameters["lane"].items[0].row:
+        if parameters["lane"].unquote().items[0].row:
             raise RuntimeError("no more")
         return super().submit(task, parameters, wait_for, dependencies)
 

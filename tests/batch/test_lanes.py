@@ -139,7 +139,7 @@ def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
 
     def do(item: Item, _: Waiting | None) -> Done:
         begun.append(item.row)
-        batch.left.set()
+        batch.left.set("the batch was left")
         assert answer.wait(30)
         return finished(item)
 
