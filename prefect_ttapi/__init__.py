@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         read_prompts,
     )
     from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
-    from prefect_ttapi.generation.provenance import Provenance
+    from prefect_ttapi.generation.files import Provenance
     from prefect_ttapi.images.renditions import Rendition
     from prefect_ttapi.requests import ImageRequest
     from prefect_ttapi.results import (
@@ -85,7 +85,7 @@ _MODULES = (
     "prefect_ttapi.api.client",
     "prefect_ttapi.images.renditions",
     "prefect_ttapi.storage.store",
-    "prefect_ttapi.generation.provenance",
+    "prefect_ttapi.generation.files",
     "prefect_ttapi.credentials",
     "prefect_ttapi.tasks",
     "prefect_ttapi.batch",

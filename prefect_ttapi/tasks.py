@@ -29,9 +29,9 @@ from prefect_ttapi.credentials import TTAPICredentials, shared_client
 from prefect_ttapi.errors import InsufficientBalanceError
 from prefect_ttapi.generation.delivery import Delivery
 from prefect_ttapi.generation.engine import Engine, ledger_for
+from prefect_ttapi.generation.files import Original, Provenance, note_of, without_mark
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.generation.persisting import Paid
-from prefect_ttapi.generation.provenance import Original, Provenance, note_of, without_mark
 from prefect_ttapi.generation.rescue import rescue_place
 from prefect_ttapi.generation.runs import (
     GRACE,

@@ -18,7 +18,7 @@ from prefect_ttapi import ContentCredentialsSigner, ImageRequest, ImageStore, TT
 from prefect_ttapi.capabilities import MODELS, NEEDS, RULES
 from prefect_ttapi.cli.main import app
 from prefect_ttapi.generation.budget import Budget, Price
-from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.generation.files import Provenance
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.lineage.manifest import Row
 from prefect_ttapi.results import DeliveredImage, StoredImage, Usage

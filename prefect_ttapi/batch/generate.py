@@ -26,8 +26,8 @@ from prefect_ttapi.credentials import TTAPICredentials
 from prefect_ttapi.errors import IllegalBatchError, KeyTakenError
 from prefect_ttapi.generation.budget import Budget, Price, Spending
 from prefect_ttapi.generation.engine import ledger_for
+from prefect_ttapi.generation.files import Provenance
 from prefect_ttapi.generation.limits import Limits, RateLimit
-from prefect_ttapi.generation.provenance import Provenance
 from prefect_ttapi.generation.rescue import RescueFolder, rescue_place
 from prefect_ttapi.generation.runs import (
     GRACE,

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from prefect_ttapi.errors import IllegalBatchError, ModelNotPermittedError, ModerationError
 from prefect_ttapi.generation.budget import Budget
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.generation.files import Provenance
 from prefect_ttapi.generation.runs import GRACE, RunContext
 from prefect_ttapi.images.renditions import Rendition, Version, versions_of
 from prefect_ttapi.lineage.shown import Shown

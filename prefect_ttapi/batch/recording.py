@@ -24,7 +24,7 @@ from prefect_ttapi.batch.options import Plan
 from prefect_ttapi.capabilities import Model
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Price
-from prefect_ttapi.generation.provenance import note_of, without_mark
+from prefect_ttapi.generation.files import note_of, without_mark
 from prefect_ttapi.generation.runs import run_log
 from prefect_ttapi.images.renditions import thumbnail_or_none
 from prefect_ttapi.images.spool import Body, Spool

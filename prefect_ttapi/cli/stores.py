@@ -15,7 +15,7 @@ from prefect_ttapi.capabilities import MODELS, Model
 from prefect_ttapi.credentials import ContentCredentialsSigner, TTAPICredentials
 from prefect_ttapi.errors import StoreError
 from prefect_ttapi.generation.budget import Budget, Price
-from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.generation.files import Provenance
 from prefect_ttapi.generation.temporary_server import TEMPORARY_SERVER
 from prefect_ttapi.storage import layout
 from prefect_ttapi.storage.objects import NoAnswerError

@@ -21,7 +21,7 @@ from prefect_ttapi.cli.chain import Made, Origin, Search, trace_object
 from prefect_ttapi.cli.main import main
 from prefect_ttapi.errors import InvalidResponseError
 from prefect_ttapi.generation.delivery import Delivery, metadata_of
-from prefect_ttapi.generation.provenance import Provenance
+from prefect_ttapi.generation.files import Provenance
 from prefect_ttapi.images.labels import mark
 from prefect_ttapi.images.renditions import Rendition, versions_of
 from prefect_ttapi.images.spool import Spool

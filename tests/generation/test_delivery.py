@@ -13,7 +13,7 @@ from prefect_ttapi.batch.options import BatchOptions
 from prefect_ttapi.errors import ImageMissingError, KeyTakenError, StoreError
 from prefect_ttapi.generation.budget import Budget, Spending
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.destination import Place
+from prefect_ttapi.generation.files import Place
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.sandbox import Sandbox

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from prefect_ttapi import Provenance, Rendition
 from prefect_ttapi.cli.checks import verify
 from prefect_ttapi.errors import PictureError, StoreError
-from prefect_ttapi.generation.provenance import without_mark
+from prefect_ttapi.generation.files import without_mark
 from prefect_ttapi.images.labels import Labels, read_labels
 from prefect_ttapi.images.xmp import EMPTY, Packet
 from prefect_ttapi.results import DeliveredImage

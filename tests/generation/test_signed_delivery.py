@@ -14,7 +14,7 @@ import pytest
 from prefect_ttapi import ContentCredentialsSigner, Provenance, Rendition
 from prefect_ttapi.errors import KeyTakenError, SigningError
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.provenance import note_of, without_mark
+from prefect_ttapi.generation.files import note_of, without_mark
 from prefect_ttapi.images.signing import ASSERTION
 from prefect_ttapi.images.xmp import GENERATED
 from prefect_ttapi.results import DeliveredImage, Generation

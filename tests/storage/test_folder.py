@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefect_ttapi.errors import StoreError
-from prefect_ttapi.generation.destination import TRIED
+from prefect_ttapi.generation.delivery import TRIED
 from prefect_ttapi.storage.folder import Folder
 from prefect_ttapi.storage.objects import Condition, ConflictError, Facts
 from prefect_ttapi.storage.store import ImageStore

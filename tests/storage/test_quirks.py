@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from prefect_ttapi.errors import KeyTakenError, StoreError
-from prefect_ttapi.generation.destination import TRIED
+from prefect_ttapi.generation.delivery import TRIED
 from prefect_ttapi.images.renditions import Rendition
 from prefect_ttapi.ledger.claims import Claim
 from prefect_ttapi.ledger.ledger import Ledger

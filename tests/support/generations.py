@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from prefect_ttapi.generation.delivery import Delivery
-from prefect_ttapi.generation.destination import Place
+from prefect_ttapi.generation.files import Place
 from prefect_ttapi.images.spool import Spool
 from prefect_ttapi.requests import ImageRequest
 from prefect_ttapi.results import DeliveredImage, GeneratedImage, Generation, StoredImage

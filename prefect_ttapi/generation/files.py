@@ -1,30 +1,37 @@
-"""What delivered files say of where they come from: their marks, who signs them, and which of them lack that."""
+"""Which files a generation's images become for their consumers, under which keys, and what they say of themselves."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Final, get_args
+from dataclasses import KW_ONLY, dataclass, replace
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Any, Final, get_args
 
 from pydantic import ConfigDict
 
 from prefect_ttapi.capabilities import Strict
 from prefect_ttapi.credentials import ContentCredentialsSigner
-from prefect_ttapi.errors import PictureError, SigningError, StoreError
+from prefect_ttapi.errors import KeyTemplateError, PictureError, SigningError, StoreError
 from prefect_ttapi.images.labels import Labels, Mark, mark, read_labels, unmark
 from prefect_ttapi.images.renditions import Marking, Version
 from prefect_ttapi.images.signing import UNCHANGED, Change, Signer, read_signature
 from prefect_ttapi.images.spool import Body, Spool
 from prefect_ttapi.images.xmp import Statement
-from prefect_ttapi.results import DeliveredImage, StoredImage
+from prefect_ttapi.requests import ImageRequest
+from prefect_ttapi.results import VERSION, DeliveredImage, GeneratedImage, Generation, StoredImage
+from prefect_ttapi.storage.keys import Keys, KeyTemplate, beginning_of
 from prefect_ttapi.storage.objects import ObjectStore, sha256_of
+from prefect_ttapi.storage.store import ImageStore
 
 logger: Final = logging.getLogger(__name__)
 
 #: Any of them says that a model made the picture.
 SAYS_SO: Final[frozenset[Mark]] = frozenset({"credentials", "xmp"})
+
+#: A template is parsed once for all requests that come with the same names of values.
+_parsed: Final = lru_cache(maxsize=256)(KeyTemplate)
 
 
 class Provenance(Strict):
@@ -102,6 +109,119 @@ class Original:
                 raise StoreError(f"{self.image.uri} is damaged: its bytes don't have the recorded SHA-256")
             self.at_hand = body
         return self.at_hand
+
+
+@dataclass(frozen=True)
+class Place:
+    """One version of an image, and its key."""
+
+    image: StoredImage
+    version: Version
+    key: str
+
+    def is_of(self, copy: DeliveredImage, provenance: Provenance | None = None) -> bool:
+        """Return whether `copy`, which was delivered to this key before, would stand now, with or without a mark.
+
+        Where a mark is asked for, and nobody knows whether it has one, it has to be looked at.
+        """
+        if self.version is None:
+            looked = copy.marks is not None or provenance is None
+            return (
+                looked and copy.rendition is None and self.image.sha256 in (copy.sha256, copy.source_sha256)
+            )
+        return (copy.source_uri, copy.recipe) == (self.image.uri, self.version.recipe)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that are delivered, and where: the same for all requests of a task or a batch.
+
+    Attributes:
+        to: the store to deliver to.
+        key: a key template.
+        batch, date: what these names stand for in it.
+        source: the store that the images come from, where the settings of `to` can't read it.
+        versions: renditions, and None for a copy of the image itself.
+        run_id: the flow run that delivers, which need not be the one that paid.
+        provenance: what files get.
+    """
+
+    to: ImageStore
+    key: str
+    batch: str
+    date: datetime
+    source: ImageStore | None = None
+    versions: Sequence[Version] = (None,)
+    run_id: str | None = None
+    _: KW_ONLY
+    provenance: Provenance | None = None
+
+    def keys(self, request: ImageRequest, values: Mapping[str, Any], prompt: str | None = None) -> Keys:
+        """Return the keys of a request's images.
+
+        Args:
+            prompt: what may be shown as the prompt in them; by default the prompt itself.
+
+        Raises:
+            KeyTemplateError: the template is illegal.
+        """
+        template = _parsed(self.key, tuple(sorted(values)))
+        return Keys(template, request, self.date, values, self.batch, self.versions, prompt)
+
+    @property
+    def beginning(self) -> str:
+        """What all keys begin with, whatever the values are."""
+        return beginning_of(self.key, date=self.date, batch=self.batch)
+
+    def places(self, keys: Keys, images: Sequence[StoredImage]) -> list[Place]:
+        """Return where each version of each image goes, in order.
+
+        Raises:
+            KeyTemplateError: two would get one key.
+        """
+        if len(self.versions) > 1:
+            keys.planned()
+        places = [
+            Place(image, version, keys.of(image, version)) for image in images for version in self.versions
+        ]
+        if len({place.key.lower() for place in places}) < len(places):
+            raise KeyTemplateError(
+                f"the key template {self.key!r} gives {len(images)} images the same key: add {{index}}"
+            )
+        return places
+
+    def originals(self, generation: Generation, fresh: Sequence[GeneratedImage] = ()) -> list[Original]:
+        """Return the generation's images as they are delivered: the bytes of each are fetched at most once.
+
+        Args:
+            fresh: the images with their bytes at hand, if they are.
+        """
+        at_hand = [image.open for image in fresh] if fresh else [None] * len(generation.images)
+        originals = []
+        for image, opener in zip(generation.images, at_hand, strict=True):
+            place = (self.source or self.to.beside(image.uri)).objects
+            asked = generation.request
+            told = Statement(asked.model, generation.request_hash, image.sha256, asked.prompt)
+            originals.append(Original(image, place, told, opener))
+        return originals
+
+
+def metadata_of(generation: Generation, image: StoredImage) -> dict[str, str]:
+    """Return what a delivered object says of itself: who made it, where the image and the ledger's record of it are.
+
+    `prefect-ttapi` is the version of this package.
+    """
+    facts = {
+        "request-hash": generation.request_hash,
+        "api-origin": generation.api_origin,
+        "request-id": generation.request_id,
+        "model": generation.request.model,
+        "flow-run-id": generation.flow_run_id,
+        "task-run-id": generation.task_run_id,
+        "source-uri": image.uri,
+        "prefect-ttapi": VERSION,
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def marked(original: Original, marking: Marking, rendered: Spool | None = None) -> Spool:
