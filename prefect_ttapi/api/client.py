@@ -11,6 +11,7 @@ from typing import Final, NoReturn, Self
 import httpx
 from pydantic import SecretStr
 
+from prefect_ttapi.api.answers import Body, read_answer_of, read_answers
 from prefect_ttapi.api.downloads import MAX_IMAGE_BYTES, PATIENCE, Downloader, reach_from
 from prefect_ttapi.api.json_stream import MAX_BYTES
 from prefect_ttapi.api.limiter import Clock, Pace
@@ -18,7 +19,6 @@ from prefect_ttapi.api.outcomes import Failure
 from prefect_ttapi.api.payload import Answer, Item
 from prefect_ttapi.api.redaction import Redactor, checked_key
 from prefect_ttapi.api.retries import Attempts, Guard, RetryPolicy
-from prefect_ttapi.api.sse import Body, read_answer_of, read_answers
 from prefect_ttapi.api.transport import UNREADABLE, Opened, Transport, judge_unreadable, may_be_paid
 from prefect_ttapi.errors import DownloadError
 from prefect_ttapi.images.headers import PROMISED

@@ -17,6 +17,7 @@ import httpx
 import pybase64
 from pydantic import SecretStr
 
+from prefect_ttapi.api.answers import Body
 from prefect_ttapi.api.json_stream import Base64, DecodingError, EarlyEnd, Reading
 from prefect_ttapi.api.limiter import Clock
 from prefect_ttapi.api.outcomes import (
@@ -33,7 +34,6 @@ from prefect_ttapi.api.outcomes import (
 from prefect_ttapi.api.payload import UnusableAnswer, read_error
 from prefect_ttapi.api.redaction import Redactor, quiet
 from prefect_ttapi.api.retries import Guard
-from prefect_ttapi.api.sse import Body
 from prefect_ttapi.errors import Outcome
 from prefect_ttapi.images.spool import IN_MEMORY, Spool
 from prefect_ttapi.origins import is_loopback

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefect_ttapi.api.answers import Body, read_answer_of
 from prefect_ttapi.api.client import TTAPIClient
 from prefect_ttapi.api.json_stream import DecodingError
 from prefect_ttapi.api.outcomes import Break, BrokenOff
 from prefect_ttapi.api.payload import UnusableAnswer
-from prefect_ttapi.api.sse import Body, read_answer_of
 from prefect_ttapi.api.transport import Tee
 from prefect_ttapi.errors import InvalidResponseError, TTAPIError, UnknownOutcomeError
 from prefect_ttapi.images.spool import Spool

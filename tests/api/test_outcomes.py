@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from prefect_ttapi.api import json_stream, limiter, outcomes, payload, retries, sse
+from prefect_ttapi.api import answers, json_stream, limiter, outcomes, payload, retries
 from prefect_ttapi.api.outcomes import (
     ABSURD_SECONDS,
     BREAKS,
@@ -409,7 +409,7 @@ def test_what_the_api_says_itself_counts_beside_a_repeated_prompt(
 
 @pytest.mark.parametrize(
     "module",
-    [outcomes, retries, limiter, payload, json_stream, sse],
+    [outcomes, retries, limiter, payload, json_stream, answers],
     ids=lambda module: module.__name__,
 )
 def test_the_rules_know_no_network(module: object) -> None:

@@ -13,7 +13,7 @@ from httpx_sse._decoders import SSEDecoder, SSELineDecoder
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefect_ttapi.api.sse import EventEnd, framed
+from prefect_ttapi.api.answers import EventEnd, framed
 
 Event = tuple[str, bytes]
 
