@@ -1,7 +1,8 @@
 """Count what a newcomer has to find a way through: `python tools/house.py [--walk]`.
 
-`--walk` also follows one prompt through a batch, S3 (moto's server) and delivery, and counts the modules of the package
-whose functions it passes; it starts a temporary Prefect server, so give it a minute.
+`--walk` also follows one prompt through a batch, S3 (moto's server) and delivery, and lists the modules of the package
+whose functions it passes, in the order in which it comes to them; it starts a temporary Prefect server, so give it a
+minute.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def static_counts() -> dict[str, object]:
     }
 
 
-def walked() -> set[str]:
-    """Return the modules that one prompt passes on its way through a batch, S3 and delivery."""
+def walked() -> list[str]:
+    """Return the modules that one prompt passes on its way through a batch, S3 and delivery, the first one first."""
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {
             "PREFECT_HOME": home,
@@ -85,11 +86,11 @@ def walked() -> set[str]:
         from prefect_ttapi.sandbox import Sandbox
         from tests.support.s3 import moto_server
 
-        passed: set[str] = set()
+        passed: dict[str, None] = {}
 
         def note(frame: FrameType, event: str, _: object) -> None:
             if event == "call" and frame.f_code.co_name != "<module>":
-                passed.add(frame.f_code.co_filename)
+                passed[frame.f_code.co_filename] = None
 
         with Sandbox(tiny=True) as sandbox, moto_server() as server:
             credentials = TTAPICredentials(api_key="sandbox-key", base_url=sandbox.base_url)
@@ -107,7 +108,7 @@ def walked() -> set[str]:
                 sys.setprofile(None)
                 threading.setprofile(None)
     rooms = {str(path) for path in PACKAGE.rglob("*.py") if "sandbox" not in path.parts}
-    return {str(Path(file).relative_to(PACKAGE)) for file in passed & rooms}
+    return [str(Path(file).relative_to(PACKAGE)) for file in passed if file in rooms]
 
 
 def main() -> None:
@@ -118,7 +119,7 @@ def main() -> None:
     if parser.parse_args().walk:
         modules = walked()
         counts["modules that one prompt passes"] = len(modules)
-        print("\n".join(sorted(modules)))
+        print("\n".join(modules))
     for what, count in counts.items():
         print(f"{what:40} {count}")
 
