@@ -167,10 +167,10 @@ class Dispatch:
             return  # the batch was left before
         del self._lanes[lane]
         self._shared.returned(lane)
-        if ended := sum(result is not None for result in results):
-            self.sizing = self.sizing.measured(ended, seconds)
+        calls = [done.row.api_calls for done in results if done is not None]
+        self.sizing = self.sizing.measured(len(calls), len(list(filter(None, calls))), seconds)
         for item, done in zip(lane.items, results, strict=True):
-            if lane.elsewhere:
+            if lane.elsewhere or done is None:
                 self._settle(item, done)
             if done is None or self._is_left_over(item, done):
                 self._try_again(item)
@@ -267,7 +267,10 @@ class Dispatch:
         return not sizing.local or at_work < sizing.enough
 
     def _rest(self) -> int | None:
+        """Return how many requests are in no lane yet, or a guess; None elsewhere, where that is not known."""
         total = self.sizing.total
+        if total is None and self.sizing.local:
+            total = 4 * self._seen  # the longer a batch is, the more may come
         return None if total is None else total - self._seen + self.at_hand + len(self._filling)
 
     def _next_item(self) -> Item | None:

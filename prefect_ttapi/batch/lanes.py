@@ -55,6 +55,9 @@ PATIENCE: Final = 15.0
 _TIMES: Final = 4
 _MOST_SECONDS: Final = 180.0
 
+#: A lane in this process goes on for so many times `SECONDS`: its requests are slower than those before them.
+_OVERDUE: Final = 2
+
 #: Seconds between looks whether a lane is still wanted.
 _POLL: Final = 0.5
 
@@ -245,10 +248,23 @@ class _Queue:
             return self._closed
 
 
+def is_over(lane: Lane, seconds: float, longest: float) -> bool:
+    """Return whether a lane has lasted for long enough to give back what it has not begun.
+
+    Args:
+        seconds: that it has lasted.
+        longest: seconds that the longest of its requests took; 0 while none has ended.
+    """
+    if not lane.elsewhere:
+        return seconds >= _OVERDUE * SECONDS
+    enough = max(SECONDS, min(_TIMES * longest, _MOST_SECONDS))
+    return seconds >= enough and (longest > 0 or seconds >= _MOST_SECONDS)
+
+
 class LaneRun:
     """Works on the items of a lane in threads of its own, which nobody waits for once the batch is left.
 
-    A lane elsewhere, of which nothing is heard before it ends, gives back after a while what it has not begun.
+    After a while it gives back what it has not begun: the items may be slower than expected, and others idle.
 
     Args:
         patience: seconds for which a lane elsewhere waits for claims of other runs only.
@@ -269,7 +285,7 @@ class LaneRun:
         self._changed = threading.Condition()
         shared.left.wake(self._changed)
         self._patience = patience
-        self._cut = cut and lane.elsewhere
+        self._cut = cut
         self._began = time.monotonic()
         self._longest = 0.0
 
@@ -285,22 +301,23 @@ class LaneRun:
                 threading.Thread(target=run, name="ttapi-lane", daemon=True).start()
             with self._changed:
                 while self._missing and not self._ended.is_set() and self._shared.left.reason is None:
-                    if self._cut and self._is_over:
+                    seconds = time.monotonic() - self._began
+                    if self._cut and is_over(lane, seconds, self._longest):
                         self._cut = False
                         self._missing -= self._queue.cut()
                     else:
-                        self._changed.wait(_POLL if lane.elsewhere else None)
+                        self._changed.wait(self._next_look(seconds))
                 if self._broken is not None:
                     raise RuntimeError(f"a worker broke down: {self._broken!r}") from self._broken
                 return list(self._results)
         finally:
             self._ended.set()
 
-    @property
-    def _is_over(self) -> bool:
-        seconds = time.monotonic() - self._began
-        enough = max(SECONDS, min(_TIMES * self._longest, _MOST_SECONDS))
-        return seconds >= enough and (self._longest > 0 or seconds >= _MOST_SECONDS)
+    def _next_look(self, seconds: float) -> float | None:
+        """Return after how many seconds a lane that has lasted so long is looked at, though no item has ended."""
+        if self._lane.elsewhere:
+            return _POLL
+        return max(0.0, _OVERDUE * SECONDS - seconds) if self._cut else None
 
     def _run(self) -> None:
         try:

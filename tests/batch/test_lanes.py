@@ -131,6 +131,20 @@ def test_a_lane_elsewhere_gives_back_what_it_does_not_get_to(monkeypatch: pytest
     assert (10 < sum(done) < 60) if cut else all(done)
 
 
+def test_a_lane_gives_back_what_others_could_do(monkeypatch: pytest.MonkeyPatch):
+    """In this process too, a lane whose requests are slower than expected ends after twice its time."""
+    monkeypatch.setattr(lanes, "SECONDS", 0.1)
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        time.sleep(0 if item.row < 3 else 0.5)
+        return finished(item)
+
+    batch = shared()
+    results = LaneRun(Lane(items(20), width=1), Doing(do), batch).results()
+    assert [done is not None for done in results] == [True] * 4 + [False] * 16
+    assert list(batch.known()) == [0, 1, 2, 3]
+
+
 def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
     """A lane ends as soon as its batch is left, whatever its workers still wait for; it begins nothing more."""
     answer = threading.Event()
