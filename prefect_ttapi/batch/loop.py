@@ -207,8 +207,10 @@ class Running:
             source.taken(dispatch.at_hand)
             if self._stop.reason and not self._told_elsewhere:
                 self._tell_elsewhere()
-            if dispatch.finished or (source.unwanted and not dispatch.open_lanes):
+            if dispatch.finished:
                 return
+            if source.unwanted and not dispatch.open_lanes and self._events.empty():
+                return  # the source may hang; what it gave before has its rows
             now = time.monotonic()
             if self._stop.cancelled and not self._left:
                 if leave_at is None:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import pytest
 
 from prefect_ttapi.batch.dispatch import Dispatch
-from prefect_ttapi.batch.items import Done, Item
+from prefect_ttapi.batch.items import Done, Item, skipped
 from prefect_ttapi.batch.lanes import Lane, Shared
 from prefect_ttapi.batch.loop import Came, Ended, Running, Source
 from prefect_ttapi.batch.options import BatchOptions, Breaker, Plan, Sizing
@@ -139,3 +139,28 @@ def test_lost_requests_that_were_never_sent_are_not_called_paid(store: ImageStor
     rows = rows_of_lost(store, Stop())
     assert {done.row.maybe_paid for done in rows} == {()}
     assert all(done.row.error.startswith("not sent, as its task run broke down: ") for done in rows)
+
+
+def test_what_an_endless_source_gave_has_a_row_after_a_cancellation(store: ImageStore):
+    """What was read ahead when the batch was cancelled was taken from its source, and is listed as not sent."""
+    cancelled, stop, given = threading.Event(), Stop(), list[int]()
+    options = BatchOptions()
+    sizing = Sizing.of(options, None, local=True)
+    dispatch = Dispatch(sizing, Shared(Limits(stop), Breaker(None)), "sandbox", options)
+
+    def asked() -> Iterator[Item | Done]:
+        for item in items(given):
+            yield item if item.row else skipped(item, "sandbox", "not this one", None)
+            if item.row == 5:
+                stop.cancel("not sent, because the batch was cancelled")
+                cancelled.set()
+
+    class Slow(Rows):
+        def add(self, done: Done) -> None:
+            self.append(done)
+            assert cancelled.wait(30)
+
+    rows, plan = Slow(), Plan("b", run_of(), options)
+    Running(dispatch, Ledger(store, "sandbox", "run"), plan, rows, Dying()).run(asked(), bounded=False)
+    assert [done.row.row for done in rows] == given
+    assert {done.row.status for done in rows} == {"skipped"}
