@@ -148,6 +148,7 @@ class Dispatch:
     def withdraw(self, lane: Lane) -> None:
         """Take back a lane that no task runner took."""
         del self._lanes[lane]
+        self._shared.close(lane)  # if it was taken all the same, it sends nothing
         for item in lane.items:
             del self._open[item.row]
         self._filling = [*lane.items, *self._filling]
@@ -189,21 +190,21 @@ class Dispatch:
         if lane not in self._lanes:
             return  # the batch was left before
         del self._lanes[lane]
-        known = self._shared.known()
-        self._shared.returned(lane)
+        known = {} if lane.elsewhere else self._shared.close(lane)
         judged = False
         for item in lane.items:
             done = known.get(item.row)
             if done is None:
-                done = lost(item, self._api_origin, why)
+                begun = lane.elsewhere or item.row in known
+                done = (lost if begun else never_sent)(item, self._api_origin, why)
                 if not judged:  # a task run that breaks down is one failure
                     self._shared.judge(done.row)
                     judged = True
                 if lane.elsewhere:
                     self._lost_elsewhere(replace(item, lost_in=(*item.lost_in, task_run_id)), why)
                     continue
-                if item.may_pay and item.row not in known:
-                    self._spending.settle(item.request, done.images_paid, None)
+                if item.may_pay and not begun:
+                    self._spending.settle(item.request, 0, None)
             self._end(item, done)
         self._sort()
 
@@ -232,7 +233,8 @@ class Dispatch:
         known = self._shared.known()  # looked at once: what ends meanwhile has told its outcome
         for item in list(self._open.values()):
             done = known.get(item.row)
-            if done is None and (item.row in known or not self.sizing.local):
+            begun = item.row in known or not self.sizing.local
+            if done is None and begun and not item.surely_unsent:
                 done = unsure(item, self._api_origin, _UNDER_WAY, self.stop.error_type)
             self._end(item, done or skipped(item, self._api_origin, self.stop.reason, self.stop.error_type))
         self._lanes = {}

@@ -67,6 +67,11 @@ class Item:
         return not self.denied
 
     @property
+    def surely_unsent(self) -> bool:
+        """Whether no task run of the batch can have sent it: each was only to look it up."""
+        return not self.may_pay and not self.lost_in
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """The values that a manifest may hold."""
         return _without_secrets(self.values)
@@ -93,13 +98,15 @@ def skipped(item: Item, api_origin: str | None, reason: str | None, error_type: 
 
 
 def never_sent(item: Item, api_origin: str | None, why: str) -> Done:
-    """Return the item as one whose task run broke down before it was sent, as the ledger shows."""
+    """Return the item as one whose task run broke down before it was sent."""
     error = f"not sent, as its task run broke down: {why}"
     return Done(row_of(item, api_origin, status="failed", error=error, error_type=LaneLostError.__name__))
 
 
 def lost(item: Item, api_origin: str | None, why: str) -> Done:
-    """Return the item as one whose task run broke down, so that what became of it is not known."""
+    """Return the item as one whose task run broke down, so that what became of it is not known if it could be sent."""
+    if item.surely_unsent:
+        return never_sent(item, api_origin, why)
     return unsure(item, api_origin, f"its task run broke down: {why}", LaneLostError.__name__)
 
 

@@ -114,16 +114,19 @@ class Shared:
         self._lock = threading.Lock()
         self.idle = 0
         self._known: dict[int, Done | None] = {}
+        self._closed: set[int] = set()
 
     def rest(self, more: int) -> None:
         """Count workers that begin (1) or cease (-1) to wait for claims of other runs."""
         with self._lock:
             self.idle += more
 
-    def begun(self, item: Item) -> None:
-        """Note that an item is being worked on: from now on it may be sent."""
+    def begun(self, item: Item) -> bool:
+        """Note that an item is being worked on: from now on it may be sent. Return whether its lane is still wanted."""
         with self._lock:
-            self._known[item.row] = None
+            if item.row not in self._closed:
+                self._known[item.row] = None
+            return item.row not in self._closed
 
     def put_back(self, item: Item) -> None:
         """Note that an item was not sent, and waits for a claim of another run."""
@@ -141,6 +144,13 @@ class Shared:
         with self._lock:
             for item in lane.items:
                 self._known.pop(item.row, None)
+
+    def close(self, lane: Lane) -> dict[int, Done | None]:
+        """Let nothing more of a lane that broke down begin; return what is known of its items, as `known` does."""
+        with self._lock:
+            rows = {item.row for item in lane.items}
+            self._closed |= rows
+            return {row: self._known.pop(row) for row in rows & self._known.keys()}
 
     def known(self) -> dict[int, Done | None]:
         """Return, by row, what became of the items of open lanes; None where an item is being worked on."""
@@ -347,7 +357,8 @@ class LaneRun:
                 continue
             patience = None
             place, item, waiting = taken
-            self._shared.begun(item)
+            if not self._shared.begun(item):
+                return
             began = time.monotonic()
             found = self._work.outcome(item, waiting)
             if isinstance(found, Waiting):

@@ -320,7 +320,7 @@ def test_a_task_run_that_breaks_down_is_one_failure(local: bool):
     assert len(dispatch.lost_for_good) == (0 if local else 5)
     find(dispatch, paid=True)
     assert [done.row.error_type for done in dispatch.rows] == ["LaneLostError"] * 5
-    assert all(done.row.maybe_paid for done in dispatch.rows)
+    assert all(bool(done.row.maybe_paid) != local for done in dispatch.rows)  # here, none was begun
     assert shared.stop.reason is None
     assert dispatch.finished
 
@@ -391,6 +391,7 @@ def test_a_lane_that_nobody_took_was_not_sent():
     lane = dispatch.next_lane(0.0)
     assert lane is not None
     dispatch.withdraw(lane)
+    assert not shared.begun(lane.items[0])
     shared.stop.set("not sent, because the batch was interrupted")
     assert dispatch.next_lane(0.0) is None
     assert sorted((done.row.row, done.row.status) for done in dispatch.rows) == [
@@ -438,6 +439,55 @@ def test_who_leaves_tells_what_is_known():
     ]
     dispatch.returned(lane, [None] * 3, 1.0)  # too late
     assert len(dispatch.rows) == 3
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_what_the_budget_denied_is_never_said_to_be_paid(local: bool):
+    """Its lane only looks it up, and so it was not sent, whether nobody waits for that lane or it breaks down."""
+    dispatch, shared = dispatch_of(2, 2, 1, local=local, budget=Budget(images=0))
+    all_come(dispatch, 2)
+    broken, left = next_lanes(dispatch)
+    for lane in (broken, left):
+        shared.begun(lane.items[0])
+    if local:
+        dispatch.lost(broken, "its process died")
+    shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
+    dispatch.leave()
+    assert [(done.row.maybe_paid, done.images_paid) for done in dispatch.rows] == [((), 0)] * 2
+    assert all(done.row.error and done.row.error.startswith("not sent") for done in dispatch.rows)
+
+
+def test_what_the_budget_denied_may_be_paid_by_a_task_run_that_broke_down_before():
+    """Nobody knows yet whether that one sent it."""
+    dispatch, shared = dispatch_of(2, 1, 1, local=False, budget=Budget(images=1))
+    all_come(dispatch, 2)
+    dispatch.lost(next_lanes(dispatch)[0], "its process died", "a-task-run")
+    shared.limits.spending.count(item(9).request, 1, Usage())
+    assert [of.may_pay for lane in next_lanes(dispatch) for of in lane.items] == [False]
+    shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
+    dispatch.leave()
+    assert [(done.row.row, bool(done.row.maybe_paid)) for done in dispatch.rows] == [(0, True), (1, False)]
+
+
+def test_a_task_run_that_breaks_down_has_sent_what_it_had_begun():
+    """What it had not begun was not sent, is not counted, and does not begin any more; the rest may be paid for."""
+    dispatch, shared = dispatch_of(3, 4, 3, budget=Budget(images=3))
+    all_come(dispatch, 3)
+    (lane,) = next_lanes(dispatch)
+    ended, begun, not_begun = lane.items
+    for of in (ended, begun):
+        assert shared.begun(of)
+    shared.limits.spending.settle(ended.request, 1, Usage())
+    shared.ended(ended, generated(ended))
+    dispatch.lost(lane, "no thread could be started")
+    assert [(done.row.status, bool(done.row.maybe_paid), done.images_paid) for done in dispatch.rows] == [
+        ("generated", False, 1),
+        ("failed", True, 1),
+        ("failed", False, 0),
+    ]
+    assert (dispatch.rows[-1].row.error or "").startswith("not sent, as its task run broke down: ")
+    assert not shared.begun(not_begun)
+    assert shared.limits.spending.reserved == 1  # of the one that its worker still has
 
 
 def test_failures_in_a_row_stop_the_rest_and_are_counted_as_they_end():
@@ -625,9 +675,9 @@ class Batch(RuleBasedStateMachine):
                 if known == "ended":
                     ended = Done(generated(of).row.model_copy(update={"status": "cached", "api_calls": 0}))
                     self.shared.ended(of, ended)
-                expected[of.row] = {"ended": ("cached", False), "not begun": ("skipped", False)}.get(
-                    known, ("failed", True)
-                )
+                outcomes = {"ended": ("cached", False), "not begun": ("skipped", False)}
+                unsent = not of.may_pay and not of.lost_in
+                expected[of.row] = outcomes.get(known, ("skipped", False) if unsent else ("failed", True))
         self.shared.stop.cancel("not sent, because of Ctrl-C", "KeyboardInterrupt")
         self.dispatch.leave()
         find(self.dispatch, paid=False)

@@ -145,6 +145,19 @@ def test_a_lane_gives_back_what_others_could_do(monkeypatch: pytest.MonkeyPatch)
     assert list(batch.known()) == [0, 1, 2, 3]
 
 
+def test_nothing_more_begins_of_a_lane_that_broke_down():
+    """Its requests have rows by then, which say that they were not sent."""
+    batch, lane, begun = shared(), Lane(items(3), width=1), list[int]()
+
+    def do(item: Item, _: Waiting | None) -> Done:
+        begun.append(item.row)
+        assert batch.close(lane) == {0: None}
+        return finished(item)
+
+    LaneRun(lane, Doing(do), batch)._work_through()
+    assert begun == [0]
+
+
 def test_nobody_waits_for_what_is_under_way_when_a_batch_is_left():
     """A lane ends as soon as its batch is left, whatever its workers still wait for; it begins nothing more."""
     answer = threading.Event()
