@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Self
 
 import rfc8785
@@ -145,7 +145,7 @@ class ImageRequest(Strict):
         """Return a copy with other values, validated like any request."""
         return type(self).model_validate(self.model_dump(exclude_unset=True) | dict(update or {}))
 
-    @cached_property
+    @property
     def request_hash(self) -> str:
         """Hex SHA-256 over the RFC 8785 JSON of what shapes the image, defaults filled in.
 
@@ -155,7 +155,7 @@ class ImageRequest(Strict):
         """
         applies = RULES[self.model].keys() | {"model", "variant"}
         shape = self.model_dump(include=SHAPING & applies, exclude_none=True)
-        return hashlib.sha256(rfc8785.dumps(shape)).hexdigest()
+        return _hash_of(tuple(shape.items()))
 
     def body(self, *, stream: bool = False) -> dict[str, Any]:
         """Return the JSON to send: model, prompt, and what differs from the vendor's defaults.
@@ -166,6 +166,11 @@ class ImageRequest(Strict):
         skipped = {"model", "prompt", "variant", "stream"} | (set() if stream else {"partial_images"})
         changed = self.model_dump(exclude=skipped, exclude_defaults=True)
         return {"model": self.model, "prompt": self.prompt} | changed | ({"stream": True} if stream else {})
+
+
+@lru_cache(maxsize=256)  # a batch asks a dozen times for each of the requests under way
+def _hash_of(shape: tuple[tuple[str, Any], ...]) -> str:
+    return hashlib.sha256(rfc8785.dumps(dict(shape))).hexdigest()
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from typing import Any, BinaryIO, Final, Protocol
 
 from pydantic import (
@@ -217,7 +216,7 @@ class GeneratedImage(_HasBytes):
         """Length in bytes."""
         return self.spool.size_bytes
 
-    @cached_property
+    @property
     def marks(self) -> tuple[Mark, ...] | None:
         """What the bytes say of where they come from; None for kinds of files in which nobody looks."""
         with self.open() as file:

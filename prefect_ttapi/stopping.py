@@ -40,15 +40,17 @@ class Stop:
 
     def wake(self, condition: threading.Condition) -> None:
         """Notify whoever waits for `condition` once it is set."""
-        self._waiting.add(condition)
+        with self._lock:
+            self._waiting.add(condition)
 
     def set(self, reason: str, error_type: str | None = None) -> None:
         """Stop sending. The first reason stays."""
         with self._lock:
             if self.reason is None:  # whoever sees the reason must see its type
                 self.error_type, self.reason = error_type, reason
+            waiting = list(self._waiting)
         self._is_set.set()
-        for condition in list(self._waiting):
+        for condition in waiting:
             with condition:
                 condition.notify_all()
 

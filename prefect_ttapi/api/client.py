@@ -65,9 +65,8 @@ class TTAPIClient:
     while, those that wait longest first; a wait that it asks of one (Retry-After) is kept by all. Of a burst of
     requests that are rejected together, one counts an attempt; the others did not have a chance.
 
-    Connections: as many as there are requests in flight. Idle ones are kept for 2 s, less than servers keep
-    them, and repeated sends get new ones: a request that meets the end of its connection has an unknown
-    outcome. Proxies for the API are taken from the environment, as httpx does; image URLs are fetched
+    Connections: each request has one of its own, since one that was idle may be closed under a request, which then
+    has an unknown outcome. Proxies for the API are taken from the environment, as httpx does; image URLs are fetched
     without any.
     """
 

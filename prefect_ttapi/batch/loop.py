@@ -358,8 +358,8 @@ class TaskRuns(ExitStack):
         self, credentials: TTAPICredentials, store: ImageStore, plan: Plan, shared: Shared, most: int
     ) -> None:
         super().__init__()
-        common = {"credentials": credentials, "store": store, "plan": plan}
-        self._common = {name: quote(value) for name, value in common.items()}
+        self._common = {"credentials": credentials, "store": store, "plan": plan}
+        self._local = is_local()
         self._runner = runner = flow_task_runner()
         self._broken: set[int] = set()
         self.enter_context(shared_here(shared, plan.batch_id))
@@ -370,8 +370,11 @@ class TaskRuns(ExitStack):
 
     def submit(self, lane: Lane) -> PrefectFuture[Any] | Future[Any]:
         """Start a lane's task run."""
-        # quoted, Prefect does not look for futures in each prompt and option
-        parameters: dict[str, Any] = {"lane": quote(lane), **self._common}
+        parameters: dict[str, Any] = {"lane": lane, **self._common}
+        if (
+            self._local
+        ):  # quoted, Prefect does not look for futures in each prompt and option; quotes can't be pickled
+            parameters = {name: quote(value) for name, value in parameters.items()}
         runner = self._runner
         if runner is None:
             lane_run = partial(generate_lane, **parameters, return_state=True)
