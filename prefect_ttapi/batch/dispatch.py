@@ -168,8 +168,8 @@ class Dispatch:
             return  # the batch was left before
         del self._lanes[lane]
         self._shared.returned(lane)
-        calls = [done.row.api_calls for done in results if done is not None]
-        self.sizing = self.sizing.measured(len(calls), len(list(filter(None, calls))), seconds)
+        if ended := sum(result is not None for result in results):
+            self.sizing = self.sizing.measured(ended, seconds)
         for item, done in zip(lane.items, results, strict=True):
             if lane.elsewhere or done is None:
                 self._settle(item, done)
@@ -244,7 +244,7 @@ class Dispatch:
     def _lane(self, items: tuple[Item, ...]) -> Lane:
         sizing = self.sizing
         if sizing.local:
-            return Lane(items, sizing.width)
+            return Lane(items, sizing.width, expected=len(items) * (sizing.pace or 0.0))
         share = self._spending.share(item.request for item in items if item.may_pay)
         width = min(sizing.width, sizing.enough - self._widths)  # together never more than max_in_flight
         rate = self._rate and self._rate / sizing.most
@@ -269,10 +269,7 @@ class Dispatch:
         return not sizing.local or at_work < sizing.enough
 
     def _rest(self) -> int | None:
-        """Return how many requests are in no lane yet, or a guess; None elsewhere, where that is not known."""
         total = self.sizing.total
-        if total is None and self.sizing.local:
-            total = 4 * self._seen  # the longer a batch is, the more may come
         return None if total is None else total - self._seen + self.at_hand + len(self._filling)
 
     def _next_item(self) -> Item | None:

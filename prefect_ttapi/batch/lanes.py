@@ -55,8 +55,10 @@ PATIENCE: Final = 15.0
 _TIMES: Final = 4
 _MOST_SECONDS: Final = 180.0
 
-#: A lane in this process goes on for so many times `SECONDS`: its requests are slower than those before them.
-_OVERDUE: Final = 2
+#: A lane in this process goes on for so many times what was expected of it, by requests that may have been quicker, as
+#: they were paid for already; but for so many seconds at least.
+_OVERDUE: Final = 2.0
+_SOON: Final = 5.0
 
 #: Seconds between looks whether a lane is still wanted.
 _POLL: Final = 0.5
@@ -82,6 +84,7 @@ class Lane:
         share: what a lane in another process may spend; None: the lane shares the batch's budget.
         rate: requests per minute of a lane in another process.
         rate_unused: whether nobody had that rate before, so that the first request may go at once.
+        expected: seconds that it takes, by those before it.
     """
 
     items: tuple[Item, ...]
@@ -89,11 +92,17 @@ class Lane:
     share: Spending | None = None
     rate: float | None = None
     rate_unused: bool = False
+    expected: float = 0.0
 
     @property
     def elsewhere(self) -> bool:
         """Whether it runs in another process."""
         return self.share is not None
+
+    @property
+    def overdue(self) -> float:
+        """Seconds after which a lane in this process gives back what it has not begun."""
+        return max(_SOON, _OVERDUE * self.expected)
 
 
 class Shared:
@@ -266,7 +275,7 @@ def is_over(lane: Lane, seconds: float, longest: float) -> bool:
         longest: seconds that the longest of its requests took; 0 while none has ended.
     """
     if not lane.elsewhere:
-        return seconds >= _OVERDUE * SECONDS
+        return seconds >= lane.overdue
     enough = max(SECONDS, min(_TIMES * longest, _MOST_SECONDS))
     return seconds >= enough and (longest > 0 or seconds >= _MOST_SECONDS)
 
@@ -327,7 +336,7 @@ class LaneRun:
         """Return after how many seconds a lane that has lasted so long is looked at, though no item has ended."""
         if self._lane.elsewhere:
             return _POLL
-        return max(0.0, _OVERDUE * SECONDS - seconds) if self._cut else None
+        return max(0.0, self._lane.overdue - seconds) if self._cut else None
 
     def _run(self) -> None:
         try:

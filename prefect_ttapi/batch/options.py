@@ -33,6 +33,13 @@ SMALL: Final = 300
 #: Seconds that a lane takes at least, however near the end is: a task run costs the server some 50 ms.
 _LEAST_SECONDS: Final = 1.0
 
+#: So many requests may make a lane of that time: where these were quick, as they were paid for already, the next ones
+#: may be slow.
+_QUICK: Final = 32
+
+#: Requests of a lane at most, where nobody knows how many are left.
+_PART: Final = 128
+
 #: A batch of quick requests is about so many task runs, if their lanes take up to twice `SECONDS` for that.
 _TASK_RUNS: Final = 500
 
@@ -188,7 +195,6 @@ class Sizing:
         fixed: requests of a lane, where the user says so.
         total: requests of the batch, where that is known.
         pace: seconds that a lane takes, divided by its requests; None while nothing is measured.
-        sent_pace: the same for those that were sent: others, which are paid for already, tell nothing of them.
     """
 
     local: bool
@@ -198,7 +204,6 @@ class Sizing:
     fixed: int | None = None
     total: int | None = None
     pace: float | None = None
-    sent_pace: float | None = None
 
     @classmethod
     def of(cls, options: BatchOptions, total: int | None, *, local: bool, slots: int | None = None) -> Self:
@@ -233,7 +238,7 @@ class Sizing:
             rest: requests that are in no lane yet, where that is known.
             under_way: requests that open lanes elsewhere still have to do.
 
-        >>> half_a_second = Sizing(True, width=1, enough=14, most=78, total=10_000, pace=0.5, sent_pace=0.5)
+        >>> half_a_second = Sizing(True, width=1, enough=14, most=78, total=10_000, pace=0.5)
         >>> [half_a_second.size(rest) for rest in (10_000, 200, 40)]
         [30, 20, 20]
         >>> Sizing(True, width=1, enough=14, most=78, total=200, pace=0.001).size(200)
@@ -247,10 +252,8 @@ class Sizing:
         if self.pace is None or (self.total is not None and self.total <= SMALL):
             return 1
         pace = max(self.pace, 1e-6)
-        wanted = SECONDS / pace
-        if rest is not None:
-            least = 0.0 if self.sent_pace is None else _LEAST_SECONDS / max(self.sent_pace, 1e-6)
-            wanted = min(wanted, max(least, rest / (2 * self.enough)))
+        part = _PART if rest is None else rest / (2 * self.enough)
+        wanted = min(SECONDS / pace, max(part, min(_LEAST_SECONDS / pace, _QUICK)))
         few = (self.total or 0) / _TASK_RUNS
         if few * pace <= 2 * SECONDS:
             wanted = max(wanted, few)
@@ -266,21 +269,11 @@ class Sizing:
         # at the end of a lane no place in it is idle
         return max(1, math.ceil(min(wanted, _LONGEST) / self.width)) * self.width
 
-    def measured(self, requests: int, sent: int, seconds: float) -> Self:
-        """Return the lanes from now on, after one took so many seconds for these requests, some of which it sent."""
-        return replace(
-            self,
-            pace=_averaged(self.pace, seconds, requests),
-            sent_pace=_averaged(self.sent_pace, seconds, sent),
-        )
-
-
-def _averaged(before: float | None, seconds: float, requests: int) -> float | None:
-    """Return the pace so far, with that of the newest lane; it is what it was where that had no such requests."""
-    if not requests:
-        return before
-    newest = seconds / requests
-    return newest if before is None else _NEWEST * newest + (1 - _NEWEST) * before
+    def measured(self, requests: int, seconds: float) -> Self:
+        """Return the lanes from now on, after one with so many requests took so many seconds."""
+        newest = seconds / requests
+        pace = newest if self.pace is None else _NEWEST * newest + (1 - _NEWEST) * self.pace
+        return replace(self, pace=pace)
 
 
 class Breaker:

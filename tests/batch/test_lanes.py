@@ -133,7 +133,7 @@ def test_a_lane_elsewhere_gives_back_what_it_does_not_get_to(monkeypatch: pytest
 
 def test_a_lane_gives_back_what_others_could_do(monkeypatch: pytest.MonkeyPatch):
     """In this process too, a lane whose requests are slower than expected ends after twice its time."""
-    monkeypatch.setattr(lanes, "SECONDS", 0.1)
+    monkeypatch.setattr(lanes, "_SOON", 0.2)
 
     def do(item: Item, _: Waiting | None) -> Done:
         time.sleep(0 if item.row < 3 else 0.5)

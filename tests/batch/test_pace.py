@@ -113,6 +113,7 @@ BATCHES = {
     "first the hits": [HIT] * 800 + [10.0] * 1_200,
     "first the others": [10.0] * 1_200 + [HIT] * 800,
     "hits in the middle": [10.0] * 400 + [HIT] * 1_200 + [10.0] * 400,
+    "by turns": ([HIT] * 200 + [10.0] * 200) * 4,
     "few others at the end": [HIT] * 9_500 + [10.0] * 500,
     "one in three a hit": [HIT, 10.0, 10.0] * 600,
     "first the quick ones": [1.0] * 1_000 + [20.0] * 1_000,
@@ -123,7 +124,7 @@ BATCHES = {
 @pytest.mark.parametrize("in_flight", [8, 32])
 @pytest.mark.parametrize("seconds", BATCHES.values(), ids=BATCHES)
 def test_nine_tenths_of_the_places_are_in_use(seconds: list[float], in_flight: int):
-    """Requests that are quick, as they are paid for, make no long lanes of those that are sent, where others wait."""
+    """Requests that are quick, as they are paid for, make no long lanes of those that are sent, so that others idle."""
     assert Batch(seconds, in_flight).in_use >= 0.9
 
 

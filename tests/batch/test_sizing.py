@@ -25,7 +25,7 @@ def task_runs(total: int, sizing: Sizing, seconds: float) -> list[int]:
         sizes.append(size)
         rest -= size
         if len(sizes) > sizing.enough:  # before that, none has come back
-            sizing = sizing.measured(size, size, size * seconds / sizing.width)
+            sizing = sizing.measured(size, size * seconds / sizing.width)
     return sizes
 
 
