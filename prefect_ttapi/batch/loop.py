@@ -371,9 +371,8 @@ class TaskRuns(ExitStack):
     def submit(self, lane: Lane) -> PrefectFuture[Any] | Future[Any]:
         """Start a lane's task run."""
         parameters: dict[str, Any] = {"lane": lane, **self._common}
-        if (
-            self._local
-        ):  # quoted, Prefect does not look for futures in each prompt and option; quotes can't be pickled
+        if self._local:
+            # quoted, Prefect does not look for futures in each prompt and option; quotes can't be pickled
             parameters = {name: quote(value) for name, value in parameters.items()}
         runner = self._runner
         if runner is None:

@@ -114,7 +114,7 @@ BATCHES = {
     "first the others": [10.0] * 1_200 + [HIT] * 800,
     "hits in the middle": [10.0] * 400 + [HIT] * 1_200 + [10.0] * 400,
     "by turns": ([HIT] * 200 + [10.0] * 200) * 4,
-    "few others at the end": [HIT] * 9_500 + [10.0] * 500,
+    "few others at the end": [HIT] * 3_000 + [10.0] * 500,
     "one in three a hit": [HIT, 10.0, 10.0] * 600,
     "first the quick ones": [1.0] * 1_000 + [20.0] * 1_000,
     "one in ten takes ten times as long": [6.0] * 3 + ([60.0] + [6.0] * 9) * 150,
@@ -128,26 +128,22 @@ def test_nine_tenths_of_the_places_are_in_use(seconds: list[float], in_flight: i
     assert Batch(seconds, in_flight).in_use >= 0.9
 
 
-@pytest.mark.parametrize("in_flight", [8, 32])
 @pytest.mark.parametrize("seconds", BATCHES.values(), ids=BATCHES)
-def test_a_batch_of_unknown_length_has_no_stragglers(seconds: list[float], in_flight: int):
+def test_a_batch_of_unknown_length_has_no_stragglers(seconds: list[float]):
     """Nobody knows when to make its lanes shorter; one that lasts too long gives back what it has not begun."""
-    assert Batch(seconds, in_flight, known=False).in_use >= 0.8
+    assert Batch(seconds, 32, known=False).in_use >= 0.9
 
 
-#: Seconds of each of 10,000 requests.
+#: Seconds of each of many requests, in order.
 QUICK = {
     "paid for": [HIT] * 10_000,
-    "paid for, but the first": [10.0] * 200 + [HIT] * 9_800,
-    "sent": [0.1] * 10_000,
+    "paid for, but the first": [10.0] * 1_000 + [HIT] * 9_000,
 }
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("in_flight", [8, 32])
 @pytest.mark.parametrize("seconds", QUICK.values(), ids=QUICK)
-def test_ten_thousand_quick_requests_are_some_hundred_task_runs(
-    seconds: list[float], in_flight: int, known: bool
-):
-    """A server of 20 task runs a second is never the bound, also where the first requests were slow."""
-    assert Batch(seconds, in_flight, known=known).task_runs <= 600
+def test_quick_requests_are_some_hundred_task_runs(seconds: list[float], known: bool):
+    """A server of 20 task runs a second is never the bound; where the first requests were slow, that is forgotten."""
+    slow = sum(each > HIT for each in seconds)
+    assert Batch(seconds, 32, known=known).task_runs <= 600 + slow
