@@ -17,6 +17,9 @@ from prefect_ttapi.batch.options import BatchOptions, Breaker, Sizing
 from prefect_ttapi.generation.limits import Limits
 from prefect_ttapi.requests import ImageRequest
 
+# one worker makes the requests once
+pytestmark = pytest.mark.xdist_group("pace")
+
 #: Seconds of a request of which its lane finds that it is paid for; all that take longer are sent.
 HIT = 0.005
 
@@ -128,21 +131,21 @@ def test_nine_tenths_of_the_places_are_in_use(seconds: list[float], in_flight: i
     assert Batch(seconds, in_flight).in_use >= 0.9
 
 
-@pytest.mark.parametrize("seconds", BATCHES.values(), ids=BATCHES)
-def test_a_batch_of_unknown_length_has_no_stragglers(seconds: list[float]):
+@pytest.mark.parametrize("name", ["first the hits", "by turns", "first the quick ones"])
+def test_a_batch_of_unknown_length_has_no_stragglers(name: str):
     """Nobody knows when to make its lanes shorter; one that lasts too long gives back what it has not begun."""
-    assert Batch(seconds, 32, known=False).in_use >= 0.9
+    assert Batch(BATCHES[name], 32, known=False).in_use >= 0.9
 
 
-#: Seconds of each of many requests, in order.
+#: Seconds of each of many requests, in order, and whether the batch knows how many there are.
 QUICK = {
-    "paid for": [HIT] * 10_000,
-    "paid for, but the first": [10.0] * 1_000 + [HIT] * 9_000,
+    "paid for": ([HIT] * 10_000, True),
+    "paid for, but the first": ([10.0] * 1_000 + [HIT] * 9_000, True),
+    "paid for, of unknown number": ([HIT] * 10_000, False),
 }
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("seconds", QUICK.values(), ids=QUICK)
+@pytest.mark.parametrize(("seconds", "known"), QUICK.values(), ids=QUICK)
 def test_quick_requests_are_some_hundred_task_runs(seconds: list[float], known: bool):
     """A server of 20 task runs a second is never the bound; where the first requests were slow, that is forgotten."""
     slow = sum(each > HIT for each in seconds)
