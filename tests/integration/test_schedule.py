@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,18 @@ class Pool:
             assert time.monotonic() < end, self.told()
             time.sleep(0.5)
 
+    def until_idle(self) -> None:
+        """Wait for the runs that are due: one that waits for its turn would meet what is deployed by then."""
+
+        def is_idle() -> bool:
+            due = {
+                "state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}},
+                "expected_start_time": {"before_": datetime.now(UTC).isoformat()},
+            }
+            return not self.server.ask("flow_runs/filter", flow_runs=due)
+
+        until(is_idle, self.worker_log)
+
     def errors(self) -> list[str]:
         """What the server logged as errors."""
         records = re.split(r"^(?=\d\d:\d\d:\d\d\.\d{3} \| )", self.server.log.read_text(), flags=re.MULTILINE)
@@ -160,6 +173,7 @@ def test_the_schedule_itself_makes_the_runs(pool: Pool) -> None:
     paid = pool.calls()
     first, second, *_ = pool.completed(2)
     pool.prefect("deployment", "schedule", "clear", "campaign/nightly", "-y")
+    pool.until_idle()
 
     assert first["auto_scheduled"]
     assert second["auto_scheduled"]
