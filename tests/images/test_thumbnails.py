@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from prefect_ttapi.errors import PictureError
-from prefect_ttapi.images.renditions import MAX_PIXELS, as_data_uri, thumbnail
+from prefect_ttapi.images.renditions import ARTIFACT_BOX, MAX_PIXELS, as_data_uri, thumbnail
 from tests.support.pictures import png_that_claims, saved, webp_that_claims
 from tests.support.rows import picture
 
@@ -115,7 +115,7 @@ def test_damaged(image: bytes, data: st.DataObject) -> None:
             made = thumbnail(io.BytesIO(hostile))
         except PictureError:
             continue
-        assert opened(made).width <= 128
+        assert opened(made).width <= ARTIFACT_BOX
 
 
 def test_reads_from_where_the_file_stands() -> None:
