@@ -157,7 +157,6 @@ class TTAPIClient:
             attempts.begin()
             while isinstance(found := self._ask(request, guard), Failure):
                 attempts.failed(found)
-                attempts.begin()
             attempts.answered()
         answer, opened = found
         raw = opened.answer() if any(item.image is None for item in answer.items) else None
@@ -236,7 +235,6 @@ class TTAPIClient:
             attempts.begin()
             while isinstance(opened := self._transport.open(body, guard), Failure):
                 attempts.failed(opened)
-                attempts.begin()
             attempts.answered()
             with closing(opened):
                 try:

@@ -235,9 +235,10 @@ class Attempts:
         log.info("%s: attempt %d was answered after %.1f s", self._name, self.count, self.elapsed)
 
     def failed(self, failure: Failure) -> None:
-        """Wait as long as this request alone has to before it is sent again.
+        """Wait until the request may be sent again.
 
         Raises:
+            StopSending: as `begin`.
             TTAPIError: it is not sent again. The class is the last attempt's; the outcome is the most doubtful of all
                 attempts', since any of them may have been paid.
         """
@@ -270,6 +271,7 @@ class Attempts:
         self._turn.give_back()
         if not everybody:
             self._clock.sleep(step.wait, self._guard.stop)
+        self.begin()
 
     def error(self, failure: Failure, not_resent: str | None = None) -> TTAPIError:
         """Return the error that the request ends in."""

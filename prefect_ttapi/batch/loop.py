@@ -359,7 +359,6 @@ class TaskRuns(ExitStack):
     ) -> None:
         super().__init__()
         self._common = {"credentials": credentials, "store": store, "plan": plan}
-        self._local = is_local()
         self._runner = runner = flow_task_runner()
         self._broken: set[int] = set()
         self.enter_context(shared_here(shared, plan.batch_id))
@@ -371,7 +370,7 @@ class TaskRuns(ExitStack):
     def submit(self, lane: Lane) -> PrefectFuture[Any] | Future[Any]:
         """Start a lane's task run."""
         parameters: dict[str, Any] = {"lane": lane, **self._common}
-        if self._local:
+        if not lane.elsewhere:
             # quoted, Prefect does not look for futures in each prompt and option; quotes can't be pickled
             parameters = {name: quote(value) for name, value in parameters.items()}
         runner = self._runner

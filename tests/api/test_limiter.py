@@ -118,7 +118,6 @@ def send(pace: Pace, guard: Guard, policy: RetryPolicy, *answers: Callable[[], F
         attempts.begin()
         while (failure := answers[min(attempts.count, len(answers) - 1)]()) is not None:
             attempts.failed(failure)
-            attempts.begin()
         attempts.answered()
     return attempts
 

@@ -44,8 +44,6 @@ class Working:
 
     lane: Lane
     began: float
-    waits_since: float = 0.0
-    longest: float = 0.0
     results: list[Done | None] = field(default_factory=list)
 
     @property
@@ -88,7 +86,7 @@ class Batch:
         while True:
             if (lane := self._dispatch.next_lane(self._now)) is not None:
                 self.task_runs += 1
-                self._waiting.append(Working(lane, self._now, self._now))
+                self._waiting.append(Working(lane, self._now))
             elif self._to_come and self._dispatch.at_hand < AHEAD:
                 self._dispatch.came(item(self._to_come.popleft()))
                 if not self._to_come:
@@ -102,10 +100,8 @@ class Batch:
     def _end(self, working: Working, row: int) -> None:
         """End a lane's request, and the lane after its last one, or when it has lasted for too long."""
         working.results.append(done(row, sent=self._seconds[row] > HIT))
-        working.longest = max(working.longest, self._now - working.waits_since)
-        working.waits_since = self._now
         lane, results, seconds = working.lane, working.results, self._now - working.began
-        if len(results) < len(lane.items) and not is_over(lane, seconds, working.longest):
+        if len(results) < len(lane.items) and not is_over(lane, seconds, longest=0.0):
             self._waiting.append(working)
             return
         self._dispatch.returned(lane, results + [None] * (len(lane.items) - len(results)), seconds)
